@@ -1,0 +1,135 @@
+"""Every error Aviary raises on purpose, as one tree.
+
+    AviaryError
+    ├── RequestError            the request as a whole is wrong: nothing was done
+    │   ├── ModelNotFound         no such model
+    │   ├── Unsupported           the model cannot do this task, or this option
+    │   └── TooManyInputs
+    ├── InputError              one input is at fault: the others go on
+    │   ├── SourceForbidden       a path or address this worker may not read
+    │   ├── SourceNotFound
+    │   ├── FetchFailed           the other side failed, timed out or broke off
+    │   ├── TooLarge              more bytes than MAX_AUDIO_BYTES
+    │   ├── TooLong               more seconds than MAX_AUDIO_SEC or than the model hears
+    │   ├── DecodeFailed          not audio, broken, or a decoder that crashed or hung
+    │   └── EmptyAudio            audio without a single sample
+    ├── ModelError              the model, or the device under it
+    │   ├── ModelUnavailable      cannot be found or loaded
+    │   ├── OutOfMemory           one piece alone is too much for the device
+    │   └── DeviceLost            the device is gone: the worker needs a restart
+    ├── ResultTooLarge          the answer does not fit through Runpod and there is no bucket
+    ├── Cancelled
+    └── InternalError           a fault of ours; its id is in the log
+
+Each class has `code` (what users match on), `status` (HTTP) and `retryable` (whether the same request may work later).
+Messages are written for the person who sent the request: they name the field or the input, and the values allowed.
+"""
+from __future__ import annotations
+
+
+class AviaryError(Exception):
+    """The root. `param` names the field of the request that is at fault, where there is one."""
+
+    code = "internal_error"
+    status = 500
+    retryable = False
+
+    def __init__(self, message: str, *, param: str | None = None, retryable: bool | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if retryable is not None:
+            self.retryable = retryable
+
+
+class RequestError(AviaryError):
+    code = "invalid_request"
+    status = 400
+
+
+class ModelNotFound(RequestError):
+    code = "model_not_found"
+    status = 404
+
+
+class Unsupported(RequestError):
+    code = "unsupported"
+
+
+class TooManyInputs(RequestError):
+    code = "too_many_inputs"
+    status = 413
+
+
+class InputError(AviaryError):
+    code = "invalid_input"
+    status = 400
+
+
+class SourceForbidden(InputError):
+    code = "source_forbidden"
+
+
+class SourceNotFound(InputError):
+    code = "source_not_found"
+    status = 404
+
+
+class FetchFailed(InputError):
+    code = "fetch_failed"
+    status = 422
+    retryable = True
+
+
+class TooLarge(InputError):
+    code = "too_large"
+    status = 413
+
+
+class TooLong(InputError):
+    code = "too_long"
+    status = 413
+
+
+class DecodeFailed(InputError):
+    code = "decode_failed"
+    status = 415
+
+
+class EmptyAudio(InputError):
+    code = "empty_audio"
+    status = 422
+
+
+class ModelError(AviaryError):
+    code = "model_error"
+
+
+class ModelUnavailable(ModelError):
+    code = "model_unavailable"
+    status = 503
+
+
+class OutOfMemory(ModelError):
+    code = "out_of_memory"
+    status = 503
+
+
+class DeviceLost(ModelError):
+    code = "device_lost"
+    status = 503
+    retryable = True
+
+
+class ResultTooLarge(AviaryError):
+    code = "result_too_large"
+    status = 413
+
+
+class Cancelled(AviaryError):
+    code = "cancelled"
+    status = 499
+
+
+class InternalError(AviaryError):
+    code = "internal_error"

@@ -1,0 +1,220 @@
+"""What flows through the worker, from a payload's source to a response. Plain frozen records, no behaviour.
+
+    Source ── fetch, decode ──▶ Clip ──▶ Piece ──▶ Batch ── backend ──▶ Output ──▶ Result or Failure ──▶ Response
+
+Times are seconds from the start of the input. Audio is float32, mono, 16 kHz, one-dimensional, nominally in [-1, 1].
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from worker.errors import AviaryError
+
+SAMPLE_RATE = 16_000
+
+Task = Literal["transcribe", "translate", "caption", "embed", "chat", "analyze"]
+Level = Literal["word", "segment", "char"]
+
+
+@dataclass(frozen=True, slots=True)
+class S3Access:
+    """Where a bucket is and how to open it. `trusted`: given by the operator, so a private endpoint is meant."""
+
+    endpoint: str | None = None
+    key: str | None = None
+    secret: str | None = field(default=None, repr=False)
+    bucket: str | None = None
+    trusted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where audio is: an http(s) URL, an s3:// URL, a path, or a data: URI. `trusted`: any path may be read."""
+
+    kind: Literal["url", "s3", "path", "data"]
+    location: str = field(repr=False)
+    s3: S3Access | None = None
+    trusted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """One kind of work. Two pieces may share a batch if, and only if, their Options are equal."""
+
+    model: str
+    task: Task = "transcribe"
+    timestamps: bool = False
+    language: str | None = None
+    target_language: str | None = None
+    prompt: str | None = None
+    style: Literal["detailed", "brief", "technical"] | None = None
+    messages: tuple[Message, ...] = ()
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    pooling: Literal["none", "mean"] = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How one result is shown; it changes nothing about the work."""
+
+    timestamps: tuple[Level, ...] = ()
+    format: Literal["json", "verbose_json", "text", "srt", "vtt"] = "json"
+    encoding: Literal["float", "base64", "s3"] = "float"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One input of a request. `index` is its place in the request, `id` the caller's own name for it."""
+
+    index: int
+    source: Source
+    options: Options
+    view: View = View()
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A validated request. `model` is the name the answer reports."""
+
+    model: str
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clip:
+    """Decoded audio: float32 of shape (samples,)."""
+
+    samples: np.ndarray
+
+    @property
+    def duration_sec(self) -> float:
+        return len(self.samples) / SAMPLE_RATE
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """One clip to be run with one set of options. `order` rises with the time at which its request came in."""
+
+    clip: Clip
+    options: Options
+    order: int = 0
+
+    @property
+    def duration_sec(self) -> float:
+        return self.clip.duration_sec
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Pieces that run together, all with the same options. `long`: exactly one piece, run alone."""
+
+    pieces: tuple[Piece, ...]
+    long: bool = False
+
+    @property
+    def options(self) -> Options:
+        return self.pieces[0].options
+
+    @property
+    def padded_sec(self) -> float:
+        return len(self.pieces) * max(piece.duration_sec for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A char, word or segment with its start and end in seconds."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """Text, and where the model gives them the spans of its chars, words and segments."""
+
+    text: str
+    words: tuple[Span, ...] = ()
+    segments: tuple[Span, ...] = ()
+    chars: tuple[Span, ...] = ()
+    language: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    text: str
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedding:
+    """float32 of shape (frames, width), or (width,) when pooled; `frame_rate` in frames a second before pooling."""
+
+    values: np.ndarray
+    frame_rate: float
+    pooling: Literal["none", "mean"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Analysis:
+    caption: Caption
+    embedding: Embedding
+
+
+Output = Transcript | Caption | Reply | Embedding | Analysis
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    item: Item
+    duration_sec: float
+    output: Output
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Failure:
+    item: Item
+    error: AviaryError
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds. The stages overlap, so that fetch, decode, queue and model are each the sum over the inputs' own waits
+    (a batch's model time is shared out by duration) and may exceed total, which is the wall clock of the request."""
+
+    fetch_sec: float = 0.0
+    decode_sec: float = 0.0
+    queue_sec: float = 0.0
+    model_sec: float = 0.0
+    total_sec: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Response:
+    """What a request came to: one Result or Failure per item, in the request's order."""
+
+    model: str
+    results: tuple[Result | Failure, ...]
+    timing: Timing
