@@ -84,22 +84,37 @@ class Item:
     source: Source
     options: Options
     view: View = View()
-    id: str | None = None
+    id: str | int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Failure:
+    """An input that got no result, and why."""
+
+    index: int
+    error: AviaryError
+    id: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A validated request. `model` is the name the answer reports."""
+    """A validated request. `model` is the name the answer reports; `rejected` are inputs that were never any good."""
 
     model: str
     items: tuple[Item, ...]
+    rejected: tuple[Failure, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return len(self.items) + len(self.rejected)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clip:
-    """Decoded audio: float32 of shape (samples,)."""
+    """Decoded audio: float32 of shape (samples,). `warning`: what the decoder complained of, where it went on."""
 
     samples: np.ndarray
+    warning: str | None = None
 
     @property
     def duration_sec(self) -> float:
@@ -191,12 +206,11 @@ class Result:
     item: Item
     duration_sec: float
     output: Output
+    warning: str | None = None
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Failure:
-    item: Item
-    error: AviaryError
+    @property
+    def index(self) -> int:
+        return self.item.index
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,44 @@
+"""What every backend is: load once, then batches in, as many outputs out, in the same order.
+
+Only the lane's thread calls a backend, so a backend may change its model's state while it runs a batch, if it restores it.
+`translate` is the one seam where the exceptions of torch and its friends become errors of ours.
+"""
+from __future__ import annotations
+
+from typing import Protocol
+
+from worker.errors import AviaryError, DeviceLost, ModelError, OutOfMemory
+from worker.types import Batch, Output
+
+
+class Backend(Protocol):
+    """A model that can be run."""
+
+    def load(self) -> None:
+        """Puts the weights on the device. Raises ModelUnavailable with what to do about it."""
+
+    def infer(self, batch: Batch) -> list[Output]:
+        """One output per piece, in the order of `batch.pieces`; it must not depend on a piece's neighbours."""
+
+    def close(self) -> None:
+        """Gives the device's memory back."""
+
+
+_OUT_OF_MEMORY = ("out of memory", "cublas_status_alloc_failed", "can't allocate memory", "cannot allocate memory")
+_LOST = ("cuda error", "device-side assert", "illegal memory access", "unspecified launch failure", "ecc error",
+         "cublas_status_execution_failed", "cudnn_status_execution_failed", "device is lost", "nccl error")
+
+
+def translate(error: Exception) -> AviaryError:
+    """The error of ours that a backend's exception means. The original stays its cause."""
+    if isinstance(error, AviaryError):
+        return error
+    text = f"{type(error).__name__}: {error}".lower()
+    if isinstance(error, MemoryError) or "outofmemory" in text or any(sign in text for sign in _OUT_OF_MEMORY):
+        ours: AviaryError = OutOfMemory("the device has not enough memory for this input")
+    elif any(sign in text for sign in _LOST) or type(error).__name__ == "AcceleratorError":
+        ours = DeviceLost("the device failed; the worker restarts, send the request again")
+    else:
+        ours = ModelError(f"the model failed on this input: {type(error).__name__}")
+    ours.__cause__ = error
+    return ours

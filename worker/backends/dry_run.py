@@ -1,0 +1,58 @@
+"""The dry run (SKIP_MODEL_LOAD=1): answers of the right shape for every task, without a model.
+
+Everything around it is real. Texts begin with `[dry-run]`; times lie within the clip; nothing depends on a neighbour.
+"""
+from __future__ import annotations
+
+import numpy as np
+
+from worker.catalog import Model
+from worker.config import Settings
+from worker.types import Analysis, Batch, Caption, Embedding, Output, Piece, Reply, Span, Transcript
+
+FRAME_RATE = 25.0
+WIDTH = 1280
+
+
+class DryRun:
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self._model = model
+
+    def load(self) -> None:
+        pass
+
+    def infer(self, batch: Batch) -> list[Output]:
+        return [self._answer(piece) for piece in batch.pieces]
+
+    def close(self) -> None:
+        pass
+
+    def _answer(self, piece: Piece) -> Output:
+        options, seconds = piece.options, piece.duration_sec
+        text = f"[dry-run] {options.task} of {seconds:.2f} s"
+        if options.task == "caption":
+            return Caption(text)
+        if options.task == "chat":
+            return Reply(text, "stop", prompt_tokens=0, completion_tokens=len(text.split()))
+        if options.task == "embed":
+            return _embedding(piece)
+        if options.task == "analyze":
+            return Analysis(Caption(text), _embedding(piece))
+        return _transcript(text, piece)
+
+
+def _transcript(text: str, piece: Piece) -> Transcript:
+    words = text.split()
+    step = piece.duration_sec / len(words)
+    spans = tuple(Span(word, i * step, (i + 1) * step) for i, word in enumerate(words))
+    chars = tuple(Span(char, span.start, span.end) for span in spans for char in span.text)
+    language = piece.options.target_language or piece.options.language
+    return Transcript(text, spans, (Span(text, 0.0, piece.duration_sec),), chars, language)
+
+
+def _embedding(piece: Piece) -> Embedding:
+    frames = max(1, round(piece.duration_sec * FRAME_RATE))
+    values = np.zeros((frames, WIDTH), np.float32)
+    if piece.options.pooling == "mean":
+        return Embedding(values.mean(axis=0), FRAME_RATE, "mean")
+    return Embedding(values, FRAME_RATE, "none")

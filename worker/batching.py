@@ -1,0 +1,81 @@
+"""Clips → Batches: pure functions, no clock, no device.
+
+A batch holds one kind of work (equal Options). Clips are sorted by length, so that neighbours pad each other little,
+and packed up to `max_items` clips and `max_padded_sec` seconds *counted with padding*: the longest clip times their number
+is what the device computes and what its memory must hold. Long clips run alone.
+
+`next_batch` serves the oldest waiting piece first, whatever else is waiting, so that nobody starves; its neighbours are
+those that sorting puts beside it, from whichever requests they came.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from worker.config import Settings
+from worker.types import Batch, Piece
+
+# A clip joins a batch only if it needs at most this much padding: more costs the device longer than a batch of its own.
+MAX_PAD_SEC = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a batch may hold. `long_sec`: clips longer than this run alone."""
+
+    max_items: int
+    max_padded_sec: float
+    long_sec: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        total = settings.batch_max_total_sec
+        return cls(settings.batch_max_items, total, min(settings.short_max_sec, settings.local_attention_after_sec, total))
+
+
+def is_long(piece: Piece, limits: Limits) -> bool:
+    return piece.duration_sec > limits.long_sec
+
+
+def plan(pieces: Sequence[Piece], limits: Limits) -> list[Batch]:
+    """Every piece in exactly one batch, each batch within the limits and of one kind of work."""
+    batches: list[Batch] = []
+    kinds: dict[object, list[Piece]] = {}
+    for piece in pieces:
+        if is_long(piece, limits):
+            batches.append(Batch((piece,), long=True))
+        else:
+            kinds.setdefault(piece.options, []).append(piece)
+    for kind in kinds.values():
+        batches += _pack(sorted(kind, key=lambda piece: piece.duration_sec, reverse=True), limits)
+    return batches
+
+
+def next_batch(waiting: Sequence[Piece], limits: Limits) -> Batch:
+    """The batch that holds the oldest waiting piece. `waiting` must not be empty."""
+    oldest = min(waiting, key=lambda piece: piece.order)
+    if is_long(oldest, limits):
+        return Batch((oldest,), long=True)
+    same = [piece for piece in waiting if piece.options == oldest.options and not is_long(piece, limits)]
+    return next(batch for batch in plan(same, limits) if oldest in batch.pieces)
+
+
+def is_full(batch: Batch, limits: Limits) -> bool:
+    """Whether waiting for more pieces could not make the batch any larger."""
+    longest = max(piece.duration_sec for piece in batch.pieces)
+    return batch.long or len(batch.pieces) >= limits.max_items or batch.padded_sec + longest > limits.max_padded_sec
+
+
+def _pack(longest_first: Sequence[Piece], limits: Limits) -> list[Batch]:
+    batches: list[Batch] = []
+    group: list[Piece] = []
+    for piece in longest_first:
+        if group and (len(group) == limits.max_items
+                      or (len(group) + 1) * group[0].duration_sec > limits.max_padded_sec
+                      or group[0].duration_sec - piece.duration_sec > MAX_PAD_SEC):
+            batches.append(Batch(tuple(group)))
+            group = []
+        group.append(piece)
+    if group:
+        batches.append(Batch(tuple(group)))
+    return batches

@@ -1,0 +1,190 @@
+"""Payload → Request: the only validator.
+
+Takes the JSON that a user sent, bare or under `input`, and gives a Request whose every field is known, typed and within
+limits. What is wrong with the request as a whole raises RequestError, naming the field and the values allowed. What is
+wrong with one input becomes a Failure in its place: one bad input never spoils the others.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from worker import catalog
+from worker.config import Settings
+from worker.errors import AviaryError, InputError, RequestError, TooManyInputs, Unsupported
+from worker.types import Failure, Item, Level, Message, Options, Request, S3Access, Source, Task, View
+
+_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*):(?=//|)")
+
+
+class _Turn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class _PerItem(BaseModel):
+    """Options that may stand on the request and on each item; the item's win."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    timestamps: bool | Level | list[Level] | None = None
+    language: str | None = Field(None, min_length=2, max_length=16)
+    target_language: str | None = Field(None, min_length=2, max_length=16)
+    prompt: str | None = None
+    style: Literal["detailed", "brief", "technical"] | None = None
+    messages: list[_Turn] | None = None
+    max_new_tokens: int | None = Field(None, ge=1, le=32_768)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    format: Literal["json", "verbose_json", "text", "srt", "vtt"] | None = None
+    pooling: Literal["none", "mean"] | None = None
+    encoding: Literal["float", "base64", "s3"] | None = None
+
+
+class _Input(_PerItem):
+    source: str = Field(min_length=1)
+    id: str | int | None = None
+
+
+class _Payload(_PerItem):
+    task: Task | Literal["score", "evaluate"] = "transcribe"
+    model: str | None = Field(None, min_length=1)
+    inputs: list[Any] | None = None
+    audio: Any = None
+    audio_base64: str | None = Field(None, min_length=1)
+    id: str | int | None = None
+
+
+def parse(payload: Any, settings: Settings, *, s3: S3Access | None = None, trusted: bool = False) -> Request:
+    """The Request that a payload asks for.
+
+    s3: the job's own bucket, for its s3:// inputs. trusted: paths were typed by the person who runs the worker.
+    Raises RequestError (or a subclass) when the request as a whole is wrong.
+    """
+    if not isinstance(payload, Mapping):
+        raise RequestError(f"the payload must be a JSON object, not {type(payload).__name__}")
+    if isinstance(payload.get("input"), Mapping):
+        payload = payload["input"]
+    elif "input" in payload:
+        raise RequestError("must be a JSON object that holds the request", param="input")
+    try:
+        body = _Payload.model_validate(payload)
+    except ValidationError as error:
+        message, param = _explain(error, _Payload)
+        raise RequestError(message, param=param) from None
+    if body.task in ("score", "evaluate"):
+        raise Unsupported(f"task {body.task!r} is not in this version", param="task")
+    inputs = _inputs(body)
+    if len(inputs) > settings.max_inputs:
+        raise TooManyInputs(f"inputs has {len(inputs)} items; at most {settings.max_inputs} (MAX_INPUTS) are allowed",
+                            param="inputs")
+    name = body.model or settings.default_model
+    model = catalog.find(name)
+    checked = None if settings.skip_model_load and body.model is None else model
+    _options(body, body, checked, model.id)
+
+    items: list[Item] = []
+    rejected: list[Failure] = []
+    for index, raw in enumerate(inputs):
+        try:
+            items.append(_item(index, raw, body, checked, model.id, s3=s3, trusted=trusted))
+        except AviaryError as error:
+            name_of = raw.get("id") if isinstance(raw, Mapping) else None
+            rejected.append(Failure(index, error, name_of if isinstance(name_of, str | int) else None))
+    return Request(model=model.id, items=tuple(items), rejected=tuple(rejected))
+
+
+def source_of(text: str, *, s3: S3Access | None = None, trusted: bool = False) -> Source:
+    """The Source a string names. Raises InputError for a scheme nobody reads."""
+    match = _SCHEME.match(text)
+    scheme = match.group(1).lower() if match else ""
+    if scheme in ("http", "https"):
+        return Source("url", text)
+    if scheme == "s3":
+        return Source("s3", text, s3=s3)
+    if scheme == "data":
+        return Source("data", text)
+    if scheme == "file":
+        return Source("path", text, trusted=trusted)
+    if scheme and text[match.end():].startswith("//"):  # type: ignore[union-attr]
+        raise InputError(f"scheme {scheme!r} is not read: use http, https, s3, data, file or a path", param="source")
+    return Source("path", text, trusted=trusted)
+
+
+def _inputs(body: _Payload) -> list[Any]:
+    given = [name for name in ("inputs", "audio", "audio_base64") if getattr(body, name) is not None]
+    if len(given) != 1:
+        found = f"got {' and '.join(given)}" if given else "got none"
+        raise RequestError(f"give exactly one of inputs, audio, audio_base64; {found}", param="inputs")
+    if body.inputs is not None:
+        if not body.inputs:
+            raise RequestError("inputs is empty: give at least one", param="inputs")
+        return body.inputs
+    if body.audio_base64 is not None:
+        text = body.audio_base64
+        return [{"source": text if text.startswith("data:") else f"data:;base64,{text}", "id": body.id}]
+    return [body.audio if isinstance(body.audio, Mapping) else {"source": body.audio, "id": body.id}]
+
+
+def _item(index: int, raw: Any, body: _Payload, checked: catalog.Model | None, model_id: str, *,
+          s3: S3Access | None, trusted: bool) -> Item:
+    where = f"inputs[{index}]"
+    if isinstance(raw, str):
+        raw = {"source": raw}
+    if not isinstance(raw, Mapping):
+        raise InputError(f"{where} must be a source (a string) or an object with a source", param=where)
+    try:
+        given = _Input.model_validate(raw)
+    except ValidationError as error:
+        message, param = _explain(error, _Input)
+        raise InputError(f"{where}: {message}", param=f"{where}.{param}") from None
+    options, view = _options(given, body, checked, model_id)
+    return Item(index, source_of(given.source, s3=s3, trusted=trusted), options, view, given.id)
+
+
+def _options(given: _PerItem, body: _Payload, checked: catalog.Model | None, model_id: str) -> tuple[Options, View]:
+    """The item's options over the request's; refused when the model cannot do them."""
+    def pick(name: str) -> Any:
+        value = getattr(given, name)
+        return getattr(body, name) if value is None else value
+
+    levels = _levels(pick("timestamps"))
+    form = pick("format") or "json"
+    subtitles = form in ("srt", "vtt")
+    options = Options(
+        model=model_id, task=body.task, timestamps=bool(levels) or subtitles,  # type: ignore[arg-type]
+        language=pick("language"), target_language=pick("target_language"), prompt=pick("prompt"), style=pick("style"),
+        messages=tuple(Message(turn.role, turn.content) for turn in pick("messages") or ()),
+        max_new_tokens=pick("max_new_tokens"), temperature=pick("temperature"), top_p=pick("top_p"),
+        pooling=pick("pooling") or "none")
+    if checked is not None:
+        catalog.check(checked, options)
+    if subtitles and options.task not in ("transcribe", "translate"):
+        raise Unsupported(f"format {form} is for transcribe and translate, not {options.task}", param="format")
+    return options, View(levels, form, pick("encoding") or "float")
+
+
+def _levels(value: bool | str | list[Level] | None) -> tuple[Level, ...]:
+    if value is True:
+        return ("word", "segment")
+    if isinstance(value, str):
+        return (value,)  # type: ignore[return-value]
+    return tuple(dict.fromkeys(value)) if value else ()
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:
+    """The first mistake as (message, field), in words that name the field and what is allowed."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"] if part in model.model_fields or isinstance(part, int)) \
+        or ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{field} is not a field; the fields are {', '.join(sorted(model.model_fields))}", field
+    if field.startswith("timestamps"):
+        return "timestamps must be true, false, or a list out of word, segment, char", "timestamps"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{field}: {message}", field
