@@ -1,0 +1,201 @@
+"""Parakeet through NeMo: any .nemo of the family (TDT, RNNT, CTC, or a hybrid, whose transducer is used).
+
+The models are run directly (mel, encoder, decoder), not through `transcribe()`, which reads files again, drops unreadable
+ones, pads short arrays, forgets to leave training mode and rebuilds its decoder for timestamps. Token times come with
+greedy decoding at no cost, so words and segments are always there.
+
+mel is computed in float32, encoder and decoder in `dtype`. Clips shorter than one encoder frame, and digital silence, hold
+no words and are answered without the model.
+"""
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import Any
+
+import numpy as np
+
+from worker import weights
+from worker.backends import timing
+from worker.backends.attention import LocalAttention
+from worker.catalog import Model
+from worker.config import Settings
+from worker.errors import ModelUnavailable, OutOfMemory
+from worker.types import SAMPLE_RATE, Batch, Output, Piece, Span, Transcript
+
+log = logging.getLogger(__name__)
+
+SILENCE = 1e-4           # a peak below -80 dBFS
+MIN_SAMPLES = 1_280      # one encoder frame, 80 ms
+
+
+class Nemo:
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self._row, self._settings = model, settings
+        self._model: Any = None
+
+    def load(self) -> None:
+        path = weights.nemo_file(self._row.id, self._settings)
+        try:
+            import torch
+            from nemo.utils import logging as nemo_logging
+
+            nemo_logging.setLevel(nemo_logging.ERROR)
+            from nemo.collections.asr.models import ASRModel
+        except ImportError as error:
+            raise ModelUnavailable(f"{self._row.id} needs nemo_toolkit[asr] and torch: {error}") from error
+        self._torch = torch
+        self._device = _device(torch, self._settings.device)
+        self._dtype = _dtype(torch, self._settings.dtype, self._device)
+        model = ASRModel.restore_from(str(path), map_location=self._device)
+        model.eval().requires_grad_(False)
+        model.preprocessor.featurizer.dither = 0.0
+        model.preprocessor.featurizer.pad_to = 0
+        for name in ("encoder", "decoder", "joint", "ctc_decoder"):
+            if hasattr(model, name):
+                getattr(model, name).to(self._dtype)
+        self._model = model
+        self._transducer = hasattr(model, "joint")
+        if self._transducer:
+            self._decoders = {False: _decoder(model), True: _decoder(model)}
+        self._local = LocalAttention(model.encoder) if model.encoder.self_attention_model == "rel_pos" else None
+        self._frame_sec = model.preprocessor.featurizer.hop_length / SAMPLE_RATE * model.encoder.subsampling_factor
+        self._long_decoder_warm = False
+        if self._device.type == "cuda" and self._transducer:
+            self._warm(False, self._settings.batch_max_items, self._settings.short_max_sec)
+
+    def infer(self, batch: Batch) -> list[Output]:
+        outputs: list[Output] = [Transcript("", language=self._language(piece)) for piece in batch.pieces]
+        spoken = [i for i, piece in enumerate(batch.pieces) if _has_sound(piece.clip.samples)]
+        if spoken:
+            try:
+                heard = self._hear([batch.pieces[i] for i in spoken], batch.long)
+            except self._torch.OutOfMemoryError as error:
+                self._torch.cuda.empty_cache()
+                raise OutOfMemory("the device has not enough memory for this input") from error
+            for i, transcript in zip(spoken, heard, strict=True):
+                outputs[i] = transcript
+        return outputs
+
+    def close(self) -> None:
+        self._model = None
+        if self._device.type == "cuda":
+            self._torch.cuda.empty_cache()
+
+    def _hear(self, pieces: list[Piece], long: bool) -> list[Transcript]:
+        torch, model = self._torch, self._model
+        with torch.inference_mode(), self._attention(pieces):
+            lengths = [len(piece.clip.samples) for piece in pieces]
+            signal = np.zeros((len(pieces), max(lengths)), np.float32)
+            for row, piece in zip(signal, pieces, strict=True):
+                row[:len(piece.clip.samples)] = piece.clip.samples
+            mel, mel_length = model.preprocessor(input_signal=torch.from_numpy(signal).to(self._device),
+                                                 length=torch.tensor(lengths, device=self._device))
+            encoded, frames = model.encoder(audio_signal=mel.to(self._dtype), length=mel_length)
+            if self._transducer:
+                tokens = self._transduce(encoded, frames, long)
+            else:
+                tokens = _ctc(torch, model, encoded, frames)
+        return [self._transcript(piece, *row) for piece, row in zip(pieces, tokens, strict=True)]
+
+    def _attention(self, pieces: list[Piece]) -> contextlib.AbstractContextManager[None]:
+        longest = max(piece.duration_sec for piece in pieces)
+        if self._local is not None and longest > self._settings.local_attention_after_sec:
+            return self._local
+        return contextlib.nullcontext()
+
+    def _transduce(self, encoded: Any, frames: Any, long: bool) -> list[tuple[str, list[int], list[int], list[int]]]:
+        """Text, token ids, first frames and frames of each row. Long clips have a decoder of their own, because a CUDA
+        graph is captured again whenever a batch outgrows the one before."""
+        if long and self._device.type == "cuda" and not self._long_decoder_warm:
+            self._warm(True, 1, self._settings.max_audio_sec)
+            self._long_decoder_warm = True
+        rows = []
+        for hypothesis in self._decoders[long].rnnt_decoder_predictions_tensor(encoded, frames, return_hypotheses=True):
+            ids, starts = _list(hypothesis.y_sequence), _list(hypothesis.timestamp)
+            lasts = _list(hypothesis.token_duration) or [1] * len(ids)
+            rows.append((hypothesis.text, ids, starts, lasts))
+        return rows
+
+    def _transcript(self, piece: Piece, text: str, ids: list[int], starts: list[int], lasts: list[int]) -> Transcript:
+        end_sec = piece.duration_sec
+        names = _names(self._model, ids)
+        tokens = [Span(name, min(start * self._frame_sec, end_sec), min((start + max(1, last)) * self._frame_sec, end_sec))
+                  for name, start, last in zip(names, starts, lasts, strict=True)]
+        words = timing.words(tokens)
+        chars = tuple(Span(bare, t.start, t.end) for t in tokens if (bare := t.text.replace("▁", " ").strip()))
+        return Transcript(text.strip(), words, timing.segments(words), chars, self._language(piece))
+
+    def _language(self, piece: Piece) -> str | None:
+        return piece.options.language or (self._row.languages[0] if len(self._row.languages) == 1 else None)
+
+    def _warm(self, long: bool, items: int, seconds: float) -> None:
+        """Captures a decoder's CUDA graph at the largest shape it will see."""
+        torch = self._torch
+        frames = int(seconds / self._frame_sec) + 2
+        with torch.inference_mode():
+            encoded = torch.zeros(items, self._model.encoder._feat_out, frames, device=self._device, dtype=self._dtype)
+            self._decoders[long].rnnt_decoder_predictions_tensor(encoded, torch.ones(items, dtype=torch.long, device=self._device))
+
+
+def _device(torch: Any, wanted: str) -> Any:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelUnavailable(f"DEVICE={wanted}, but torch sees no CUDA device")
+    return torch.device(wanted)
+
+
+def _dtype(torch: Any, wanted: str, device: Any) -> Any:
+    if wanted == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return getattr(torch, wanted)
+
+
+def _decoder(model: Any) -> Any:
+    """A decoder of the model's own strategy made greedy and batched, with the duration of each token kept."""
+    from copy import deepcopy
+
+    from omegaconf import open_dict
+
+    config = deepcopy(model.cfg.decoding)
+    with open_dict(config):
+        config.strategy = "greedy_batch"
+        config.compute_timestamps = False
+        config.preserve_alignments = False
+        config.tdt_include_token_duration = True
+    model.change_decoding_strategy(config, verbose=False)
+    return model.decoding
+
+
+def _ctc(torch: Any, model: Any, encoded: Any, frames: Any) -> list[tuple[str, list[int], list[int], list[int]]]:
+    """Greedy CTC: the best label of each frame, repeats folded, blanks dropped."""
+    best = model.decoder(encoder_output=encoded).argmax(dim=-1).cpu().numpy()
+    blank = model.decoder.num_classes_with_blank - 1
+    rows = []
+    for labels, length in zip(best, frames.tolist(), strict=True):
+        labels = labels[:length]
+        changes = np.flatnonzero(np.diff(labels, prepend=-1))
+        lasts = np.diff(np.append(changes, length))
+        kept = labels[changes] != blank
+        ids = labels[changes][kept].tolist()
+        rows.append((model.decoding.decode_tokens_to_str_with_strip_punctuation(ids) if hasattr(
+            model.decoding, "decode_tokens_to_str_with_strip_punctuation") else model.decoding.decode_ids_to_str(ids),
+            ids, changes[kept].tolist(), lasts[kept].tolist()))
+    return rows
+
+
+def _names(model: Any, ids: list[int]) -> list[str]:
+    """The tokens as they are spelt; a word begins with ▁, or after a space where the vocabulary is of characters."""
+    if hasattr(model, "tokenizer"):
+        return list(model.tokenizer.ids_to_tokens(ids))
+    labels = model.joint.vocabulary if hasattr(model, "joint") else model.decoder.vocabulary
+    return [labels[i] for i in ids]
+
+
+def _list(values: Any) -> list[int]:
+    return [] if values is None else values.tolist() if hasattr(values, "tolist") else list(values)
+
+
+def _has_sound(samples: np.ndarray) -> bool:
+    return len(samples) >= MIN_SAMPLES and float(np.abs(samples).max()) > SILENCE

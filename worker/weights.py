@@ -1,0 +1,78 @@
+"""Where a model's weights are. Everything on disk is looked through before anything is downloaded, so that a worker whose
+model is cached starts with the hub unreachable.
+
+In order: the path itself; MODEL_DIR; the caches (TRANSFORMERS_CACHE, HF_HOME, Runpod's cached models and the network
+volume, the user's own); the hub, unless HF_HUB_OFFLINE.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from worker import config
+from worker.config import Settings
+from worker.errors import ModelUnavailable
+
+
+def nemo_file(name: str, settings: Settings) -> Path:
+    """The .nemo file of a model, given as a path or as `owner/name`. Raises ModelUnavailable, saying what to do."""
+    if name.endswith(".nemo"):
+        given = Path(name).expanduser()
+        for path in (given, *([settings.model_dir / given] if settings.model_dir else [])):
+            if path.is_file():
+                return path
+        raise ModelUnavailable(f"no such file: {name}")
+    for folder in (*_model_dirs(name, settings), *_snapshots(name, settings)):
+        found = sorted(folder.glob("*.nemo"))
+        if found:
+            return next((path for path in found if path.stem == name.split("/")[-1]), found[0])
+    return _download(name, settings)
+
+
+def caches(settings: Settings) -> list[Path]:
+    """The hub caches that exist, in the order they are looked through."""
+    volume = config.VOLUME
+    candidates = [settings.transformers_cache, settings.hf_home and settings.hf_home / "hub",
+                  volume / "huggingface-cache" / "hub", volume / "hub", Path.home() / ".cache" / "huggingface" / "hub"]
+    return [path for path in candidates if path and path.is_dir()]
+
+
+def _model_dirs(name: str, settings: Settings) -> Iterator[Path]:
+    if settings.model_dir:
+        for folder in (settings.model_dir / name, settings.model_dir / name.split("/")[-1]):
+            if folder.is_dir():
+                yield folder
+
+
+def _snapshots(name: str, settings: Settings) -> Iterator[Path]:
+    """The model's folders in the caches, the one that refs/main names first."""
+    for cache in caches(settings):
+        repository = cache / f"models--{name.replace('/', '--')}"
+        main = repository / "refs" / "main"
+        if main.is_file():
+            yield repository / "snapshots" / main.read_text().strip()
+        yield from sorted((repository / "snapshots").glob("*"))
+
+
+def _download(name: str, settings: Settings) -> Path:
+    looked = ", ".join(str(path) for path in caches(settings)) or "no cache found"
+    if settings.hf_hub_offline:
+        raise ModelUnavailable(f"{name} is in no cache ({looked}) and HF_HUB_OFFLINE is set")
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    volume = config.VOLUME / "huggingface-cache" / "hub"
+    cache = settings.transformers_cache or (settings.hf_home and settings.hf_home / "hub") \
+        or (volume if config.VOLUME.is_dir() else None)
+    try:
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns="*.nemo", cache_dir=cache))
+    except GatedRepoError as error:
+        raise ModelUnavailable(f"{name} is gated: accept its licence on the hub and set HF_TOKEN") from error
+    except RepositoryNotFoundError as error:
+        raise ModelUnavailable(f"{name} is not on the hub, or is private: set HF_TOKEN") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelUnavailable(f"{name} is in no cache ({looked}) and the hub cannot be reached", retryable=True) from error
+    found = sorted(folder.glob("*.nemo"))
+    if not found:
+        raise ModelUnavailable(f"{name} holds no .nemo file")
+    return found[0]
