@@ -3,67 +3,72 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint bench clean
+.SECONDEXPANSION:
 
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install -qq
 
-# Another interpreter: make PYTHON=/path/to/python3.12. The first that really starts is taken: a name on PATH
-# may be a version manager's stub.
+# Another interpreter: make PYTHON=/path/to/python3.12. Of the names the first that really starts is taken: what is on
+# PATH may be a version manager's stub.
 PYTHON ?=
-CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.11 python3.12 python3.10 python3 python)
+CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3.10 python3 python)
 
-# Whether a CUDA GPU answers; GPU=0 or GPU=1 decides otherwise.
-GPU ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 0)
-# The requirements with NeMo for this machine: gpu is requirements.txt, cpu is requirements-cpu.txt.
+# Whether a CUDA GPU answers, asked once and only where it matters. GPU=0 or GPU=1 decides otherwise.
+ifeq ($(origin GPU),undefined)
+GPU = $(eval GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 0))$(GPU)
+endif
+# This machine's requirements with NeMo: gpu is requirements.txt, cpu is requirements-cpu.txt.
 FULL = $(if $(filter 1,$(GPU)),gpu,cpu)
 
-# What `make run` runs, and what it needs for that. Without a GPU the embedded engine, unless a model is named.
-NAMED = $(or $(MODEL),$(MODEL_NAME),$(PARAKEET_MODEL))
-RUN_MODEL = $(or $(NAMED),$(if $(filter cpu,$(FULL)),pocketsphinx))
+# What `make run` runs: the model named in the environment, else pocketsphinx, or the worker's default where there is a
+# GPU. The embedded engine and the dry run need no more than requirements-base.txt.
+RUN_MODEL = $(or $(MODEL),$(MODEL_NAME),$(PARAKEET_MODEL),$(if $(filter cpu,$(FULL)),pocketsphinx))
 LIGHT = $(or $(filter 1 true,$(SKIP_MODEL_LOAD)),$(filter pocketsphinx,$(RUN_MODEL)))
-RUN_NEEDS = $(VENV)/$(if $(and $(LIGHT),$(filter cpu,$(FULL))),base,$(FULL)).installed
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo "  ARGS=... is passed on to handler.py, pytest or the benchmarks; PYTHON=..., GPU=0|1, MODEL=... as in the Makefile."
+	@echo "MODEL=... names another model for run; ARGS=... goes to handler.py, pytest or the benchmarks;"
+	@echo "PYTHON=... is the interpreter to make $(VENV)/ with; GPU=0 or 1 overrides what nvidia-smi says."
 
-run:  ## Run the worker on test_input.json: pocketsphinx without a GPU, Parakeet with one
-	@$(MAKE) --no-print-directory $(RUN_NEEDS)
+run: $(VENV)/$$(if $$(LIGHT),base,$$(FULL)).installed  ## Run the worker on test_input.json: pocketsphinx, or Parakeet on a GPU
 	@$(if $(RUN_MODEL),MODEL='$(RUN_MODEL)') $(PY) -u handler.py $(ARGS)
 
-test:  ## Run all tests
-	@$(MAKE) --no-print-directory $(VENV)/$(FULL).installed $(VENV)/dev.installed
+test: $(VENV)/$$(FULL).installed $(VENV)/dev.installed  ## Run all tests
 	@$(PY) -m pytest $(ARGS)
 
 lint: $(VENV)/dev.installed  ## Check style and types
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
 
-bench:  ## Measure speed, side by side with the naive worker
-	@$(MAKE) --no-print-directory $(VENV)/$(FULL).installed $(VENV)/dev.installed
+bench: $(VENV)/$$(FULL).installed $(VENV)/dev.installed  ## Measure speed, side by side with the naive worker
 	@$(PY) -m benchmarks $(ARGS)
 
 clean:  ## Remove .venv/ and every cache
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A stamp file a requirements file: newer than it means installed. The stamps share one environment, so that a file
-# is installed again when it or one that it includes changed, and costs nothing otherwise.
+# A stamp for each requirements file: a file is installed again when it or the one it includes is newer than its stamp.
+# All share one environment, and all include requirements-base.txt.
 $(VENV)/base.installed: requirements-base.txt
 $(VENV)/dev.installed: requirements-dev.txt requirements-base.txt
 $(VENV)/cpu.installed: requirements-cpu.txt requirements-base.txt
 $(VENV)/gpu.installed: requirements.txt requirements-base.txt
 
+# torchaudio, once installed for a GPU, breaks NeMo beside a CPU build of torch: such an environment is not converted.
+$(VENV)/cpu.installed: OTHER := gpu
+$(VENV)/gpu.installed: OTHER := cpu
+
 $(VENV)/%.installed: | $(PY)
+	@if [ -f '$(VENV)/$(OTHER).installed' ]; then echo "$(VENV)/ was made with GPU=$(if $(filter gpu,$(OTHER)),1,0): run make clean first." >&2; exit 1; fi
 	@printf 'Installing %s into $(VENV)/ ... ' $<; start=$$(date +%s); \
-	$(PIP) -r $< && touch $@ && echo "$$(( $$(date +%s) - start )) s"
+	$(PIP) -r $< && touch $@ $(VENV)/base.installed && echo "$$(( $$(date +%s) - start )) s"
 
 $(PY):
 	@for python in $(CANDIDATES); do \
 	  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null; then \
 	    printf 'Making $(VENV)/ with %s ... ' "$$("$$python" -V)"; \
-	    "$$python" -m venv --clear $(VENV) && echo done && exit 0; exit 1; \
+	    "$$python" -m venv --clear $(VENV) && echo done; exit; \
 	  fi; \
 	done; \
 	echo "No suitable Python: tried $(CANDIDATES)." >&2; \

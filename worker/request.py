@@ -71,7 +71,7 @@ def parse(payload: Any, settings: Settings, *, s3: S3Access | None = None, trust
     if isinstance(payload.get("input"), Mapping):
         payload = payload["input"]
     elif "input" in payload:
-        raise RequestError("must be a JSON object that holds the request", param="input")
+        raise RequestError("input must be a JSON object that holds the request", param="input")
     try:
         body = _Payload.model_validate(payload)
     except ValidationError as error:

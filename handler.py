@@ -1,0 +1,29 @@
+"""Aviary on Runpod serverless.
+
+    python handler.py                        runs test_input.json
+    python handler.py --test_input '{...}'   runs that
+    python handler.py --rp_serve_api         serves the SDK's local API
+    RUNPOD_SERVERLESS=1 python handler.py    starts the worker; so does Runpod itself
+
+Importing this starts nothing and loads no torch, nemo or transformers.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+from worker.config import quiet_runpod_sdk
+
+quiet_runpod_sdk()
+
+from worker.serverless import Door  # noqa: E402
+
+_door = Door()
+
+
+async def handler(job: dict[str, Any]) -> dict[str, Any]:
+    """Runpod job → result; see the README for both shapes."""
+    return await _door.handle(job)
+
+
+if __name__ == "__main__":
+    _door.start()

@@ -1,0 +1,279 @@
+"""Sources → open files, against servers that are slow, break off, lie and redirect, and a real S3 API."""
+from __future__ import annotations
+
+import base64
+import gzip
+import os
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.audio import fetch
+from worker.audio.fetch import Fetcher
+from worker.config import Settings
+from worker.errors import Cancelled, DecodeFailed, EmptyAudio, FetchFailed, SourceForbidden, SourceNotFound, TooLarge
+from worker.types import S3Access, Source
+
+BODY = bytes(range(256)) * 400
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.hits: list[str] = []
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}{path}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *args) -> None:
+        pass
+
+    def reply(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in ({"Content_Length": str(len(body))} | headers).items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        path = self.path.split("?")[0]
+        self.server.hits.append(path)
+        count = self.server.hits.count(path)
+        if path == "/ok":
+            self.reply(200, BODY)
+        elif path == "/empty":
+            self.reply(200)
+        elif path in ("/404", "/403", "/410", "/500"):
+            self.reply(int(path[1:]))
+        elif path == "/busy":
+            self.reply(429, Retry_After="0") if count == 1 else self.reply(503) if count == 2 else self.reply(200, BODY)
+        elif path == "/cut":
+            self.reply(200, BODY[:1000], Content_Length=str(len(BODY)))
+        elif path == "/cut-once":
+            self.reply(200, BODY[:1000], Content_Length=str(len(BODY))) if count == 1 else self.reply(200, BODY)
+        elif path == "/lies-short":
+            self.reply(200, BODY, Content_Length="1000")
+        elif path == "/gzip":
+            self.reply(200, gzip.compress(BODY), Content_Encoding="gzip")
+        elif path == "/endless":
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(10_000):
+                self.wfile.write(BODY)
+        elif path == "/drip":
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(600):
+                self.wfile.write(b"x")
+                self.wfile.flush()
+                time.sleep(0.05)
+        elif path == "/loop":
+            self.reply(302, Location="/loop")
+        elif path == "/moved":
+            self.reply(307, Location="/ok")
+        elif path == "/to-file":
+            self.reply(302, Location="file:///etc/passwd")
+        elif path == "/to-metadata":
+            self.reply(302, Location="http://169.254.169.254/latest/")
+        else:
+            self.reply(404)
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except OSError:
+            pass
+
+
+@pytest.fixture()
+def server():
+    with Server() as running:
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture()
+def settings(tmp_path):
+    return Settings(data_dir=tmp_path / "data", allowed_paths=(tmp_path / "allowed",), allow_private_urls=True,
+                    fetch_timeout_sec=20, max_audio_bytes=1_000_000)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    (tmp_path / "allowed").mkdir()
+    yield
+    assert not list((tmp_path / "data").glob("*"))
+    assert len(os.listdir("/proc/self/fd")) <= before + 12      # sessions keep a few connections alive, files none
+
+
+def read(settings: Settings, location: str, kind="url", **options) -> bytes:
+    with Fetcher(settings).open(Source(kind, location, **options)) as file:
+        assert file.tell() == 0
+        return file.read()
+
+
+@pytest.mark.parametrize("path", ["/ok", "/busy", "/cut-once", "/gzip", "/moved"])
+def test_gets_the_bytes(server, settings, path):
+    assert read(settings, server.url(path)) == BODY
+
+
+def test_a_server_that_lies_about_its_length_gets_what_it_promised(server, settings):
+    assert read(settings, server.url("/lies-short")) == BODY[:1000]
+
+
+@pytest.mark.parametrize(("path", "error", "retryable", "hits"), [
+    ("/404", SourceNotFound, False, 1), ("/410", SourceNotFound, False, 1), ("/403", FetchFailed, False, 1),
+    ("/500", FetchFailed, True, 4), ("/cut", FetchFailed, True, 4), ("/empty", EmptyAudio, False, 1),
+    ("/loop", FetchFailed, False, 6), ("/to-file", SourceForbidden, False, 1), ("/endless", TooLarge, False, 1)])
+def test_failures_are_told_apart(server, settings, path, error, retryable, hits, monkeypatch):
+    monkeypatch.setattr(fetch, "_BACK_OFF", lambda _state: 0.01)
+    with pytest.raises(error) as caught:
+        read(settings, server.url(path + "?signature=SECRET"))
+    assert type(caught.value) is error
+    assert caught.value.retryable is retryable
+    assert "SECRET" not in caught.value.message
+    assert len(server.hits) == hits
+
+
+def test_a_drip_does_not_outlast_the_deadline(server, settings):
+    started = time.monotonic()
+    with pytest.raises(FetchFailed, match="FETCH_TIMEOUT_SEC"):
+        read(settings.model_copy(update={"fetch_timeout_sec": 1.0}), server.url("/drip"))
+    assert time.monotonic() - started < 3
+
+
+def test_nobody_there(settings, monkeypatch):
+    monkeypatch.setattr(fetch, "_BACK_OFF", lambda _state: 0.01)
+    with pytest.raises(FetchFailed, match="could not be read") as caught:
+        read(settings, "http://127.0.0.1:9/a.wav")
+    assert caught.value.retryable
+
+
+def test_cancelling_stops_a_download(server, settings):
+    started = time.monotonic()
+    with pytest.raises(Cancelled):
+        Fetcher(settings).open(Source("url", server.url("/drip")), cancelled=lambda: time.monotonic() - started > 0.3)
+    assert time.monotonic() - started < 2
+
+
+def test_private_addresses_are_refused_and_not_connected_to(server, settings):
+    guarded = settings.model_copy(update={"allow_private_urls": False})
+    with pytest.raises(SourceForbidden, match="ALLOW_PRIVATE_URLS"):
+        read(guarded, server.url("/ok"))
+    assert not server.hits
+
+
+def test_a_redirect_to_the_metadata_address_is_refused(server, settings, monkeypatch):
+    real = fetch.guard.is_public
+    monkeypatch.setattr(fetch.guard, "is_public", lambda address: address == "127.0.0.1" or real(address))
+    with pytest.raises(SourceForbidden):
+        read(settings.model_copy(update={"allow_private_urls": False}), server.url("/to-metadata"))
+
+
+@pytest.mark.parametrize("url", ["http://", "http:///a", "http://[bad/a", "http://host:99999/", "http://a..b/"])
+def test_a_bad_url_is_an_error_of_ours(settings, url, monkeypatch):
+    monkeypatch.setattr(fetch, "_BACK_OFF", lambda _state: 0.01)
+    with pytest.raises((FetchFailed, fetch.InputError)):
+        read(settings, url)
+
+
+def test_paths_inside_only(settings, tmp_path):
+    inside, outside = tmp_path / "allowed" / "a.wav", tmp_path / "b.wav"
+    inside.write_bytes(BODY)
+    outside.write_bytes(BODY)
+    (tmp_path / "allowed" / "link.wav").symlink_to(outside)
+    assert read(settings, str(inside), "path") == BODY
+    assert read(settings, inside.as_uri(), "path") == BODY
+    for path in (str(outside), str(tmp_path / "allowed" / "link.wav"), str(tmp_path / "allowed" / ".." / "b.wav"), "/etc/passwd",
+                 "/no/such/file", f"/proc/self/root{outside}"):
+        with pytest.raises(SourceForbidden, match="ALLOWED_PATHS"):
+            read(settings, path, "path")
+    assert read(settings, str(outside), "path", trusted=True) == BODY
+
+
+def test_what_is_no_regular_file(settings, tmp_path):
+    folder = tmp_path / "allowed"
+    os.mkfifo(folder / "fifo")
+    for name, error in (("missing", SourceNotFound), ("fifo", SourceForbidden), ("", SourceForbidden), ("a\0b", SourceNotFound)):
+        with pytest.raises(error):
+            read(settings, f"{folder}/{name}", "path")
+    (folder / "empty").touch()
+    with pytest.raises(EmptyAudio):
+        read(settings, str(folder / "empty"), "path")
+    (folder / "large").write_bytes(b"x" * 1_000_001)
+    with pytest.raises(TooLarge):
+        read(settings, str(folder / "large"), "path")
+
+
+@given(st.binary(min_size=1, max_size=300), st.booleans(), st.booleans())
+def test_data_uris_give_back_what_was_encoded(body, urlsafe, padded):
+    text = (base64.urlsafe_b64encode if urlsafe else base64.b64encode)(body).decode()
+    if not padded:
+        text = text.rstrip("=")
+    assert read(Settings(), f"data:audio/wav;base64,{text}", "data") == body
+
+
+def test_data_uris_that_are_none(settings):
+    for text, error in (("data:audio/wav;base64,@@@@", DecodeFailed), ("data:audio/wav;base64,", EmptyAudio), ("data:nothing", DecodeFailed),
+                        ("data:;base64," + "A" * 1_400_000, TooLarge)):
+        with pytest.raises(error):
+            read(settings, text, "data")
+    assert read(settings, "data:,a%20b", "data") == b"a b"
+
+
+@pytest.fixture(scope="module")
+def s3_server():
+    from moto.server import ThreadedMotoServer
+
+    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture()
+def bucket(s3_server):
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=s3_server, aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1")
+    client.create_bucket(Bucket="clips")
+    client.put_object(Bucket="clips", Key="a folder/ä.wav", Body=BODY)
+    return s3_server
+
+
+def test_s3_with_the_worker_s_credentials(settings, bucket):
+    mine = settings.model_copy(update={"bucket_endpoint_url": bucket, "bucket_access_key_id": "k", "bucket_secret_access_key": "s",
+                                       "allow_private_urls": False})
+    assert read(mine, "s3://clips/a folder/ä.wav", "s3") == BODY
+    with pytest.raises(SourceNotFound):
+        read(mine, "s3://clips/missing.wav", "s3")
+
+
+def test_s3_with_the_job_s_credentials_does_not_reach_private_endpoints(settings, bucket):
+    access = S3Access(bucket, "k", "s")
+    assert read(settings, "s3://clips/a folder/ä.wav", "s3", s3=access) == BODY
+    with pytest.raises(SourceForbidden):
+        read(settings.model_copy(update={"allow_private_urls": False}), "s3://clips/a folder/ä.wav", "s3", s3=access)
+
+
+def test_s3_without_credentials_says_which_to_set(settings, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    with pytest.raises(FetchFailed, match="BUCKET_ACCESS_KEY_ID"):
+        read(settings, "s3://clips/a.wav", "s3")

@@ -1,0 +1,283 @@
+"""Facts that stand twice in the package agree: settings and Hub files, requirements, samples, Dockerfile, Makefile."""
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+
+from worker.config import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Settings that the Hub's form does not offer, and why.
+NOT_ON_THE_HUB = {
+    "model_name": "another name for MODEL",
+    "device": "the Hub's machines have a GPU, and auto finds it",
+    "hf_home": "the volume and Runpod's cached models are found without it",
+    "transformers_cache": "as hf_home",
+    "data_dir": "the container's own",
+    "runpod_serverless": "Runpod's own variables decide",
+    "runpod_webhook_get_job": "set by Runpod",
+    "runpod_endpoint_id": "set by Runpod",
+}
+
+
+def read_json(name: str) -> Any:
+    return json.loads((ROOT / name).read_text(encoding="utf-8"))
+
+
+def requirements(name: str) -> list[str]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def packages(name: str) -> dict[str, list[str]]:
+    """The file's own lines by the package's name; -r lines are left out."""
+    found: dict[str, list[str]] = {}
+    for line in requirements(name):
+        if not line.startswith("-"):
+            package = re.split(r"[\[<>=!~;\s]", line, maxsplit=1)[0].lower().replace("_", "-")
+            found.setdefault(package, []).append(line)
+    return found
+
+
+# The Hub files
+
+HUB_ENV = {entry["key"]: entry["input"] for entry in read_json(".runpod/hub.json")["config"]["env"]}
+
+
+def expected_on_the_hub(field: str) -> dict[str, Any]:
+    """What the Hub's form has to say of a setting; its label and whether it is `advanced` are free."""
+    info = Settings.model_fields[field]
+    assert info.description
+    entry: dict[str, Any] = {"type": "string", "description": info.description.replace("`", "")}
+    if info.annotation is bool:
+        entry |= {"type": "boolean", "trueValue": "1", "falseValue": "0"}
+    elif info.annotation in (int, float):
+        entry["type"] = "number"
+    elif field == "parakeet_model":
+        entry["type"] = "huggingface"
+    if get_origin(info.annotation) is Literal:
+        entry["options"] = [{"label": value, "value": value} for value in get_args(info.annotation)]
+    if info.default_factory is None and info.default is not None:
+        entry["default"] = info.default
+    return entry
+
+
+@pytest.mark.parametrize("field", [field for field in Settings.model_fields if field not in NOT_ON_THE_HUB])
+def test_a_setting_is_on_the_hub_or_deliberately_not(field):
+    expected = expected_on_the_hub(field)
+    assert field.upper() in HUB_ENV, (
+        f"add {field} to NOT_ON_THE_HUB with the reason, or to .runpod/hub.json: "
+        + json.dumps({"key": field.upper(), "input": {"name": "…", **expected, "advanced": True}}, ensure_ascii=False)
+    )
+    said = {key: value for key, value in HUB_ENV[field.upper()].items() if key not in ("name", "advanced")}
+    assert said == expected
+
+
+def test_the_hub_knows_no_other_variables():
+    assert {key.lower() for key in HUB_ENV} | set(NOT_ON_THE_HUB) == set(Settings.model_fields)
+    assert not {key.lower() for key in HUB_ENV} & set(NOT_ON_THE_HUB)
+
+
+def test_what_the_hub_sends_is_accepted(monkeypatch):
+    for key in HUB_ENV:
+        monkeypatch.delenv(key, raising=False)
+    plain = Settings()
+    for key, entry in HUB_ENV.items():
+        value = entry.get("default", "")
+        if isinstance(value, bool):
+            value = entry["trueValue"] if value else entry["falseValue"]
+        monkeypatch.setenv(key, str(value))
+    assert Settings() == plain
+
+
+def test_presets_set_known_variables():
+    for preset in read_json(".runpod/hub.json")["config"]["presets"]:
+        assert set(preset["defaults"]) <= set(HUB_ENV), preset["name"]
+        Settings(**{key.lower(): value for key, value in preset["defaults"].items()})
+
+
+def test_the_hub_tests_on_the_machines_it_offers():
+    hub, tests = read_json(".runpod/hub.json")["config"], read_json(".runpod/tests.json")["config"]
+    assert tests["allowedCudaVersions"] == hub["allowedCudaVersions"]
+    assert tests["gpuCount"] == hub["gpuCount"]
+
+
+def test_the_image_has_the_cuda_that_the_hub_asks_for():
+    version = re.search(r"^ARG CUDA_IMAGE=nvidia/cuda:(\d+\.\d+)\.\d+-", dockerfile(), re.MULTILINE)
+    assert version
+    assert read_json(".runpod/hub.json")["config"]["allowedCudaVersions"] == [version[1]]
+
+
+# Samples
+
+
+def sources(inputs: list[Any]) -> list[str]:
+    return [item if isinstance(item, str) else item["source"] for item in inputs]
+
+
+def test_the_test_input_names_every_sample_once():
+    inputs = read_json("test_input.json")["input"]["inputs"]
+    assert sources(inputs) == [f"samples/{name}" for name in read_json("samples/texts.json")]
+    assert len({item["id"] for item in inputs}) == len(inputs)
+
+
+def test_the_hub_hears_the_test_input():
+    tests = read_json(".runpod/tests.json")["tests"]
+    assert tests[0]["input"] == read_json("test_input.json")["input"]
+    for test in tests:
+        assert all((ROOT / source).is_file() for source in sources(test["input"]["inputs"])), test["name"]
+
+
+def test_samples_are_small_and_all_have_a_text():
+    clips = {path.name: path for path in (ROOT / "samples").glob("*.*") if path.suffix not in (".py", ".json")}
+    texts = read_json("samples/texts.json")
+    assert set(clips) == set(texts)
+    assert len({path.suffix for path in clips.values()}) == len(clips), "each in a format of its own"
+    for name, path in clips.items():
+        assert 1_000 < path.stat().st_size <= 60_000, name
+        assert re.fullmatch(r"[a-z' ]+", texts[name]), "the embedded engine gives no punctuation"
+
+
+# Requirements
+
+
+def test_both_workers_are_the_base_with_nemo():
+    for name in ("requirements.txt", "requirements-cpu.txt", "requirements-dev.txt"):
+        assert requirements(name).count("-r requirements-base.txt") == 1, name
+    gpu, cpu = packages("requirements.txt"), packages("requirements-cpu.txt")
+    for name in (gpu.keys() | cpu.keys()) - {"torch", "torchaudio"}:
+        assert gpu.get(name) == cpu.get(name), name
+
+
+def test_torchaudio_only_beside_its_own_torch():
+    gpu, cpu = packages("requirements.txt"), packages("requirements-cpu.txt")
+    assert gpu["torchaudio"] == [gpu["torch"][0].replace("torch==", "torchaudio==")]
+    assert "torchaudio" not in cpu
+    assert all(re.fullmatch(r"torch==\d+\.\d+\.\d+", file["torch"][0]) for file in (gpu, cpu))
+
+
+def test_the_base_is_light_and_nothing_is_asked_for_twice():
+    base = packages("requirements-base.txt")
+    assert not base.keys() & {"torch", "torchaudio", "nemo-toolkit", "transformers", "lightning", "fastapi"}
+    for name in ("requirements.txt", "requirements-cpu.txt", "requirements-dev.txt"):
+        assert not base.keys() & packages(name).keys(), name
+
+
+def test_one_pocketsphinx_for_every_python():
+    lines = packages("requirements-base.txt")["pocketsphinx"]
+    markers = [line.split(";")[1].strip() for line in lines]
+    assert markers == ['python_version == "3.11"', 'python_version != "3.11"']
+
+
+def test_every_requirement_has_bounds():
+    for name in ("requirements-base.txt", "requirements.txt", "requirements-cpu.txt", "requirements-dev.txt"):
+        for lines in packages(name).values():
+            for line in lines:
+                assert "==" in line.split(";")[0] or ("<" in line and ">=" in line), line
+
+
+# Dockerfile
+
+
+def dockerfile() -> str:
+    """The Dockerfile with its continued lines joined."""
+    return re.sub(r"\\\n\s*", " ", (ROOT / "Dockerfile").read_text(encoding="utf-8"))
+
+
+def copied() -> list[str]:
+    return [source for line in re.findall(r"^COPY (.+)$", dockerfile(), re.MULTILINE) for source in line.split()[:-1]]
+
+
+def test_the_dockerfile_copies_what_exists_and_is_not_ignored():
+    allowed = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE)
+    for source in copied():
+        path = Path(source.rstrip("/"))
+        assert (ROOT / path).exists(), source
+        assert any(path.match(pattern) for pattern in allowed), f"{source} is left out by .dockerignore"
+
+
+def test_the_image_has_what_the_worker_needs():
+    needed = "handler.py worker/ samples/ test_input.json requirements.txt requirements-base.txt LICENSE"
+    assert set(needed.split()) <= set(copied())
+    assert 'CMD ["python", "-u", "handler.py"]' in dockerfile()
+
+
+def test_environment_of_the_image_is_known():
+    lines = re.findall(r"^ENV (.+)$", dockerfile(), re.MULTILINE)
+    names = {name for line in lines for name in re.findall(r"(\w+)=", line)}
+    ours = {name for name in names if not name.startswith(("PATH", "PIP_", "PYTHON"))}
+    assert ours <= {field.upper() for field in Settings.model_fields}
+
+
+# Makefile and CI
+
+
+def run_make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs make with nothing but PATH in the environment: an outer make's flags and the user's MODEL stay outside."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not on PATH")
+    command, environment = ["make", *arguments], {"PATH": os.environ["PATH"]}
+    return subprocess.run(command, cwd=folder, env=environment, check=False, capture_output=True, text=True)
+
+
+def make(*arguments: str) -> str:
+    done = run_make(ROOT, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_make_alone_lists_the_targets():
+    listed = set(re.findall(r"^ +make (\w+)", make(), re.MULTILINE))
+    assert listed == {"help", "run", "test", "lint", "bench", "clean"}
+    assert make() == make("help")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "installs", "runs"),
+    [
+        (["GPU=0"], "requirements-base.txt", "MODEL='pocketsphinx' .venv/bin/python -u handler.py"),
+        (["GPU=1"], "requirements.txt", "handler.py"),
+        (["GPU=0", "MODEL=parakeet"], "requirements-cpu.txt", "MODEL='parakeet' .venv/bin/python -u handler.py"),
+        (["GPU=0", "PARAKEET_MODEL=a.nemo"], "requirements-cpu.txt", "MODEL='a.nemo' .venv/bin/python -u handler.py"),
+        (["GPU=0", "MODEL=parakeet", "SKIP_MODEL_LOAD=1"], "requirements-base.txt", "MODEL='parakeet'"),
+        (["GPU=1", "MODEL=pocketsphinx"], "requirements-base.txt", "MODEL='pocketsphinx'"),
+    ],
+)
+def test_make_run_needs_no_more_than_its_model(arguments, installs, runs):
+    said = make("-n", "-B", "run", *arguments)
+    assert re.findall(r"-r (\S+)", said) == [installs]
+    assert runs in said.strip().splitlines()[-1]
+    if arguments == ["GPU=1"]:
+        assert "MODEL=" not in said
+
+
+@pytest.mark.parametrize(("gpu", "name"), [("0", "requirements-cpu.txt"), ("1", "requirements.txt")])
+def test_make_test_installs_nemo_and_the_test_tools(gpu, name):
+    assert set(re.findall(r"-r (\S+)", make("-n", "-B", "test", f"GPU={gpu}"))) == {name, "requirements-dev.txt"}
+
+
+def test_no_suitable_python_is_told_clearly(tmp_path):
+    for path in (ROOT / "Makefile", *ROOT.glob("requirements*.txt")):
+        shutil.copy(path, tmp_path)
+    said = run_make(tmp_path, "run", "GPU=0", "PYTHON=nonesuch")
+    assert said.returncode != 0
+    assert "No suitable Python: tried nonesuch" in said.stderr
+
+
+def test_ci_calls_make():
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    assert {"make lint", "make test"} <= set(re.findall(r"make \w+", script.read_text(encoding="utf-8")))
+
+
+def test_license_is_what_the_project_says():
+    assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")[:200]
+    assert 'license = { text = "Apache-2.0" }' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")

@@ -1,0 +1,132 @@
+"""Response → JSON, srt, vtt: shapes, strictness, and subtitles that players read."""
+from __future__ import annotations
+
+import base64
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker import render
+from worker.bucket import Bucket
+from worker.config import Settings
+from worker.errors import FetchFailed
+from worker.types import (
+    Analysis,
+    Caption,
+    Embedding,
+    Failure,
+    Item,
+    Options,
+    Reply,
+    Response,
+    Result,
+    Source,
+    Span,
+    Timing,
+    Transcript,
+    View,
+)
+
+
+def no_bucket(name, data, content_type):
+    return Bucket(Settings()).put(name, data, content_type)
+
+
+def response(*outputs, view=View(), task="transcribe"):
+    results = tuple(Result(Item(i, Source("path", "a"), Options("m", task=task), view, f"id{i}"), 2.0, output)
+                    for i, output in enumerate(outputs))
+    return Response("m", results, Timing(total_sec=1.23456))
+
+
+def spoken(text: str) -> Transcript:
+    words = tuple(Span(w, i * 0.4, i * 0.4 + 0.3) for i, w in enumerate(text.split()))
+    segments = (Span(text, words[0].start, words[-1].end),) if words else ()
+    return Transcript(text, words, segments, language="en")
+
+
+def test_the_contract_s_shape():
+    answer = render.to_json(response(spoken("hello world."), view=View(("word", "segment"))), no_bucket)
+    assert answer["results"][0] == {
+        "index": 0, "id": "id0", "text": "hello world.", "duration_sec": 2.0, "language": "en",
+        "timestamps": {"word": [{"word": "hello", "start": 0.0, "end": 0.3}, {"word": "world.", "start": 0.4, "end": 0.7}],
+                       "segment": [{"segment": "hello world.", "start": 0.0, "end": 0.7}]}}
+    assert answer["usage"] == {"inputs": 1, "failed": 0, "audio_sec": 2.0}
+    assert set(answer["timing"]) == {"fetch_sec", "decode_sec", "queue_sec", "model_sec", "total_sec"}
+    assert "error" not in answer
+
+
+def test_error_at_the_top_only_when_every_input_failed():
+    bad = Failure(1, FetchFailed("gone"), "b")
+    good = response(spoken("a")).results[0]
+    some = render.to_json(Response("m", (good, bad), Timing()), no_bucket)
+    assert "error" not in some
+    assert some["results"][1] == {"index": 1, "id": "b", "error": {"code": "fetch_failed", "message": "gone", "retryable": True}}
+    assert render.to_json(Response("m", (bad,), Timing()), no_bucket)["error"] == "gone"
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_embeddings_come_back_as_they_were(encoding):
+    values = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    answer = render.to_json(response(Embedding(values, 25.0, "none"), view=View(encoding=encoding)), no_bucket)
+    one = answer["results"][0]
+    data = one["embedding"]
+    back = np.frombuffer(base64.b64decode(data), "<f4").reshape(one["shape"]) if encoding == "base64" else np.array(data, np.float32)
+    assert np.array_equal(back, values)
+    assert (one["frame_rate"], one["pooling"]) == (25.0, "none")
+
+
+def test_other_tasks():
+    caption, reply = Caption("a song"), Reply("hi", "stop", 3, 1)
+    embedding = Embedding(np.zeros(4, np.float32), 25.0, "mean")
+    a, b, c = render.to_json(response(caption, reply, Analysis(caption, embedding)), no_bucket)["results"]
+    assert a["caption"] == "a song"
+    assert (b["text"], b["finish_reason"], b["usage"]["total_tokens"]) == ("hi", "stop", 4)
+    assert (c["caption"], c["shape"]) == ("a song", [4])
+
+
+def test_s3_without_a_bucket_fails_that_item_and_says_which_variables():
+    answer = render.to_json(response(Embedding(np.zeros(4, np.float32), 25.0, "mean"), view=View(encoding="s3")), no_bucket)
+    assert "BUCKET_NAME" in answer["results"][0]["error"]["message"]
+
+
+@given(st.text(st.characters(codec=None)))
+def test_any_text_is_strict_json(text):
+    answer = render.to_json(response(Transcript(text)), no_bucket)
+    json.loads(json.dumps(answer, allow_nan=False, ensure_ascii=False).encode("utf-8"))
+
+
+@given(st.lists(st.text("abcdefghij<&>-.", min_size=1, max_size=12), min_size=1, max_size=80), st.booleans())
+def test_subtitles_hold_every_word_in_order_in_cues_that_fit(texts, vtt):
+    transcript = spoken(" ".join(texts))
+    written = render.subtitles(transcript, 99.0, vtt=vtt)
+    cues = re.findall(r"(\d+:\d\d:\d\d[.,]\d{3}) --> (\d+:\d\d:\d\d[.,]\d{3})\n(.+(?:\n.+)?)", written)
+    shown = " ".join(text.replace("\n", " ") for _, _, text in cues)
+    if vtt:
+        assert written.startswith("WEBVTT\n\n")
+        shown = shown.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+        assert shown.split() == texts
+    else:
+        assert shown.split() == [t.replace("-->", "->") for t in texts]
+    starts = [start for start, _, _ in cues]
+    assert starts == sorted(starts)
+
+
+def test_srt_looks_like_srt():
+    assert render.subtitles(spoken("hello world."), 2.0) == "1\n00:00:00,000 --> 00:00:00,700\nhello world.\n"
+
+
+def test_silence_has_no_cues():
+    assert render.subtitles(Transcript(""), 2.0) == ""
+    assert render.subtitles(Transcript(""), 2.0, vtt=True) == "WEBVTT\n"
+
+
+@pytest.mark.parametrize("form", ["text", "srt", "vtt", "verbose_json"])
+def test_formats_stand_beside_the_fields(form):
+    one = render.to_json(response(spoken("hello world."), view=View(format=form)), no_bucket)["results"][0]
+    assert one["text"] == "hello world."
+    formatted = one["formatted"]
+    assert "hello world." in (formatted["text"] if form == "verbose_json" else formatted)

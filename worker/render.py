@@ -1,0 +1,187 @@
+"""Response → JSON, and each result's text, srt, vtt or verbose_json: the only place that knows what users read.
+
+`to_json` gives plain dicts of str, int, float, bool, None and lists, nothing else: strict JSON (RFC 8259) comes of it.
+Times are rounded to milliseconds, like those of subtitles.
+"""
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from worker.errors import AviaryError
+from worker.types import Analysis, Caption, Embedding, Failure, Level, Reply, Response, Result, Span, Transcript, View
+
+Json = dict[str, Any]
+# put(name, data, content type) -> URL. Raises AviaryError when there is no bucket.
+Put = Callable[[str, bytes, str], str]
+
+LINE_CHARS = 42          # two such lines are what a subtitle may hold
+CUE_CHARS = 2 * LINE_CHARS
+CUE_SEC = 7.0
+
+
+def to_json(response: Response, put: Put) -> Json:
+    """The answer's public shape. `error` is added when every input failed. `put` stores what was asked for in S3."""
+    results = [_result(one, put) for one in response.results]
+    failed = [one for one in results if "error" in one]
+    timing = response.timing
+    answer: Json = {
+        "model": response.model,
+        "results": results,
+        "usage": {"inputs": len(results), "failed": len(failed),
+                  "audio_sec": round(sum(one.get("duration_sec", 0.0) for one in results), 3)},
+        "timing": {name: round(getattr(timing, name), 4)
+                   for name in ("fetch_sec", "decode_sec", "queue_sec", "model_sec", "total_sec")},
+    }
+    if len(failed) == len(results):
+        first = failed[0]["error"]["message"]
+        answer["error"] = first if len(failed) == 1 else f"all {len(failed)} inputs failed; the first: {first}"
+    return answer
+
+
+def error_json(error: AviaryError) -> Json:
+    """An error as it stands in a result."""
+    shape = {"code": error.code, "message": _text(error.message), "retryable": error.retryable}
+    return shape | {"param": error.param} if error.param else shape
+
+
+def subtitles(transcript: Transcript, duration_sec: float, *, vtt: bool = False) -> str:
+    """SubRip or WebVTT text: cues of at most two lines and seven seconds, cut between words and at segment ends."""
+    cues = _cues(transcript, duration_sec)
+    clock = _vtt_clock if vtt else _srt_clock
+    blocks = ["WEBVTT\n"] if vtt else []
+    for number, cue in enumerate(cues, 1):
+        head = "" if vtt else f"{number}\n"
+        text = _wrap(cue.text)
+        if vtt:
+            text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        else:
+            text = text.replace("-->", "->")
+        blocks.append(f"{head}{clock(cue.start)} --> {clock(cue.end)}\n{text}\n")
+    return "\n".join(blocks)
+
+
+def _result(one: Result | Failure, put: Put) -> Json:
+    if isinstance(one, Failure):
+        return {"index": one.index, "id": one.id, "error": error_json(one.error)}
+    shape: Json = {"index": one.index, "id": one.item.id}
+    try:
+        shape |= _output(one, put)
+    except AviaryError as error:
+        return shape | {"error": error_json(error)}
+    shape["duration_sec"] = round(one.duration_sec, 3)
+    if one.warning:
+        shape["warning"] = _text(one.warning)
+    return shape
+
+
+def _output(one: Result, put: Put) -> Json:
+    output, view = one.output, one.item.view
+    if isinstance(output, Transcript):
+        shape = _transcript(output, view.timestamps)
+    elif isinstance(output, Caption):
+        shape = {"caption": _text(output.text)}
+    elif isinstance(output, Reply):
+        total = output.prompt_tokens + output.completion_tokens
+        shape = {"text": _text(output.text), "finish_reason": output.finish_reason,
+                 "usage": {"prompt_tokens": output.prompt_tokens, "completion_tokens": output.completion_tokens,
+                           "total_tokens": total}}
+    elif isinstance(output, Analysis):
+        shape = {"caption": _text(output.caption.text), **_embedding(output.embedding, view, put)}
+    else:
+        shape = _embedding(output, view, put)
+    formatted = _formatted(one, shape)
+    return shape if formatted is None else shape | {"formatted": formatted}
+
+
+def _transcript(transcript: Transcript, levels: tuple[Level, ...]) -> Json:
+    shape: Json = {"text": _text(transcript.text), "language": transcript.language}
+    if levels:
+        spans = {"word": transcript.words, "segment": transcript.segments, "char": transcript.chars}
+        shape["timestamps"] = {level: [_span(level, span) for span in spans[level]] for level in levels}
+    return shape
+
+
+def _span(name: str, span: Span) -> Json:
+    return {name: _text(span.text), "start": round(span.start, 3), "end": round(span.end, 3)}
+
+
+def _embedding(embedding: Embedding, view: View, put: Put) -> Json:
+    values = np.ascontiguousarray(embedding.values, dtype="<f4")
+    if view.encoding == "base64":
+        data: Any = base64.b64encode(values.tobytes()).decode()
+    elif view.encoding == "s3":
+        buffer = io.BytesIO()
+        np.save(buffer, values, allow_pickle=False)
+        data = put("embedding.npy", buffer.getvalue(), "application/octet-stream")
+    else:
+        data = [float(v) for v in values] if values.ndim == 1 else values.tolist()
+    return {"embedding": data, "shape": list(values.shape), "frame_rate": float(embedding.frame_rate),
+            "pooling": embedding.pooling, "encoding": view.encoding}
+
+
+def _formatted(one: Result, shape: Json) -> Any:
+    form, output = one.item.view.format, one.output
+    if form == "json":
+        return None
+    if form == "text" or not isinstance(output, Transcript):
+        return shape.get("text", shape.get("caption"))
+    if form == "verbose_json":
+        return _verbose(one, output)
+    return subtitles(output, one.duration_sec, vtt=form == "vtt")
+
+
+def _verbose(one: Result, transcript: Transcript) -> Json:
+    """OpenAI's verbose_json; what these models do not tell (tokens, log probabilities) has OpenAI's empty values."""
+    segments = [{"id": i, "seek": 0, "start": round(s.start, 3), "end": round(s.end, 3), "text": _text(s.text), "tokens": [],
+                 "temperature": 0.0, "avg_logprob": 0.0, "compression_ratio": 0.0, "no_speech_prob": 0.0}
+                for i, s in enumerate(transcript.segments)]
+    return {"task": one.item.options.task, "language": transcript.language, "duration": round(one.duration_sec, 3),
+            "text": _text(transcript.text), "segments": segments, "words": [_span("word", s) for s in transcript.words]}
+
+
+def _cues(transcript: Transcript, duration_sec: float) -> list[Span]:
+    if not transcript.text:
+        return []
+    if not transcript.words:
+        return list(transcript.segments) or [Span(transcript.text, 0.0, duration_sec)]
+    ends = {segment.end for segment in transcript.segments}
+    cues: list[Span] = []
+    open_cue = False
+    for word in transcript.words:
+        last = cues[-1] if open_cue else None
+        if last and len(last.text) + 1 + len(word.text) <= CUE_CHARS and word.end - last.start <= CUE_SEC:
+            cues[-1] = Span(f"{last.text} {word.text}", last.start, max(last.end, word.end))
+        else:
+            cues.append(word)
+        open_cue = word.end not in ends
+    return cues
+
+
+def _wrap(text: str) -> str:
+    """On two lines, broken near the middle, where one line would be too long."""
+    if len(text) <= LINE_CHARS:
+        return text
+    spaces = [i for i, char in enumerate(text) if char == " "]
+    if not spaces:
+        return text
+    middle = min(spaces, key=lambda i: abs(i - len(text) // 2))
+    return f"{text[:middle]}\n{text[middle + 1:]}"
+
+
+def _srt_clock(seconds: float) -> str:
+    return _vtt_clock(seconds).replace(".", ",")
+
+
+def _vtt_clock(seconds: float) -> str:
+    millis = round(seconds * 1000)
+    return f"{millis // 3_600_000:02d}:{millis // 60_000 % 60:02d}:{millis // 1000 % 60:02d}.{millis % 1000:03d}"
+
+
+def _text(text: str) -> str:
+    """The text without lone surrogates, which no JSON over a wire can carry."""
+    return text.encode("utf-8", "replace").decode("utf-8")
