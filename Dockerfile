@@ -9,7 +9,8 @@
 ARG CUDA_IMAGE=nvidia/cuda:13.0.1-base-ubuntu24.04
 FROM ${CUDA_IMAGE}
 
-# ubuntu 24.04's own Python is 3.12.
+# ubuntu 24.04's own Python is 3.12. No versions: the archive keeps only the newest.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         ca-certificates ffmpeg python3 python3-venv \

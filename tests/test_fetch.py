@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import os
 import threading
@@ -90,20 +91,18 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(404)
 
     def handle(self) -> None:
-        try:
+        with contextlib.suppress(OSError):
             super().handle()
-        except OSError:
-            pass
 
 
-@pytest.fixture()
+@pytest.fixture
 def server():
     with Server() as running:
         yield running
         running.shutdown()
 
 
-@pytest.fixture()
+@pytest.fixture
 def settings(tmp_path):
     return Settings(data_dir=tmp_path / "data", allowed_paths=(tmp_path / "allowed",), allow_private_urls=True,
                     fetch_timeout_sec=20, max_audio_bytes=1_000_000)
@@ -226,8 +225,8 @@ def test_data_uris_give_back_what_was_encoded(body, urlsafe, padded):
 
 
 def test_data_uris_that_are_none(settings):
-    for text, error in (("data:audio/wav;base64,@@@@", DecodeFailed), ("data:audio/wav;base64,", EmptyAudio), ("data:nothing", DecodeFailed),
-                        ("data:;base64," + "A" * 1_400_000, TooLarge)):
+    for text, error in (("data:audio/wav;base64,@@@@", DecodeFailed), ("data:audio/wav;base64,", EmptyAudio),
+                        ("data:nothing", DecodeFailed), ("data:;base64," + "A" * 1_400_000, TooLarge)):
         with pytest.raises(error):
             read(settings, text, "data")
     assert read(settings, "data:,a%20b", "data") == b"a b"
@@ -244,7 +243,7 @@ def s3_server():
     running.stop()
 
 
-@pytest.fixture()
+@pytest.fixture
 def bucket(s3_server):
     import boto3
 
@@ -255,8 +254,8 @@ def bucket(s3_server):
 
 
 def test_s3_with_the_worker_s_credentials(settings, bucket):
-    mine = settings.model_copy(update={"bucket_endpoint_url": bucket, "bucket_access_key_id": "k", "bucket_secret_access_key": "s",
-                                       "allow_private_urls": False})
+    mine = settings.model_copy(update={"bucket_endpoint_url": bucket, "bucket_access_key_id": "k",
+                                       "bucket_secret_access_key": "s", "allow_private_urls": False})
     assert read(mine, "s3://clips/a folder/ä.wav", "s3") == BODY
     with pytest.raises(SourceNotFound):
         read(mine, "s3://clips/missing.wav", "s3")

@@ -5,13 +5,14 @@ import ipaddress
 import socket
 
 import pytest
+import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.audio import guard
 
-PRIVATE = ["127.0.0.1", "127.9.9.9", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
-           "255.255.255.255", "240.0.0.1", "::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "fd00:ec2::254", "ff02::1",
+PRIVATE = ["127.0.0.1", "127.9.9.9", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
+           "224.0.0.1", "255.255.255.255", "240.0.0.1", "::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "fd00:ec2::254", "ff02::1",
            "::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2002:a00:1::",
            "2001:0:4136:e378:8000:63bf:80ff:fffe", "192.0.2.1", "198.18.0.1", "2001:db8::1"]
 
@@ -66,10 +67,14 @@ def test_the_address_checked_is_the_one_connected_to(monkeypatch):
             address = "8.8.8.8" if len(asked) == 1 else "127.0.0.1"
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
 
+        def unreachable(_self, address):
+            connected.append(address)
+            raise OSError
+
         connected = []
         monkeypatch.setattr(socket, "getaddrinfo", rebinding)
-        monkeypatch.setattr(socket.socket, "connect", lambda _self, address: connected.append(address) or (_ for _ in ()).throw(OSError()))
-        with guard.session(allow_private=False) as session, pytest.raises(Exception, match="."):
+        monkeypatch.setattr(socket.socket, "connect", unreachable)
+        with guard.session(allow_private=False) as session, pytest.raises(requests.ConnectionError):
             session.get(f"http://rebind.example:{port}/", timeout=2)
     assert connected == [("8.8.8.8", port)]
     assert len(asked) == 1

@@ -31,12 +31,14 @@ from worker.types import (
     View,
 )
 
+JSON = View()
+
 
 def no_bucket(name, data, content_type):
     return Bucket(Settings()).put(name, data, content_type)
 
 
-def response(*outputs, view=View(), task="transcribe"):
+def response(*outputs, view=JSON, task="transcribe"):
     results = tuple(Result(Item(i, Source("path", "a"), Options("m", task=task), view, f"id{i}"), 2.0, output)
                     for i, output in enumerate(outputs))
     return Response("m", results, Timing(total_sec=1.23456))
@@ -74,7 +76,8 @@ def test_embeddings_come_back_as_they_were(encoding):
     answer = render.to_json(response(Embedding(values, 25.0, "none"), view=View(encoding=encoding)), no_bucket)
     one = answer["results"][0]
     data = one["embedding"]
-    back = np.frombuffer(base64.b64decode(data), "<f4").reshape(one["shape"]) if encoding == "base64" else np.array(data, np.float32)
+    back = np.frombuffer(base64.b64decode(data), "<f4") if encoding == "base64" else np.array(data, np.float32)
+    back = back.reshape(one["shape"])
     assert np.array_equal(back, values)
     assert (one["frame_rate"], one["pooling"]) == (25.0, "none")
 

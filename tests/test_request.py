@@ -29,7 +29,9 @@ def test_the_seed_s_payload_works_unchanged():
 
 @pytest.mark.parametrize(("text", "kind"), [
     ("https://host/a.mp3", "url"), ("HTTP://host/a", "url"), ("/data/b.flac", "path"), ("b.flac", "path"),
-    ("a:b.wav", "path"), ("file:///data/b.flac", "path"), ("s3://bucket/c.m4a", "s3"), ("data:audio/wav;base64,UklGRg==", "data"),
+    ("a:b.wav", "path"),
+    ("file:///data/b.flac", "path"), ("s3://bucket/c.m4a", "s3"),
+    ("data:audio/wav;base64,UklGRg==", "data"),
 ])
 def test_kinds_of_source(text, kind):
     assert source_of(text).kind == kind
@@ -105,9 +107,9 @@ def test_bad_items_fail_in_place_and_the_others_go_on():
     assert request.size == 7
 
 
+FIELDS = ["input", "inputs", "task", "model", "timestamps", "audio", "source", "id", "x"]
 json = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-                        st.sampled_from(["input", "inputs", "task", "model", "timestamps", "audio", "source", "id", "x"]), inner, max_size=4),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=4),
                     max_leaves=12)
 
 

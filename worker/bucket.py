@@ -39,12 +39,13 @@ class Bucket:
         from botocore.exceptions import BotoCoreError, ClientError
 
         access = self._access
+        style = Config(signature_version="s3v4", s3={"addressing_style": "path" if access.endpoint else "auto"})
         client = boto3.client("s3", endpoint_url=access.endpoint, aws_access_key_id=access.key,
-                              aws_secret_access_key=access.secret,
-                              config=Config(signature_version="s3v4", s3={"addressing_style": "path" if access.endpoint else "auto"}))
+                              aws_secret_access_key=access.secret, config=style)
         key = f"aviary/{uuid.uuid4().hex}/{name}"
         try:
             client.put_object(Bucket=access.bucket, Key=key, Body=data, ContentType=content_type)
-            return str(client.generate_presigned_url("get_object", Params={"Bucket": access.bucket, "Key": key}, ExpiresIn=URL_SEC))
+            where = {"Bucket": access.bucket, "Key": key}
+            return str(client.generate_presigned_url("get_object", Params=where, ExpiresIn=URL_SEC))
         except (BotoCoreError, ClientError) as error:
             raise FetchFailed(f"the bucket did not take {name}: {type(error).__name__}") from error

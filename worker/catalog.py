@@ -11,7 +11,8 @@ from worker.errors import ModelNotFound, Unsupported
 from worker.types import Options, Task
 
 # The languages of parakeet-tdt-0.6b-v3, from its model card.
-EUROPEAN = tuple("bg hr cs da nl en et fi fr de el hu it lv lt mt pl pt ro sk sl es sv ru uk".split())
+EUROPEAN = ("bg", "hr", "cs", "da", "nl", "en", "et", "fi", "fr", "de", "el", "hu", "it", "lv", "lt", "mt", "pl", "pt", "ro",
+            "sk", "sl", "es", "sv", "ru", "uk")
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ class Engine:
     def __init__(self, settings: Settings, *, create_backend: Callable[[catalog.Model], Backend] | None = None) -> None:
         self.settings = settings
         self._order = itertools.count()
-        self._ingest = Ingest(settings, delivered=lambda: self._lane.nudge())
+        self._ingest = Ingest(settings, delivered=self._nudge)
         self._lane = Lane(Limits.of(settings), create_backend or (lambda model: create(model, settings)),
                           wait_sec=settings.batch_wait_sec, coming=self._ingest.coming)
 
@@ -51,6 +51,9 @@ class Engine:
             self._ingest.submit(deque(self._unit(run, source, items) for source, items in groups.items()))
         run.future.add_done_callback(lambda future: self._lane.nudge() if future.cancelled() else None)
         return run.future
+
+    def _nudge(self) -> None:
+        self._lane.nudge()
 
     def load(self, model: str) -> Future[None]:
         """Loads a model ahead of its first request, and starts the decoders."""

@@ -154,7 +154,7 @@ def _options(given: _PerItem, body: _Payload, checked: catalog.Model | None, mod
         return getattr(body, name) if value is None else value
 
     levels = _levels(pick("timestamps"))
-    form = pick("format") or "json"
+    form: Any = pick("format") or "json"
     subtitles = form in ("srt", "vtt")
     options = Options(
         model=model_id, task=body.task, timestamps=bool(levels) or subtitles,  # type: ignore[arg-type]

@@ -63,7 +63,7 @@ class Door:
             if error.param:
                 answer["param"] = error.param
             data = b""
-        except Exception as error:  # noqa: BLE001  the SDK would post the traceback to the user
+        except Exception as error:
             log.exception("job %s failed", name)
             answer, data = {"error": f"a fault of the worker: {type(error).__name__} (see the log, job {name})",
                             "code": InternalError.code, "retryable": False}, b""
@@ -154,12 +154,12 @@ class Door:
                                  "ask for pooling or base64, or set BUCKET_NAME, BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY "
                                  "(and BUCKET_ENDPOINT_URL)")
         url = bucket.put("result.json", data, "application/json")
-        kept = {key: answer[key] for key in ("model", "usage", "timing", "error") if key in answer}
-        return {**kept, "result_url": url, "result_bytes": size}
+        short = {key: value for key, value in answer.items() if key != "results"}
+        return {**short, "result_url": url, "result_bytes": size}
 
     async def _handle_and_show(self, job: Mapping[str, Any]) -> dict[str, Any]:
         answer = await self.handle(job)
-        print(_report(answer), flush=True)  # noqa: T201
+        print(_report(answer), flush=True)
         return answer
 
     def _check_ffmpeg(self) -> None:
@@ -208,7 +208,8 @@ def _report(answer: dict[str, Any]) -> str:
         if words:
             lines.append("      " + " ".join(f"{w['word']}[{w['start']:.2f}-{w['end']:.2f}]" for w in words))
     if "timing" in answer:
-        lines.append("  " + ", ".join(f"{stage.removesuffix('_sec')} {seconds:.2f} s" for stage, seconds in answer["timing"].items()))
+        spent = [f"{stage.removesuffix('_sec')} {seconds:.2f} s" for stage, seconds in answer["timing"].items()]
+        lines.append("  " + ", ".join(spent))
     if "error" in answer:
         lines.append(f"  error: {answer['error']}")
     return "\n".join(lines) + "\n"

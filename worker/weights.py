@@ -25,7 +25,7 @@ def nemo_file(name: str, settings: Settings) -> Path:
     for folder in (*_model_dirs(name, settings), *_snapshots(name, settings)):
         found = sorted(folder.glob("*.nemo"))
         if found:
-            return next((path for path in found if path.stem == name.split("/")[-1]), found[0])
+            return next((path for path in found if path.stem == name.rsplit("/", maxsplit=1)[-1]), found[0])
     return _download(name, settings)
 
 
@@ -39,7 +39,7 @@ def caches(settings: Settings) -> list[Path]:
 
 def _model_dirs(name: str, settings: Settings) -> Iterator[Path]:
     if settings.model_dir:
-        for folder in (settings.model_dir / name, settings.model_dir / name.split("/")[-1]):
+        for folder in (settings.model_dir / name, settings.model_dir / name.rsplit("/", maxsplit=1)[-1]):
             if folder.is_dir():
                 yield folder
 

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 
@@ -148,7 +148,8 @@ class _Sndfile:
             self.alive = False
             return "the decoder crashed"
         sink.warning = status["warning"]
-        return status["error"]
+        error: str | None = status["error"]
+        return error
 
     def close(self) -> None:
         self._socket.close()
@@ -192,7 +193,7 @@ def _by_ffmpeg(file: BinaryIO, sink: _Sink, refusal: str | None) -> None:
         sink.warning = f"the decoder went on after: {said or f'status {status}'}"
 
 
-def _read(pipe: BinaryIO, sink: _Sink) -> Iterator[bytes]:
+def _read(pipe: IO[bytes], sink: _Sink) -> Iterator[bytes]:
     """The pipe's bytes as they come, with the sink's limits checked while nothing does."""
     descriptor = pipe.fileno()
     with selectors.DefaultSelector() as selector:

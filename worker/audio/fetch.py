@@ -193,7 +193,8 @@ class Fetcher:
                 raise _Again(f"{name} could not be read: {_kind(error)}") from error
         raise FetchFailed(f"{name} redirects more than {REDIRECTS} times", retryable=False)
 
-    def _save(self, response: requests.Response, file: BinaryIO, name: str, deadline: float, cancelled: Callable[[], bool]) -> None:
+    def _save(self, response: requests.Response, file: BinaryIO, name: str, deadline: float,
+              cancelled: Callable[[], bool]) -> None:
         limit = self._settings.max_audio_bytes
         length = response.headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:
@@ -212,7 +213,7 @@ class Fetcher:
         raise TooLarge(f"larger than the {self._settings.max_audio_bytes} bytes allowed (MAX_AUDIO_BYTES)")
 
 
-class _Again(Exception):  # noqa: N818  not an error yet: another try may help
+class _Again(Exception):
     """A failure that may pass. `after`: seconds the server asked to wait."""
 
     def __init__(self, message: str, after: float | None = None) -> None:

@@ -18,7 +18,7 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
-class PrivateAddress(Exception):  # noqa: N818  a verdict, turned into SourceForbidden by the fetcher
+class PrivateAddress(Exception):
     """The host's address is not public."""
 
 

@@ -33,8 +33,9 @@ def presign(source: Source, settings: Settings, *, region: str | None = None) ->
     if chain.get_credentials() is None:
         raise FetchFailed("no S3 credentials: set BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY (or AWS's own variables), "
                           "or send s3Config with the job", retryable=False)
-    client = chain.client("s3", endpoint_url=access.endpoint, region_name=region or chain.region_name or "us-east-1", config=Config(
-        signature_version="s3v4", s3={"addressing_style": "path" if access.endpoint else "virtual"}))
+    style = Config(signature_version="s3v4", s3={"addressing_style": "path" if access.endpoint else "virtual"})
+    region = region or chain.region_name or "us-east-1"
+    client = chain.client("s3", endpoint_url=access.endpoint, region_name=region, config=style)
     url = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=_URL_SEC)
     return Presigned(url, trusted=access.trusted)
 

@@ -135,7 +135,8 @@ class Nemo:
         frames = int(seconds / self._frame_sec) + 2
         with torch.inference_mode():
             encoded = torch.zeros(items, self._model.encoder._feat_out, frames, device=self._device, dtype=self._dtype)
-            self._decoders[long].rnnt_decoder_predictions_tensor(encoded, torch.ones(items, dtype=torch.long, device=self._device))
+            one = torch.ones(items, dtype=torch.long, device=self._device)
+            self._decoders[long].rnnt_decoder_predictions_tensor(encoded, one)
 
 
 def _device(torch: Any, wanted: str) -> Any:
@@ -173,15 +174,14 @@ def _ctc(torch: Any, model: Any, encoded: Any, frames: Any) -> list[tuple[str, l
     best = model.decoder(encoder_output=encoded).argmax(dim=-1).cpu().numpy()
     blank = model.decoder.num_classes_with_blank - 1
     rows = []
-    for labels, length in zip(best, frames.tolist(), strict=True):
-        labels = labels[:length]
+    for row, length in zip(best, frames.tolist(), strict=True):
+        labels = row[:length]
         changes = np.flatnonzero(np.diff(labels, prepend=-1))
         lasts = np.diff(np.append(changes, length))
         kept = labels[changes] != blank
         ids = labels[changes][kept].tolist()
-        rows.append((model.decoding.decode_tokens_to_str_with_strip_punctuation(ids) if hasattr(
-            model.decoding, "decode_tokens_to_str_with_strip_punctuation") else model.decoding.decode_ids_to_str(ids),
-            ids, changes[kept].tolist(), lasts[kept].tolist()))
+        text = model.decoding.decode_ids_to_str(ids)
+        rows.append((text, ids, changes[kept].tolist(), lasts[kept].tolist()))
     return rows
 
 

@@ -1,0 +1,203 @@
+"""Files → Clips: right length, right mix, no clipping; hostile and broken files cost one item."""
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import encode, tone
+
+from worker.audio.decode import Decoder, expected_sec
+from worker.config import Settings
+from worker.errors import Cancelled, DecodeFailed, EmptyAudio, TooLong
+from worker.types import Clip
+
+SETTINGS = Settings(decode_workers=2, max_audio_sec=60)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    made = Decoder(SETTINGS)
+    yield made
+    made.close()
+
+
+def decode(decoder: Decoder, path: Path) -> Clip:
+    with path.open("rb") as file:
+        return decoder.decode(file)
+
+
+def frequency(samples: np.ndarray) -> float:
+    return float(np.argmax(np.abs(np.fft.rfft(samples))) * 16_000 / len(samples))
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("a.wav", ()), ("a.flac", ()), ("a.mp3", ("-b:a", "64k")), ("a.ogg", ("-c:a", "libvorbis")), ("b.ogg", ("-c:a", "libopus")),
+    ("a.opus", ("-c:a", "libopus")), ("a.m4a", ("-c:a", "aac")), ("a.aac", ("-c:a", "aac")), ("a.webm", ("-c:a", "libopus")),
+    ("a.mka", ("-c:a", "flac")), ("a.aiff", ()), ("a.au", ()), ("a.caf", ()), ("a.w64", ()), ("a.wma", ()), ("a.ac3", ()),
+    ("u8.wav", ("-c:a", "pcm_u8")), ("s24.wav", ("-c:a", "pcm_s24le")), ("f64.wav", ("-c:a", "pcm_f64le")),
+    ("mulaw.wav", ("-c:a", "pcm_mulaw")), ("adpcm.wav", ("-c:a", "adpcm_ms")), ("8k.wav", ("-ar", "8000")), ("96k.flac", ("-ar", "96000")),
+    ("stereo.mp3", ("-ac", "2", "-ar", "44100")), ("six.flac", ("-ac", "6")), ("six.m4a", ("-ac", "6", "-c:a", "aac")),
+    ("wave.mp2", ()), ("a.ts", ("-c:a", "aac")), ("a.mov", ("-c:a", "pcm_s16le")),
+])
+def test_every_kind_of_file_has_the_right_length_pitch_and_level(decoder, tmp_path, name, options):
+    source = tone(tmp_path / "source.wav", 2.0, 48_000)
+    clip = decode(decoder, encode(source, tmp_path / name, *options))
+    assert clip.samples.dtype == np.float32
+    assert clip.samples.ndim == 1
+    # AAC without a container, AC-3 and MP2 say nothing of the encoder's padding
+    assert clip.duration_sec == pytest.approx(2.0, abs=0.07 if name in ("a.aac", "a.ac3", "wave.mp2", "a.ts", "a.wma") else 0.002)
+    assert frequency(clip.samples) == pytest.approx(440, abs=2)
+    # ffmpeg's own encoding to six channels puts a mono source into the centre, and mixing down scales it
+    assert np.abs(clip.samples[8000:-8000]).max() == pytest.approx(0.5, abs=0.05) or name.startswith("six")
+
+
+def test_video(decoder, tmp_path):
+    source = tone(tmp_path / "source.wav", 2.0)
+    video = encode(source, tmp_path / "a.mp4", "-f", "lavfi", "-i", "color=c=blue:s=64x64:d=2", "-map", "1:v", "-map", "0:a")
+    assert decode(decoder, video).duration_sec == pytest.approx(2.0, abs=0.002)
+
+
+def test_a_video_without_sound_says_so(decoder, tmp_path):
+    source = tone(tmp_path / "source.wav", 1.0)
+    video = encode(source, tmp_path / "a.mp4", "-f", "lavfi", "-i", "color=c=blue:s=64x64:d=1", "-map", "1:v")
+    with pytest.raises(DecodeFailed, match="not readable as audio"):
+        decode(decoder, video)
+
+
+@pytest.mark.parametrize("channels", [2, 6])
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_channels_are_mixed_without_clipping(decoder, tmp_path, channels, suffix):
+    wave = 0.9 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, np.repeat(wave[:, None], channels, axis=1), 16_000)
+    assert np.abs(decode(decoder, path).samples).max() == pytest.approx(0.9, abs=0.01)
+
+
+def test_one_silent_channel_halves_the_level(decoder, tmp_path):
+    wave = 0.8 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
+    soundfile.write(tmp_path / "a.wav", np.stack([wave, 0 * wave], axis=1), 16_000)
+    assert np.abs(decode(decoder, tmp_path / "a.wav").samples).max() == pytest.approx(0.4, abs=0.01)
+
+
+def test_libsndfile_and_ffmpeg_agree(decoder, tmp_path):
+    for rate in (16_000, 44_100):
+        flac = tone(tmp_path / f"{rate}.flac", 3.0, rate, 2)
+        mkv = encode(flac, tmp_path / f"{rate}.mka", "-c:a", "flac")
+        one, other = decode(decoder, flac).samples, decode(decoder, mkv).samples
+        assert abs(len(one) - len(other)) <= 1
+        middle = slice(1000, min(len(one), len(other)) - 1000)
+        assert np.abs(one[middle] - other[middle]).max() < 0.01
+
+
+@pytest.mark.parametrize(("name", "body", "error"), [
+    ("noise.mp3", os.urandom(5000), DecodeFailed), ("text.wav", b"this is not audio\n" * 100, DecodeFailed),
+    ("head.wav", b"RIFF\x24\x00\x00\x00WAVE", DecodeFailed), ("zeros.flac", bytes(4000), DecodeFailed),
+    ("list.m3u8", b"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nfile://{secret}\n#EXT-X-ENDLIST\n", DecodeFailed),
+    ("list.wav", b"#EXTM3U\n#EXTINF:5,\n{secret}\n#EXT-X-ENDLIST\n", DecodeFailed),
+    ("list.txt", b"ffconcat version 1.0\nfile '{secret}'\n", DecodeFailed),
+    ("list.mpd", b"<?xml version='1.0'?><MPD><Period><AdaptationSet mimeType='audio/mp4'><Representation><BaseURL>{secret}</BaseURL>"
+                 b"</Representation></AdaptationSet></Period></MPD>", DecodeFailed),
+    ("sdp.mp4", b"v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=audio 5004 RTP/AVP 0\n", DecodeFailed),
+])
+def test_what_is_not_audio_or_points_elsewhere_fails_clearly(decoder, tmp_path, name, body, error):
+    secret = tone(tmp_path / "secret.wav", 1.0)
+    path = tmp_path / name
+    path.write_bytes(body.replace(b"{secret}", str(secret).encode()))
+    with pytest.raises(error) as caught:
+        decode(decoder, path)
+    assert str(tmp_path) not in caught.value.message
+    assert "/dev/fd" not in caught.value.message
+
+
+def test_no_samples(decoder, tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(0), 16_000)
+    with pytest.raises(EmptyAudio):
+        decode(decoder, tmp_path / "a.wav")
+
+
+def test_one_sample(decoder, tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(1), 16_000)
+    assert len(decode(decoder, tmp_path / "a.wav").samples) == 1
+
+
+def test_not_a_number(decoder, tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.full(1000, np.nan), 16_000, subtype="FLOAT")
+    with pytest.raises(DecodeFailed, match="NaN"):
+        decode(decoder, tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("suffix", ["wav", "mp3", "flac"])
+def test_a_file_that_breaks_off_gives_what_there_is_and_says_so(decoder, tmp_path, suffix):
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "source.wav", 0.1 * rng.standard_normal(160_000), 16_000)
+    whole = encode(tmp_path / "source.wav", tmp_path / f"a.{suffix}")
+    cut = tmp_path / f"cut.{suffix}"
+    cut.write_bytes(whole.read_bytes()[:whole.stat().st_size // 2])
+    clip = decode(decoder, cut)
+    assert 3 < clip.duration_sec < 6
+    assert clip.warning
+    assert decode(decoder, whole).warning is None
+
+
+def test_too_long_is_noticed_while_decoding(tmp_path):
+    limited = Decoder(SETTINGS.model_copy(update={"max_audio_sec": 2.0}))
+    for name in ("a.flac", "a.m4a"):
+        path = encode(tone(tmp_path / "source.wav", 30.0), tmp_path / name)
+        with pytest.raises(TooLong, match="MAX_AUDIO_SEC"):
+            decode(limited, path)
+    assert decode(limited, tone(tmp_path / "ok.wav", 1.9)).duration_sec == pytest.approx(1.9)
+    limited.close()
+
+
+def test_cancelling(decoder, tmp_path):
+    with tone(tmp_path / "a.wav", 5.0).open("rb") as file, pytest.raises(Cancelled):
+        decoder.decode(file, cancelled=lambda: True)
+
+
+def test_a_decoder_that_crashes_costs_nothing_and_is_replaced(tmp_path):
+    """The process is killed under it: ffmpeg takes the file over, and the next file finds a fresh process."""
+    made = Decoder(SETTINGS)
+    path = tone(tmp_path / "a.wav", 1.0)
+    decode(made, path)
+    process = made._idle.queue[0]._process
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert decode(made, path).duration_sec == pytest.approx(1.0)
+    assert made._idle.qsize() == 0
+    assert decode(made, path).duration_sec == pytest.approx(1.0)
+    assert made._idle.queue[0]._process.pid != process.pid
+    made.close()
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.m4a"])
+def test_a_decoder_that_hangs_is_ended_at_the_time_limit(tmp_path, monkeypatch, name):
+    made = Decoder(SETTINGS.model_copy(update={"decode_timeout_sec": 1.0}))
+    path = encode(tone(tmp_path / "source.wav", 1.0), tmp_path / name)
+    if name == "a.wav":
+        decode(made, path)
+        os.kill(made._idle.queue[0]._process.pid, signal.SIGSTOP)
+    else:
+        monkeypatch.setattr("worker.audio.ffmpeg.command", lambda _descriptor: ["sleep", "60"])
+    started = time.monotonic()
+    with pytest.raises(DecodeFailed, match="DECODE_TIMEOUT_SEC"):
+        decode(made, path)
+    assert time.monotonic() - started < 5
+    made.close()
+
+
+def test_the_expected_length_is_close_where_the_header_tells(tmp_path):
+    for path in (tone(tmp_path / "a.wav", 7.0, 44_100, 2), tone(tmp_path / "a.flac", 7.0, 44_100, 2)):
+        with path.open("rb") as file:
+            assert expected_sec(file) == pytest.approx(7.0, rel=0.01)
+
+
+def test_an_hour_and_more_is_decoded_whole(tmp_path):
+    made = Decoder(SETTINGS.model_copy(update={"max_audio_sec": 4 * 3600}))
+    soundfile.write(tmp_path / "a.flac", np.zeros(3 * 3600 * 8000, np.int16), 8000)
+    assert decode(made, tmp_path / "a.flac").duration_sec == 3 * 3600
+    made.close()
