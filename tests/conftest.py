@@ -6,7 +6,6 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-import pytest
 import soundfile
 
 from worker.audio import ffmpeg
@@ -29,15 +28,3 @@ def tone(path: Path, seconds: float, rate: int = 16_000, channels: int = 1, subt
     wave = 0.5 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)
     soundfile.write(path, np.repeat(wave[:, None], channels, axis=1), rate, subtype=subtype)
     return path
-
-
-@pytest.fixture()
-def children():
-    """Fails a test that leaves processes behind."""
-    yield
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        assert fields[0] != "Z", f"a zombie is left: {stat}"

@@ -40,7 +40,8 @@ def frequency(samples: np.ndarray) -> float:
     ("a.opus", ("-c:a", "libopus")), ("a.m4a", ("-c:a", "aac")), ("a.aac", ("-c:a", "aac")), ("a.webm", ("-c:a", "libopus")),
     ("a.mka", ("-c:a", "flac")), ("a.aiff", ()), ("a.au", ()), ("a.caf", ()), ("a.w64", ()), ("a.wma", ()), ("a.ac3", ()),
     ("u8.wav", ("-c:a", "pcm_u8")), ("s24.wav", ("-c:a", "pcm_s24le")), ("f64.wav", ("-c:a", "pcm_f64le")),
-    ("mulaw.wav", ("-c:a", "pcm_mulaw")), ("adpcm.wav", ("-c:a", "adpcm_ms")), ("8k.wav", ("-ar", "8000")), ("96k.flac", ("-ar", "96000")),
+    ("mulaw.wav", ("-c:a", "pcm_mulaw")), ("adpcm.wav", ("-c:a", "adpcm_ms")), ("8k.wav", ("-ar", "8000")),
+    ("96k.flac", ("-ar", "96000")),
     ("stereo.mp3", ("-ac", "2", "-ar", "44100")), ("six.flac", ("-ac", "6")), ("six.m4a", ("-ac", "6", "-c:a", "aac")),
     ("wave.mp2", ()), ("a.ts", ("-c:a", "aac")), ("a.mov", ("-c:a", "pcm_s16le")),
 ])
@@ -49,11 +50,12 @@ def test_every_kind_of_file_has_the_right_length_pitch_and_level(decoder, tmp_pa
     clip = decode(decoder, encode(source, tmp_path / name, *options))
     assert clip.samples.dtype == np.float32
     assert clip.samples.ndim == 1
-    # AAC without a container, AC-3 and MP2 say nothing of the encoder's padding
-    assert clip.duration_sec == pytest.approx(2.0, abs=0.07 if name in ("a.aac", "a.ac3", "wave.mp2", "a.ts", "a.wma") else 0.002)
+    # these formats say nothing of the padding that their encoder added
+    padded = name in ("a.aac", "a.ac3", "wave.mp2", "a.ts", "a.wma", "adpcm.wav")
+    assert clip.duration_sec == pytest.approx(2.0, abs=0.07 if padded else 0.002)
     assert frequency(clip.samples) == pytest.approx(440, abs=2)
-    # ffmpeg's own encoding to six channels puts a mono source into the centre, and mixing down scales it
-    assert np.abs(clip.samples[8000:-8000]).max() == pytest.approx(0.5, abs=0.05) or name.startswith("six")
+    if "-ac" not in options:       # ffmpeg itself lowers the level when it makes several channels out of one
+        assert np.abs(clip.samples[8000:-8000]).max() == pytest.approx(0.5, abs=0.05)
 
 
 def test_video(decoder, tmp_path):
@@ -100,8 +102,8 @@ def test_libsndfile_and_ffmpeg_agree(decoder, tmp_path):
     ("list.m3u8", b"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nfile://{secret}\n#EXT-X-ENDLIST\n", DecodeFailed),
     ("list.wav", b"#EXTM3U\n#EXTINF:5,\n{secret}\n#EXT-X-ENDLIST\n", DecodeFailed),
     ("list.txt", b"ffconcat version 1.0\nfile '{secret}'\n", DecodeFailed),
-    ("list.mpd", b"<?xml version='1.0'?><MPD><Period><AdaptationSet mimeType='audio/mp4'><Representation><BaseURL>{secret}</BaseURL>"
-                 b"</Representation></AdaptationSet></Period></MPD>", DecodeFailed),
+    ("list.mpd", b"<?xml version='1.0'?><MPD><Period><AdaptationSet mimeType='audio/mp4'>"
+                 b"<Representation><BaseURL>{secret}</BaseURL></Representation></AdaptationSet></Period></MPD>", DecodeFailed),
     ("sdp.mp4", b"v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=audio 5004 RTP/AVP 0\n", DecodeFailed),
 ])
 def test_what_is_not_audio_or_points_elsewhere_fails_clearly(decoder, tmp_path, name, body, error):

@@ -45,7 +45,8 @@ def test_shorthands():
 
 def test_an_item_s_options_win_over_the_request_s():
     request = parse({"timestamps": True, "language": "de", "inputs": [
-        "a.wav", {"source": "b.wav", "timestamps": False, "language": "fr"}, {"source": "c.wav", "timestamps": ["char"]}]}, SETTINGS)
+        "a.wav", {"source": "b.wav", "timestamps": False, "language": "fr"},
+        {"source": "c.wav", "timestamps": ["char"]}]}, SETTINGS)
     first, second, third = request.items
     assert (first.options.language, first.view.timestamps) == ("de", ("word", "segment"))
     assert (second.options.language, second.options.timestamps, second.view.timestamps) == ("fr", False, ())

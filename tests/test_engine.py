@@ -1,0 +1,186 @@
+"""The engine on the dry run: everything in its place, whatever was thrown at it, and nothing left behind."""
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import CancelledError
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from conftest import encode, tone
+
+from worker.config import Settings
+from worker.engine import Engine
+from worker.request import parse
+from worker.types import Failure, Result, Transcript
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(skip_model_load=True, allowed_paths=(tmp_path,), data_dir=tmp_path / "data", decode_workers=2,
+                    fetch_timeout_sec=5, max_audio_sec=100)
+
+
+@pytest.fixture
+def engine(settings, tmp_path):
+    with Engine(settings) as made:
+        yield made
+    assert not list((tmp_path / "data").glob("*"))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("ingest", "lane"))]
+
+
+def ask(engine: Engine, payload: dict, **options):
+    return engine.submit(parse(payload, engine.settings), **options).result(60)
+
+
+class Slow:
+    """A backend that can be held, and tells what it has run."""
+
+    def __init__(self) -> None:
+        self.gate, self.seen = threading.Event(), []
+
+    def load(self) -> None:
+        pass
+
+    def infer(self, batch):
+        self.gate.wait(10)
+        self.seen.append([piece.duration_sec for piece in batch.pieces])
+        return [Transcript("") for _ in batch.pieces]
+
+    def close(self) -> None:
+        pass
+
+
+def test_thirty_inputs_seven_of_them_bad_in_seven_ways(engine, tmp_path):
+    good = [str(encode(tone(tmp_path / "s.wav", 1 + i / 10), tmp_path / f"{i}.{suffix}"))
+            for i, suffix in enumerate(["wav", "mp3", "flac", "ogg", "m4a"] * 4 + ["wav"] * 3)]
+    noise, empty = tmp_path / "noise.mp3", tmp_path / "empty.wav"
+    noise.write_bytes(bytes(range(256)) * 40)
+    empty.touch()
+    bad = {"/etc/passwd": "source_forbidden", str(tmp_path / "missing.wav"): "source_not_found", str(noise): "decode_failed",
+           str(empty): "empty_audio", "http://127.0.0.1:1/a.wav": "source_forbidden", "gopher://host/a": "invalid_input",
+           str(tone(tmp_path / "long.flac", 101)): "too_long"}
+    inputs = list(good)
+    for place, source in zip((0, 4, 9, 13, 20, 25, 29), bad, strict=True):
+        inputs.insert(place, source)
+    assert len(inputs) == 30
+    response = ask(engine, {"inputs": [{"source": source, "id": i} for i, source in enumerate(inputs)]})
+    for index, (source, one) in enumerate(zip(inputs, response.results, strict=True)):
+        assert one.index == index
+        if source in bad:
+            assert isinstance(one, Failure)
+            assert one.error.code == bad[source]
+            assert one.id == index
+        else:
+            assert isinstance(one, Result)
+            assert one.duration_sec == pytest.approx(1 + good.index(source) / 10, abs=0.01)
+    assert sum(isinstance(one, Failure) for one in response.results) == 7
+
+
+def test_an_input_that_appears_twice_is_fetched_once_and_answered_twice(settings, tmp_path):
+    hits = []
+    body = tone(tmp_path / "a.wav", 1).read_bytes()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            hits.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}/a.wav"
+    with Engine(settings.model_copy(update={"allow_private_urls": True})) as engine:
+        response = ask(engine, {"inputs": [url, {"source": url, "timestamps": True}, {"source": url, "id": "again"}]})
+    server.shutdown()
+    server.server_close()
+    assert hits == ["/a.wav"]
+    assert [one.duration_sec for one in response.results] == [1.0, 1.0, 1.0]
+    assert [one.item.view.timestamps for one in response.results] == [(), ("word", "segment"), ()]
+
+
+def test_every_result_is_told_as_it_is_done_and_a_listener_that_fails_harms_nobody(engine, tmp_path):
+    path, told = str(tone(tmp_path / "a.wav", 1)), []
+
+    def listen(outcome):
+        told.append(outcome.index)
+        raise RuntimeError
+
+    response = ask(engine, {"inputs": [path, "missing:", str(tmp_path / "b.wav")]}, on_result=listen)
+    assert sorted(told) == [0, 1, 2]
+    assert len(response.results) == 3
+
+
+def test_a_request_of_nothing_but_rejected_inputs_is_answered(engine):
+    response = ask(engine, {"inputs": [5, {"id": "x"}]})
+    assert [one.error.code for one in response.results] == ["invalid_input"] * 2
+
+
+def test_cancelling_drops_what_is_not_on_the_device(settings, tmp_path):
+    model = Slow()
+    with Engine(settings, create_backend=lambda _row: model) as engine:
+        paths = [str(tone(tmp_path / f"{i}.wav", 70 + i)) for i in range(5)]
+        future = engine.submit(parse({"inputs": paths}, engine.settings.model_copy(update={"short_max_sec": 1})))
+        deadline = time.monotonic() + 10
+        while not engine._lane._waiting and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert future.cancel()
+        model.gate.set()
+        with pytest.raises(CancelledError):
+            future.result(5)
+        other = ask(engine, {"inputs": [str(tone(tmp_path / "other.wav", 1))]})
+        assert isinstance(other.results[0], Result)
+        assert sum(map(len, model.seen)) <= 3
+        assert engine._ingest._held_sec == pytest.approx(0, abs=1e-6)
+
+
+def test_decoded_audio_in_flight_is_bounded_and_all_given_back(settings, tmp_path):
+    model, held = Slow(), []
+    bounded = settings.model_copy(update={"read_ahead_sec": 20.0})
+    paths = [str(tone(tmp_path / f"{i}.wav", 5)) for i in range(20)]
+    with Engine(bounded, create_backend=lambda _row: model) as engine:
+        future = engine.submit(parse({"inputs": paths}, engine.settings))
+        for _ in range(50):
+            held.append(engine._ingest._held_sec)
+            time.sleep(0.01)
+        model.gate.set()
+        assert len(future.result(30).results) == 20
+        assert max(held) >= 20
+        assert max(held) <= 20 + bounded.decode_workers * 5 + 0.1
+        assert engine._ingest._held_sec == pytest.approx(0, abs=1e-6)
+
+
+def test_a_small_request_is_not_held_up_by_a_large_one(settings, tmp_path):
+    many = [str(tone(tmp_path / f"{i}.m4a.wav", 1 + i % 7)) for i in range(60)]
+    small = str(tone(tmp_path / "small.wav", 3.3))
+    with Engine(settings) as engine:
+        large = engine.submit(parse({"inputs": many}, engine.settings))
+        ask(engine, {"inputs": [small]})
+        assert not large.done()
+        assert len(large.result(60).results) == 60
+
+
+def test_concurrent_requests_share_batches(settings, tmp_path):
+    model = Slow()
+    model.gate.set()
+    path = str(tone(tmp_path / "a.wav", 1))
+    with Engine(settings.model_copy(update={"batch_wait_sec": 0.5}), create_backend=lambda _row: model) as engine:
+        ask(engine, {"inputs": [path]})
+        model.seen.clear()
+        futures = [engine.submit(parse({"inputs": [path]}, engine.settings)) for _ in range(16)]
+        for future in futures:
+            future.result(10)
+    assert len(model.seen) < 8
+
+
+def test_every_task_has_an_answer_in_the_dry_run(engine, tmp_path):
+    path = str(tone(tmp_path / "a.wav", 2))
+    kinds = {task: type(ask(engine, {"task": task, "inputs": [path]}).results[0].output).__name__
+             for task in ("transcribe", "translate", "caption", "chat", "embed", "analyze")}
+    assert kinds == {"transcribe": "Transcript", "translate": "Transcript", "caption": "Caption", "chat": "Reply",
+                     "embed": "Embedding", "analyze": "Analysis"}
