@@ -4,7 +4,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.backends.timing import segments, words
+from worker.backends.timing import chars, segments, words
 from worker.types import Span
 
 
@@ -43,3 +43,8 @@ def test_segments_end_with_sentences_and_before_long_pauses():
     spoken = [Span("one.", 0, 1), Span("two", 1, 2), Span("three", 5, 6)]
     assert segments(spoken) == (Span("one.", 0, 1), Span("two", 1, 2), Span("three", 5, 6))
     assert segments([]) == ()
+
+
+def test_letters_share_their_token_s_time():
+    assert chars([Span("▁ab", 1.0, 2.0), Span("c.", 2.0, 3.0)]) == (
+        Span("a", 1.0, 1.5), Span("b", 1.5, 2.0), Span("c", 2.0, 2.5), Span(".", 2.5, 3.0))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from worker.backends.timing import chars
 from worker.catalog import Model
 from worker.config import Settings
 from worker.types import Analysis, Batch, Caption, Embedding, Output, Piece, Reply, Span, Transcript
@@ -45,9 +46,8 @@ def _transcript(text: str, piece: Piece) -> Transcript:
     words = text.split()
     step = piece.duration_sec / len(words)
     spans = tuple(Span(word, i * step, (i + 1) * step) for i, word in enumerate(words))
-    chars = tuple(Span(char, span.start, span.end) for span in spans for char in span.text)
     language = piece.options.target_language or piece.options.language
-    return Transcript(text, spans, (Span(text, 0.0, piece.duration_sec),), chars, language)
+    return Transcript(text, spans, (Span(text, 0.0, piece.duration_sec),), chars(spans), language)
 
 
 def _embedding(piece: Piece) -> Embedding:

@@ -110,12 +110,34 @@ class Nemo:
         if long and self._device.type == "cuda" and not self._long_decoder_warm:
             self._warm(True, 1, self._settings.max_audio_sec)
             self._long_decoder_warm = True
-        rows = []
-        for hypothesis in self._decoders[long].rnnt_decoder_predictions_tensor(encoded, frames, return_hypotheses=True):
-            ids, starts = _list(hypothesis.y_sequence), _list(hypothesis.timestamp)
-            lasts = _list(hypothesis.token_duration) or [1] * len(ids)
-            rows.append((hypothesis.text, ids, starts, lasts))
-        return rows
+        hypotheses = self._decoders[long].rnnt_decoder_predictions_tensor(encoded, frames, return_hypotheses=True)
+        ids = [_list(hypothesis.y_sequence) for hypothesis in hypotheses]
+        starts = [_list(hypothesis.timestamp) for hypothesis in hypotheses]
+        lasts = self._durations(encoded, ids, starts)
+        return [(h.text, *row) for h, *row in zip(hypotheses, ids, starts, lasts, strict=True)]
+
+    def _durations(self, encoded: Any, ids: list[list[int]], starts: list[list[int]]) -> list[list[int]]:
+        """Frames that each token lasts: for a TDT model what its duration head says, else one.
+
+        NeMo 3.0.0 reports durations too, but while one row of a batch looks for its next token it overwrites those of the
+        others. So the duration head is asked again, for all tokens at once: the prediction network runs over the text that
+        was found, and the last layer of the joint is computed for the durations alone.
+        """
+        torch, joint = self._torch, self._model.joint
+        count = joint.num_extra_outputs
+        longest = max(map(len, ids))
+        if not count or not longest:
+            return [[1] * len(row) for row in ids]
+        lengths = torch.tensor([len(row) for row in ids], device=self._device)
+        targets, at = (torch.tensor([row + [0] * (longest - len(row)) for row in table], device=self._device)
+                       for table in (ids, starts))
+        before, _, _ = self._model.decoder(targets=targets, target_length=lengths)
+        heard = encoded.transpose(1, 2).gather(1, at[:, :, None].expand(-1, -1, encoded.shape[1]))
+        hidden = joint.project_encoder(heard) + joint.project_prednet(before.transpose(1, 2)[:, :longest])
+        last = joint.joint_net[-1]
+        logits = torch.nn.functional.linear(joint.joint_net[:-1](hidden), last.weight[-count:], last.bias[-count:])
+        table = torch.tensor(list(self._model.cfg.decoding.durations), device=self._device)
+        return [row[:len(own)] for row, own in zip(table[logits.argmax(dim=-1)].tolist(), ids, strict=True)]
 
     def _transcript(self, piece: Piece, text: str, ids: list[int], starts: list[int], lasts: list[int]) -> Transcript:
         end_sec = piece.duration_sec
@@ -123,8 +145,7 @@ class Nemo:
         tokens = [Span(name, min(start * self._frame_sec, end_sec), min((start + max(1, last)) * self._frame_sec, end_sec))
                   for name, start, last in zip(names, starts, lasts, strict=True)]
         words = timing.words(tokens)
-        chars = tuple(Span(bare, t.start, t.end) for t in tokens if (bare := t.text.replace("▁", " ").strip()))
-        return Transcript(text.strip(), words, timing.segments(words), chars, self._language(piece))
+        return Transcript(text.strip(), words, timing.segments(words), timing.chars(tokens), self._language(piece))
 
     def _language(self, piece: Piece) -> str | None:
         return piece.options.language or (self._row.languages[0] if len(self._row.languages) == 1 else None)
@@ -154,7 +175,7 @@ def _dtype(torch: Any, wanted: str, device: Any) -> Any:
 
 
 def _decoder(model: Any) -> Any:
-    """A decoder of the model's own strategy made greedy and batched, with the duration of each token kept."""
+    """A decoder of the model's own strategy made greedy and batched."""
     from copy import deepcopy
 
     from omegaconf import open_dict
@@ -164,7 +185,6 @@ def _decoder(model: Any) -> Any:
         config.strategy = "greedy_batch"
         config.compute_timestamps = False
         config.preserve_alignments = False
-        config.tdt_include_token_duration = True
     model.change_decoding_strategy(config, verbose=False)
     return model.decoding
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from worker.backends.timing import segments
+from worker.backends.timing import chars, segments
 from worker.catalog import Model
 from worker.config import Settings
 from worker.errors import ModelUnavailable
@@ -52,16 +52,10 @@ class Pocketsphinx:
         words = tuple(Span(_spelling(s.word), s.start_frame * frame_sec, min((s.end_frame + 1) * frame_sec, piece.duration_sec))
                       for s in decoder.seg() if not s.word.startswith(_FILLER))
         text = " ".join(word.text for word in words)
-        return Transcript(text, words, segments(words), _chars(words), "en")
+        return Transcript(text, words, segments(words), chars(words), "en")
 
 
 def _spelling(word: str) -> str:
     """The word without the number of its pronunciation: 'the(2)' is 'the'."""
     return word.split("(", 1)[0]
 
-
-def _chars(words: tuple[Span, ...]) -> tuple[Span, ...]:
-    """The engine times words only: a word's letters share its time evenly."""
-    return tuple(Span(char, word.start + i * (word.end - word.start) / len(word.text),
-                      word.start + (i + 1) * (word.end - word.start) / len(word.text))
-                 for word in words for i, char in enumerate(word.text))

@@ -36,6 +36,16 @@ def words(tokens: Iterable[Span], *, marker: str = "▁") -> tuple[Span, ...]:
     return tuple(found)
 
 
+def chars(spans: Iterable[Span], *, marker: str = "▁") -> tuple[Span, ...]:
+    """The letters of tokens or words; those of one span share its time evenly."""
+    found: list[Span] = []
+    for span in spans:
+        letters = span.text.replace(marker, " ").strip()
+        step = (span.end - span.start) / max(1, len(letters))
+        found += [Span(letter, span.start + i * step, span.start + (i + 1) * step) for i, letter in enumerate(letters)]
+    return tuple(found)
+
+
 def segments(spoken: Sequence[Span]) -> tuple[Span, ...]:
     """Groups words into segments, which end with a sentence or before a long pause."""
     groups: list[list[Span]] = []
