@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from worker import openai_route
 from worker.config import Settings
 from worker.errors import AviaryError, InternalError, ResultTooLarge
 from worker.types import S3Access
@@ -67,11 +68,11 @@ class Door:
             log.exception("job %s failed", name)
             answer, data = {"error": f"a fault of the worker: {type(error).__name__} (see the log, job {name})",
                             "code": InternalError.code, "retryable": False}, b""
-        if self._engine is not None and self._engine.lost is not None:
+        if self._engine is not None and self._engine.lost is not None and isinstance(answer, dict):
             answer["refresh_worker"] = True
-        usage = answer.get("usage", {})
-        log.info("job %s: %s inputs, %s failed, %s s of audio, %.2f s, %d bytes%s", name, usage.get("inputs", 0),
-                 usage.get("failed", 0), usage.get("audio_sec", 0), time.monotonic() - started, len(data),
+        usage = answer.get("usage", {}) if isinstance(answer, dict) else {}
+        log.info("job %s: %s inputs, %s failed, %s s of audio, %.2f s, %d bytes%s", name, usage.get("inputs", 1),
+                 usage.get("failed", 0), usage.get("audio_sec", "?"), time.monotonic() - started, len(data),
                  f", refused: {answer['code']}" if "code" in answer else "")
         return answer
 
@@ -99,10 +100,16 @@ class Door:
         from worker.request import parse
 
         own = _s3_access(job.get("s3Config"))
-        request = await asyncio.to_thread(parse, job.get("input"), self.settings, s3=own)
+        payload, shape = _by_route(job.get("input"))
+        if payload is None:
+            listing = openai_route.models()
+            return listing, _strict(listing)
+        request = await asyncio.to_thread(parse, payload, self.settings, s3=own)
         response = await self._run(job, request)
         bucket = Bucket(self.settings, own)
         answer = await asyncio.to_thread(render.to_json, response, bucket.put)
+        if shape is not None and "error" not in answer:
+            answer = shape(answer)
         data = await asyncio.to_thread(_strict, answer)
         if len(data) > self.settings.max_result_bytes:
             answer = await asyncio.to_thread(self._elsewhere, answer, data, bucket)
@@ -180,6 +187,16 @@ class Door:
         from worker import catalog
 
         self.engine.load(catalog.find(self.settings.default_model).id).result()
+
+
+def _by_route(payload: Any) -> tuple[Any, openai_route.Shape | None]:
+    """The payload, and what shapes its answer where it came through Runpod's OpenAI proxy. None asks for the models."""
+    if not isinstance(payload, Mapping) or "openai_route" not in payload:
+        return payload, None
+    route = str(payload["openai_route"])
+    if route == "/v1/models":
+        return None, None
+    return openai_route.translate(route, payload.get("openai_input"))
 
 
 def _s3_access(config: Any) -> S3Access | None:
