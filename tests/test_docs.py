@@ -32,7 +32,8 @@ def test_every_setting_stands_in_the_table_with_its_default_and_meaning(name):
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.id)
 def test_every_model_stands_in_the_table(model):
     alias = (model.aliases or (model.id,))[0]
-    assert re.search(rf"^\| `{re.escape(alias)}` \| `{re.escape(model.id)}` \| .+ \| {re.escape(model.licence)} \|$", README, re.MULTILINE)
+    row = rf"^\| `{re.escape(alias)}` \| `{re.escape(model.id)}` \| .+ \| {re.escape(model.licence)} \|$"
+    assert re.search(row, README, re.MULTILINE)
 
 
 def every(cls: type) -> set[type]:

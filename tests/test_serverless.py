@@ -17,9 +17,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from runpod_host import REPO, Process, RunpodHost, clean_env
 
+from worker import serverless
 from worker.config import Settings
 from worker.engine import Engine
 from worker.serverless import Door
+from worker.types import Transcript
 
 WEEK = (REPO / "samples/week.wav").read_bytes()
 MANY = {"timestamps": True, "inputs": ["samples/week.wav"] * 20 + ["samples/none.wav"]}
@@ -195,7 +197,18 @@ class TestResults:
 
     @pytest.mark.parametrize("payload", [None, "text", [1], 5])
     def test_an_input_that_is_no_object_has_failed(self, host, worker, payload):
-        assert isinstance(host.result(host.submit(payload))["error"], str)
+        assert "must be a JSON object" in host.result(host.submit(payload))["error"]
+
+    def test_a_request_of_characters_that_no_json_carries_is_answered(self, host, worker):
+        payload = {"openai_route": "/v1/audio/transcriptions", "openai_input": {"a\ud800": 1}}
+        assert "a? is not a field" in host.result(host.submit(payload), 8)["error"]
+
+    def test_an_id_of_such_characters_spoils_no_other_input(self, host, worker):
+        post = host.result(host.submit({"inputs": ["samples/week.wav", {"source": 1, "id": "b\ud800"}]}), 8)
+        assert "error" not in post
+        good, bad = post["output"]["results"]
+        assert good["text"].startswith("[dry-run]")
+        assert (bad["id"], bad["error"]["code"]) == ("b?", "invalid_input")
 
     def test_odd_characters_pass(self, host, worker):
         names = ["ß\u2028\0", "\U0001f426", "a\"b\\c"]
@@ -388,6 +401,60 @@ class TestLostDevice:
         answer = asyncio.run(door.handle({"id": "bad", "input": {"inputs": [str(REPO / "samples/none.wav")]}}))
         assert "error" in answer
         assert "refresh_worker" not in answer
+
+
+class TestOpenAi:
+    """Answers that are bare text, or have none of our fields."""
+
+    class Spoken:
+        def load(self):
+            pass
+
+        def infer(self, batch):
+            return [Transcript("the code is seven") for _ in batch.pieces]
+
+        def close(self):
+            pass
+
+    def ask(self, **settings):
+        settings = Settings(model="parakeet", allowed_paths=(REPO,), **settings)
+        asked = {"audio": str(REPO / "samples/week.wav"), "response_format": "text"}
+        with Engine(settings, create_backend=lambda model: self.Spoken()) as engine:
+            job = {"id": "openai", "input": {"openai_route": "/v1/audio/transcriptions", "openai_input": asked}}
+            return asyncio.run(Door(settings, engine=engine).handle(job))
+
+    def test_a_text_answer_may_hold_any_word(self):
+        assert self.ask() == "the code is seven"
+
+    def test_a_large_text_answer_goes_to_the_bucket_as_well(self, bucket, monkeypatch):
+        monkeypatch.setattr(self.Spoken, "infer", lambda self, batch: [Transcript("seven " * 500) for _ in batch.pieces])
+        answer = self.ask(max_result_bytes=2000, bucket_endpoint_url=bucket["endpoint"], bucket_name=bucket["bucket"],
+                          bucket_access_key_id=bucket["key"], bucket_secret_access_key=bucket["secret"])
+        assert set(answer) == {"result_url", "result_bytes"}
+        with urllib.request.urlopen(answer["result_url"]) as response:
+            assert json.loads(response.read()).startswith("seven seven")
+
+
+class TestProgressThatFails:
+    def test_spoils_no_job(self, monkeypatch, site):
+        from runpod.serverless.modules import rp_progress
+
+        posted = []
+
+        async def fail(session, job, progress):
+            posted.append(progress)
+            raise OSError("the job host is away")
+
+        monkeypatch.setattr(rp_progress, "_async_progress_update", fail)
+        monkeypatch.setattr(serverless, "PROGRESS_SEC", 0.05)
+        settings = Settings(skip_model_load=True, allowed_paths=(REPO,), allow_private_urls=True,
+                            runpod_webhook_get_job="http://127.0.0.1:1/job-take/w?x")
+        inputs = [str(REPO / "samples/week.wav"), site.url("after/1.5/slow")]
+        with Engine(settings) as engine:
+            answer = asyncio.run(Door(settings, engine=engine).handle({"id": "away", "input": {"inputs": inputs}}))
+        assert posted
+        assert "error" not in answer
+        assert answer["usage"]["failed"] == 0
 
 
 class TestUnfit:

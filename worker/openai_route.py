@@ -89,10 +89,10 @@ def _turns(messages: Any) -> Json:
         parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
         texts: list[str] = []
         for part in parts:
-            kind = part.get("type") if isinstance(part, Mapping) else None
+            kind = str(part.get("type")) if isinstance(part, Mapping) else ""
             if kind == "text" and isinstance(part.get("text"), str):
-                texts.append(part["text"])
-            elif isinstance(kind, str) and kind in ("audio", "input_audio"):
+                texts.append(str(part["text"]))
+            elif kind in ("audio", "input_audio"):
                 audios.append(_source(part.get(kind), kind))
             else:
                 raise RequestError("a content part is text, input_audio or audio", param="messages")

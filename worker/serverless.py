@@ -9,7 +9,6 @@ here and awaited before the result is returned, so that it cannot overtake it. A
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import threading
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROGRESS_SEC = 2.0
+_MODELS = object()
 
 
 class Door:
@@ -63,7 +63,7 @@ class Door:
             answer = {"error": error.message, "code": error.code, "retryable": error.retryable}
             if error.param:
                 answer["param"] = error.param
-            data = b""
+            answer, data = _strict(answer)[0], b""
         except Exception as error:
             log.exception("job %s failed", name)
             answer, data = {"error": f"a fault of the worker: {type(error).__name__} (see the log, job {name})",
@@ -73,7 +73,7 @@ class Door:
         usage = answer.get("usage", {}) if isinstance(answer, dict) else {}
         log.info("job %s: %s inputs, %s failed, %s s of audio, %.2f s, %d bytes%s", name, usage.get("inputs", 1),
                  usage.get("failed", 0), usage.get("audio_sec", "?"), time.monotonic() - started, len(data),
-                 f", refused: {answer['code']}" if "code" in answer else "")
+                 f", refused: {answer['code']}" if isinstance(answer, dict) and "code" in answer else "")
         return answer
 
     def start(self) -> None:
@@ -101,16 +101,16 @@ class Door:
 
         own = _s3_access(job.get("s3Config"))
         payload, shape = _by_route(job.get("input"))
-        if payload is None:
+        if payload is _MODELS:
             listing = openai_route.models()
-            return listing, _strict(listing)
+            return _strict(listing)
         request = await asyncio.to_thread(parse, payload, self.settings, s3=own)
         response = await self._run(job, request)
         bucket = Bucket(self.settings, own)
         answer = await asyncio.to_thread(render.to_json, response, bucket.put)
         if shape is not None and "error" not in answer:
             answer = shape(answer)
-        data = await asyncio.to_thread(_strict, answer)
+        answer, data = await asyncio.to_thread(_strict, answer)
         if len(data) > self.settings.max_result_bytes:
             answer = await asyncio.to_thread(self._elsewhere, answer, data, bucket)
         return answer, data
@@ -130,8 +130,9 @@ class Door:
             response = await future
         finally:
             progress.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await progress
+            await asyncio.wait([progress])
+            if not progress.cancelled() and (fault := progress.exception()):
+                log.warning("job %s: its progress could not be posted: %s", job.get("id", ""), type(fault).__name__)
         return response
 
     async def _progress(self, job: Mapping[str, Any], total: int, done: Any) -> None:
@@ -161,7 +162,8 @@ class Door:
                                  "ask for pooling or base64, or set BUCKET_NAME, BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY "
                                  "(and BUCKET_ENDPOINT_URL)")
         url = bucket.put("result.json", data, "application/json")
-        short = {key: value for key, value in answer.items() if key != "results"}
+        kept = answer if isinstance(answer, dict) and "results" in answer else {}     # OpenAI's shapes are all result
+        short = {key: value for key, value in kept.items() if key != "results"}
         return {**short, "result_url": url, "result_bytes": size}
 
     async def _handle_and_show(self, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,12 +192,12 @@ class Door:
 
 
 def _by_route(payload: Any) -> tuple[Any, openai_route.Shape | None]:
-    """The payload, and what shapes its answer where it came through Runpod's OpenAI proxy. None asks for the models."""
+    """The payload, and what shapes its answer where it came through Runpod's OpenAI proxy. _MODELS asks for the models."""
     if not isinstance(payload, Mapping) or "openai_route" not in payload:
         return payload, None
     route = str(payload["openai_route"])
     if route == "/v1/models":
-        return None, None
+        return _MODELS, None
     return openai_route.translate(route, payload.get("openai_input"))
 
 
@@ -206,13 +208,23 @@ def _s3_access(config: Any) -> S3Access | None:
     return S3Access(config.get("endpointUrl"), config.get("accessId"), config.get("accessSecret"), config.get("bucketName"))
 
 
-def _strict(answer: dict[str, Any]) -> bytes:
-    """The answer as strict JSON. Raises ValueError for NaN, TypeError for anything that JSON has no word for."""
-    return json.dumps(answer, allow_nan=False, ensure_ascii=False).encode("utf-8")
+def _strict(answer: Any) -> tuple[Any, bytes]:
+    """The answer and its strict JSON, both without lone surrogates, for which the SDK would post nothing at all.
+
+    Raises ValueError for NaN, TypeError for anything that JSON has no word for.
+    """
+    text = json.dumps(answer, allow_nan=False, ensure_ascii=False)
+    try:
+        return answer, text.encode("utf-8")
+    except UnicodeEncodeError:
+        data = text.encode("utf-8", "replace")
+        return json.loads(data), data
 
 
-def _report(answer: dict[str, Any]) -> str:
+def _report(answer: Any) -> str:
     """The answer for a person at a terminal."""
+    if not isinstance(answer, dict):        # a route of OpenAI's that answers with text
+        return f"\n{answer}\n"
     lines = [f"\n{answer.get('model', '')}"]
     for one in answer.get("results", []):
         name = one["id"] if one["id"] is not None else f"input {one['index']}"
