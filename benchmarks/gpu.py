@@ -1,0 +1,105 @@
+"""Full-size Parakeet with random weights on a CUDA device: speed, memory, and graph captures after warm-up.
+
+Random weights emit unreal numbers of tokens, so encoder and decoder are timed apart; the encoder's figure is the one to
+compare. Written without a GPU at hand: it has not been run yet.
+"""
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from benchmarks.measures import Row
+
+
+def measure() -> list[Row]:
+    from benchmarks.measures import Row
+
+    try:
+        import torch
+    except ImportError:
+        torch = None
+    if torch is None or not torch.cuda.is_available():
+        return [Row("full-size Parakeet on a GPU", "not run: no CUDA device here", "reported", None)]
+    from worker.backends import create
+    from worker.catalog import find
+    from worker.config import Settings
+    from worker.types import Batch, Clip, Options, Piece
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = _full_size(Path(folder))
+        backend: Any = create(find(path), Settings(device="cuda"))
+        backend.load()
+        captures = _count_captures(backend)
+        noise = np.random.default_rng(0).standard_normal(4 * 3600 * 16_000, dtype=np.float32) * 0.1
+        for seconds, sizes in ((5, (1, 4, 16)), (30, (1, 16)), (600, (1, 2)), (3600, (1,)), (3 * 3600, (1,))):
+            for size in sizes:
+                piece = Piece(Clip(noise[: seconds * 16_000]), Options(path))
+                batch = Batch((piece,) * size, long=seconds > 600)
+                backend.infer(batch)
+                torch.cuda.reset_peak_memory_stats()
+                before, started = captures(), time.perf_counter()
+                for _ in range(3):
+                    backend.infer(batch)
+                torch.cuda.synchronize()
+                took = (time.perf_counter() - started) / 3
+                encoder = _encoder_sec(torch, backend, batch)
+                shown = (f"RTFx {size * seconds / took:.0f}, encoder alone {size * seconds / encoder:.0f}, peak "
+                         f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB, {captures() - before} captures")
+                rows.append(Row(f"{size} x {seconds} s on {torch.cuda.get_device_name()}", shown, "reported", None))
+    return rows
+
+
+def _full_size(folder: Path) -> str:
+    """parakeet-tdt-0.6b's shape with random weights, saved as a .nemo file."""
+    import nemo.collections.asr as nemo_asr
+
+    from tests.fixtures import train_parakeet as tiny
+
+    (folder / "tokenizer").mkdir()
+    tiny.tokenizer(folder / "tokenizer", [" ".join(tiny.DIGITS)] * 20)
+    config = tiny.config(d_model=1024, layers=24)
+    config.tokenizer.dir = str(folder / "tokenizer")
+    config.preprocessor.features = config.encoder.feat_in = 128
+    config.encoder.subsampling_conv_channels, config.encoder.n_heads = 256, 8
+    config.decoder.prednet.pred_hidden = config.joint.jointnet.joint_hidden = 640
+    config.decoder.prednet.pred_rnn_layers = 2
+    config.model_defaults.pred_hidden = config.model_defaults.joint_hidden = 640
+    model = nemo_asr.models.EncDecRNNTBPEModel(cfg=config)
+    path = folder / "full-size.nemo"
+    model.save_to(str(path))
+    return str(path)
+
+
+def _count_captures(backend: Any) -> Any:
+    """How often the decoders have captured their graphs so far."""
+    count = 0
+    for decoder in backend._decoders.values():
+        computer = decoder.decoding._decoding_computer
+        original = computer._graph_reinitialize
+
+        def counting(*args: Any, original: Any = original, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            return original(*args, **kwargs)
+
+        computer._graph_reinitialize = counting
+    return lambda: count
+
+
+def _encoder_sec(torch: Any, backend: Any, batch: Any) -> float:
+    model = backend._model
+    signal = torch.from_numpy(np.stack([piece.clip.samples for piece in batch.pieces])).to(backend._device)
+    lengths = torch.full((len(batch.pieces),), signal.shape[1], device=backend._device)
+    with torch.inference_mode(), backend._attention(list(batch.pieces)):
+        mel, frames = model.preprocessor(input_signal=signal, length=lengths)
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        model.encoder(audio_signal=mel.to(backend._dtype), length=frames)
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
