@@ -1,13 +1,13 @@
 """S3, for what does not fit into an answer: put bytes, get a presigned URL that works for seven days.
 
-The bucket is the job's own (`s3Config`), else the worker's (`BUCKET_*`). boto3 is imported on first use.
+Signing needs no network; the upload itself goes through the same guard as downloads do. The bucket is the job's own (`s3Config`), else the worker's (`BUCKET_*`). boto3 is imported on first use.
 """
 from __future__ import annotations
 
 import uuid
 
 from worker.config import Settings
-from worker.errors import AviaryError, FetchFailed
+from worker.errors import AviaryError, FetchFailed, SourceForbidden
 from worker.types import S3Access
 
 URL_SEC = 7 * 24 * 3600
@@ -21,31 +21,41 @@ class NoBucket(AviaryError):
 
 
 class Bucket:
+    """`job`: the job's own bucket, used when it names one whole; its endpoint, like any URL from outside, must be public."""
+
     def __init__(self, settings: Settings, job: S3Access | None = None) -> None:
-        self._access = job or S3Access(settings.bucket_endpoint_url, settings.bucket_access_key_id,
-                                       settings.bucket_secret_access_key, settings.bucket_name, trusted=True)
+        mine = S3Access(settings.bucket_endpoint_url, settings.bucket_access_key_id, settings.bucket_secret_access_key,
+                        settings.bucket_name, trusted=True)
+        self._access = job if job and job.bucket and job.key and job.secret else mine
+        self._allow_private = self._access.trusted or settings.allow_private_urls
 
     @property
     def configured(self) -> bool:
         return bool(self._access.bucket and self._access.key and self._access.secret)
 
     def put(self, name: str, data: bytes, content_type: str) -> str:
-        """Stores the bytes under a fresh key and returns a presigned URL. Raises NoBucket, FetchFailed."""
+        """Stores the bytes under a fresh key and returns a presigned URL. Raises NoBucket, FetchFailed, SourceForbidden."""
         if not self.configured:
             raise NoBucket("nothing to store it in: set BUCKET_NAME, BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY (and "
                            "BUCKET_ENDPOINT_URL), or send s3Config with the job")
         import boto3
+        import requests
         from botocore.config import Config
-        from botocore.exceptions import BotoCoreError, ClientError
+
+        from worker.audio import guard
 
         access = self._access
         style = Config(signature_version="s3v4", s3={"addressing_style": "path" if access.endpoint else "auto"})
         client = boto3.client("s3", endpoint_url=access.endpoint, aws_access_key_id=access.key,
                               aws_secret_access_key=access.secret, config=style)
-        key = f"aviary/{uuid.uuid4().hex}/{name}"
+        where = {"Bucket": access.bucket, "Key": f"aviary/{uuid.uuid4().hex}/{name}"}
+        upload = client.generate_presigned_url("put_object", Params={**where, "ContentType": content_type}, ExpiresIn=3600)
         try:
-            client.put_object(Bucket=access.bucket, Key=key, Body=data, ContentType=content_type)
-            where = {"Bucket": access.bucket, "Key": key}
-            return str(client.generate_presigned_url("get_object", Params=where, ExpiresIn=URL_SEC))
-        except (BotoCoreError, ClientError) as error:
+            with guard.session(allow_private=self._allow_private) as session:
+                session.put(upload, data=data, headers={"Content-Type": content_type}, timeout=120,
+                            allow_redirects=False).raise_for_status()
+        except guard.PrivateAddress as error:
+            raise SourceForbidden("the bucket's endpoint is not public (ALLOW_PRIVATE_URLS)") from error
+        except requests.exceptions.RequestException as error:
             raise FetchFailed(f"the bucket did not take {name}: {type(error).__name__}") from error
+        return str(client.generate_presigned_url("get_object", Params=where, ExpiresIn=URL_SEC))
