@@ -1,6 +1,7 @@
 """S3, for what does not fit into an answer: put bytes, get a presigned URL that works for seven days.
 
-Signing needs no network; the upload itself goes through the same guard as downloads do. The bucket is the job's own (`s3Config`), else the worker's (`BUCKET_*`). boto3 is imported on first use.
+Signing needs no network; the upload itself goes through the same guard as downloads do.
+The bucket is the job's own (`s3Config`), else the worker's (`BUCKET_*`). boto3 is imported on first use.
 """
 from __future__ import annotations
 

@@ -8,11 +8,11 @@ future (before its result is set) drops what is not yet on the device and stops 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 
@@ -24,7 +24,20 @@ from worker.batching import Limits
 from worker.config import Settings
 from worker.errors import AviaryError, DeviceLost
 from worker.lane import Done, Lane
-from worker.types import Failure, Item, Options, Piece, Request, Response, Result, Source, Timing
+from worker.types import (
+    Failure,
+    Item,
+    Options,
+    Output,
+    Piece,
+    Request,
+    Response,
+    Result,
+    Source,
+    Timing,
+    Transcript,
+    View,
+)
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +61,7 @@ class Engine:
         for item in request.items:
             groups.setdefault(item.source, []).append(item)
         if groups:
-            self._ingest.submit(deque(self._unit(run, source, items) for source, items in groups.items()))
+            self._ingest.submit(self._unit(run, source, items) for source, items in groups.items())
         run.future.add_done_callback(lambda future: self._lane.nudge() if future.cancelled() else None)
         return run.future
 
@@ -101,9 +114,18 @@ class Engine:
                 run.spent(queue_sec=outcome.queue_sec, model_sec=outcome.model_sec)
             for item in items:
                 run.done(Failure(item.index, outcome, item.id) if isinstance(outcome, AviaryError) else
-                         Result(item, piece.duration_sec, outcome.output, piece.clip.warning))
+                         Result(item, piece.duration_sec, _shown(outcome.output, item.view), piece.clip.warning))
 
         return deliver
+
+
+def _shown(output: Output, view: View) -> Output:
+    """The output without the spans that its view leaves out: ten thousand results should not hold every letter's time."""
+    if not isinstance(output, Transcript):
+        return output
+    timed = bool(view.timestamps) or view.format not in ("json", "text")
+    return dataclasses.replace(output, words=output.words if timed else (), segments=output.segments if timed else (),
+                               chars=output.chars if "char" in view.timestamps else ())
 
 
 class _Run:

@@ -89,10 +89,13 @@ def parse(payload: Any, settings: Settings, *, s3: S3Access | None = None, trust
     _options(body, body, checked, model.id)
 
     items: list[Item] = []
+    alike: dict[Any, Any] = {}       # equal options and views are one object: there may be ten thousand items
     rejected: list[Failure] = []
     for index, raw in enumerate(inputs):
         try:
-            items.append(_item(index, raw, body, checked, model.id, s3=s3, trusted=trusted))
+            item = _item(index, raw, body, checked, model.id, s3=s3, trusted=trusted)
+            options, view = alike.setdefault(item.options, item.options), alike.setdefault(item.view, item.view)
+            items.append(Item(index, item.source, options, view, item.id))
         except AviaryError as error:
             name_of = raw.get("id") if isinstance(raw, Mapping) else None
             rejected.append(Failure(index, error, name_of if isinstance(name_of, str | int) else None))

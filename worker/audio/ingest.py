@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from worker.audio.decode import Decoder, expected_sec
@@ -48,7 +48,7 @@ class Ingest:
     def __init__(self, settings: Settings, *, delivered: Callable[[], None] = lambda: None) -> None:
         self._fetcher, self._decoder = Fetcher(settings), Decoder(settings)
         self._read_ahead_sec, self._delivered = settings.read_ahead_sec, delivered
-        self._turns: deque[deque[Unit]] = deque()
+        self._turns: deque[Iterator[Unit]] = deque()
         self._held_sec = 0.0
         self._busy = 0
         self._closed = False
@@ -58,8 +58,8 @@ class Ingest:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, units: deque[Unit]) -> None:
-        """Queues the units of one request."""
+    def submit(self, units: Iterator[Unit]) -> None:
+        """Queues the units of one request; each is made only when its turn comes."""
         with self._changed:
             self._turns.append(units)
             self._changed.notify_all()
@@ -91,9 +91,10 @@ class Ingest:
                 if self._closed:
                     return
                 units = self._turns.popleft()
-                unit = units.popleft()
-                if units:
-                    self._turns.append(units)
+                unit = next(units, None)
+                if unit is None:
+                    continue
+                self._turns.append(units)
                 self._busy += 1
             try:
                 self._work(unit)
