@@ -12,6 +12,7 @@ import soundfile
 from conftest import encode, tone
 
 from worker.audio.decode import Decoder, expected_sec
+from worker.audio.process import without_padding
 from worker.config import Settings
 from worker.errors import Cancelled, DecodeFailed, EmptyAudio, TooLong
 from worker.types import Clip
@@ -86,7 +87,7 @@ def test_one_silent_channel_halves_the_level(decoder, tmp_path):
     assert np.abs(decode(decoder, tmp_path / "a.wav").samples).max() == pytest.approx(0.4, abs=0.01)
 
 
-def test_libsndfile_and_ffmpeg_agree(decoder, tmp_path):
+def test_libsndfile_and_libav_agree(decoder, tmp_path):
     for rate in (16_000, 44_100):
         flac = tone(tmp_path / f"{rate}.flac", 3.0, rate, 2)
         mkv = encode(flac, tmp_path / f"{rate}.mka", "-c:a", "flac")
@@ -176,11 +177,11 @@ def test_a_decoder_that_crashes_costs_nothing_and_is_replaced(tmp_path):
     made.close()
 
 
-@pytest.mark.parametrize("name", ["a.wav", "a.m4a"])
+@pytest.mark.parametrize("name", ["a.wav", "a.m4a", "six.m4a"])
 def test_a_decoder_that_hangs_is_ended_at_the_time_limit(tmp_path, monkeypatch, name):
     made = Decoder(SETTINGS.model_copy(update={"decode_timeout_sec": 1.0}))
-    path = encode(tone(tmp_path / "source.wav", 1.0), tmp_path / name)
-    if name == "a.wav":
+    path = encode(tone(tmp_path / "source.wav", 1.0), tmp_path / name, "-ac", "6" if name == "six.m4a" else "1")
+    if name != "six.m4a":                       # which only ffmpeg mixes
         decode(made, path)
         os.kill(made._idle.queue[0]._process.pid, signal.SIGSTOP)
     else:
@@ -190,6 +191,12 @@ def test_a_decoder_that_hangs_is_ended_at_the_time_limit(tmp_path, monkeypatch, 
         decode(made, path)
     assert time.monotonic() - started < 5
     made.close()
+
+
+def test_padding_is_cut_and_audio_that_the_header_forgot_is_not():
+    parts = [np.ones(1000, np.float32)] * 5
+    for promised, kept in ((4500, 4500), (4000, 4000), (3999, 3999), (5000, 5000), (9000, 5000), (None, 5000), (2000, 5000)):
+        assert sum(map(len, without_padding(iter(parts), promised))) == kept
 
 
 def test_the_expected_length_is_close_where_the_header_tells(tmp_path):

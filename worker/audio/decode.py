@@ -1,9 +1,9 @@
 """An open file → Clip (float32, mono, 16 kHz), whatever ffmpeg reads, at the cost of one item if it goes wrong.
 
-Nothing is decoded in this process. What libsndfile reads well (WAV, FLAC, Ogg, MP3, AIFF) goes to a decoding process that
-is kept running (`worker.audio.sndfile`): no start-up per file, yet a crash there costs one item. Everything else, and what
-libsndfile refuses, goes to one ffmpeg with its output piped. Both are read as they come, so that the limits on length and
-time hold while decoding, not after it.
+Nothing is decoded in this process. Decoding processes are kept running (`worker.audio.process`): no start-up per file, yet a
+crash there costs one item. What libsndfile reads well (WAV, FLAC, Ogg, MP3, AIFF) it reads there, the rest libav. What
+they refuse (damage, more than two channels, odd codecs) goes to one ffmpeg with its output piped. All are read as they
+come, so that the limits on length and time hold while decoding, not after it.
 
 Raises DecodeFailed, EmptyAudio, TooLong, Cancelled. A file that is damaged yet partly readable gives a Clip with `warning`.
 """
@@ -31,6 +31,7 @@ from worker.config import Settings
 from worker.errors import Cancelled, DecodeFailed, EmptyAudio, TooLong
 from worker.types import SAMPLE_RATE, Clip
 
+SNDFILE, LIBAV = b"s", b"a"      # the request's byte, as `worker.audio.process` reads it
 _POLL_SEC = 0.25
 _CHUNK = 1 << 20
 
@@ -40,25 +41,22 @@ class Decoder:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._idle: queue.LifoQueue[_Sndfile] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
         self._closed = False
 
     def decode(self, file: BinaryIO, *, cancelled: Callable[[], bool] = lambda: False) -> Clip:
         """The whole file's first audio track. The file must be seekable; it is left open."""
         sink = _Sink(self._settings, cancelled)
-        refusal = None
-        if _is_sndfile(file):
-            refusal = self._by_sndfile(file, sink)
-            if refusal is None:
-                return sink.clip()
-        sink.restart()
-        _by_ffmpeg(file, sink, refusal)
+        refusal = self._by_process(file, SNDFILE if _is_sndfile(file) else LIBAV, sink)
+        if refusal is not None:
+            sink.restart()
+            _by_ffmpeg(file, sink, refusal)
         return sink.clip()
 
     def warm(self) -> None:
         """Starts the decoding processes ahead of the first request."""
         for _ in range(self._settings.decode_workers):
-            self._idle.put(_Sndfile())
+            self._idle.put(_Process())
 
     def close(self) -> None:
         self._closed = True
@@ -66,14 +64,14 @@ class Decoder:
             while True:
                 self._idle.get_nowait().close()
 
-    def _by_sndfile(self, file: BinaryIO, sink: _Sink) -> str | None:
-        """None when decoded into the sink, else why libsndfile could not."""
+    def _by_process(self, file: BinaryIO, library: bytes, sink: _Sink) -> str | None:
+        """None when decoded into the sink, else why the library could not."""
         try:
             process = self._idle.get_nowait()
         except queue.Empty:
-            process = _Sndfile()
+            process = _Process()
         try:
-            refusal = process.decode(file, sink)
+            refusal = process.decode(file, library, sink)
         except BaseException:
             process.close()
             raise
@@ -125,22 +123,22 @@ class _Sink:
         return Clip(samples, self.warning)
 
 
-class _Sndfile:
+class _Process:
     """One decoding process and the socket to it."""
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-m", "worker.audio.sndfile", str(theirs.fileno())], pass_fds=(theirs.fileno(),),
+                [sys.executable, "-m", "worker.audio.process", str(theirs.fileno())], pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=_ROOT)
         self._socket.settimeout(_POLL_SEC)
         self.alive = True
 
-    def decode(self, file: BinaryIO, sink: _Sink) -> str | None:
+    def decode(self, file: BinaryIO, library: bytes, sink: _Sink) -> str | None:
         """None when decoded into the sink, else the reason why not."""
         try:
-            socket.send_fds(self._socket, [b"d"], [file.fileno()])
+            socket.send_fds(self._socket, [library], [file.fileno()])
             while size := struct.unpack("<I", self._receive(4, sink))[0]:
                 sink.add(self._receive(size, sink))
             status = json.loads(self._receive(struct.unpack("<I", self._receive(4, sink))[0], sink))
@@ -172,7 +170,7 @@ class _Sndfile:
 
 
 def _by_ffmpeg(file: BinaryIO, sink: _Sink, refusal: str | None) -> None:
-    """Decodes into the sink with one ffmpeg. `refusal`: why libsndfile could not, told when ffmpeg cannot either."""
+    """Decodes into the sink with one ffmpeg. `refusal`: why the libraries could not, told when ffmpeg does not say."""
     file.seek(0)
     with tempfile.TemporaryFile() as stderr, subprocess.Popen(  # noqa: S603
             ffmpeg.command(file.fileno()), pass_fds=(file.fileno(),), stdin=subprocess.DEVNULL,
