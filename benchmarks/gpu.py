@@ -80,7 +80,7 @@ def _count_captures(backend: Any) -> Any:
     """How often the decoders have captured their graphs so far."""
     count = 0
     for decoder in backend._decoders.values():
-        computer = decoder.decoding._decoding_computer
+        computer = decoder.decoding.decoding_computer
         original = computer._graph_reinitialize
 
         def counting(*args: Any, original: Any = original, **kwargs: Any) -> Any:

@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.batching import MAX_PAD_SEC, Limits, is_full, is_long, next_batch, plan
+from worker.batching import Limits, is_full, is_long, next_batch, plan
 from worker.config import Settings
 from worker.types import Clip, Options, Piece
 
@@ -21,12 +22,12 @@ def piece(seconds: float, order: int = 0, **options) -> Piece:
 
 seconds = st.floats(0.05, 900)
 pieces = st.lists(st.builds(piece, seconds, language=st.sampled_from(["en", "de"]), timestamps=st.booleans()), max_size=60)
-limits = st.builds(Limits, st.integers(1, 20), st.floats(1, 1500), st.floats(0.5, 1000))
+limits = st.builds(Limits, st.integers(1, 20), st.floats(1, 1500), st.floats(0.5, 1000), st.floats(0, 200))
 
 
 @given(pieces, limits)
 def test_every_piece_is_in_one_batch_within_the_limits(given_pieces, limit):
-    limit = Limits(limit.max_items, limit.max_padded_sec, min(limit.long_sec, limit.max_padded_sec))
+    limit = replace(limit, long_sec=min(limit.long_sec, limit.max_padded_sec))
     batches = plan(given_pieces, limit)
     assert sorted(id(p) for b in batches for p in b.pieces) == sorted(map(id, given_pieces))
     for batch in batches:
@@ -38,7 +39,7 @@ def test_every_piece_is_in_one_batch_within_the_limits(given_pieces, limit):
             assert len(batch.pieces) <= limit.max_items
             assert batch.padded_sec <= limit.max_padded_sec * (1 + 1e-9)
             lengths = [p.duration_sec for p in batch.pieces]
-            assert max(lengths) - min(lengths) <= MAX_PAD_SEC
+            assert batch.padded_sec - sum(lengths) <= limit.max_waste_sec + 1e-6
 
 
 @given(pieces.filter(bool))

@@ -26,6 +26,8 @@ def piece(seconds: float, order: int = 0, language: str | None = None) -> Piece:
 class Model:
     """Answers each piece with its length; what it is told to do wrong it does wrong. Public, so that tests can look."""
 
+    overhead_sec = 100.0
+
     def __init__(self, *, fails=lambda batch: None, load=lambda: None) -> None:
         self.batches: list[Batch] = []
         self._fails, self._load = fails, load

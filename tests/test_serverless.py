@@ -364,6 +364,8 @@ class TestStopping:
 
 class TestLostDevice:
     class Broken:
+        overhead_sec = 0.0
+
         def load(self):
             pass
 
@@ -407,6 +409,8 @@ class TestOpenAi:
     """Answers that are bare text, or have none of our fields."""
 
     class Spoken:
+        overhead_sec = 0.0
+
         def load(self):
             pass
 

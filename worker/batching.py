@@ -15,17 +15,16 @@ from dataclasses import dataclass
 from worker.config import Settings
 from worker.types import Batch, Piece
 
-# A clip joins a batch only if it needs at most this much padding: more costs the device longer than a batch of its own.
-MAX_PAD_SEC = 15.0
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a batch may hold. `long_sec`: clips longer than this run alone."""
+    """What a batch may hold. `long_sec`: clips longer than this run alone. `max_waste_sec`: padding that one more batch would
+    cost less than, which depends on the device."""
 
     max_items: int
     max_padded_sec: float
     long_sec: float
+    max_waste_sec: float = 100.0
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
@@ -69,12 +68,15 @@ def is_full(batch: Batch, limits: Limits) -> bool:
 def _pack(longest_first: Sequence[Piece], limits: Limits) -> list[Batch]:
     batches: list[Batch] = []
     group: list[Piece] = []
+    waste_sec = 0.0
     for piece in longest_first:
-        if group and (len(group) == limits.max_items
-                      or (len(group) + 1) * group[0].duration_sec > limits.max_padded_sec
-                      or group[0].duration_sec - piece.duration_sec > MAX_PAD_SEC):
-            batches.append(Batch(tuple(group)))
-            group = []
+        if group:
+            longest = group[0].duration_sec
+            waste_sec += longest - piece.duration_sec
+            if (len(group) == limits.max_items or (len(group) + 1) * longest > limits.max_padded_sec
+                    or waste_sec > limits.max_waste_sec):
+                batches.append(Batch(tuple(group)))
+                group, waste_sec = [], 0.0
         group.append(piece)
     if group:
         batches.append(Batch(tuple(group)))

@@ -146,6 +146,7 @@ class Lane:
             except Exception as error:
                 raise ModelUnavailable(f"{model} could not be loaded: {type(error).__name__}: {error}") from error
             self._backends[model] = backend
+            self._budgets[model] = dataclasses.replace(self._limits, max_waste_sec=backend.overhead_sec)
             log.info("loaded %s in %.1f s", model, time.monotonic() - started)
         return self._backends[model]
 

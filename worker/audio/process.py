@@ -18,6 +18,7 @@ import sys
 from collections.abc import Generator, Iterator
 from typing import Any
 
+import numpy
 import soundfile
 import soxr
 
@@ -105,18 +106,29 @@ def promised_frames(file: soundfile.SoundFile) -> int:
 def answer(sock: socket.socket, library: bytes, descriptor: int) -> None:
     """Decodes the descriptor's file onto the socket, then says how it went."""
     error = warning = None
+    ready: list[Any] = []
+    waiting = 0
+
+    def send() -> None:
+        data = numpy.concatenate(ready).tobytes() if ready else b""
+        ready.clear()
+        if data:
+            sock.sendall(struct.pack("<I", len(data)))
+            sock.sendall(data)
+
     blocks = by_sndfile(descriptor) if library == SNDFILE else by_libav(descriptor)
     try:
         while True:
             try:
-                mono = next(blocks)
+                ready.append(next(blocks))
             except StopIteration as end:
                 warning = end.value
                 break
-            if len(mono):
-                data = memoryview(mono).cast("B")
-                sock.sendall(struct.pack("<I", len(data)))
-                sock.sendall(data)
+            waiting += len(ready[-1])
+            if waiting >= RATE * BLOCK_SEC:
+                waiting = 0
+                send()
+        send()
     except BrokenPipeError:
         raise
     except Exception as fault:  # noqa: BLE001  whatever a library raises means: not by this one

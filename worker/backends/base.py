@@ -12,7 +12,10 @@ from worker.types import Batch, Output
 
 
 class Backend(Protocol):
-    """A model that can be run."""
+    """A model that can be run. `overhead_sec`: what a batch costs beyond its audio, told in seconds of audio (known once
+    loaded): more padding than that is not worth sharing a batch for."""
+
+    overhead_sec: float
 
     def load(self) -> None:
         """Puts the weights on the device. Raises ModelUnavailable with what to do about it."""

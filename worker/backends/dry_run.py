@@ -16,6 +16,8 @@ WIDTH = 1280
 
 
 class DryRun:
+    overhead_sec = 100.0
+
     def __init__(self, model: Model, settings: Settings) -> None:
         self._model = model
 

@@ -30,6 +30,8 @@ MIN_SAMPLES = 1_280      # one encoder frame, 80 ms
 
 
 class Nemo:
+    overhead_sec = 100.0     # a GPU hears some 3,000 s a second and takes some 36 ms to start
+
     def __init__(self, model: Model, settings: Settings) -> None:
         self._row, self._settings = model, settings
         self._model: Any = None
@@ -47,6 +49,8 @@ class Nemo:
         self._torch = torch
         self._device = _device(torch, self._settings.device)
         self._dtype = _dtype(torch, self._settings.dtype, self._device)
+        if self._device.type == "cpu":
+            self.overhead_sec = 8.0
         model = ASRModel.restore_from(str(path), map_location=self._device)
         model.eval().requires_grad_(False)
         model.preprocessor.featurizer.dither = 0.0

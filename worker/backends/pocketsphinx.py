@@ -20,6 +20,8 @@ _FILLER = ("<", "[", "+")
 
 
 class Pocketsphinx:
+    overhead_sec = 0.0
+
     def __init__(self, model: Model, settings: Settings) -> None:
         self._decoder: Any = None
         self._fresh_cmn = ""
