@@ -24,3 +24,16 @@ def test_the_samples(names):
         edges = [edge for word in one.output.words for edge in (word.start, word.end)]
         assert edges == sorted(edges)
         assert edges[-1] <= one.duration_sec
+
+
+def test_a_clip_is_heard_alike_whatever_was_heard_before():
+    """Words and times: the engine tracks noise from one clip to the next unless it is told not to."""
+    heard = []
+    with Engine(Settings(model="pocketsphinx", allowed_paths=(SAMPLES,))) as engine:
+        for order in (sorted(TEXTS), sorted(TEXTS, reverse=True)):
+            outputs = {}
+            for name in order:
+                request = parse({"timestamps": True, "inputs": [str(SAMPLES / name)]}, engine.settings)
+                outputs[name] = engine.submit(request).result(60).results[0].output
+            heard.append(outputs)
+    assert heard[0] == heard[1]

@@ -2,7 +2,7 @@
 
 It hears clear read English; it is for trying the worker and testing a pipeline, not for archives. It gives no punctuation.
 Clips of a batch run one after another: it has no batches. Each gets a decoder in its first state, because the engine
-adapts its mean normalisation to what it heard before, and a text must not depend on that.
+adapts its noise tracking and its mean normalisation to what it heard before, and a text must not depend on that.
 """
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ class Pocketsphinx:
     def _hear(self, piece: Piece) -> Transcript:
         decoder = self._decoder
         pcm = (np.clip(piece.clip.samples, -1.0, 1.0) * 32767).astype("<i2").tobytes()
+        decoder.reinit_feat()               # noise tracking, which set_cmn leaves as the clip before left it
         decoder.set_cmn(self._fresh_cmn)
         decoder.start_utt()
         decoder.process_raw(pcm, full_utt=True)
