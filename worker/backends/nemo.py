@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from worker import weights
-from worker.backends import timing
+from worker.backends import greedy, timing
 from worker.backends.attention import LocalAttention
 from worker.catalog import Model
 from worker.config import Settings
@@ -61,6 +61,11 @@ class Nemo:
         self._model = model
         self._transducer = hasattr(model, "joint")
         if self._transducer:
+            decoding = model.cfg.decoding
+            self._tdt_durations = list(decoding.get("durations") or []) if model.joint.num_extra_outputs else []
+            self._most = decoding.greedy.get("max_symbols", 10)
+            model.joint.log_softmax = False         # the largest is the largest; on a CPU the logarithm costs a third
+            self._windowed = self._device.type == "cpu" and len(self._tdt_durations) == model.joint.num_extra_outputs
             self._decoders = {False: _decoder(model), True: _decoder(model)}
         self._local = LocalAttention(model.encoder) if model.encoder.self_attention_model == "rel_pos" else None
         self._frame_sec = model.preprocessor.featurizer.hop_length / SAMPLE_RATE * model.encoder.subsampling_factor
@@ -111,6 +116,10 @@ class Nemo:
     def _transduce(self, encoded: Any, frames: Any, long: bool) -> list[tuple[str, list[int], list[int], list[int]]]:
         """Text, token ids, first frames and frames of each row. Long clips have a decoder of their own, because a CUDA
         graph is captured again whenever a batch outgrows the one before."""
+        if self._windowed:
+            found = greedy.decode(self._model.decoder, self._model.joint, encoded, frames, self._tdt_durations, self._most)
+            spell = self._model.decoding.decode_tokens_to_str_with_strip_punctuation
+            return [(spell(row.ids), *row) for row in found]
         if long and self._device.type == "cuda" and not self._long_decoder_warm:
             self._warm(True, 1, self._settings.max_audio_sec)
             self._long_decoder_warm = True
@@ -128,7 +137,7 @@ class Nemo:
         was found, and the last layer of the joint is computed for the durations alone.
         """
         torch, joint = self._torch, self._model.joint
-        count = joint.num_extra_outputs
+        count = len(self._tdt_durations)
         longest = max(map(len, ids))
         if not count or not longest:
             return [[1] * len(row) for row in ids]
@@ -140,7 +149,7 @@ class Nemo:
         hidden = joint.project_encoder(heard) + joint.project_prednet(before.transpose(1, 2)[:, :longest])
         last = joint.joint_net[-1]
         logits = torch.nn.functional.linear(joint.joint_net[:-1](hidden), last.weight[-count:], last.bias[-count:])
-        table = torch.tensor(list(self._model.cfg.decoding.durations), device=self._device)
+        table = torch.tensor(self._tdt_durations, device=self._device)
         return [row[:len(own)] for row, own in zip(table[logits.argmax(dim=-1)].tolist(), ids, strict=True)]
 
     def _transcript(self, piece: Piece, text: str, ids: list[int], starts: list[int], lasts: list[int]) -> Transcript:

@@ -1,0 +1,63 @@
+"""The windowed decoder gives what NeMo's own gives, for networks of every shape, with random weights and random sound."""
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("nemo.collections.asr", reason="nemo_toolkit is not installed")
+import torch
+from nemo.collections.asr.modules.rnnt import RNNTDecoder, RNNTJoint, StatelessTransducerDecoder
+from nemo.collections.asr.parts.submodules.rnnt_greedy_decoding import GreedyBatchedRNNTInfer, GreedyBatchedTDTInfer
+
+from worker.backends import greedy
+
+VOCABULARY, WIDTH = 12, 16
+
+
+def networks(seed: int, layers: int, extra: int, blank_bias: float):
+    torch.manual_seed(seed)
+    prednet = {"pred_hidden": 16, "pred_rnn_layers": layers, "t_max": None, "dropout": 0.0, "context_size": 2}
+    decoder = (RNNTDecoder if layers else StatelessTransducerDecoder)(prednet, VOCABULARY)
+    joint = RNNTJoint({"joint_hidden": 16, "activation": "relu", "dropout": 0.0, "encoder_hidden": WIDTH, "pred_hidden": 16},
+                      num_classes=VOCABULARY, vocabulary=[str(i) for i in range(VOCABULARY)], num_extra_outputs=extra,
+                      log_softmax=False)
+    last = joint.joint_net[-1]
+    with torch.no_grad():
+        last.weight.mul_(4)
+        last.bias[VOCABULARY] += blank_bias
+    return decoder.eval().requires_grad_(False), joint.eval().requires_grad_(False)
+
+
+@given(seed=st.integers(0, 10**6), layers=st.sampled_from([0, 1, 2]), blank_bias=st.sampled_from([0.0, 1.0, 2.5]),
+       most=st.sampled_from([1, 2, 5, 10]), durations=st.sampled_from([[], [0, 1, 2, 3, 4], [0, 1, 8, 40]]),
+       lengths=st.lists(st.sampled_from([0, 1, 2, 15, 16, 17, 33, 90]), min_size=1, max_size=5))
+@settings(max_examples=150, deadline=None)
+def test_it_finds_what_nemo_finds(seed, layers, blank_bias, most, durations, lengths):
+    decoder, joint = networks(seed, layers, len(durations), blank_bias)
+    sound = torch.randn(len(lengths), WIDTH, max(max(lengths), 1))
+    if durations:
+        theirs = GreedyBatchedTDTInfer(decoder, joint, VOCABULARY, durations, max_symbols_per_step=most, include_duration=True)
+    else:
+        theirs = GreedyBatchedRNNTInfer(decoder, joint, VOCABULARY, max_symbols_per_step=most)
+    with torch.inference_mode():
+        (expected,) = theirs(encoder_output=sound, encoded_lengths=torch.tensor(lengths))
+        ours = greedy.decode(decoder, joint, sound, torch.tensor(lengths), durations, most)
+        for row, (mine, other) in enumerate(zip(ours, expected, strict=True)):
+            assert mine.ids == other.y_sequence.tolist()
+            assert mine.starts == other.timestamp.tolist()
+            if durations and lengths[row]:      # NeMo's durations are right for a batch of one only
+                (alone,), = theirs(encoder_output=sound[row:row + 1, :, :lengths[row]],
+                                   encoded_lengths=torch.tensor(lengths[row:row + 1]))
+                assert mine.durations == alone.token_duration.tolist()
+
+
+@given(seed=st.integers(0, 10**6), window=st.integers(1, 40))
+@settings(max_examples=40, deadline=None)
+def test_the_size_of_the_window_changes_nothing(seed, window):
+    decoder, joint = networks(seed, 1, 5, 1.5)
+    sound, lengths = torch.randn(3, WIDTH, 70), torch.tensor([70, 3, 41])
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        before = greedy.decode(decoder, joint, sound, lengths, [0, 1, 2, 3, 4], 5)
+        patch.setattr(greedy, "WINDOW", window)
+        assert greedy.decode(decoder, joint, sound, lengths, [0, 1, 2, 3, 4], 5) == before
