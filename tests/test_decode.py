@@ -12,7 +12,7 @@ import soundfile
 from conftest import encode, tone
 
 from worker.audio.decode import Decoder, expected_sec
-from worker.audio.process import without_padding
+from worker.audio.process import by_libav, without_padding
 from worker.config import Settings
 from worker.errors import Cancelled, DecodeFailed, EmptyAudio, TooLong
 from worker.types import Clip
@@ -115,6 +115,17 @@ def test_what_is_not_audio_or_points_elsewhere_fails_clearly(decoder, tmp_path, 
         decode(decoder, path)
     assert str(tmp_path) not in caught.value.message
     assert "/dev/fd" not in caught.value.message
+
+
+@pytest.mark.parametrize("body", [
+    b"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nfile://{secret}\n#EXT-X-ENDLIST\n",
+    b"ffconcat version 1.0\nfile '{secret}'\n"])
+def test_libav_itself_refuses_what_points_elsewhere(tmp_path, body):
+    """Not only ffmpeg, to which its refusals go."""
+    path = tmp_path / "list"
+    path.write_bytes(body.replace(b"{secret}", str(tone(tmp_path / "secret.wav", 1.0)).encode()))
+    with path.open("rb") as file, pytest.raises(ValueError, match=r"[Ii]nvalid"):
+        list(by_libav(file.fileno()))
 
 
 def test_no_samples(decoder, tmp_path):

@@ -35,7 +35,7 @@ def networks(seed: int, layers: int, extra: int, blank_bias: float):
 @settings(max_examples=150, deadline=None)
 def test_it_finds_what_nemo_finds(seed, layers, blank_bias, most, durations, lengths):
     decoder, joint = networks(seed, layers, len(durations), blank_bias)
-    sound = torch.randn(len(lengths), WIDTH, max(max(lengths), 1))
+    sound = torch.randn(len(lengths), WIDTH, max(*lengths, 1))
     if durations:
         theirs = GreedyBatchedTDTInfer(decoder, joint, VOCABULARY, durations, max_symbols_per_step=most, include_duration=True)
     else:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.batching import Limits
+from worker.batching import Limits, next_batch
 from worker.errors import Cancelled, DeviceLost, ModelError, ModelUnavailable, OutOfMemory
 from worker.lane import Lane
 from worker.types import Batch, Clip, Options, Piece, Transcript
@@ -185,6 +185,20 @@ def test_an_idle_device_waits_for_what_is_coming_but_not_long():
         future.result(5)
     assert len(model.batches) == 1
     assert 0.25 < time.monotonic() - started < 2
+    lane.close()
+
+
+def test_a_fault_in_planning_fails_what_waits_and_the_lane_goes_on(monkeypatch):
+    from worker import lane as module
+
+    planned = iter([True, False])
+    monkeypatch.setattr(module, "next_batch", lambda *given: 1 / 0 if next(planned, False) else next_batch(*given))
+    lane = Lane(LIMITS, lambda _row: Model())
+    broken, after = Future(), Future()
+    lane.put(piece(1), broken.set_result)
+    assert broken.result(5).code == "internal_error"
+    lane.put(piece(1), after.set_result)
+    assert text(after.result(5)) == "16000"
     lane.close()
 
 

@@ -91,7 +91,13 @@ class Lane:
 
     def _live(self) -> None:
         while True:
-            loads, group = self._next()
+            try:
+                loads, group = self._next()
+            except Exception as error:  # noqa: BLE001  the lane never dies
+                fault = InternalError("the batch could not be planned")
+                fault.__cause__ = error
+                self._abandon(_known(fault))
+                continue
             for model, future in loads:
                 self._preload(model, future)
             if group:

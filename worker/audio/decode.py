@@ -31,7 +31,6 @@ from worker.config import Settings
 from worker.errors import Cancelled, DecodeFailed, EmptyAudio, TooLong
 from worker.types import SAMPLE_RATE, Clip
 
-SNDFILE, LIBAV = b"s", b"a"      # the request's byte, as `worker.audio.process` reads it
 _POLL_SEC = 0.25
 _CHUNK = 1 << 20
 
@@ -47,7 +46,7 @@ class Decoder:
     def decode(self, file: BinaryIO, *, cancelled: Callable[[], bool] = lambda: False) -> Clip:
         """The whole file's first audio track. The file must be seekable; it is left open."""
         sink = _Sink(self._settings, cancelled)
-        refusal = self._by_process(file, SNDFILE if _is_sndfile(file) else LIBAV, sink)
+        refusal = self._by_process(file, sink)
         if refusal is not None:
             sink.restart()
             _by_ffmpeg(file, sink, refusal)
@@ -64,14 +63,14 @@ class Decoder:
             while True:
                 self._idle.get_nowait().close()
 
-    def _by_process(self, file: BinaryIO, library: bytes, sink: _Sink) -> str | None:
-        """None when decoded into the sink, else why the library could not."""
+    def _by_process(self, file: BinaryIO, sink: _Sink) -> str | None:
+        """None when decoded into the sink, else why the libraries could not."""
         try:
             process = self._idle.get_nowait()
         except queue.Empty:
             process = _Process()
         try:
-            refusal = process.decode(file, library, sink)
+            refusal = process.decode(file, sink)
         except BaseException:
             process.close()
             raise
@@ -135,10 +134,10 @@ class _Process:
         self._socket.settimeout(_POLL_SEC)
         self.alive = True
 
-    def decode(self, file: BinaryIO, library: bytes, sink: _Sink) -> str | None:
+    def decode(self, file: BinaryIO, sink: _Sink) -> str | None:
         """None when decoded into the sink, else the reason why not."""
         try:
-            socket.send_fds(self._socket, [library], [file.fileno()])
+            socket.send_fds(self._socket, [b"f"], [file.fileno()])
             while size := struct.unpack("<I", self._receive(4, sink))[0]:
                 sink.add(self._receive(size, sink))
             status = json.loads(self._receive(struct.unpack("<I", self._receive(4, sink))[0], sink))
@@ -217,16 +216,6 @@ def expected_sec(file: BinaryIO) -> float:
         rate = int.from_bytes(head[18:21], "big") >> 4
         return (int.from_bytes(head[21:26], "big") & (1 << 36) - 1) / max(1, rate)
     return size / 8_000      # 64 kbit/s: speech is seldom compressed further
-
-
-def _is_sndfile(file: BinaryIO) -> bool:
-    """Whether the first bytes are of a format that libsndfile reads as well as ffmpeg does."""
-    file.seek(0)
-    head = file.read(12)
-    file.seek(0)
-    mpeg_layer_3 = len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2
-    return (head[:4] in (b"RIFF", b"RIFX", b"RF64") and head[8:12] == b"WAVE") or head[:4] in (b"fLaC", b"OggS", b"FORM") \
-        or head[:3] == b"ID3" or mpeg_layer_3
 
 
 def _last_words(stderr: str) -> str:

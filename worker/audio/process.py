@@ -1,8 +1,9 @@
 """The decoding process: libsndfile and libav in a process of its own, kept running, so that no file pays for starting one.
 
-`python -m worker.audio.process FD` serves a Unix socket. A request is one byte, the library to use, with a file descriptor
-attached (SCM_RIGHTS). The answer is blocks, each a little-endian uint32 of its size and that many bytes of float32 at
-16 kHz mono; a size of 0 ends them, then comes one more sized block: JSON {"error": null | text, "warning": null | text}.
+`python -m worker.audio.process FD` serves a Unix socket. A request is one byte with a file descriptor attached (SCM_RIGHTS);
+libsndfile takes the formats it reads as well as ffmpeg does, libav the others. The answer is blocks, each a little-endian
+uint32 of its size and that many bytes of float32 at 16 kHz mono; a size of 0 ends them, then comes one more sized block: JSON
+{"error": null | text, "warning": null | text}.
 
 Knows nothing of the worker: if a hostile file crashes or hangs a library, this process is killed and replaced.
 """
@@ -27,8 +28,14 @@ from worker.audio.ffmpeg import FORMATS
 RATE = 16_000
 BLOCK_SEC = 20
 PADDING = RATE // 8          # no codec's frame is longer
-SNDFILE, LIBAV = b"s", b"a"
 LAYOUT = "more than two channels are mixed by their layout, which is ffmpeg's to know"
+
+
+def is_for_sndfile(head: bytes) -> bool:
+    """Whether a file's first bytes are of a format that libsndfile reads as well as ffmpeg does."""
+    mpeg_layer_3 = len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2
+    return (head[:4] in (b"RIFF", b"RIFX", b"RF64") and head[8:12] == b"WAVE") or head[:4] in (b"fLaC", b"OggS", b"FORM") \
+        or head[:3] == b"ID3" or mpeg_layer_3
 
 
 def by_sndfile(descriptor: int) -> Generator[Any, None, str | None]:
@@ -103,7 +110,7 @@ def promised_frames(file: soundfile.SoundFile) -> int:
     return frames
 
 
-def answer(sock: socket.socket, library: bytes, descriptor: int) -> None:
+def answer(sock: socket.socket, descriptor: int) -> None:
     """Decodes the descriptor's file onto the socket, then says how it went."""
     error = warning = None
     ready: list[Any] = []
@@ -116,7 +123,7 @@ def answer(sock: socket.socket, library: bytes, descriptor: int) -> None:
             sock.sendall(struct.pack("<I", len(data)))
             sock.sendall(data)
 
-    blocks = by_sndfile(descriptor) if library == SNDFILE else by_libav(descriptor)
+    blocks = by_sndfile(descriptor) if is_for_sndfile(os.pread(descriptor, 12, 0)) else by_libav(descriptor)
     try:
         while True:
             try:
@@ -141,11 +148,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)     # Ctrl-C reaches the whole group; the parent decides
     sock = socket.socket(fileno=int(sys.argv[1]))
     while True:
-        library, descriptors, _, _ = socket.recv_fds(sock, 1, 1)
-        if not library:
+        asked, descriptors, _, _ = socket.recv_fds(sock, 1, 1)
+        if not asked:
             return
         try:
-            answer(sock, library, descriptors[0])
+            answer(sock, descriptors[0])
         except BrokenPipeError:
             return
         finally:
