@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import encode, tone
 
+from worker.backends.base import Backend
 from worker.config import Settings
 from worker.engine import Engine
 from worker.request import parse
@@ -33,7 +34,7 @@ def ask(engine: Engine, payload: dict, **options):
     return engine.submit(parse(payload, engine.settings), **options).result(60)
 
 
-class Slow:
+class Slow(Backend):
     """A backend that can be held, and tells what it has run."""
 
     overhead_sec = 100.0

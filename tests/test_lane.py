@@ -1,6 +1,7 @@
 """The lane: batches across requests, failures that cost only the culprit, a thread that never dies."""
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from concurrent.futures import Future
@@ -10,9 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from worker import residency
+from worker.backends.base import Backend
 from worker.batching import Limits, next_batch
 from worker.errors import Cancelled, DeviceLost, ModelError, ModelUnavailable, OutOfMemory
-from worker.lane import Lane
+from worker.lane import Lane as _Lane
+from worker.residency import Residency
 from worker.types import Batch, Clip, Options, Piece, Transcript
 
 LIMITS = Limits(8, 100.0, 60.0)
@@ -23,10 +27,13 @@ def piece(seconds: float, order: int = 0, language: str | None = None) -> Piece:
     return Piece(Clip(np.broadcast_to(np.float32(0), (round(seconds * 16_000),))), Options(MODEL, language=language), order)
 
 
-class Model:
-    """Answers each piece with its length; what it is told to do wrong it does wrong. Public, so that tests can look."""
+def Lane(limits, create, **options) -> _Lane:
+    made: list[_Lane] = []
+    return made.append(_Lane(limits, Residency(create, changed=lambda: made and made[0].nudge()), **options)) or made[0]
 
-    overhead_sec = 100.0
+
+class Model(Backend):
+    """Answers each piece with its length; what it is told to do wrong it does wrong. Public, so that tests can look."""
 
     def __init__(self, *, fails=lambda batch: None, load=lambda: None) -> None:
         self.batches: list[Batch] = []
@@ -88,7 +95,7 @@ def test_pieces_of_different_requests_share_a_batch():
 def test_different_work_never_shares_a_batch():
     model = Model()
     run(model, [piece(1, i, "de" if i % 2 else "en") for i in range(8)])
-    assert all(len({p.options for p in b.pieces}) == 1 for b in model.batches)
+    assert all(len({p.options.kind for p in b.pieces}) == 1 for b in model.batches)
 
 
 def test_only_the_culprit_fails():
@@ -128,7 +135,8 @@ def test_a_lost_device_fails_what_is_queued_and_all_that_comes_after():
     lane.close()
 
 
-def test_a_model_that_cannot_load_fails_its_pieces_and_is_tried_again():
+def test_a_model_that_cannot_load_fails_its_pieces_and_is_tried_again(monkeypatch):
+    monkeypatch.setattr(residency, "RETRY_SEC", 0.2)
     tries = []
 
     def load():
@@ -141,6 +149,7 @@ def test_a_model_that_cannot_load_fails_its_pieces_and_is_tried_again():
     lane.put(piece(1), first.set_result)
     assert isinstance(first.result(5), ModelUnavailable)
     assert "no space left" in first.result().message
+    time.sleep(0.3)
     lane.put(piece(1), second.set_result)
     assert text(second.result(5)) == "16000"
     lane.close()
@@ -152,7 +161,7 @@ def test_loading_ahead_reports_failure():
 
     lane = Lane(LIMITS, lambda _row: Model(load=fail))
     with pytest.raises(ModelUnavailable, match="gated"):
-        lane.load(MODEL).result(5)
+        lane._residency.load(MODEL).result(5)
     lane.close()
 
 
@@ -163,7 +172,7 @@ def test_cancelled_pieces_are_dropped_before_they_run():
     lane.put(piece(1), futures[0].set_result)
     time.sleep(0.1)                                        # on its way to the device
     for future in futures[1:]:
-        lane.put(piece(2), future.set_result, cancelled=cancelled.is_set)
+        lane.put(dataclasses.replace(piece(2), cancelled=cancelled.is_set), future.set_result)
     cancelled.set()
     gate.set()
     assert text(futures[0].result(5)) == "16000"
@@ -175,7 +184,7 @@ def test_cancelled_pieces_are_dropped_before_they_run():
 def test_an_idle_device_waits_for_what_is_coming_but_not_long():
     model = Model()
     lane = Lane(LIMITS, lambda _row: model, wait_sec=0.3, coming=lambda: 1)
-    lane.load(MODEL).result(5)
+    lane._residency.load(MODEL).result(5)
     futures = [Future() for _ in range(3)]
     started = time.monotonic()
     for future in futures:
@@ -221,7 +230,7 @@ def test_a_backend_with_the_wrong_number_of_outputs_is_a_fault_of_ours():
 def test_closing_answers_what_waits_and_closes_the_model():
     model, gate = Model(), threading.Event()
     lane = Lane(LIMITS, lambda _row: model)
-    lane.load(MODEL).result(5)
+    lane._residency.load(MODEL).result(5)
     model.infer = lambda batch: gate.wait(5) and [Transcript("") for _ in batch.pieces]
     running, waiting = Future(), Future()
     lane.put(piece(1), running.set_result)

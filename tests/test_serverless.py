@@ -18,6 +18,7 @@ import pytest
 from runpod_host import REPO, Process, RunpodHost, clean_env
 
 from worker import serverless
+from worker.backends.base import Backend
 from worker.config import Settings
 from worker.engine import Engine
 from worker.serverless import Door
@@ -363,17 +364,12 @@ class TestStopping:
 
 
 class TestLostDevice:
-    class Broken:
-        overhead_sec = 0.0
-
+    class Broken(Backend):
         def load(self):
             pass
 
         def infer(self, batch):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-        def close(self):
-            pass
 
     @pytest.fixture
     def door(self):
@@ -408,9 +404,7 @@ class TestLostDevice:
 class TestOpenAi:
     """Answers that are bare text, or have none of our fields."""
 
-    class Spoken:
-        overhead_sec = 0.0
-
+    class Spoken(Backend):
         def load(self):
             pass
 

@@ -1,6 +1,6 @@
 """Clips → Batches: pure functions, no clock, no device.
 
-A batch holds one kind of work (equal Options). Clips are sorted by length, so that neighbours pad each other little,
+A batch holds one kind of work (equal `Options.kind`). Clips are sorted by length, so that neighbours pad each other little,
 and packed up to `max_items` clips and `max_padded_sec` seconds *counted with padding*: the longest clip times their number
 is what the device computes and what its memory must hold. Long clips run alone.
 
@@ -44,7 +44,7 @@ def plan(pieces: Sequence[Piece], limits: Limits) -> list[Batch]:
         if is_long(piece, limits):
             batches.append(Batch((piece,), long=True))
         else:
-            kinds.setdefault(piece.options, []).append(piece)
+            kinds.setdefault(piece.options.kind, []).append(piece)
     for kind in kinds.values():
         batches += _pack(sorted(kind, key=lambda piece: piece.duration_sec, reverse=True), limits)
     return batches
@@ -55,7 +55,8 @@ def next_batch(waiting: Sequence[Piece], limits: Limits) -> Batch:
     oldest = min(waiting, key=lambda piece: piece.order)
     if is_long(oldest, limits):
         return Batch((oldest,), long=True)
-    same = [piece for piece in waiting if piece.options == oldest.options and not is_long(piece, limits)]
+    kind = oldest.options.kind
+    same = [piece for piece in waiting if piece.options.kind == kind and not is_long(piece, limits)]
     return next(batch for batch in plan(same, limits) if oldest in batch.pieces)
 
 

@@ -33,6 +33,10 @@ class Settings(BaseSettings):
     skip_model_load: bool = Field(False, description="`1`: dry run, everything is real but the model")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="`auto` is bfloat16 on a GPU that has it, else float32")
+    compile: bool = Field(False, description="`1`: torch.compile the encoders (slower start; needs a C++ compiler)")
+    models: Annotated[tuple[str, ...], NoDecode] = Field(default_factory=tuple, description="Models loaded at start beside the default, separated by commas; others load on first use")
+    models_memory_gb: float | None = Field(None, gt=0, description="GiB that the weights of all loaded models may take; unset: 80% of the device's memory")
+    model_idle_sec: float = Field(0, ge=0, description="Models unused this long are unloaded; `0`: never")
     hf_home: Path | None = Field(None, description="Hugging Face's cache folder")
     transformers_cache: Path | None = Field(None, description="Older name of the same cache's `hub` folder")
     hf_hub_offline: bool = Field(False, description="`1`: never ask the hub, use what is on disk")
@@ -77,6 +81,11 @@ class Settings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigError("; ".join(_explain(e) for e in error.errors())) from None
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split_models(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("allowed_paths", mode="before")
     @classmethod

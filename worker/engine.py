@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import threading
@@ -16,15 +17,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 
-from worker import catalog
+from worker import catalog, windows
 from worker.audio.ingest import Decoded, Ingest, Unit
 from worker.backends import create
 from worker.backends.base import Backend
+from worker.backends.device import weights_budget
 from worker.batching import Limits
 from worker.config import Settings
-from worker.errors import AviaryError, DeviceLost
-from worker.lane import Done, Lane
+from worker.errors import AviaryError, DeviceLost, TooLong
+from worker.lane import Done, Lane, known
+from worker.residency import Residency
 from worker.types import (
+    SAMPLE_RATE,
+    Clip,
     Failure,
     Item,
     Options,
@@ -42,6 +47,7 @@ from worker.types import (
 log = logging.getLogger(__name__)
 
 OnResult = Callable[[Result | Failure], None]
+OnText = Callable[[int, str], None]
 
 
 class Engine:
@@ -51,12 +57,14 @@ class Engine:
         self.settings = settings
         self._order = itertools.count()
         self._ingest = Ingest(settings, delivered=self._nudge)
-        self._lane = Lane(Limits.of(settings), create_backend or (lambda model: create(model, settings)),
-                          wait_sec=settings.batch_wait_sec, coming=self._ingest.coming)
+        self._residency = Residency(create_backend or (lambda model: create(model, settings)), changed=self._nudge,
+                                    budget=lambda: weights_budget(settings), idle_sec=settings.model_idle_sec)
+        self._lane = Lane(Limits.of(settings), self._residency, wait_sec=settings.batch_wait_sec, coming=self._ingest.coming)
 
-    def submit(self, request: Request, *, on_result: OnResult | None = None) -> Future[Response]:
-        """Runs the request. `on_result` is called for each input as it is done, on a worker thread: be quick there."""
-        run = _Run(request, on_result)
+    def submit(self, request: Request, *, on_result: OnResult | None = None, on_text: OnText | None = None) -> Future[Response]:
+        """Runs the request. `on_result` is called for each input as it is done, `on_text` with an input's index and each
+        bit of a text as it is generated; both on a worker thread: be quick there."""
+        run = _Run(request, on_result, on_text)
         groups: dict[Source, list[Item]] = {}
         for item in request.items:
             groups.setdefault(item.source, []).append(item)
@@ -71,7 +79,7 @@ class Engine:
     def load(self, model: str) -> Future[None]:
         """Loads a model ahead of its first request, and starts the decoders."""
         self._ingest.warm()
-        return self._lane.load(model)
+        return self._residency.load(model)
 
     @property
     def lost(self) -> DeviceLost | None:
@@ -101,22 +109,63 @@ class Engine:
                 kinds.setdefault(item.options, []).append(item)
             using = _Countdown(len(kinds), lambda: self._ingest.release(outcome.clip))
             for options, alike in kinds.items():
-                piece = Piece(outcome.clip, options, next(self._order))
-                self._lane.put(piece, self._collect(run, piece, alike, using), cancelled=run.future.cancelled)
+                try:
+                    self._put(run, outcome.clip, options, alike, using)
+                except Exception as error:  # noqa: BLE001  a request is answered whatever happens
+                    self._answer(run, outcome.clip, alike, using, known(error))
 
         return Unit(source, deliver, run.future.cancelled)
 
+    def _put(self, run: _Run, clip: Clip, options: Options, items: list[Item], using: _Countdown) -> None:
+        """Puts the clip on the lane, in windows where it is longer than the model hears at a time."""
+        row = catalog.find(options.model)
+        spans = [(0, len(clip.samples))]
+        if options.task in ("transcribe", "translate"):
+            spans = windows.cut(clip.samples, row.window_sec) if row.window_sec else spans
+        elif row.max_sec and clip.duration_sec > row.max_sec and options.task != "embed":
+            raise TooLong(f"{clip.duration_sec:.1f} s is longer than the {row.max_sec:g} s that {row.id} hears for one "
+                          f"{options.task}")
+        parts = _Parts(len(spans), functools.partial(self._answer, run, clip, items, using))
+        for number, (start, end) in enumerate(spans):
+            part = Clip(clip.samples[start:end]) if len(spans) > 1 else clip
+            piece = Piece(part, options, next(self._order), run.future.cancelled, run.teller(items) if len(spans) == 1 else None)
+            self._lane.put(piece, self._collect(run, parts, number, start))
+
     @staticmethod
-    def _collect(run: _Run, piece: Piece, items: list[Item], using: _Countdown) -> Callable[[Done | AviaryError], None]:
+    def _answer(run: _Run, clip: Clip, items: list[Item], using: _Countdown, outcome: Output | AviaryError) -> None:
+        using.down()
+        for item in items:
+            run.done(Failure(item.index, outcome, item.id) if isinstance(outcome, AviaryError) else
+                     Result(item, clip.duration_sec, _shown(outcome, item.view), clip.warning))
+
+    @staticmethod
+    def _collect(run: _Run, parts: _Parts, number: int, start: int) -> Callable[[Done | AviaryError], None]:
         def deliver(outcome: Done | AviaryError) -> None:
-            using.down()
             if isinstance(outcome, Done):
                 run.spent(queue_sec=outcome.queue_sec, model_sec=outcome.model_sec)
-            for item in items:
-                run.done(Failure(item.index, outcome, item.id) if isinstance(outcome, AviaryError) else
-                         Result(item, piece.duration_sec, _shown(outcome.output, item.view), piece.clip.warning))
+                parts.done(number, (start / SAMPLE_RATE, outcome.output))
+            else:
+                parts.done(number, outcome)
 
         return deliver
+
+
+class _Parts:
+    """What came of a clip's windows: delivered as one output when the last is in, or as the first window's error."""
+
+    def __init__(self, count: int, deliver: Callable[[Output | AviaryError], None]) -> None:
+        self._outcomes: list[tuple[float, Output] | AviaryError | None] = [None] * count
+        self._missing, self._deliver, self._lock = count, deliver, threading.Lock()
+
+    def done(self, number: int, outcome: tuple[float, Output] | AviaryError) -> None:
+        with self._lock:
+            self._outcomes[number] = outcome
+            self._missing -= 1
+            if self._missing:
+                return
+        error = next((one for one in self._outcomes if isinstance(one, AviaryError)), None)
+        parts = [one for one in self._outcomes if isinstance(one, tuple)]
+        self._deliver(error or (parts[0][1] if len(parts) == 1 else windows.join(parts)))
 
 
 def _shown(output: Output, view: View) -> Output:
@@ -131,9 +180,9 @@ def _shown(output: Output, view: View) -> Output:
 class _Run:
     """A request under way: collects what is done, in any order, and sets the future when all is."""
 
-    def __init__(self, request: Request, on_result: OnResult | None) -> None:
+    def __init__(self, request: Request, on_result: OnResult | None, on_text: OnText | None) -> None:
         self.future: Future[Response] = Future()
-        self._request, self._on_result = request, on_result
+        self._request, self._on_result, self._on_text = request, on_result, on_text
         self._started = time.monotonic()
         self._slots: dict[int, Result | Failure] = {}
         self._spent: dict[str, float] = {}
@@ -145,6 +194,18 @@ class _Run:
         with self._lock:
             for stage, value in seconds.items():
                 self._spent[stage] = self._spent.get(stage, 0.0) + value
+
+    def teller(self, items: list[Item]) -> Callable[[str], None] | None:
+        """What passes on the text of these inputs as it is generated, if anybody listens."""
+        on_text = self._on_text
+        if on_text is None:
+            return None
+
+        def tell(text: str) -> None:
+            for item in items:
+                on_text(item.index, text)
+
+        return tell
 
     def done(self, outcome: Result | Failure) -> None:
         with self._lock:

@@ -8,18 +8,18 @@ replaced. Whatever happens, the thread goes on.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from worker import catalog
 from worker.backends.base import Backend, translate
 from worker.batching import Limits, is_full, next_batch
 from worker.errors import AviaryError, Cancelled, DeviceLost, InternalError, ModelError, ModelUnavailable, OutOfMemory
+from worker.residency import Residency
 from worker.types import Batch, Output, Piece
 
 log = logging.getLogger(__name__)
@@ -40,44 +40,33 @@ Deliver = Callable[[Done | AviaryError], None]
 class _Waiting:
     piece: Piece
     deliver: Deliver
-    cancelled: Callable[[], bool]
     since: float
 
 
 class Lane:
-    """One device. `create` makes a model's backend; `coming` tells how many pieces are about to be put."""
+    """One device. `residency` holds its models; `coming` tells how many pieces are about to be put."""
 
-    def __init__(self, limits: Limits, create: Callable[[catalog.Model], Backend], *, wait_sec: float = 0.05,
+    def __init__(self, limits: Limits, residency: Residency, *, wait_sec: float = 0.05,
                  coming: Callable[[], int] = lambda: 0) -> None:
-        self._limits, self._create, self._wait_sec, self._coming = limits, create, wait_sec, coming
+        self._limits, self._residency, self._wait_sec, self._coming = limits, residency, wait_sec, coming
         self._budgets: dict[str, Limits] = {}
-        self._backends: dict[str, Backend] = {}
         self._waiting: dict[Piece, _Waiting] = {}
-        self._loads: list[tuple[str, Future[None]]] = []
         self._changed = threading.Condition()
         self._closed = False
         self.lost: DeviceLost | None = None
         self._thread = threading.Thread(target=self._live, name="lane", daemon=True)
         self._thread.start()
 
-    def put(self, piece: Piece, deliver: Deliver, *, cancelled: Callable[[], bool] = lambda: False) -> None:
+    def put(self, piece: Piece, deliver: Deliver) -> None:
         with self._changed:
             if self.lost is None and not self._closed:
-                self._waiting[piece] = _Waiting(piece, deliver, cancelled, time.monotonic())
+                self._waiting[piece] = _Waiting(piece, deliver, time.monotonic())
                 self._changed.notify()
                 return
         deliver(self.lost or Cancelled("the worker is shutting down"))
 
-    def load(self, model: str) -> Future[None]:
-        """Loads a model ahead of its first piece; the future fails with ModelUnavailable."""
-        future: Future[None] = Future()
-        with self._changed:
-            self._loads.append((model, future))
-            self._changed.notify()
-        return future
-
     def nudge(self) -> None:
-        """Something the gathering depends on has changed: fewer pieces are coming, or one was cancelled."""
+        """Something the gathering depends on has changed: fewer pieces are coming, one was cancelled, a model is loaded."""
         with self._changed:
             self._changed.notify()
 
@@ -90,123 +79,105 @@ class Lane:
             self._thread.join(timeout=30)
 
     def _live(self) -> None:
-        while True:
+        while not self._closed:
             try:
-                loads, group = self._next()
+                self._residency.warm()
+                pause = self._residency.sweep()
+                with self._changed:
+                    act = self._next(pause)
+                act()
             except Exception as error:  # noqa: BLE001  the lane never dies
                 fault = InternalError("the batch could not be planned")
                 fault.__cause__ = error
-                self._abandon(_known(fault))
-                continue
-            for model, future in loads:
-                self._preload(model, future)
-            if group:
-                self._run(group)
-            elif not loads:
-                break
+                self._abandon(known(fault))
         self._abandon(Cancelled("the worker is shutting down"))
-        for backend in self._backends.values():
-            backend.close()
+        self._residency.close()
 
-    def _next(self) -> tuple[list[tuple[str, Future[None]]], list[_Waiting]]:
-        """What to do now: models to load, the pieces of the next batch. Both empty: the lane is closed."""
-        with self._changed:
-            while not self._closed:
-                if self._loads:
-                    loads, self._loads = self._loads, []
-                    return loads, []
-                self._drop_cancelled()
-                if self._waiting:
-                    oldest = next(iter(self._waiting.values()))
-                    limits = self._budgets.get(oldest.piece.options.model, self._limits)
-                    batch = next_batch(list(self._waiting), limits)
-                    patience = oldest.since + self._wait_sec - time.monotonic()
-                    if patience <= 0 or is_full(batch, limits) or not self._coming():
-                        return [], [self._waiting.pop(piece) for piece in batch.pieces]
-                    self._changed.wait(patience)
-                else:
-                    self._changed.wait()
-            return [], []
-
-    def _drop_cancelled(self) -> None:
-        for waiting in [w for w in self._waiting.values() if w.cancelled()]:
-            del self._waiting[waiting.piece]
-            _deliver(waiting, Cancelled("cancelled"))
-
-    def _preload(self, model: str, future: Future[None]) -> None:
-        try:
-            self._backend(model)
-        except Exception as error:  # noqa: BLE001  the lane never dies
-            future.set_exception(_known(error))
-        else:
-            future.set_result(None)
-
-    def _backend(self, model: str) -> Backend:
-        if model not in self._backends:
-            started = time.monotonic()
-            backend = self._create(catalog.find(model))
+    def _next(self, pause: float | None) -> Callable[[], None]:
+        """What to do now, the lock given back; if there is nothing, waits for a change, `pause` seconds at most."""
+        cancelled = self._take([piece for piece in self._waiting if piece.cancelled()])
+        if cancelled:
+            return lambda: _deliver_all(cancelled, Cancelled("cancelled"))
+        for model in dict.fromkeys(piece.options.model for piece in self._waiting):
+            own = [waiting for waiting in self._waiting.values() if waiting.piece.options.model == model]
             try:
-                backend.load()
-            except AviaryError:
+                backend = self._residency.claim(model)
+            except AviaryError as error:
+                group = self._take([waiting.piece for waiting in own])
+                return functools.partial(_deliver_all, group, known(error))
+            if backend is None:
+                continue
+            try:
+                limits = self._budgets.setdefault(model, dataclasses.replace(self._limits, max_waste_sec=backend.overhead_sec))
+                batch = next_batch([waiting.piece for waiting in own], limits)
+                patience = own[0].since + self._wait_sec - time.monotonic()
+                if patience <= 0 or is_full(batch, limits) or not self._coming():
+                    return functools.partial(self._run_claimed, model, backend, self._take(batch.pieces))
+            except BaseException:
+                self._residency.release(model)
                 raise
-            except Exception as error:
-                raise ModelUnavailable(f"{model} could not be loaded: {type(error).__name__}: {error}") from error
-            self._backends[model] = backend
-            self._budgets[model] = dataclasses.replace(self._limits, max_waste_sec=backend.overhead_sec)
-            log.info("loaded %s in %.1f s", model, time.monotonic() - started)
-        return self._backends[model]
+            self._residency.release(model)
+            pause = patience if pause is None else min(pause, patience)
+        if not self._closed and not self._residency.fresh:
+            self._changed.wait(pause)
+        return lambda: None
 
-    def _run(self, group: list[_Waiting]) -> None:
+    def _run_claimed(self, model: str, backend: Backend, group: list[_Waiting]) -> None:
+        try:
+            self._run(backend, group)
+        finally:
+            self._residency.release(model)
+
+    def _take(self, pieces: Iterable[Piece]) -> list[_Waiting]:
+        return [self._waiting.pop(piece) for piece in pieces]
+
+    def _run(self, backend: Backend, group: list[_Waiting]) -> None:
         """Runs the group as one batch, or in halves if it fails, and delivers every piece."""
-        limits = self._budgets.get(group[0].piece.options.model, self._limits)
+        limits = self._budgets[group[0].piece.options.model]
         batch = Batch(tuple(w.piece for w in group), long=len(group) == 1 and group[0].piece.duration_sec > limits.long_sec)
         started = time.monotonic()
         try:
-            outputs = self._backend(batch.options.model).infer(batch)
+            outputs = backend.infer(batch)
             if len(outputs) != len(group):
                 raise InternalError(f"the backend gave {len(outputs)} outputs for {len(group)} pieces")
         except Exception as error:  # noqa: BLE001  the lane never dies
-            self._recover(group, batch, translate(error))
+            self._recover(backend, group, batch, translate(error))
             return
         took, total = time.monotonic() - started, sum(piece.duration_sec for piece in batch.pieces) or 1.0
         for waiting, output in zip(group, outputs, strict=True):
             share = took * waiting.piece.duration_sec / total
             _deliver(waiting, Done(output, started - waiting.since, share))
 
-    def _recover(self, group: list[_Waiting], batch: Batch, error: AviaryError) -> None:
+    def _recover(self, backend: Backend, group: list[_Waiting], batch: Batch, error: AviaryError) -> None:
         if isinstance(error, DeviceLost):
             log.error("the device is lost: %r", error.__cause__)
             self.lost = error
-            for waiting in group:
-                _deliver(waiting, error)
+            _deliver_all(group, error)
             self._abandon(error)
             return
         if isinstance(error, OutOfMemory) and len(group) > 1:
-            limits = self._budgets.get(batch.options.model, self._limits)
+            limits = self._budgets[batch.options.model]
             lower = dataclasses.replace(limits, max_padded_sec=min(limits.max_padded_sec, batch.padded_sec / 2))
             self._budgets[batch.options.model] = lower
             log.warning("out of memory with %.0f padded seconds: batches of %s now hold %.0f", batch.padded_sec,
                         batch.options.model, lower.max_padded_sec)
         if len(group) == 1 or isinstance(error, ModelUnavailable):
-            for waiting in group:
-                _deliver(waiting, _known(error))
+            _deliver_all(group, known(error))
             return
         middle = len(group) // 2
         for half in (group[:middle], group[middle:]):
             if self.lost is None:
-                self._run(half)
+                self._run(backend, half)
             else:
-                for waiting in half:
-                    _deliver(waiting, self.lost)
+                _deliver_all(half, self.lost)
 
     def _abandon(self, error: AviaryError) -> None:
         with self._changed:
             waiting, self._waiting = list(self._waiting.values()), {}
-        for one in waiting:
-            _deliver(one, error)
+        _deliver_all(waiting, error)
 
 
-def _known(error: Exception) -> AviaryError:
+def known(error: Exception) -> AviaryError:
     """The error to tell the user; one whose cause is a stranger is logged under an id that its message carries."""
     if not isinstance(error, AviaryError):
         error = translate(error)
@@ -216,6 +187,11 @@ def _known(error: Exception) -> AviaryError:
         if name not in error.message:
             error = type(error)(f"{error.message} (see the log, id {name})")
     return error
+
+
+def _deliver_all(group: list[_Waiting], outcome: AviaryError) -> None:
+    for waiting in group:
+        _deliver(waiting, outcome)
 
 
 def _deliver(waiting: _Waiting, outcome: Done | AviaryError) -> None:

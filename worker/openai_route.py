@@ -88,6 +88,7 @@ def _turns(messages: Any) -> Json:
         content = message.get("content")
         parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
         texts: list[str] = []
+        before = len(audios)
         for part in parts:
             kind = str(part.get("type")) if isinstance(part, Mapping) else ""
             if kind == "text" and isinstance(part.get("text"), str):
@@ -96,7 +97,7 @@ def _turns(messages: Any) -> Json:
                 audios.append(_source(part.get(kind), kind))
             else:
                 raise RequestError("a content part is text, input_audio or audio", param="messages")
-        turns.append({"role": message.get("role"), "content": "\n".join(texts)})
+        turns.append({"role": message.get("role"), "content": "\n".join(texts), "audio": len(audios) > before})
     if len(audios) != 1:
         raise RequestError(f"a chat needs exactly one audio, not {len(audios)}", param="messages")
     return {"messages": turns, "audio": audios[0]}

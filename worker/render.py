@@ -84,22 +84,33 @@ def _output(one: Result, put: Put) -> Json:
     if isinstance(output, Transcript):
         shape = _transcript(output, view.timestamps)
     elif isinstance(output, Caption):
-        shape = {"caption": _text(output.text)}
+        shape = _caption(output)
     elif isinstance(output, Reply):
         total = output.prompt_tokens + output.completion_tokens
         shape = {"text": _text(output.text), "finish_reason": output.finish_reason,
                  "usage": {"prompt_tokens": output.prompt_tokens, "completion_tokens": output.completion_tokens,
-                           "total_tokens": total}}
+                           "total_tokens": total}, **_thinking(output)}
     elif isinstance(output, Analysis):
-        shape = {"caption": _text(output.caption.text), **_embedding(output.embedding, view, put)}
+        shape = {**_caption(output.caption), **_embedding(output.embedding, view, put)}
     else:
         shape = _embedding(output, view, put)
     formatted = _formatted(one, shape)
     return shape if formatted is None else shape | {"formatted": formatted}
 
 
+def _caption(caption: Caption) -> Json:
+    shape: Json = {"caption": _text(caption.text)} | _thinking(caption)
+    return shape if caption.tokens_generated is None else shape | {"tokens_generated": caption.tokens_generated}
+
+
+def _thinking(output: Caption | Reply) -> Json:
+    return {"thinking": _text(output.thinking)} if output.thinking else {}
+
+
 def _transcript(transcript: Transcript, levels: tuple[Level, ...]) -> Json:
     shape: Json = {"text": _text(transcript.text), "language": transcript.language}
+    if transcript.tokens_generated is not None:
+        shape["tokens_generated"] = transcript.tokens_generated
     if levels:
         spans = {"word": transcript.words, "segment": transcript.segments, "char": transcript.chars}
         shape["timestamps"] = {level: [_span(level, span) for span in spans[level]] for level in levels}

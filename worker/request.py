@@ -25,6 +25,7 @@ class _Turn(BaseModel):
 
     role: Literal["system", "user", "assistant"]
     content: str
+    audio: bool = False
 
 
 class _PerItem(BaseModel):
@@ -41,6 +42,7 @@ class _PerItem(BaseModel):
     max_new_tokens: int | None = Field(None, ge=1, le=32_768)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
+    punctuation: bool | None = None
     format: Literal["json", "verbose_json", "text", "srt", "vtt"] | None = None
     pooling: Literal["none", "mean"] | None = None
     encoding: Literal["float", "base64", "s3"] | None = None
@@ -162,14 +164,28 @@ def _options(given: _PerItem, body: _Payload, checked: catalog.Model | None, mod
     options = Options(
         model=model_id, task=body.task, timestamps=bool(levels) or subtitles,  # type: ignore[arg-type]
         language=pick("language"), target_language=pick("target_language"), prompt=pick("prompt"), style=pick("style"),
-        messages=tuple(Message(turn.role, turn.content) for turn in pick("messages") or ()),
+        messages=_messages(pick("messages") or []),
         max_new_tokens=pick("max_new_tokens"), temperature=pick("temperature"), top_p=pick("top_p"),
+        punctuation=pick("punctuation") is not False,
         pooling=pick("pooling") or "none")
     if checked is not None:
         catalog.check(checked, options)
     if subtitles and options.task not in ("transcribe", "translate"):
         raise Unsupported(f"format {form} is for transcribe and translate, not {options.task}", param="format")
     return options, View(levels, form, pick("encoding") or "float")
+
+
+def _messages(turns: list[_Turn]) -> tuple[Message, ...]:
+    """A conversation that ends with the user, who asks, and holds the input's audio once."""
+    if not turns:
+        return ()
+    if turns[-1].role != "user":
+        raise RequestError("the last of messages must be the user's", param="messages")
+    if sum(turn.audio for turn in turns) > 1:
+        raise RequestError("only one of messages can hold the audio", param="messages")
+    if any(turn.audio and turn.role != "user" for turn in turns):
+        raise RequestError("the audio belongs to a message of the user's", param="messages")
+    return tuple(Message(turn.role, turn.content, turn.audio) for turn in turns)
 
 
 def _levels(value: bool | str | list[Level] | None) -> tuple[Level, ...]:

@@ -188,7 +188,9 @@ class Door:
     def _check_model(self) -> None:
         from worker import catalog
 
-        self.engine.load(catalog.find(self.settings.default_model).id).result()
+        loads = [self.engine.load(catalog.find(name).id) for name in (self.settings.default_model, *self.settings.models)]
+        for load in loads:
+            load.result()
 
 
 def _by_route(payload: Any) -> tuple[Any, openai_route.Shape | None]:

@@ -6,7 +6,8 @@ Times are seconds from the start of the input. Audio is float32, mono, 16 kHz, o
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -43,15 +44,16 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat."""
+    """One turn of a chat. `audio`: the turn that the input's audio belongs to; one at most, else the first of the user's."""
 
     role: Literal["system", "user", "assistant"]
     content: str
+    audio: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """One kind of work. Two pieces may share a batch if, and only if, their Options are equal."""
+    """What is asked of a model. Two pieces may share a batch if their `kind` is equal."""
 
     model: str
     task: Task = "transcribe"
@@ -64,7 +66,13 @@ class Options:
     max_new_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
+    punctuation: bool = True
     pooling: Literal["none", "mean"] = "none"
+
+    @property
+    def kind(self) -> Options:
+        """The options without what each piece of a batch may have of its own: words said to the model."""
+        return replace(self, prompt=None, style=None, messages=()) if self.prompt or self.style or self.messages else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +129,23 @@ class Clip:
         return len(self.samples) / SAMPLE_RATE
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
-    """One clip to be run with one set of options. `order` rises with the time at which its request came in."""
+    """One clip, or a part of one, to be run with one set of options.
+
+    `order` rises with the time at which its request came in. `cancelled` is asked while a text is generated. `on_text`
+    is told each new bit of a generated text.
+    """
 
     clip: Clip
     options: Options
     order: int = 0
+    cancelled: Callable[[], bool] = _never
+    on_text: Callable[[str], None] | None = None
 
     @property
     def duration_sec(self) -> float:
@@ -136,14 +154,15 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Pieces that run together, all with the same options. `long`: exactly one piece, run alone."""
+    """Pieces that run together, all of one kind. `long`: exactly one piece, run alone."""
 
     pieces: tuple[Piece, ...]
     long: bool = False
 
     @property
     def options(self) -> Options:
-        return self.pieces[0].options
+        """What they have in common."""
+        return self.pieces[0].options.kind
 
     @property
     def padded_sec(self) -> float:
@@ -161,18 +180,24 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """Text, and where the model gives them the spans of its chars, words and segments."""
+    """Text, and where the model gives them the spans of its chars, words and segments. `tokens_generated`: of a model
+    that writes token by token, without its prompt."""
 
     text: str
     words: tuple[Span, ...] = ()
     segments: tuple[Span, ...] = ()
     chars: tuple[Span, ...] = ()
     language: str | None = None
+    tokens_generated: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Caption:
+    """`thinking`: what the model said to itself before it, where it does."""
+
     text: str
+    tokens_generated: int | None = None
+    thinking: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +206,7 @@ class Reply:
     finish_reason: Literal["stop", "length"]
     prompt_tokens: int
     completion_tokens: int
+    thinking: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from worker.backends.base import Backend
 from worker.backends.timing import chars
 from worker.catalog import Model
 from worker.config import Settings
@@ -15,7 +16,7 @@ FRAME_RATE = 25.0
 WIDTH = 1280
 
 
-class DryRun:
+class DryRun(Backend):
     overhead_sec = 100.0
 
     def __init__(self, model: Model, settings: Settings) -> None:

@@ -18,6 +18,8 @@ import numpy as np
 from worker import weights
 from worker.backends import greedy, timing
 from worker.backends.attention import LocalAttention
+from worker.backends.base import Backend
+from worker.backends.device import device_of, dtype_of
 from worker.catalog import Model
 from worker.config import Settings
 from worker.errors import ModelUnavailable, OutOfMemory
@@ -29,7 +31,7 @@ SILENCE = 1e-4           # a peak below -80 dBFS
 MIN_SAMPLES = 1_280      # one encoder frame, 80 ms
 
 
-class Nemo:
+class Nemo(Backend):
     overhead_sec = 100.0     # a GPU hears some 3,000 s a second and takes some 36 ms to start
 
     def __init__(self, model: Model, settings: Settings) -> None:
@@ -47,8 +49,8 @@ class Nemo:
         except ImportError as error:
             raise ModelUnavailable(f"{self._row.id} needs nemo_toolkit[asr] and torch: {error}") from error
         self._torch = torch
-        self._device = _device(torch, self._settings.device)
-        self._dtype = _dtype(torch, self._settings.dtype, self._device)
+        self._device = device_of(self._settings)
+        self._dtype = dtype_of(self._settings, self._device)
         if self._device.type == "cpu":
             self.overhead_sec = 8.0
         model = ASRModel.restore_from(str(path), map_location=self._device)
@@ -70,8 +72,13 @@ class Nemo:
         self._local = LocalAttention(model.encoder) if model.encoder.self_attention_model == "rel_pos" else None
         self._frame_sec = model.preprocessor.featurizer.hop_length / SAMPLE_RATE * model.encoder.subsampling_factor
         self._long_decoder_warm = False
+
+    def weigh(self) -> int:
+        return weights.nemo_file(self._row.id, self._settings).stat().st_size
+
+    def warm(self) -> None:
         if self._device.type == "cuda" and self._transducer:
-            self._warm(False, self._settings.batch_max_items, self._settings.short_max_sec)
+            self._capture(False, self._settings.batch_max_items, self._settings.short_max_sec)
 
     def infer(self, batch: Batch) -> list[Output]:
         outputs: list[Output] = [Transcript("", language=self._language(piece)) for piece in batch.pieces]
@@ -121,7 +128,7 @@ class Nemo:
             spell = self._model.decoding.decode_tokens_to_str_with_strip_punctuation
             return [(spell(row.ids), *row) for row in found]
         if long and self._device.type == "cuda" and not self._long_decoder_warm:
-            self._warm(True, 1, self._settings.max_audio_sec)
+            self._capture(True, 1, self._settings.max_audio_sec)
             self._long_decoder_warm = True
         hypotheses = self._decoders[long].rnnt_decoder_predictions_tensor(encoded, frames, return_hypotheses=True)
         ids = [_list(hypothesis.y_sequence) for hypothesis in hypotheses]
@@ -163,7 +170,7 @@ class Nemo:
     def _language(self, piece: Piece) -> str | None:
         return piece.options.language or (self._row.languages[0] if len(self._row.languages) == 1 else None)
 
-    def _warm(self, long: bool, items: int, seconds: float) -> None:
+    def _capture(self, long: bool, items: int, seconds: float) -> None:
         """Captures a decoder's CUDA graph at the largest shape it will see."""
         torch = self._torch
         frames = int(seconds / self._frame_sec) + 2
@@ -171,20 +178,6 @@ class Nemo:
             encoded = torch.zeros(items, self._model.encoder._feat_out, frames, device=self._device, dtype=self._dtype)
             one = torch.ones(items, dtype=torch.long, device=self._device)
             self._decoders[long].rnnt_decoder_predictions_tensor(encoded, one)
-
-
-def _device(torch: Any, wanted: str) -> Any:
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelUnavailable(f"DEVICE={wanted}, but torch sees no CUDA device")
-    return torch.device(wanted)
-
-
-def _dtype(torch: Any, wanted: str, device: Any) -> Any:
-    if wanted == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return getattr(torch, wanted)
 
 
 def _decoder(model: Any) -> Any:

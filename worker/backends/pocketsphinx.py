@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from worker.backends.base import Backend
 from worker.backends.timing import chars, segments
 from worker.catalog import Model
 from worker.config import Settings
@@ -19,7 +20,7 @@ from worker.types import SAMPLE_RATE, Batch, Output, Piece, Span, Transcript
 _FILLER = ("<", "[", "+")
 
 
-class Pocketsphinx:
+class Pocketsphinx(Backend):
     overhead_sec = 0.0
 
     def __init__(self, model: Model, settings: Settings) -> None:

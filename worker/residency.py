@@ -1,0 +1,204 @@
+"""Which models are on the device: loaded on first use or ahead of it, each once, within a memory budget.
+
+    claim(model)    the loaded backend, which stays until release(model); None while it loads, which the first to ask starts
+    load(model)     a Future that is done when the model is ready
+
+A load runs on a thread of its own, so that the models already there go on answering; one at a time, because two might not
+fit. To make room, models that nobody is using leave, the one longest unused first; so do, in `sweep`, those unused for
+`idle_sec`. A model that cannot be loaded raises its own ModelUnavailable, at once for RETRY_SEC, then it is tried anew.
+
+`claim`, `release`, `warm` and `sweep` are for the lane's thread; `load` and `close` for any.
+"""
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from worker import catalog
+from worker.backends.base import Backend, translate
+from worker.errors import AviaryError, Cancelled, ModelUnavailable, OutOfMemory
+
+log = logging.getLogger(__name__)
+
+RETRY_SEC = 30.0
+GIB = 1024**3
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Resident:
+    """A model that is loading, loaded (fresh: but not yet warmed), or failed."""
+
+    backend: Backend | None = None
+    fresh: bool = True
+    error: AviaryError | None = None
+    bytes: int = 0
+    users: int = 0
+    since: float = dataclasses.field(default_factory=time.monotonic)     # last use, or the failure
+    futures: list[Future[None]] = dataclasses.field(default_factory=list)
+
+
+class Residency:
+    """`budget` gives the bytes that all weights together may take; `changed` is called when a load has ended."""
+
+    def __init__(self, create: Callable[[catalog.Model], Backend], *, budget: Callable[[], float] = lambda: float("inf"),
+                 idle_sec: float = 0.0, changed: Callable[[], None] = lambda: None) -> None:
+        self._create, self._budget, self._idle_sec, self._changed = create, budget, idle_sec, changed
+        self._residents: dict[str, _Resident] = {}
+        self._lock, self._loading = threading.Condition(), threading.Lock()
+        self._closed = False
+
+    def claim(self, model: str) -> Backend | None:
+        """The backend, which stays until `release`; None while it loads. Raises ModelUnavailable when it cannot be loaded."""
+        with self._lock:
+            resident = self._residents.get(model)
+            if resident is None or (resident.error and time.monotonic() - resident.since > RETRY_SEC):
+                self._start(model)
+                return None
+            if resident.error:
+                raise resident.error
+            if resident.backend is None or resident.fresh:
+                return None
+            resident.users += 1
+            return resident.backend
+
+    def release(self, model: str) -> None:
+        """Ends a claim that gave a backend."""
+        with self._lock:
+            resident = self._residents[model]
+            resident.users -= 1
+            resident.since = time.monotonic()
+            self._lock.notify_all()
+
+    @property
+    def fresh(self) -> list[str]:
+        """Models that are loaded and wait for `warm`."""
+        with self._lock:
+            return [name for name, resident in self._residents.items() if resident.backend is not None and resident.fresh]
+
+    def warm(self) -> None:
+        """Makes ready what has been loaded since."""
+        for name in self.fresh:
+            self._warm(name, self._residents[name])
+
+    def load(self, model: str) -> Future[None]:
+        """Starts loading; the future is done when the model is ready, and fails with ModelUnavailable."""
+        future: Future[None] = Future()
+        with self._lock:
+            resident = self._residents.get(model)
+            if resident is None or resident.error:
+                resident = self._start(model)
+            if resident.backend is not None and not resident.fresh:
+                future.set_result(None)
+            else:
+                resident.futures.append(future)
+        return future
+
+    def sweep(self) -> float | None:
+        """Unloads what has been unused for `idle_sec`. Seconds until there may be more to do, or None."""
+        if not self._idle_sec:
+            return None
+        now = time.monotonic()
+        with self._lock:
+            idle = [(name, one) for name, one in self._residents.items()
+                    if one.backend is not None and not one.users and not one.fresh]
+            for name, resident in idle:
+                if now - resident.since >= self._idle_sec:
+                    self._unload(name)
+            left = [self._idle_sec - (now - resident.since) for name, resident in idle if name in self._residents]
+        return min(left, default=None)
+
+    def close(self) -> None:
+        """Unloads everything. A load under way is abandoned to its thread."""
+        with self._lock:
+            self._closed = True
+            residents, self._residents = list(self._residents.values()), {}
+            self._lock.notify_all()
+        for resident in residents:
+            if resident.backend is not None:
+                resident.backend.close()
+            for future in resident.futures:
+                future.set_exception(Cancelled("the worker is shutting down"))
+
+    def _start(self, model: str) -> _Resident:
+        resident = self._residents[model] = _Resident()
+        threading.Thread(target=self._load, args=(model, resident), name=f"load {model}", daemon=True).start()
+        return resident
+
+    def _load(self, model: str, resident: _Resident) -> None:
+        with self._loading:
+            started = time.monotonic()
+            try:
+                backend = self._create(catalog.find(model))
+                weight = backend.weigh()
+                self._make_room(model, weight)
+                backend.load()
+            except Exception as error:  # noqa: BLE001  whatever it is, the other models go on
+                self._failed(resident, _unavailable(model, error))
+                return
+            with self._lock:
+                if not self._closed:
+                    resident.backend, resident.bytes, resident.since = backend, weight, time.monotonic()
+            if self._closed:
+                backend.close()
+                return
+            log.info("loaded %s in %.1f s", model, time.monotonic() - started)
+        self._changed()
+
+    def _make_room(self, model: str, weight: int) -> None:
+        """Unloads the longest unused until the weight fits; waits for those in use. Raises ModelUnavailable if it never can."""
+        budget = self._budget() if weight else float("inf")
+        if weight > budget:
+            raise ModelUnavailable(f"{model} needs {weight / GIB:.1f} GiB for its weights; {budget / GIB:.1f} GiB are allowed "
+                                   "(MODELS_MEMORY_GB)")
+        with self._lock:
+            while not self._closed and weight + sum(one.bytes for one in self._residents.values()) > budget:
+                idle = [name for name, one in self._residents.items() if one.backend is not None and not one.users]
+                if idle:
+                    self._unload(min(idle, key=lambda name: self._residents[name].since))
+                else:
+                    self._lock.wait()
+
+    def _unload(self, name: str) -> None:
+        resident = self._residents.pop(name)
+        assert resident.backend is not None
+        resident.backend.close()
+        log.info("unloaded %s", name)
+
+    def _warm(self, model: str, resident: _Resident) -> None:
+        assert resident.backend is not None
+        try:
+            resident.backend.warm()
+        except Exception as error:  # noqa: BLE001  the lane never dies
+            backend, resident.backend = resident.backend, None
+            backend.close()
+            self._failed(resident, _unavailable(model, error))
+            return
+        with self._lock:
+            resident.fresh, resident.since = False, time.monotonic()
+            futures, resident.futures = resident.futures, []
+        for future in futures:
+            future.set_result(None)
+
+    def _failed(self, resident: _Resident, error: AviaryError) -> None:
+        with self._lock:
+            resident.error, resident.since, resident.bytes = error, time.monotonic(), 0
+            futures, resident.futures = resident.futures, []
+        for future in futures:
+            future.set_exception(error)
+        self._changed()
+
+
+def _unavailable(model: str, error: Exception) -> AviaryError:
+    if isinstance(error, AviaryError):
+        return error
+    log.error("%s could not be loaded", model, exc_info=error)
+    if isinstance(translate(error), OutOfMemory):
+        ours = ModelUnavailable(f"{model} does not fit into the device's memory beside what is there")
+    else:
+        ours = ModelUnavailable(f"{model} could not be loaded: {type(error).__name__}: {error}")
+    ours.__cause__ = error
+    return ours
