@@ -6,6 +6,7 @@ volume, the user's own); the hub, unless HF_HUB_OFFLINE.
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,27 @@ def nemo_file(name: str, settings: Settings) -> Path:
         found = sorted(folder.glob("*.nemo"))
         if found:
             return next((path for path in found if path.stem == name.rsplit("/", maxsplit=1)[-1]), found[0])
-    return _download(name, settings)
+    found = sorted(_download(name, settings, ["*.nemo"]).glob("*.nemo"))
+    if not found:
+        raise ModelUnavailable(f"{name} holds no .nemo file")
+    return found[0]
+
+
+def checkpoint(name: str, settings: Settings) -> Path:
+    """The folder of a checkpoint in Hugging Face's form, given as a path or as `owner/name`. Raises ModelUnavailable."""
+    given = Path(name).expanduser()
+    last = [settings.model_dir] if settings.model_dir and settings.model_dir.name == given.name else []
+    for folder in (given, *_model_dirs(name, settings), *last, *_snapshots(name, settings)):
+        if (folder / "config.json").is_file():
+            return folder
+    if not _is_repository(name):
+        raise ModelUnavailable(f"no checkpoint (config.json and *.safetensors) in {name}")
+    return _download(name, settings, ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"])
+
+
+def checkpoint_bytes(folder: Path) -> int:
+    """Bytes of a checkpoint's weights."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def caches(settings: Settings) -> list[Path]:
@@ -54,7 +75,11 @@ def _snapshots(name: str, settings: Settings) -> Iterator[Path]:
         yield from sorted((repository / "snapshots").glob("*"))
 
 
-def _download(name: str, settings: Settings) -> Path:
+def _is_repository(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+
+
+def _download(name: str, settings: Settings, patterns: list[str]) -> Path:
     looked = ", ".join(str(path) for path in caches(settings)) or "no cache found"
     if settings.hf_hub_offline:
         raise ModelUnavailable(f"{name} is in no cache ({looked}) and HF_HUB_OFFLINE is set")
@@ -65,14 +90,10 @@ def _download(name: str, settings: Settings) -> Path:
     cache = settings.transformers_cache or (settings.hf_home and settings.hf_home / "hub") \
         or (volume if config.VOLUME.is_dir() else None)
     try:
-        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns="*.nemo", cache_dir=cache))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, cache_dir=cache))
     except GatedRepoError as error:
         raise ModelUnavailable(f"{name} is gated: accept its licence on the hub and set HF_TOKEN") from error
     except RepositoryNotFoundError as error:
         raise ModelUnavailable(f"{name} is not on the hub, or is private: set HF_TOKEN") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelUnavailable(f"{name} is in no cache ({looked}) and the hub cannot be reached", retryable=True) from error
-    found = sorted(folder.glob("*.nemo"))
-    if not found:
-        raise ModelUnavailable(f"{name} holds no .nemo file")
-    return found[0]

@@ -9,6 +9,8 @@ from worker.config import Settings
 
 _CLASSES = {
     "nemo": ("worker.backends.nemo", "Nemo"),
+    "canary": ("worker.backends.canary", "Canary"),
+    "flamingo": ("worker.backends.flamingo", "Flamingo"),
     "pocketsphinx": ("worker.backends.pocketsphinx", "Pocketsphinx"),
     "dry_run": ("worker.backends.dry_run", "DryRun"),
 }

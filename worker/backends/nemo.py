@@ -1,11 +1,7 @@
 """Parakeet through NeMo: any .nemo of the family (TDT, RNNT, CTC, or a hybrid, whose transducer is used).
 
-The models are run directly (mel, encoder, decoder), not through `transcribe()`, which reads files again, drops unreadable
-ones, pads short arrays, forgets to leave training mode and rebuilds its decoder for timestamps. Token times come with
-greedy decoding at no cost, so words and segments are always there.
-
-mel is computed in float32, encoder and decoder in `dtype`. Clips shorter than one encoder frame, and digital silence, hold
-no words and are answered without the model.
+Token times come with greedy decoding at no cost, so words and segments are always there. Clips shorter than one encoder
+frame, and digital silence, hold no words and are answered without the model.
 """
 from __future__ import annotations
 
@@ -15,20 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from worker import weights
 from worker.backends import greedy, timing
 from worker.backends.attention import LocalAttention
 from worker.backends.base import Backend
-from worker.backends.device import device_of, dtype_of
+from worker.backends.nemo_model import NemoModel, weigh
+from worker.backends.sound import has_sound
 from worker.catalog import Model
 from worker.config import Settings
-from worker.errors import ModelUnavailable, OutOfMemory
-from worker.types import SAMPLE_RATE, Batch, Output, Piece, Span, Transcript
+from worker.errors import OutOfMemory
+from worker.types import Batch, Output, Piece, Span, Transcript
 
 log = logging.getLogger(__name__)
-
-SILENCE = 1e-4           # a peak below -80 dBFS
-MIN_SAMPLES = 1_280      # one encoder frame, 80 ms
 
 
 class Nemo(Backend):
@@ -39,28 +32,11 @@ class Nemo(Backend):
         self._model: Any = None
 
     def load(self) -> None:
-        path = weights.nemo_file(self._row.id, self._settings)
-        try:
-            import torch
-            from nemo.utils import logging as nemo_logging
-
-            nemo_logging.setLevel(nemo_logging.ERROR)
-            from nemo.collections.asr.models import ASRModel
-        except ImportError as error:
-            raise ModelUnavailable(f"{self._row.id} needs nemo_toolkit[asr] and torch: {error}") from error
-        self._torch = torch
-        self._device = device_of(self._settings)
-        self._dtype = dtype_of(self._settings, self._device)
+        self._nemo = NemoModel(self._row.id, self._settings, ("encoder", "decoder", "joint", "ctc_decoder"))
+        self._torch, self._model, self._device = self._nemo.torch, self._nemo.model, self._nemo.device
+        self._frame_sec, model = self._nemo.frame_sec, self._model
         if self._device.type == "cpu":
             self.overhead_sec = 8.0
-        model = ASRModel.restore_from(str(path), map_location=self._device)
-        model.eval().requires_grad_(False)
-        model.preprocessor.featurizer.dither = 0.0
-        model.preprocessor.featurizer.pad_to = 0
-        for name in ("encoder", "decoder", "joint", "ctc_decoder"):
-            if hasattr(model, name):
-                getattr(model, name).to(self._dtype)
-        self._model = model
         self._transducer = hasattr(model, "joint")
         if self._transducer:
             decoding = model.cfg.decoding
@@ -70,11 +46,10 @@ class Nemo(Backend):
             self._windowed = self._device.type == "cpu" and len(self._tdt_durations) == model.joint.num_extra_outputs
             self._decoders = {False: _decoder(model), True: _decoder(model)}
         self._local = LocalAttention(model.encoder) if model.encoder.self_attention_model == "rel_pos" else None
-        self._frame_sec = model.preprocessor.featurizer.hop_length / SAMPLE_RATE * model.encoder.subsampling_factor
         self._long_decoder_warm = False
 
     def weigh(self) -> int:
-        return weights.nemo_file(self._row.id, self._settings).stat().st_size
+        return weigh(self._row.id, self._settings)
 
     def warm(self) -> None:
         if self._device.type == "cuda" and self._transducer:
@@ -82,7 +57,7 @@ class Nemo(Backend):
 
     def infer(self, batch: Batch) -> list[Output]:
         outputs: list[Output] = [Transcript("", language=self._language(piece)) for piece in batch.pieces]
-        spoken = [i for i, piece in enumerate(batch.pieces) if _has_sound(piece.clip.samples)]
+        spoken = [i for i, piece in enumerate(batch.pieces) if has_sound(piece.clip.samples)]
         if spoken:
             try:
                 heard = self._hear([batch.pieces[i] for i in spoken], batch.long)
@@ -94,24 +69,17 @@ class Nemo(Backend):
         return outputs
 
     def close(self) -> None:
-        self._model = None
+        self._model = self._nemo.model = None
         if self._device.type == "cuda":
             self._torch.cuda.empty_cache()
 
     def _hear(self, pieces: list[Piece], long: bool) -> list[Transcript]:
-        torch, model = self._torch, self._model
-        with torch.inference_mode(), self._attention(pieces):
-            lengths = [len(piece.clip.samples) for piece in pieces]
-            signal = np.zeros((len(pieces), max(lengths)), np.float32)
-            for row, piece in zip(signal, pieces, strict=True):
-                row[:len(piece.clip.samples)] = piece.clip.samples
-            mel, mel_length = model.preprocessor(input_signal=torch.from_numpy(signal).to(self._device),
-                                                 length=torch.tensor(lengths, device=self._device))
-            encoded, frames = model.encoder(audio_signal=mel.to(self._dtype), length=mel_length)
+        with self._torch.inference_mode(), self._attention(pieces):
+            encoded, frames = self._nemo.encode(pieces)
             if self._transducer:
                 tokens = self._transduce(encoded, frames, long)
             else:
-                tokens = _ctc(torch, model, encoded, frames)
+                tokens = _ctc(self._model, encoded, frames)
         return [self._transcript(piece, *row) for piece, row in zip(pieces, tokens, strict=True)]
 
     def _attention(self, pieces: list[Piece]) -> contextlib.AbstractContextManager[None]:
@@ -175,7 +143,7 @@ class Nemo(Backend):
         torch = self._torch
         frames = int(seconds / self._frame_sec) + 2
         with torch.inference_mode():
-            encoded = torch.zeros(items, self._model.encoder._feat_out, frames, device=self._device, dtype=self._dtype)
+            encoded = torch.zeros(items, self._model.encoder._feat_out, frames, device=self._device, dtype=self._nemo.dtype)
             one = torch.ones(items, dtype=torch.long, device=self._device)
             self._decoders[long].rnnt_decoder_predictions_tensor(encoded, one)
 
@@ -195,7 +163,7 @@ def _decoder(model: Any) -> Any:
     return model.decoding
 
 
-def _ctc(torch: Any, model: Any, encoded: Any, frames: Any) -> list[tuple[str, list[int], list[int], list[int]]]:
+def _ctc(model: Any, encoded: Any, frames: Any) -> list[tuple[str, list[int], list[int], list[int]]]:
     """Greedy CTC: the best label of each frame, repeats folded, blanks dropped."""
     best = model.decoder(encoder_output=encoded).argmax(dim=-1).cpu().numpy()
     blank = model.decoder.num_classes_with_blank - 1
@@ -221,7 +189,3 @@ def _names(model: Any, ids: list[int]) -> list[str]:
 
 def _list(values: Any) -> list[int]:
     return [] if values is None else values.tolist() if hasattr(values, "tolist") else list(values)
-
-
-def _has_sound(samples: np.ndarray) -> bool:
-    return len(samples) >= MIN_SAMPLES and float(np.abs(samples).max()) > SILENCE

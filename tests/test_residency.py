@@ -1,0 +1,191 @@
+"""Several models in one worker: each loaded once, on its own thread, within the budget, and out again when nobody needs it."""
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from worker import residency
+from worker.backends.base import Backend
+from worker.errors import Cancelled, ModelUnavailable
+from worker.residency import GIB, Residency
+
+A, B, C = "parakeet", "canary", "whisper"
+
+
+class Fake(Backend):
+    def __init__(self, weight: int, gate: threading.Event | None, error: Exception | None) -> None:
+        self._weight, self._gate, self._error = weight, gate, error
+        self.loads = self.warms = self.closes = 0
+
+    def weigh(self) -> int:
+        return self._weight
+
+    def load(self) -> None:
+        self.loads += 1
+        if self._gate:
+            assert self._gate.wait(5)
+        if self._error:
+            raise self._error
+
+    def warm(self) -> None:
+        self.warms += 1
+
+    def infer(self, batch):
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self.closes += 1
+
+
+class House:
+    """A Residency whose backends can be looked at; `claim` waits as the lane would."""
+
+    def __init__(self, *, weight: int = 1, gate: threading.Event | None = None, errors: dict[str, Exception] | None = None,
+                 **options):
+        self.made: list[tuple[str, Fake]] = []
+        self._args = (weight, gate)
+        self._errors = errors or {}
+        self.of = Residency(self._create, **options)
+
+    def _create(self, row) -> Fake:
+        fake = Fake(*self._args, self._errors.get(row.name))
+        self.made.append((row.name, fake))
+        return fake
+
+    def claim(self, name: str) -> Fake:
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            self.of.warm()
+            backend = self.of.claim(name)
+            if backend is not None:
+                return backend
+            time.sleep(0.005)
+        raise AssertionError(f"{name} did not load")
+
+    def use(self, name: str) -> Fake:
+        backend = self.claim(name)
+        self.of.release(name)
+        return backend
+
+
+def test_a_model_is_loaded_once_however_many_ask():
+    gate = threading.Event()
+    house = House(gate=gate)
+    futures = [house.of.load(A) for _ in range(5)]
+    assert [house.of.claim(A) for _ in range(5)] == [None] * 5
+    gate.set()
+    backend = house.use(A)
+    for future in futures:
+        future.result(5)
+    assert (backend.loads, backend.warms, len(house.made)) == (1, 1, 1)
+
+
+def test_models_that_are_there_answer_while_another_loads():
+    gate = threading.Event()
+    house = House(gate=gate)
+    gate.set()
+    house.use(A)
+    gate.clear()
+    assert house.of.claim(B) is None
+    assert house.use(A)
+    gate.set()
+    assert house.use(B)
+
+
+def test_the_longest_unused_leaves_to_make_room():
+    house = House(weight=GIB, budget=lambda: 2 * GIB)
+    first, second = house.use(A), house.use(B)
+    house.use(A)
+    house.use(C)
+    assert (first.closes, second.closes) == (0, 1)
+    assert house.use(B) is not second, "it is loaded anew"
+
+
+def test_what_is_in_use_stays_until_it_is_released():
+    house = House(weight=GIB, budget=lambda: GIB)
+    first = house.claim(A)
+    assert house.of.claim(B) is None
+    time.sleep(0.1)
+    assert first.closes == 0
+    assert house.of.claim(B) is None
+    house.of.release(A)
+    house.use(B)
+    assert first.closes == 1
+
+
+def test_a_model_too_big_for_the_budget_says_so_and_drives_nobody_out():
+    house = House(weight=3 * GIB, budget=lambda: 2 * GIB)
+    with pytest.raises(ModelUnavailable, match=r"needs 3.0 GiB.*2.0 GiB are allowed \(MODELS_MEMORY_GB\)"):
+        house.of.load(A).result(5)
+    with pytest.raises(ModelUnavailable):
+        house.claim(A)
+
+
+def test_one_that_cannot_load_leaves_the_others_serving_and_is_tried_again_later(monkeypatch):
+    house = House(errors={A: ModelUnavailable("it is gated")})
+    with pytest.raises(ModelUnavailable, match="gated"):
+        house.claim(A)
+    assert house.use(B)
+    with pytest.raises(ModelUnavailable, match="gated"):
+        house.of.claim(A)
+    assert len(house.made) == 2
+    monkeypatch.setattr(residency, "RETRY_SEC", 0.0)
+    house._errors.clear()
+    assert house.use(A)
+
+
+def test_a_strange_failure_is_told_in_words_of_ours():
+    house = House(errors={A: RuntimeError("CUDA out of memory"), B: OSError("no space left on device")})
+    with pytest.raises(ModelUnavailable, match="does not fit into the device's memory"):
+        house.claim(A)
+    with pytest.raises(ModelUnavailable, match="no space left"):
+        house.claim(B)
+
+
+def test_a_failure_while_warming_counts_as_one_of_loading():
+    house = House()
+    future = house.of.load(A)
+    while not house.of.fresh:
+        time.sleep(0.005)
+    house.made[0][1].warm = lambda: 1 / 0
+    house.of.warm()
+    with pytest.raises(ModelUnavailable, match="ZeroDivisionError"):
+        future.result(5)
+    assert house.made[0][1].closes == 1
+
+
+def test_the_idle_leave_after_their_time_and_not_while_in_use():
+    house = House(idle_sec=0.15)
+    first, second = house.use(A), house.claim(B)
+    assert 0 < house.of.sweep() <= 0.15
+    time.sleep(0.2)
+    house.of.sweep()
+    assert (first.closes, second.closes) == (1, 0)
+    house.of.release(B)
+    assert house.use(A) is not first
+
+
+def test_without_an_idle_time_nobody_leaves():
+    house = House()
+    house.use(A)
+    assert house.of.sweep() is None
+
+
+def test_closing_closes_all_and_answers_who_waits():
+    gate = threading.Event()
+    house = House(gate=gate)
+    gate.set()
+    first = house.use(A)
+    gate.clear()
+    future = house.of.load(B)
+    house.of.close()
+    with pytest.raises(Cancelled):
+        future.result(5)
+    assert first.closes == 1
+    gate.set()
+    deadline = time.monotonic() + 5
+    while house.made[1][1].closes == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert house.made[1][1].closes == 1, "a load that ends after the close is closed as well"

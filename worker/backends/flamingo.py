@@ -1,0 +1,202 @@
+"""Audio Flamingo 3 and Music Flamingo through transformers: transcribe, caption, chat, embed, analyze.
+
+A conversation holds one audio. Clips of a batch are heard together, whatever their prompts; generation is greedy unless a
+temperature is given, and a row does not depend on its neighbours. The checkpoint's own repetition penalty is kept, its
+sampling is not. Embeddings are the audio tower's states, without padding; `analyze` takes them from the same pass that the
+caption is written from. A row with `part` loads the audio tower alone, which embeds and nothing else.
+
+The processor is given arrays, never a string, which it would open or fetch; and it cuts what is longer than the model hears,
+so the engine refuses that before.
+"""
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from worker import weights
+from worker.backends import generation, tower
+from worker.backends.base import Backend
+from worker.backends.device import device_of, dtype_of
+from worker.catalog import Model
+from worker.config import Settings
+from worker.errors import ModelUnavailable
+from worker.types import SAMPLE_RATE, Analysis, Batch, Caption, Embedding, Output, Piece, Reply, Transcript
+
+WINDOW = 30 * SAMPLE_RATE
+TAIL = 320               # a last window of so few samples has no frame: Music Flamingo fails on it
+WINDOWS_AT_ONCE = 16
+
+TRANSCRIBE = "Transcribe the input speech."
+CAPTIONS = {
+    "audio": {"detailed": "Please describe the audio in detail.", "brief": "Describe the audio in one short sentence.",
+              "technical": "Describe the audio like an engineer: its sources, acoustics, recording quality, levels and timing."},
+    "music": {"detailed": "Describe this track in full detail - tell me the genre, tempo, and key, then dive into the "
+                          "instruments, production style, and overall mood it creates.",
+              "brief": "Describe this track in one short sentence.",
+              "technical": "Break the track down like a critic - list its tempo, key, and chordal motion, then explain the "
+                           "textures, dynamics, and emotional impact of the performance."},
+}
+LONGEST = {"transcribe": 4096, "caption": 1024, "analyze": 1024, "chat": 2048}       # new tokens
+SAID_BEFORE = ("The spoken content of the audio is", "The transcription of the audio is", "The content of the input audio is")
+
+
+class Flamingo(Backend):
+    overhead_sec = 600.0     # a batch writes its tokens in nearly the time that one clip does
+
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self._row, self._settings = model, settings
+        self._kind = "music" if "music" in model.id.lower() else "audio"
+
+    def weigh(self) -> int:
+        return tower.tower_bytes(self._folder()) if self._row.part else weights.checkpoint_bytes(self._folder())
+
+    def load(self) -> None:
+        folder = self._folder()
+        try:
+            import torch
+            import transformers
+        except ImportError as error:
+            raise ModelUnavailable(f"{self._row.id} needs transformers and torch: {error}") from error
+        self._torch = torch
+        self._device = device_of(self._settings)
+        self._dtype = dtype_of(self._settings, self._device)
+        config = transformers.AutoConfig.from_pretrained(folder)
+        if self._row.part:
+            self._tower = tower.load_tower(folder, config.audio_config, self._dtype, self._device)
+            self._features = transformers.AutoFeatureExtractor.from_pretrained(folder)
+        else:
+            made = getattr(transformers, config.architectures[0])
+            self._model = made.from_pretrained(folder, dtype=self._dtype, attn_implementation="sdpa").to(self._device).eval()
+            self._processor = transformers.AutoProcessor.from_pretrained(folder)
+            self._tower, self._features = self._model.model.audio_tower, self._processor.feature_extractor
+            ends = self._model.generation_config.eos_token_id
+            self._ends = [*(ends if isinstance(ends, list | tuple) else [ends]), self._processor.tokenizer.pad_token_id]
+            if config.model_type == "musicflamingo":
+                self._kind = "music"
+        if self._settings.compile:
+            self._tower.compile(dynamic=True)
+        self._frame_rate = SAMPLE_RATE / self._features.hop_length / 4      # a strided convolution and a pooling, each by two
+        self._width = config.audio_config.hidden_size
+
+    def infer(self, batch: Batch) -> list[Output]:
+        with self._torch.inference_mode():
+            if batch.options.task == "embed":
+                return [self._embedding(piece, self._heard(piece)) for piece in batch.pieces]
+            return self._write(batch)
+
+    def close(self) -> None:
+        self._model = self._tower = None
+        if self._device.type == "cuda":
+            self._torch.cuda.empty_cache()
+
+    def _folder(self) -> Any:
+        return weights.checkpoint(self._row.id.removesuffix(f":{self._row.part}"), self._settings)
+
+    def _write(self, batch: Batch) -> list[Output]:
+        pieces, options = batch.pieces, batch.options
+        inputs = self._processor.apply_chat_template(
+            [self._conversation(piece) for piece in pieces], tokenize=True, add_generation_prompt=True, return_dict=True,
+            processor_kwargs={"audio_kwargs": {"device": str(self._device)}}).to(self._device, dtype=self._dtype)
+        prompt = inputs["input_ids"].shape[1]
+        watch = generation.Watch(pieces, prompt, lambda ids: self._shown(options.task, self._read(ids)))
+        with self._overheard() as states:
+            ids = self._model.generate(
+                **inputs, **generation.settings(options, longest=LONGEST[options.task]), stopping_criteria=[watch],
+                repetition_penalty=self._model.generation_config.repetition_penalty or 1.0)
+        rows = [generation.written(row, self._ends, self._read) for row in ids[:, prompt:].tolist()]
+        prompts = inputs["attention_mask"].sum(dim=-1).tolist()
+        outputs = [self._output(options.task, row, count) for row, count in zip(rows, prompts, strict=True)]
+        watch.finish([output.text for output in outputs])
+        if options.task != "analyze":
+            return list(outputs)
+        heard = self._by_piece(pieces, tower.valid(self._tower, states[0], inputs["input_features_mask"]))
+        return [Analysis(caption, self._embedding(piece, rows_of)) for piece, caption, rows_of
+                in zip(pieces, outputs, heard, strict=True) if isinstance(caption, Caption)]
+
+    def _output(self, task: str, row: generation.Written, prompt_tokens: int) -> Transcript | Reply | Caption:
+        text, thinking = generation.apart(row.text)
+        if task == "transcribe":
+            return Transcript(_bare(text), tokens_generated=len(row.tokens))
+        if task == "chat":
+            return Reply(text, row.reason, prompt_tokens, len(row.tokens), thinking)
+        return Caption(text, len(row.tokens), thinking)
+
+    @staticmethod
+    def _shown(task: str, text: str) -> str:
+        """What a listener may see of a text so far. A transcript is told when it is whole: its framing must come off."""
+        return "" if task == "transcribe" else generation.apart(text)[0]
+
+    def _read(self, ids: list[int]) -> str:
+        return str(self._processor.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _conversation(self, piece: Piece) -> list[dict[str, Any]]:
+        options = piece.options
+        audio = {"type": "audio", "audio": _samples(piece)}
+        if not options.messages:
+            text = options.prompt or (TRANSCRIBE if options.task == "transcribe" else "" if options.task == "chat"
+                                      else CAPTIONS[self._kind][options.style or "detailed"])
+            return [{"role": "user", "content": [*_text(text), audio]}]
+        users = [i for i, message in enumerate(options.messages) if message.role == "user"]
+        holder = next((i for i in users if options.messages[i].audio), users[0])
+        return [{"role": message.role, "content": [*_text(message.content), *([audio] if i == holder else [])]}
+                for i, message in enumerate(options.messages)]
+
+    @contextlib.contextmanager
+    def _overheard(self) -> Iterator[list[Any]]:
+        """The states that the audio tower gives while the context lasts."""
+        states: list[Any] = []
+        hook = self._tower.register_forward_hook(lambda _module, _given, output: states.append(output.last_hidden_state))
+        try:
+            yield states
+        finally:
+            hook.remove()
+
+    def _heard(self, piece: Piece) -> np.ndarray:
+        """The tower's valid states of a clip, some windows at a time: float32 of shape (frames, width)."""
+        samples = _samples(piece)
+        windows = [samples[at:at + WINDOW] for at in range(0, len(samples), WINDOW)]
+        rows: list[np.ndarray] = []
+        for at in range(0, len(windows), WINDOWS_AT_ONCE):
+            features = self._features(windows[at:at + WINDOWS_AT_ONCE], sampling_rate=SAMPLE_RATE, return_attention_mask=True,
+                                      padding="max_length", return_tensors="pt", device=str(self._device))
+            mask = features["attention_mask"].to(self._device)
+            states = self._tower(features["input_features"].to(self._device, self._dtype), input_features_mask=mask)
+            rows += tower.valid(self._tower, states.last_hidden_state, mask)
+        return np.concatenate(rows)
+
+    @staticmethod
+    def _by_piece(pieces: tuple[Piece, ...], windows: list[np.ndarray]) -> list[np.ndarray]:
+        """The windows' states, those of one piece joined."""
+        remaining = iter(windows)
+        return [np.concatenate([next(remaining) for _ in range(-(-len(_samples(piece)) // WINDOW))]) for piece in pieces]
+
+    def _embedding(self, piece: Piece, states: np.ndarray) -> Embedding:
+        pooling = piece.options.pooling
+        if not len(states):
+            states = np.zeros((1, self._width), np.float32)
+        return Embedding(states.mean(axis=0) if pooling == "mean" else states, self._frame_rate, pooling)
+
+
+def _samples(piece: Piece) -> np.ndarray:
+    """The clip, with no last window too short to hold a frame."""
+    samples = piece.clip.samples
+    if len(samples) <= 2 * TAIL:
+        return np.pad(samples, (0, 2 * TAIL - len(samples)))
+    tail = len(samples) % WINDOW
+    return samples[:-tail] if 0 < tail <= TAIL else samples
+
+
+def _text(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}] if text else []
+
+
+def _bare(text: str) -> str:
+    """A transcript without the sentence and the quotes that the models were taught to put around it."""
+    for said in SAID_BEFORE:
+        if text.startswith(said):
+            quoted = text.removeprefix(said).strip().removesuffix(".").strip()
+            return quoted[1:-1].strip() if len(quoted) > 1 and quoted[0] == quoted[-1] and quoted[0] in "'\"" else quoted
+    return text

@@ -1,0 +1,11 @@
+"""Whether a clip holds anything to hear: of silence generative models invent words, and on very short clips some fail."""
+from __future__ import annotations
+
+import numpy as np
+
+SILENCE = 1e-4           # a peak below -80 dBFS
+MIN_SAMPLES = 1_280      # one encoder frame, 80 ms
+
+
+def has_sound(samples: np.ndarray) -> bool:
+    return len(samples) >= MIN_SAMPLES and float(np.abs(samples).max()) > SILENCE

@@ -1,0 +1,77 @@
+"""The audio tower of a checkpoint, alone: an AudioFlamingo3Encoder, of which only the `audio_tower.*` tensors are read.
+
+That is some 640 million of Audio Flamingo 3's 8.3 billion parameters; the rest of its files is not touched.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worker.errors import ModelUnavailable
+
+_PREFIXES = ("audio_tower.", "model.audio_tower.")
+
+
+def load_tower(folder: Path, config: Any, dtype: Any, device: Any) -> Any:
+    """The encoder that `config` (an AudioFlamingo3EncoderConfig) describes, with the checkpoint's weights."""
+    import torch
+    from safetensors import safe_open
+    from transformers import AudioFlamingo3Encoder
+
+    config._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        tower = AudioFlamingo3Encoder(config)
+    state: dict[str, Any] = {}
+    for file, names in _files(folder):
+        with safe_open(file, framework="pt") as opened:
+            state |= {bare: opened.get_tensor(name).to(dtype) for name, bare in names.items()}
+    try:
+        tower.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        raise ModelUnavailable(f"{folder.name} has no audio tower of the kind that is known: {error}") from error
+    return tower.to(device).eval().requires_grad_(False)
+
+
+def tower_bytes(folder: Path) -> int:
+    """Bytes of the tower's tensors, as the files' headers tell."""
+    total = 0
+    for file, names in _files(folder):
+        header = _header(file)
+        for name in names:
+            begin, end = header[name]["data_offsets"]
+            total += end - begin
+    return total
+
+
+def valid(tower: Any, states: Any, mask: Any) -> list[np.ndarray]:
+    """The states of each window without its padding: float32 of shape (frames, width). `mask` is that of the mel frames."""
+    _, counts = tower._get_feat_extract_output_lengths(mask.sum(dim=-1).long())
+    return [rows[:max(0, count)] for rows, count in zip(states.float().cpu().numpy(), counts.tolist(), strict=True)]
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """The files that hold tensors of the tower, each with their names, as they stand there and as the encoder has them."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        places: dict[str, str] = json.loads(index.read_text())["weight_map"]
+    else:
+        places = dict.fromkeys(_header(folder / "model.safetensors"), "model.safetensors")
+    found = {name: name.split("audio_tower.", 1)[1] for name in places if name.startswith(_PREFIXES)}
+    if not found:
+        raise ModelUnavailable(f"{folder.name} holds no audio tower")
+    for file in sorted({places[name] for name in found}):
+        yield folder / file, {name: bare for name, bare in found.items() if places[name] == file}
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """What a safetensors file says of its tensors: their places and shapes."""
+    try:
+        with file.open("rb") as opened:
+            header: dict[str, Any] = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    except OSError as error:
+        raise ModelUnavailable(f"{file.name} is missing in {file.parent.name}") from error
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}
