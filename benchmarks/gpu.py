@@ -1,7 +1,8 @@
-"""Full-size Parakeet with random weights on a CUDA device: speed, memory, and graph captures after warm-up.
+"""Full-size Parakeet, Canary and Audio Flamingo with random weights on a CUDA device: speed, memory, and Parakeet's graph
+captures after warm-up.
 
-Random weights emit unreal numbers of tokens, so encoder and decoder are timed apart; the encoder's figure is the one to
-compare. Written without a GPU at hand: it has not been run yet.
+Random weights emit unreal numbers of tokens: Parakeet's encoder is timed apart, and its figure is the one to compare; the
+others write a fixed number. Written without a GPU at hand: it has not been run yet.
 """
 from __future__ import annotations
 
@@ -24,7 +25,14 @@ def measure() -> list[Row]:
     except ImportError:
         torch = None
     if torch is None or not torch.cuda.is_available():
-        return [Row("full-size Parakeet on a GPU", "not run: no CUDA device here", "reported", None)]
+        return [Row("full-size models on a GPU", "not run: no CUDA device here", "reported", None)]
+    return [*parakeet(), *canary(), *flamingo()]
+
+
+def parakeet() -> list[Row]:
+    import torch
+
+    from benchmarks.measures import Row
     from worker.backends import create
     from worker.catalog import find
     from worker.config import Settings
@@ -35,6 +43,7 @@ def measure() -> list[Row]:
         path = _full_size(Path(folder))
         backend: Any = create(find(path), Settings(device="cuda"))
         backend.load()
+        backend.warm()
         captures = _count_captures(backend)
         noise = np.random.default_rng(0).standard_normal(4 * 3600 * 16_000, dtype=np.float32) * 0.1
         for seconds, sizes in ((5, (1, 4, 16)), (30, (1, 16)), (600, (1, 2)), (3600, (1,)), (3 * 3600, (1,))):
@@ -52,6 +61,71 @@ def measure() -> list[Row]:
                 shown = (f"RTFx {size * seconds / took:.0f}, encoder alone {size * seconds / encoder:.0f}, peak "
                          f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB, {captures() - before} captures")
                 rows.append(Row(f"{size} x {seconds} s on {torch.cuda.get_device_name()}", shown, "reported", None))
+    return rows
+
+
+def canary() -> list[Row]:
+    """canary-1b-flash's shape: 32 encoder layers of 1024, four decoder layers."""
+    from tests.fixtures import train_canary as tiny
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = tiny.canary(Path(folder), d_model=1024, layers=4, encoder_layers=32)
+        path = Path(folder) / "canary.nemo"
+        model.save_to(str(path))
+        return _generation("Canary", str(path), "transcribe", 30, (1, 16, 64))
+
+
+def flamingo() -> list[Row]:
+    """audio-flamingo-3's shape: the tower of 640 million and the language model of 7.6 billion."""
+    import torch
+    import transformers
+
+    from tests.fixtures import tiny_flamingo as tiny
+
+    with tempfile.TemporaryDirectory() as folder:
+        tiny.save(Path(folder))
+        words, config = tiny.tokenizer(), tiny.full_size()
+        config.audio_token_id = words.convert_tokens_to_ids("<sound>")
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            with torch.device("cuda"):
+                model = transformers.AudioFlamingo3ForConditionalGeneration(config)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        model.generation_config = transformers.GenerationConfig(eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
+        model.save_pretrained(folder)
+        del model
+        torch.cuda.empty_cache()
+        return _generation("Audio Flamingo", folder, "caption", 30, (1, 8, 32)) \
+            + _generation("Audio Flamingo", folder, "caption", 300, (1, 8))
+
+
+def _generation(name: str, path: str, task: Any, seconds: int, sizes: tuple[int, ...], tokens: int = 128) -> list[Row]:
+    """Clips and tokens a second of a model that writes, by the size of its batches."""
+    import torch
+
+    from benchmarks.measures import Row
+    from worker.backends import create
+    from worker.catalog import find
+    from worker.config import Settings
+    from worker.types import Batch, Clip, Options, Piece
+
+    backend: Any = create(find(path), Settings(device="cuda"))
+    backend.load()
+    noise = Clip(np.random.default_rng(0).standard_normal(seconds * 16_000, dtype=np.float32) * 0.1)
+    rows = []
+    for size in sizes:
+        batch = Batch((Piece(noise, Options(path, task, max_new_tokens=tokens)),) * size)
+        backend.infer(batch)
+        torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        outputs: list[Any] = backend.infer(batch)
+        torch.cuda.synchronize()
+        took, written = time.perf_counter() - started, sum(output.tokens_generated for output in outputs)
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        shown = f"{size / took:.1f} clips/s, {written / took:.0f} tokens/s, peak {peak:.1f} GiB"
+        rows.append(Row(f"{name}, {size} x {seconds} s on {torch.cuda.get_device_name()}", shown, "reported", None))
+    backend.close()
     return rows
 
 
@@ -100,6 +174,6 @@ def _encoder_sec(torch: Any, backend: Any, batch: Any) -> float:
         mel, frames = model.preprocessor(input_signal=signal, length=lengths)
         torch.cuda.synchronize()
         started = time.perf_counter()
-        model.encoder(audio_signal=mel.to(backend._dtype), length=frames)
+        model.encoder(audio_signal=mel.to(backend._nemo.dtype), length=frames)
         torch.cuda.synchronize()
     return time.perf_counter() - started

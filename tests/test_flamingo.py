@@ -214,7 +214,7 @@ def test_the_tower_alone_gives_the_same_embeddings(folders, models):
 
 def test_the_tower_is_a_small_part_of_the_full_size_model():
     with torch.device("meta"):
-        whole = transformers.AudioFlamingo3ForConditionalGeneration(transformers.AudioFlamingo3Config())
+        whole = transformers.AudioFlamingo3ForConditionalGeneration(tiny_flamingo.full_size())
     everything, tower = (sum(p.numel() for p in module.parameters()) for module in (whole, whole.model.audio_tower))
     assert everything > 8e9
     assert tower < 0.1 * everything

@@ -1,0 +1,120 @@
+"""Measurements of the models that write: captions in batches, analysis in one pass, the tower alone, long speech in windows."""
+from __future__ import annotations
+
+import json
+import struct
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import corpus
+from benchmarks.measures import Row, seconds
+from worker.backends import create
+from worker.backends.tower import load_tower, tower_bytes
+from worker.catalog import find
+from worker.config import Settings
+from worker.types import Batch, Clip, Options, Piece
+from worker.windows import cut
+
+CANARY = str(corpus.FIXTURES / "canary-digits.nemo")
+
+
+def _flamingo(folder: str) -> Any:
+    from tests.fixtures import tiny_flamingo
+
+    tiny_flamingo.save(Path(folder))
+    backend = create(find(folder), Settings(device="cpu"))
+    backend.load()
+    return backend
+
+
+def _pieces(count: int, task: Any, tokens: int = 64) -> list[Piece]:
+    rng = np.random.default_rng(0)
+    options = Options("m", task, max_new_tokens=tokens)
+    return [Piece(Clip(rng.standard_normal(int(length * 16_000), dtype=np.float32) * 0.1), options)
+            for length in rng.uniform(5, 25, count)]
+
+
+def captions() -> list[Row]:
+    """Eight captions together against one by one."""
+    with tempfile.TemporaryDirectory() as folder:
+        backend, pieces = _flamingo(folder), _pieces(8, "caption")
+        backend.infer(Batch(tuple(pieces)))
+        together = seconds(lambda: backend.infer(Batch(tuple(pieces))), 5)
+        apart = seconds(lambda: [backend.infer(Batch((piece,))) for piece in pieces], 5)
+    shown = f"{apart / together:.1f} x ({together:.2f} s against {apart:.2f} s, 64 tokens each)"
+    return [Row("8 captions in one batch", shown, "at least 3 x one by one", apart >= 3 * together)]
+
+
+def analyze() -> list[Row]:
+    """Caption and embedding from one pass against the caption alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        backend = _flamingo(folder)
+        batches = [Batch(tuple(_pieces(8, task))) for task in ("caption", "analyze")]
+        for batch in batches:
+            backend.infer(batch)
+        pairs = [tuple(seconds(lambda batch=batch: backend.infer(batch)) for batch in batches) for _ in range(9)]
+    caption, both = (float(np.median(column)) for column in zip(*pairs, strict=True))
+    shown = f"{both / caption:.2f} ({both:.2f} s against {caption:.2f} s)"
+    return [Row("analyze, 8 clips", shown, "at most 1.1 of caption alone", both <= 1.1 * caption)]
+
+
+def tower() -> list[Row]:
+    """The audio tower out of a full-size checkpoint whose files have the true headers and, being sparse, no content."""
+    import torch
+    import transformers
+
+    from tests.fixtures import tiny_flamingo
+
+    config = tiny_flamingo.full_size()
+    with torch.device("meta"):
+        whole = transformers.AudioFlamingo3ForConditionalGeneration(config)
+    shapes = {name.removeprefix("model."): tensor.shape for name, tensor in whole.state_dict().items()}
+    everything = sum(shape.numel() for shape in shapes.values())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _sparse(folder, shapes)
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        read = tower_bytes(folder)
+        alone = load_tower(folder, config.audio_config, torch.bfloat16, torch.device("cpu"))
+        held = sum(parameter.numel() for parameter in alone.parameters())
+    shown = (f"{held / everything:.1%} of {everything / 1e9:.2f} billion parameters held, {read / size:.1%} of "
+             f"{size / 1e9:.1f} GB read")
+    return [Row("the audio tower alone, full size", shown, "at most 10% of each", max(held / everything, read / size) <= 0.1)]
+
+
+def _sparse(folder: Path, shapes: dict[str, Any], shards: int = 4) -> None:
+    """A sharded bfloat16 checkpoint of these shapes, all zeros, that takes no room on disk."""
+    names, places = list(shapes), {}
+    for shard in range(shards):
+        header, at = {}, 0
+        for name in names[shard::shards]:
+            length = 2 * shapes[name].numel()
+            header[name] = {"dtype": "BF16", "shape": list(shapes[name]), "data_offsets": [at, at + length]}
+            at, places[name] = at + length, f"model-{shard}.safetensors"
+        text = json.dumps(header).encode()
+        with (folder / f"model-{shard}.safetensors").open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.truncate(8 + len(text) + at)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+def long_canary() -> list[Row]:
+    """Ten minutes of digits in windows, batched against one after another."""
+    spoken = [audio for audio, _ in corpus.readings()]
+    rng = np.random.default_rng(0)
+    pause = np.zeros(6400, np.float32)
+    audio = np.concatenate([part for _ in range(300) for part in (spoken[rng.integers(len(spoken))], pause)])[:600 * 16_000]
+    backend = create(find(CANARY), Settings(device="cpu"))
+    backend.load()
+    pieces = [Piece(Clip(audio[start:end]), Options(CANARY)) for start, end in cut(audio, 40)]
+    backend.infer(Batch(tuple(pieces[:2])))
+    together = seconds(lambda: backend.infer(Batch(tuple(pieces))), 3)
+    apart = seconds(lambda: [backend.infer(Batch((piece,))) for piece in pieces], 3)
+    shown = f"{apart / together:.1f} x ({len(pieces)} windows: {together:.2f} s against {apart:.2f} s)"
+    return [Row("10 minutes through Canary in batched windows", shown, "at least 1.5 x one after another", apart >= 1.5 * together)]
+
+
+ALL = {measure.__name__: measure for measure in (captions, analyze, tower, long_canary)}
