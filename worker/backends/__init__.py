@@ -11,6 +11,8 @@ _CLASSES = {
     "nemo": ("worker.backends.nemo", "Nemo"),
     "canary": ("worker.backends.canary", "Canary"),
     "flamingo": ("worker.backends.flamingo", "Flamingo"),
+    "whisper": ("worker.backends.whisper", "Whisper"),
+    "higgs": ("worker.backends.higgs", "Higgs"),
     "pocketsphinx": ("worker.backends.pocketsphinx", "Pocketsphinx"),
     "dry_run": ("worker.backends.dry_run", "DryRun"),
 }

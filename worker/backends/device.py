@@ -1,4 +1,7 @@
-"""Which device and number type the settings mean here, and how much memory there is for weights. torch is imported inside."""
+"""Which device and number type the settings mean here, how much memory there is for weights, and the libraries themselves.
+
+torch and transformers are imported inside: this module is imported where there is neither.
+"""
 from __future__ import annotations
 
 import os
@@ -9,6 +12,18 @@ from worker.errors import ModelUnavailable
 
 GIB = 1024**3
 FOR_WEIGHTS = 0.8        # the rest is for activations, caches and what else runs
+
+
+def libraries(model: str) -> tuple[Any, Any]:
+    """torch and transformers, the latter without its progress bars and advice. Raises ModelUnavailable if one is missing."""
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise ModelUnavailable(f"{model} needs transformers and torch: {error}") from error
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return torch, transformers
 
 
 def device_of(settings: Settings) -> Any:

@@ -19,10 +19,9 @@ import numpy as np
 from worker import weights
 from worker.backends import generation, tower
 from worker.backends.base import Backend
-from worker.backends.device import device_of, dtype_of
+from worker.backends.device import device_of, dtype_of, libraries
 from worker.catalog import Model
 from worker.config import Settings
-from worker.errors import ModelUnavailable
 from worker.types import SAMPLE_RATE, Analysis, Batch, Caption, Embedding, Output, Piece, Reply, Transcript
 
 WINDOW = 30 * SAMPLE_RATE
@@ -55,12 +54,7 @@ class Flamingo(Backend):
 
     def load(self) -> None:
         folder = self._folder()
-        try:
-            import torch
-            import transformers
-        except ImportError as error:
-            raise ModelUnavailable(f"{self._row.id} needs transformers and torch: {error}") from error
-        self._torch = torch
+        self._torch, transformers = libraries(self._row.id)
         self._device = device_of(self._settings)
         self._dtype = dtype_of(self._settings, self._device)
         config = transformers.AutoConfig.from_pretrained(folder)

@@ -1,0 +1,88 @@
+"""When Whisper's tokens were said: from where its decoder looked while it wrote them.
+
+The text is run through the decoder once more, with the attention of the alignment heads recorded and nothing else kept:
+transformers' own token times keep every attention map of the encoder, which is gigabytes for a large model. Each head's
+attention is normalised over the tokens and smoothed; the cheapest monotonic path through their mean gives each token's start.
+"""
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+SMOOTHED = 7             # frames
+
+
+def token_times(model: Any, states: Any, rows: Sequence[Sequence[int]], prefix: int, frames: Sequence[int],
+                heads: Sequence[tuple[int, int]], frame_sec: float) -> list[list[tuple[float, float]]]:
+    """Start and end in seconds of each token of each row, after the `prefix` ids that stand before its text.
+
+    rows: prefix, text and the end token of each. states: the encoder's, of shape (rows, frames, width); frames: how many of
+    them are not padding. heads: (layer, head) pairs whose attention follows the audio.
+    """
+    import torch
+
+    longest = max(map(len, rows))
+    ids = torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in rows], device=states.device)
+    with _recorded(model.model.decoder, heads) as maps:
+        model.model.decoder(input_ids=ids, encoder_hidden_states=states, use_cache=False)
+    attention = torch.stack([maps[layer][:, head] for layer, head in heads], dim=1).float()
+    return [_times(attention[row, :, :len(tokens), :max(1, count)], prefix, frame_sec)
+            for row, (tokens, count) in enumerate(zip(rows, frames, strict=True))]
+
+
+@contextlib.contextmanager
+def _recorded(decoder: Any, heads: Sequence[tuple[int, int]]) -> Iterator[dict[int, Any]]:
+    """The cross-attention of the heads' layers, of shape (rows, heads, tokens, frames), by layer."""
+    maps: dict[int, Any] = {}
+    undo = contextlib.ExitStack()
+    with undo:
+        for layer in sorted({layer for layer, _ in heads}):
+            module = decoder.layers[layer].encoder_attn
+            kept = module.config
+            module.config = copy.copy(kept)
+            module.config._attn_implementation = "eager"        # the only one that tells its weights
+            undo.callback(setattr, module, "config", kept)
+            undo.callback(module.register_forward_hook(
+                lambda _module, _given, output, layer=layer: maps.__setitem__(layer, output[1])).remove)
+        yield maps
+
+
+def _times(attention: Any, prefix: int, frame_sec: float) -> list[tuple[float, float]]:
+    """attention: (heads, tokens, frames) of one row."""
+    spread, mean = attention.std(dim=-2, keepdim=True, unbiased=False), attention.mean(dim=-2, keepdim=True)
+    normal = ((attention - mean) / spread.clamp(min=1e-9)).cpu().numpy()
+    edge = SMOOTHED // 2
+    padded = np.pad(normal, ((0, 0), (0, 0), (edge, edge)), mode="reflect" if normal.shape[-1] > edge else "edge")
+    smooth = np.median(np.lib.stride_tricks.sliding_window_view(padded, SMOOTHED, axis=-1), axis=-1)
+    starts = path_starts(-smooth.mean(axis=0)[prefix:])     # the end token, which is last, ends the text
+    edges = [start * frame_sec for start in starts]
+    return list(itertools.pairwise(edges))
+
+
+def path_starts(cost: np.ndarray) -> list[int]:
+    """The frame at which the cheapest monotonic path through (tokens, frames) enters each token."""
+    tokens, frames = cost.shape
+    total = np.empty((tokens, frames))
+    total[0] = np.cumsum(cost[0])
+    for row in range(1, tokens):
+        above = np.minimum(total[row - 1], np.concatenate([[np.inf], total[row - 1][:-1]]))
+        run = np.cumsum(cost[row])
+        total[row] = run + np.minimum.accumulate(above - np.concatenate([[0.0], run[:-1]]))
+    starts = [0] * tokens
+    row, frame = tokens - 1, frames - 1
+    while row > 0:
+        before = total[row, frame - 1] if frame else np.inf
+        slant = total[row - 1, frame - 1] if frame else np.inf
+        if before < min(slant, total[row - 1, frame]):
+            frame -= 1
+            continue
+        starts[row] = frame
+        row -= 1
+        if frame and slant <= total[row, frame]:
+            frame -= 1
+    return starts

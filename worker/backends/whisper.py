@@ -1,0 +1,200 @@
+"""Whisper through transformers: transcribe, translate into English, and the encoder's states as embeddings.
+
+The engine cuts long clips where it is quiet, so a piece of text work is at most the 30 s that the model hears, and the
+pieces of all clips share batches. The encoder runs once a batch: the language (where none is given), the text and the word times
+all come from its states. Generation is greedy unless a temperature is given. Segments come from the model's own time tokens;
+words from the attention of its alignment heads, where the checkpoint names them. Silence is answered without the model,
+which would invent words. `tokens_generated` counts the tokens of the text, not signs and times.
+
+Embeddings are the states of the audio itself: what is padding, up to 30 s, is left out, of pooling too.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worker import weights
+from worker.backends import alignment, generation, timing
+from worker.backends.base import Backend
+from worker.backends.device import device_of, dtype_of, libraries
+from worker.backends.sound import has_sound
+from worker.catalog import Model
+from worker.config import Settings
+from worker.errors import Unsupported
+from worker.types import SAMPLE_RATE, Batch, Embedding, Options, Output, Piece, Span, Transcript
+
+WINDOW = 30 * SAMPLE_RATE
+WINDOWS_AT_ONCE = 16
+LONGEST = 440            # the decoder holds 448 ids, the prompt among them
+BY_LETTER = {"zh", "ja", "yue", "th", "lo", "my"}       # written without spaces: each letter is a word
+
+
+class Whisper(Backend):
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self._row, self._settings = model, settings
+
+    def weigh(self) -> int:
+        return weights.checkpoint_bytes(self._folder())
+
+    def load(self) -> None:
+        folder = self._folder()
+        self._torch, transformers = libraries(self._row.id)
+        self._device = device_of(self._settings)
+        if self._device.type == "cpu":
+            self.overhead_sec = 30.0
+        self._model: Any = transformers.WhisperForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype_of(self._settings, self._device), attn_implementation="sdpa").to(self._device).eval()
+        processor = transformers.AutoProcessor.from_pretrained(folder)
+        self._features, self._tokenizer = processor.feature_extractor, processor.tokenizer
+        self._states_of = transformers.modeling_outputs.BaseModelOutput
+        if self._settings.compile:
+            self._model.model.encoder.compile(dynamic=True)
+        config = self._model.generation_config
+        self._multilingual = bool(getattr(config, "is_multilingual", False))
+        self._languages = {number: sign[2:-2] for sign, number in getattr(config, "lang_to_id", {}).items()}
+        self._heads = [(int(layer), int(head)) for layer, head in getattr(config, "alignment_heads", None) or []]
+        self._end, self._start = config.eos_token_id, config.decoder_start_token_id
+        self._first_time = config.no_timestamps_token_id + 1
+        self._frame_rate = SAMPLE_RATE / self._features.hop_length / 2      # one convolution strides by two
+
+    def infer(self, batch: Batch) -> list[Output]:
+        with self._torch.inference_mode():
+            if batch.options.task == "embed":
+                return [self._embedding(piece) for piece in batch.pieces]
+            nothing = Transcript("", language=batch.options.language, tokens_generated=0)
+            outputs: list[Output] = [nothing] * len(batch.pieces)
+            spoken = [i for i, piece in enumerate(batch.pieces) if has_sound(piece.clip.samples)]
+            for prompt in dict.fromkeys(batch.pieces[i].options.prompt for i in spoken):     # one prompt a call
+                alike = [i for i in spoken if batch.pieces[i].options.prompt == prompt]
+                for i, transcript in zip(alike, self._write([batch.pieces[i] for i in alike], prompt), strict=True):
+                    outputs[i] = transcript
+            return outputs
+
+    def close(self) -> None:
+        self._model = None
+        if self._device.type == "cuda":
+            self._torch.cuda.empty_cache()
+
+    def _folder(self) -> Path:
+        return weights.checkpoint(self._row.id, self._settings)
+
+    def _write(self, pieces: list[Piece], prompt: str | None) -> list[Transcript]:
+        options = pieces[0].options
+        states, frames = self._encode([piece.clip.samples for piece in pieces])
+        spoken = self._spoken(options, states)
+        translated = options.task == "translate" or (options.target_language == "en" != options.language)
+        told = {"language": spoken, "task": "translate" if translated else "transcribe"} if self._multilingual else {}
+        watch = generation.Watch(pieces, 0, lambda ids: self._text(self._new(ids)))
+        settings = generation.settings(options, longest=LONGEST)
+        prompt_ids = self._prompt_ids(prompt, settings)
+        out = self._model.generate(
+            encoder_outputs=self._states_of(last_hidden_state=states), prompt_ids=prompt_ids, stopping_criteria=[watch],
+            return_timestamps=options.timestamps, force_unique_generate_call=True, return_dict_in_generate=True,
+            **told, **settings)
+        rows = [self._new(row) for row in out["sequences"].tolist()]
+        texts = [self._text(row) for row in rows]
+        watch.finish(texts)
+        words = self._words(states, frames, rows, spoken, told) if options.timestamps else [()] * len(rows)
+        return [self._transcript(piece, row, text, of_row, "en" if translated else language)
+                for piece, row, text, of_row, language in zip(pieces, rows, texts, words, spoken, strict=True)]
+
+    def _encode(self, clips: Sequence[np.ndarray]) -> tuple[Any, list[int]]:
+        """The encoder's states of clips of at most 30 s each, and how many of them are not padding."""
+        features = self._features(list(clips), sampling_rate=SAMPLE_RATE, return_attention_mask=True, return_tensors="pt",
+                                  device=str(self._device))
+        mel = features["input_features"].to(self._device, self._model.dtype)
+        counts = (features["attention_mask"].sum(dim=-1) - 1) // 2 + 1
+        return self._model.model.encoder(mel).last_hidden_state, counts.tolist()
+
+    def _spoken(self, options: Options, states: Any) -> list[str]:
+        """The language of each row: the one that is given, else the likeliest."""
+        if not self._multilingual:
+            if (options.language or "en") != "en":
+                raise Unsupported(f"{self._row.id} hears English only", param="language")
+            return ["en"] * len(states)
+        if options.language:
+            if options.language not in self._languages.values():
+                raise Unsupported(f"{self._row.id} does not know language {options.language!r}", param="language")
+            return [options.language] * len(states)
+        detected = self._model.detect_language(encoder_outputs=self._states_of(last_hidden_state=states))
+        return [self._languages[int(number)] for number in detected]
+
+    def _prompt_ids(self, prompt: str | None, settings: dict[str, Any]) -> Any:
+        """The prompt's ids, its beginning dropped where it is longer than the decoder has room for."""
+        if not prompt:
+            return None
+        ids = self._tokenizer.get_prompt_ids(prompt, return_tensors="pt")
+        room = self._model.config.max_target_positions // 2 - 1
+        ids = self._torch.cat([ids[:1], ids[1:][-room:]]).to(self._device)
+        settings["max_new_tokens"] = min(settings["max_new_tokens"], LONGEST - len(ids))
+        return ids
+
+    def _new(self, row: list[int]) -> list[int]:
+        """What was written: the ids after the prompt and its signs, up to the end token."""
+        after = row[row.index(self._start) + 1:]
+        begun = next((i for i, token in enumerate(after) if token < self._end or token >= self._first_time), len(after))
+        written = after[begun:]
+        return written[:written.index(self._end)] if self._end in written else written
+
+    def _text(self, row: list[int]) -> str:
+        return str(self._tokenizer.decode([token for token in row if token < self._end])).strip()
+
+    def _words(self, states: Any, frames: list[int], rows: list[list[int]], spoken: list[str],
+               told: dict[str, Any]) -> list[tuple[Span, ...]]:
+        """The words of each row with their times, if the checkpoint has heads that tell."""
+        if not self._heads:
+            return [()] * len(rows)
+        sign = self._tokenizer.convert_tokens_to_ids
+        texts = [[token for token in row if token < self._end] for row in rows]
+        prefixes = [[self._start, *([sign(f"<|{language}|>"), sign(f"<|{told['task']}|>")] if told else []), self._first_time - 1]
+                    for language in spoken]
+        full = [[*prefix, *text, self._end] for prefix, text in zip(prefixes, texts, strict=True)]
+        times = alignment.token_times(self._model, states, full, len(prefixes[0]), frames, self._heads, 1 / self._frame_rate)
+        return [self._spelt(text, edges, language) for text, edges, language in zip(texts, times, spoken, strict=True)]
+
+    def _spelt(self, tokens: list[int], edges: list[tuple[float, float]], language: str) -> tuple[Span, ...]:
+        """Tokens, which may be parts of a letter, as words."""
+        spans: list[Span] = []
+        held: list[int] = []
+        for i, token in enumerate(tokens):
+            held.append(token)
+            text = str(self._tokenizer.decode(held))
+            if "\ufffd" in text and i + 1 < len(tokens):
+                continue
+            spans.append(Span(text, edges[i - len(held) + 1][0], edges[i][1]))
+            held = []
+        return timing.chars(spans, marker=" ") if language in BY_LETTER else timing.words(spans, marker=" ")
+
+    def _transcript(self, piece: Piece, row: list[int], text: str, words: tuple[Span, ...], language: str) -> Transcript:
+        end = piece.duration_sec
+        words = tuple(Span(word.text, min(word.start, end), min(word.end, end)) for word in words)
+        segments = self._segments(row, end) if piece.options.timestamps else ()
+        count = sum(token < self._end for token in row)
+        return Transcript(text, words, segments, timing.chars(words), language, count)
+
+    def _segments(self, row: list[int], end: float) -> tuple[Span, ...]:
+        """The text between time tokens. One that is not closed ends with the clip."""
+        found: list[Span] = []
+        start, held = 0.0, list[int]()
+        for token in [*row, None]:
+            if token is not None and token < self._first_time:
+                held.append(token)
+                continue
+            at = end if token is None else min((token - self._first_time) * 0.02, end)
+            if text := self._text(held):
+                found.append(Span(text, start, max(start, at)))
+            start, held = at, []
+        return tuple(found)
+
+    def _embedding(self, piece: Piece) -> Embedding:
+        samples, pooling = piece.clip.samples, piece.options.pooling
+        windows = [samples[at:at + WINDOW] for at in range(0, max(1, len(samples)), WINDOW)]
+        rows: list[np.ndarray] = []
+        for at in range(0, len(windows), WINDOWS_AT_ONCE):
+            states, counts = self._encode(windows[at:at + WINDOWS_AT_ONCE])
+            rows += [row[:max(1, count)] for row, count in zip(states.float().cpu().numpy(), counts, strict=True)]
+        values = np.concatenate(rows)
+        return Embedding(values.mean(axis=0) if pooling == "mean" else values, self._frame_rate, pooling)
