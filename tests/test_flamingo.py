@@ -14,7 +14,8 @@ import transformers
 from fixtures import tiny_flamingo
 
 from worker.backends import create
-from worker.backends.flamingo import CAPTIONS, TAIL, WINDOW
+from worker.backends.flamingo import CAPTIONS, TAIL
+from worker.backends.tower import WINDOW
 from worker.catalog import find
 from worker.config import Settings
 from worker.engine import Engine

@@ -24,9 +24,7 @@ from worker.catalog import Model
 from worker.config import Settings
 from worker.types import SAMPLE_RATE, Analysis, Batch, Caption, Embedding, Output, Piece, Reply, Transcript
 
-WINDOW = 30 * SAMPLE_RATE
 TAIL = 320               # a last window of so few samples has no frame: Music Flamingo fails on it
-WINDOWS_AT_ONCE = 16
 
 TRANSCRIBE = "Transcribe the input speech."
 CAPTIONS = {
@@ -73,12 +71,12 @@ class Flamingo(Backend):
         if self._settings.compile:
             self._tower.compile(dynamic=True)
         self._frame_rate = SAMPLE_RATE / self._features.hop_length / 4      # a strided convolution and a pooling, each by two
-        self._width = config.audio_config.hidden_size
 
     def infer(self, batch: Batch) -> list[Output]:
         with self._torch.inference_mode():
             if batch.options.task == "embed":
-                return [self._embedding(piece, self._heard(piece)) for piece in batch.pieces]
+                return [self._embedding(piece, tower.states(self._tower, self._features, _samples(piece)))
+                        for piece in batch.pieces]
             return self._write(batch)
 
     def close(self) -> None:
@@ -148,29 +146,14 @@ class Flamingo(Backend):
         finally:
             hook.remove()
 
-    def _heard(self, piece: Piece) -> np.ndarray:
-        """The tower's valid states of a clip, some windows at a time: float32 of shape (frames, width)."""
-        samples = _samples(piece)
-        windows = [samples[at:at + WINDOW] for at in range(0, len(samples), WINDOW)]
-        rows: list[np.ndarray] = []
-        for at in range(0, len(windows), WINDOWS_AT_ONCE):
-            features = self._features(windows[at:at + WINDOWS_AT_ONCE], sampling_rate=SAMPLE_RATE, return_attention_mask=True,
-                                      padding="max_length", return_tensors="pt", device=str(self._device))
-            mask = features["attention_mask"].to(self._device)
-            states = self._tower(features["input_features"].to(self._device, self._dtype), input_features_mask=mask)
-            rows += tower.valid(self._tower, states.last_hidden_state, mask)
-        return np.concatenate(rows)
-
     @staticmethod
     def _by_piece(pieces: tuple[Piece, ...], windows: list[np.ndarray]) -> list[np.ndarray]:
         """The windows' states, those of one piece joined."""
         remaining = iter(windows)
-        return [np.concatenate([next(remaining) for _ in range(-(-len(_samples(piece)) // WINDOW))]) for piece in pieces]
+        return [np.concatenate([next(remaining) for _ in range(-(-len(_samples(piece)) // tower.WINDOW))]) for piece in pieces]
 
     def _embedding(self, piece: Piece, states: np.ndarray) -> Embedding:
         pooling = piece.options.pooling
-        if not len(states):
-            states = np.zeros((1, self._width), np.float32)
         return Embedding(states.mean(axis=0) if pooling == "mean" else states, self._frame_rate, pooling)
 
 
@@ -179,7 +162,7 @@ def _samples(piece: Piece) -> np.ndarray:
     samples = piece.clip.samples
     if len(samples) <= 2 * TAIL:
         return np.pad(samples, (0, 2 * TAIL - len(samples)))
-    tail = len(samples) % WINDOW
+    tail = len(samples) % tower.WINDOW
     return samples[:-tail] if 0 < tail <= TAIL else samples
 
 

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 
 from worker.errors import ModelUnavailable
+from worker.types import SAMPLE_RATE
 
+WINDOW = 30 * SAMPLE_RATE
+WINDOWS_AT_ONCE = 16
 _PREFIXES = ("audio_tower.", "model.audio_tower.")
 
 
@@ -45,6 +48,26 @@ def tower_bytes(folder: Path) -> int:
             begin, end = header[name]["data_offsets"]
             total += end - begin
     return total
+
+
+def shapes(folder: Path) -> dict[str, list[int]]:
+    """The shapes of the tower's tensors, by the encoder's names for them."""
+    return {bare: _header(file)[name]["shape"] for file, names in _files(folder) for name, bare in names.items()}
+
+
+def states(tower: Any, features: Any, samples: np.ndarray) -> np.ndarray:
+    """The tower's states of a whole clip, without padding: float32 of shape (frames, width). Some windows run at a time."""
+    weight = tower.conv1.weight
+    windows = [samples[at:at + WINDOW] for at in range(0, max(1, len(samples)), WINDOW)]
+    rows: list[np.ndarray] = []
+    for at in range(0, len(windows), WINDOWS_AT_ONCE):
+        made = features(windows[at:at + WINDOWS_AT_ONCE], sampling_rate=SAMPLE_RATE, return_attention_mask=True,
+                        padding="max_length", return_tensors="pt", device=str(weight.device))
+        mask = made["attention_mask"].to(weight.device)
+        heard = tower(made["input_features"].to(weight.device, weight.dtype), input_features_mask=mask)
+        rows += valid(tower, heard.last_hidden_state, mask)
+    joined = np.concatenate(rows)
+    return joined if len(joined) else np.zeros((1, joined.shape[1]), np.float32)
 
 
 def valid(tower: Any, states: Any, mask: Any) -> list[np.ndarray]:

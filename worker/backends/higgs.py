@@ -1,0 +1,79 @@
+"""Higgs-Audio understanding, for scoring: features from its audio tower alone, transcripts from a Whisper beside it.
+
+No public checkpoint under `bosonai/higgs-audio-v2-understanding-3B` could be found, so nothing here was tried on it. What is
+done is what scoring asks for: the tensors `audio_tower.*`, which are those of an AudioFlamingo3Encoder in Higgs's published
+encoder, are loaded and nothing else; mel features come as the row's `processor` makes them, text as its `transcriber` hears it.
+"""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from worker import catalog, weights
+from worker.backends import create, tower
+from worker.backends.base import Backend
+from worker.backends.device import device_of, dtype_of, libraries
+from worker.catalog import Model
+from worker.config import Settings
+from worker.types import SAMPLE_RATE, Batch, Embedding, Output, Piece
+
+HEAD_WIDTH = 64          # of every Whisper encoder, where the checkpoint's configuration does not tell
+
+
+class Higgs(Backend):
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self._row, self._settings = model, settings
+        self._transcriber = create(catalog.find(model.transcriber or ""), settings)
+
+    def weigh(self) -> int:
+        return tower.tower_bytes(self._folder()) + self._transcriber.weigh()
+
+    def load(self) -> None:
+        folder = self._folder()
+        self._torch, transformers = libraries(self._row.id)
+        self._device = device_of(self._settings)
+        self._dtype = dtype_of(self._settings, self._device)
+        self._features = transformers.AutoFeatureExtractor.from_pretrained(
+            weights.checkpoint(self._row.processor or "", self._settings))
+        self._tower = tower.load_tower(folder, _config(transformers, folder), self._dtype, self._device)
+        self._transcriber.load()
+        self.overhead_sec = self._transcriber.overhead_sec
+        self._frame_rate = SAMPLE_RATE / self._features.hop_length / 4
+
+    def infer(self, batch: Batch) -> list[Output]:
+        if batch.options.task != "embed":
+            return self._transcriber.infer(batch)
+        with self._torch.inference_mode():
+            return [self._embedding(piece) for piece in batch.pieces]
+
+    def close(self) -> None:
+        self._transcriber.close()
+        self._tower = None
+        if self._device.type == "cuda":
+            self._torch.cuda.empty_cache()
+
+    def _folder(self) -> Path:
+        return weights.checkpoint(self._row.id, self._settings)
+
+    def _embedding(self, piece: Piece) -> Embedding:
+        states = tower.states(self._tower, self._features, piece.clip.samples)
+        return Embedding(states.mean(axis=0) if piece.options.pooling == "mean" else states, self._frame_rate,
+                         piece.options.pooling)
+
+
+def _config(transformers: Any, folder: Path) -> Any:
+    """The tower's configuration: what the checkpoint says of it, else what its tensors' shapes say."""
+    said = json.loads((folder / "config.json").read_text())
+    known = said.get("audio_config") or said.get("audio_encoder_config")
+    if known:
+        names = set(transformers.AudioFlamingo3EncoderConfig().to_dict()) | {
+            "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim"}
+        return transformers.AudioFlamingo3EncoderConfig(**{name: value for name, value in known.items() if name in names
+                                                           and name not in ("model_type", "architectures")})
+    shapes = tower.shapes(folder)
+    width, mels, _ = shapes["conv1.weight"]
+    return transformers.AudioFlamingo3EncoderConfig(
+        num_mel_bins=mels, hidden_size=width, intermediate_size=shapes["layers.0.fc1.weight"][0],
+        num_hidden_layers=sum(name.endswith(".fc1.weight") for name in shapes),
+        num_attention_heads=max(1, width // HEAD_WIDTH), max_source_positions=shapes["embed_positions.weight"][0])
