@@ -1,6 +1,8 @@
 """Weights on disk are found before anything is downloaded."""
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from worker import config, weights
@@ -51,3 +53,47 @@ def test_nowhere_and_offline_says_where_it_looked(tmp_path):
     (tmp_path / "hf" / "hub").mkdir(parents=True)
     with pytest.raises(ModelUnavailable, match="HF_HUB_OFFLINE"):
         weights.nemo_file(NAME, Settings(hf_hub_offline=True, hf_home=tmp_path / "hf"))
+
+
+def folder(path, *, shards=(), index=None):
+    """A checkpoint's folder: its config, an index if it has one, and empty files for its weights."""
+    path.mkdir(parents=True)
+    (path / "config.json").write_text("{}")
+    if index:
+        (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    for shard in shards:
+        (path / shard).write_bytes(b"12345")
+    return path
+
+
+def test_a_checkpoint_is_found_where_it_is_whole(tmp_path):
+    settings = Settings(hf_hub_offline=True, hf_home=tmp_path / "hf", model_dir=tmp_path / "models")
+    cache = tmp_path / "hf" / "hub" / "models--openai--whisper-small" / "snapshots"
+    folder(cache / "aaa")                                        # only its config was ever looked at
+    whole = folder(cache / "bbb", shards=["model.safetensors"])
+    assert weights.checkpoint("openai/whisper-small", settings) == whole
+    mine = folder(tmp_path / "models" / "whisper-small", shards=["model.safetensors"])
+    assert weights.checkpoint("openai/whisper-small", settings) == mine
+    assert weights.checkpoint(str(whole), settings) == whole
+    assert weights.checkpoint_bytes(whole) == 5
+
+
+def test_a_model_dir_may_be_the_checkpoint_itself(tmp_path):
+    mine = folder(tmp_path / "whisper-small", shards=["model.safetensors"])
+    assert weights.checkpoint("openai/whisper-small", Settings(hf_hub_offline=True, model_dir=mine)) == mine
+
+
+def test_of_a_part_only_its_files_are_needed(tmp_path):
+    index = {"audio_tower.a": "1.safetensors", "audio_tower.b": "2.safetensors", "language_model.c": "3.safetensors"}
+    some = folder(tmp_path / "x", shards=["1.safetensors", "2.safetensors"], index=index)
+    assert weights.checkpoint(str(some), Settings(), part="audio_tower") == some
+    with pytest.raises(ModelUnavailable, match=r"not a whole checkpoint: it lacks 3\.safetensors"):
+        weights.checkpoint(str(some), Settings())
+
+
+@pytest.mark.parametrize("name", ["/no/such", "a/b/c", ".."])
+def test_no_checkpoint_says_so(tmp_path, name):
+    with pytest.raises(ModelUnavailable):
+        weights.checkpoint(name, Settings(hf_hub_offline=True))
+    with pytest.raises(ModelUnavailable, match="HF_HUB_OFFLINE"):
+        weights.checkpoint("openai/whisper-small", Settings(hf_hub_offline=True))

@@ -6,6 +6,7 @@ volume, the user's own); the hub, unless HF_HUB_OFFLINE.
 """
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 from worker import config
 from worker.config import Settings
 from worker.errors import ModelUnavailable
+
+SMALL = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
 def nemo_file(name: str, settings: Settings) -> Path:
@@ -33,21 +36,35 @@ def nemo_file(name: str, settings: Settings) -> Path:
     return found[0]
 
 
-def checkpoint(name: str, settings: Settings) -> Path:
-    """The folder of a checkpoint in Hugging Face's form, given as a path or as `owner/name`. Raises ModelUnavailable."""
+def checkpoint(name: str, settings: Settings, *, part: str = "") -> Path:
+    """The folder of a checkpoint in Hugging Face's form, given as a path or as `owner/name`; `part`: only the weights whose
+    names hold it are needed. Raises ModelUnavailable."""
     given = Path(name).expanduser()
     last = [settings.model_dir] if settings.model_dir and settings.model_dir.name == given.name else []
     for folder in (given, *_model_dirs(name, settings), *last, *_snapshots(name, settings)):
-        if (folder / "config.json").is_file():
+        if (folder / "config.json").is_file() and not _missing(folder, part):
             return folder
+    if given.is_dir():
+        raise ModelUnavailable(f"{name} is not a whole checkpoint: it lacks "
+                               f"{', '.join(_missing(given, part) or ['config.json'])}")
     if not _is_repository(name):
-        raise ModelUnavailable(f"no checkpoint (config.json and *.safetensors) in {name}")
-    return _download(name, settings, ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"])
+        raise ModelUnavailable(f"no such checkpoint: {name}")
+    folder = _download(name, settings, SMALL)
+    return _download(name, settings, [*SMALL, *_missing(folder, part)])
 
 
 def checkpoint_bytes(folder: Path) -> int:
     """Bytes of a checkpoint's weights."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _missing(folder: Path, part: str) -> list[str]:
+    """The files of weights that are not there, of those that hold tensors of the part."""
+    index = folder / "model.safetensors.index.json"
+    files = {"model.safetensors"}
+    if index.is_file():
+        files = {file for tensor, file in json.loads(index.read_text())["weight_map"].items() if part in tensor}
+    return sorted(file for file in files if not (folder / file).is_file())
 
 
 def caches(settings: Settings) -> list[Path]:

@@ -100,7 +100,7 @@ class Canary(Backend):
         words = tuple(Span(word.strip(), min(int(start) * frame, end), min(max(int(start), int(stop)) * frame, end))
                       for start, word, stop in _TIMED.findall(hypothesis.text) if word.strip())
         text = " ".join(_SIGN.sub(" ", hypothesis.text).split())
-        return self._made(text, words, hypothesis, written)
+        return self._made(piece, text, words, hypothesis, written)
 
     def _aligned(self, pieces: list[Piece], hypotheses: list[Any], written: str) -> list[Transcript]:
         from nemo.collections.asr.parts.utils.timestamp_utils import get_forced_aligned_timestamps_with_external_model
@@ -117,11 +117,14 @@ class Canary(Backend):
             found = hypothesis.timestamp["word"] if i in said else []
             words = tuple(Span(one["word"], min(max(one["start"], 0.0), end), min(max(one["start"], one["end"], 0.0), end))
                           for one in found)
-            transcripts.append(self._made(hypothesis.text.strip(), words, hypothesis, written))
+            transcripts.append(self._made(piece, hypothesis.text.strip(), words, hypothesis, written))
         return transcripts
 
-    def _made(self, text: str, words: tuple[Span, ...], hypothesis: Any, written: str) -> Transcript:
-        return Transcript(text, words, timing.segments(words), timing.chars(words), written, len(hypothesis.y_sequence))
+    def _made(self, piece: Piece, text: str, words: tuple[Span, ...], hypothesis: Any, written: str) -> Transcript:
+        segments = timing.segments(words)
+        if text and not words and piece.options.timestamps:
+            segments = (Span(text, 0.0, piece.duration_sec),)       # the model told no times: this much is known
+        return Transcript(text, words, segments, timing.chars(words), written, len(hypothesis.y_sequence))
 
 
 def languages(options: Options) -> tuple[str, str]:

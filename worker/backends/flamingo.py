@@ -85,7 +85,8 @@ class Flamingo(Backend):
             self._torch.cuda.empty_cache()
 
     def _folder(self) -> Any:
-        return weights.checkpoint(self._row.id.removesuffix(f":{self._row.part}"), self._settings)
+        part = self._row.part or ""
+        return weights.checkpoint(self._row.id.removesuffix(f":{part}"), self._settings, part=part)
 
     def _write(self, batch: Batch) -> list[Output]:
         pieces, options = batch.pieces, batch.options

@@ -54,7 +54,7 @@ class Higgs(Backend):
             self._torch.cuda.empty_cache()
 
     def _folder(self) -> Path:
-        return weights.checkpoint(self._row.id, self._settings)
+        return weights.checkpoint(self._row.id, self._settings, part=self._row.part or "")
 
     def _embedding(self, piece: Piece) -> Embedding:
         states = tower.states(self._tower, self._features, piece.clip.samples)
