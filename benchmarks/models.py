@@ -109,7 +109,7 @@ def long_canary() -> list[Row]:
     audio = np.concatenate([part for _ in range(300) for part in (spoken[rng.integers(len(spoken))], pause)])[:600 * 16_000]
     backend = create(find(CANARY), Settings(device="cpu"))
     backend.load()
-    pieces = [Piece(Clip(audio[start:end]), Options(CANARY)) for start, end in cut(audio, 40)]
+    pieces = [Piece(Clip(audio[start:end]), Options(CANARY)) for start, end in cut(audio, find(CANARY).window_sec or 40)]
     backend.infer(Batch(tuple(pieces[:2])))
     together = seconds(lambda: backend.infer(Batch(tuple(pieces))), 3)
     apart = seconds(lambda: [backend.infer(Batch((piece,))) for piece in pieces], 3)

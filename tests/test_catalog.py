@@ -49,6 +49,10 @@ def test_checkpoints_on_disk_say_what_they_are(tmp_path):
     assert find(nemo(tmp_path / "a.nemo", canary.format(2))).timestamps
     assert find(nemo(tmp_path / "b.nemo", canary.format(""))).timestamps is False
     assert find(str(tmp_path)).backend == "canary"
+    assert find(str(tmp_path)).window_sec == 40
+    trained = "train_ds:\n  batch_size: 4\n  max_duration: {}\ntest_ds:\n  max_duration: 7\n"
+    assert find(nemo(tmp_path / "c.nemo", canary.format(2) + trained.format(12.5))).window_sec == 12.5
+    assert find(nemo(tmp_path / "d.nemo", canary.format(2) + trained.format(100))).window_sec == 40
     assert find(folder(tmp_path / "x", "AudioFlamingo3ForConditionalGeneration")).max_sec == 600
     assert find(folder(tmp_path / "y", "MusicFlamingoForConditionalGeneration")).max_sec == 1200
     assert find(folder(tmp_path / "z", "WhisperForConditionalGeneration")).backend == "whisper"

@@ -115,6 +115,34 @@ def test_what_is_in_use_stays_until_it_is_released():
     assert first.closes == 1
 
 
+def test_a_model_that_is_always_busy_leaves_when_another_is_wanted():
+    house = House(weight=GIB, budget=lambda: GIB)
+    first = house.claim(A)
+    assert house.of.claim(B) is None
+    deadline = time.monotonic() + 5
+    while not house.of._waiting_for_room and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert house.of.claim(A) is None, "no new work for it while somebody waits"
+    house.of.release(A)
+    house.use(B)
+    assert first.closes == 1
+    assert house.use(A)
+
+
+def test_a_model_that_was_loaded_ahead_is_not_driven_out_before_it_is_ready():
+    house = House(weight=GIB, budget=lambda: GIB)
+    future = house.of.load(A)
+    while not house.of.fresh:
+        time.sleep(0.005)
+    assert house.of.claim(B) is None
+    time.sleep(0.1)
+    assert house.made[0][1].closes == 0
+    house.of.warm()
+    future.result(5)
+    house.use(B)
+    assert house.made[0][1].closes == 1
+
+
 def test_a_model_too_big_for_the_budget_says_so_and_drives_nobody_out():
     house = House(weight=3 * GIB, budget=lambda: 2 * GIB)
     with pytest.raises(ModelUnavailable, match=r"needs 3.0 GiB.*2.0 GiB are allowed \(MODELS_MEMORY_GB\)"):
@@ -183,6 +211,8 @@ def test_closing_closes_all_and_answers_who_waits():
     house.of.close()
     with pytest.raises(Cancelled):
         future.result(5)
+    with pytest.raises(Cancelled):
+        house.of.load(C).result(5)
     assert first.closes == 1
     gate.set()
     deadline = time.monotonic() + 5

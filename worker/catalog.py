@@ -25,6 +25,7 @@ _WHISPER_LANGUAGES = """
     lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am yi lo uz fo ht ps tk nn
     mt sa lb my bo tl mg as tt haw ln ha ba jw su yue"""
 WHISPER = tuple(_WHISPER_LANGUAGES.split())
+CANARY_SEC = 40.0        # what it was trained on; beyond that it leaves out speech
 GENERATION = ("max_new_tokens", "temperature", "top_p")
 # What a Flamingo's tokenizer takes for a sign of its own wherever it stands in a user's text.
 FLAMINGO_SIGNS = ("<sound>", "<|sound_bos|>", "<|sound_eos|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -70,7 +71,7 @@ def _canary(name: str, *aliases: str, languages: tuple[str, ...] = ("en", "de", 
             licence: str = "CC-BY-4.0") -> Model:
     return Model(id=name, backend="canary", tasks=("transcribe", "translate"), licence=licence, aliases=aliases,
                  languages=languages, timestamps=timestamps, options=("language", "target_language", "punctuation"),
-                 window_sec=40)
+                 window_sec=CANARY_SEC)
 
 
 def _whisper(name: str, *aliases: str, languages: tuple[str, ...] = WHISPER[:-1], licence: str = "Apache-2.0") -> Model:
@@ -228,8 +229,10 @@ def _look_into(name: str, _changed: int) -> Model | None:
     except (OSError, ValueError, tarfile.TarError):
         return None
     if "EncDecMultiTaskModel" in text:
-        return _canary(name, languages=(), timestamps=re.search(r"^prompt_format: canary2$", text, re.MULTILINE) is not None,
-                       licence="its own")
+        row = _canary(name, languages=(), timestamps=re.search(r"^prompt_format: canary2$", text, re.MULTILINE) is not None,
+                      licence="its own")
+        trained = re.search(r"^train_ds:\n(?:[ \t].*\n)*?[ \t]+max_duration: ([\d.]+)", text, re.MULTILINE)
+        return replace(row, window_sec=min(CANARY_SEC, float(trained[1]))) if trained else row
     return _parakeet(name, licence="its own")
 
 

@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     skip_model_load: bool = Field(False, description="`1`: dry run, everything is real but the model")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="`auto` is bfloat16 on a GPU that has it, else float32")
-    compile: bool = Field(False, description="`1`: torch.compile the encoders (slower start; needs a C++ compiler)")
+    compile: bool = Field(False, description="`1`: torch.compile the audio encoders of Whisper and the Flamingos (slower start; needs a C++ compiler)")
     models: Annotated[tuple[str, ...], NoDecode] = Field(default_factory=tuple, description="Models loaded at start beside the default, separated by commas; others load on first use")
     models_memory_gb: float | None = Field(None, gt=0, description="GiB that the weights of all loaded models may take; unset: 80% of the device's memory")
     model_idle_sec: float = Field(0, ge=0, description="Models unused this long are unloaded; `0`: never")

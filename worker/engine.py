@@ -202,8 +202,11 @@ class _Run:
             return None
 
         def tell(text: str) -> None:
-            for item in items:
-                on_text(item.index, text)
+            try:
+                for item in items:
+                    on_text(item.index, text)
+            except Exception:
+                log.exception("on_text failed")
 
         return tell
 

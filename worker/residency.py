@@ -49,7 +49,7 @@ class Residency:
         self._create, self._budget, self._idle_sec, self._changed = create, budget, idle_sec, changed
         self._residents: dict[str, _Resident] = {}
         self._lock, self._loading = threading.Condition(), threading.Lock()
-        self._closed = False
+        self._closed = self._waiting_for_room = False
 
     def claim(self, model: str) -> Backend | None:
         """The backend, which stays until `release`; None while it loads. Raises ModelUnavailable when it cannot be loaded."""
@@ -60,7 +60,7 @@ class Residency:
                 return None
             if resident.error:
                 raise resident.error
-            if resident.backend is None or resident.fresh:
+            if resident.backend is None or resident.fresh or self._waiting_for_room:
                 return None
             resident.users += 1
             return resident.backend
@@ -81,13 +81,18 @@ class Residency:
 
     def warm(self) -> None:
         """Makes ready what has been loaded since."""
-        for name in self.fresh:
-            self._warm(name, self._residents[name])
+        with self._lock:
+            fresh = [(name, one) for name, one in self._residents.items() if one.backend is not None and one.fresh]
+        for name, resident in fresh:
+            self._warm(name, resident)
 
     def load(self, model: str) -> Future[None]:
         """Starts loading; the future is done when the model is ready, and fails with ModelUnavailable."""
         future: Future[None] = Future()
         with self._lock:
+            if self._closed:
+                future.set_exception(Cancelled("the worker is shutting down"))
+                return future
             resident = self._residents.get(model)
             if resident is None or resident.error:
                 resident = self._start(model)
@@ -116,12 +121,15 @@ class Residency:
         with self._lock:
             self._closed = True
             residents, self._residents = list(self._residents.values()), {}
+            futures = [future for resident in residents for future in resident.futures]
+            for resident in residents:
+                resident.futures = []
             self._lock.notify_all()
+        for future in futures:
+            future.set_exception(Cancelled("the worker is shutting down"))
         for resident in residents:
             if resident.backend is not None:
                 resident.backend.close()
-            for future in resident.futures:
-                future.set_exception(Cancelled("the worker is shutting down"))
 
     def _start(self, model: str) -> _Resident:
         resident = self._residents[model] = _Resident()
@@ -140,27 +148,34 @@ class Residency:
                 self._failed(resident, _unavailable(model, error))
                 return
             with self._lock:
-                if not self._closed:
+                closed = self._closed
+                if not closed:
                     resident.backend, resident.bytes, resident.since = backend, weight, time.monotonic()
-            if self._closed:
+            if closed:
                 backend.close()
                 return
             log.info("loaded %s in %.1f s", model, time.monotonic() - started)
         self._changed()
 
     def _make_room(self, model: str, weight: int) -> None:
-        """Unloads the longest unused until the weight fits; waits for those in use. Raises ModelUnavailable if it never can."""
+        """Unloads the longest unused until the weight fits. Raises ModelUnavailable if it never can.
+
+        Where all are in use it waits, and nobody may claim a model meanwhile: else one that is always busy would never leave.
+        """
         budget = self._budget() if weight else float("inf")
         if weight > budget:
             raise ModelUnavailable(f"{model} needs {weight / GIB:.1f} GiB for its weights; {budget / GIB:.1f} GiB are allowed "
                                    "(MODELS_MEMORY_GB)")
         with self._lock:
             while not self._closed and weight + sum(one.bytes for one in self._residents.values()) > budget:
-                idle = [name for name, one in self._residents.items() if one.backend is not None and not one.users]
+                idle = [name for name, one in self._residents.items()
+                        if one.backend is not None and not one.users and not one.fresh]
                 if idle:
                     self._unload(min(idle, key=lambda name: self._residents[name].since))
                 else:
+                    self._waiting_for_room = True
                     self._lock.wait()
+            self._waiting_for_room = False
 
     def _unload(self, name: str) -> None:
         resident = self._residents.pop(name)
@@ -180,6 +195,7 @@ class Residency:
         with self._lock:
             resident.fresh, resident.since = False, time.monotonic()
             futures, resident.futures = resident.futures, []
+            self._lock.notify_all()
         for future in futures:
             future.set_result(None)
 

@@ -37,7 +37,8 @@ class Canary(Backend):
         self._torch, self._model, self._device = self._nemo.torch, self._nemo.model, self._nemo.device
         if self._device.type == "cpu":
             self.overhead_sec = 16.0
-        self._signs = set(self._model.tokenizer.special_tokens)
+        tokenizer = self._model.tokenizer       # one of several, with signs of its own; or, from 1b-v2 on, a single one
+        self._signs = set(getattr(tokenizer, "special_tokens", None) or tokenizer.vocab)
         self._aligner = getattr(self._model, "timestamps_asr_model", None)
         if self._aligner is not None:
             self._aligner.to(self._device).eval().requires_grad_(False)

@@ -41,8 +41,6 @@ class NemoModel:
         for part in parts:
             if hasattr(self.model, part):
                 getattr(self.model, part).to(self.dtype)
-        if settings.compile:
-            self.model.encoder.compile(dynamic=True)
         featurizer = self.model.preprocessor.featurizer
         self.frame_sec: float = featurizer.hop_length / featurizer.sample_rate * self.model.encoder.subsampling_factor
 
