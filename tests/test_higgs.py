@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ CLIPS = [Clip(NOISE[:16_000 * 3]), Clip(NOISE[5000:5000 + 16_000 * 7]), Clip(NOI
 def parts(tmp_path_factory):
     base = tmp_path_factory.mktemp("higgs")
     whisper = tiny_whisper.save(base / "whisper")
+    processor = shutil.copytree(whisper, base / "processor", ignore=shutil.ignore_patterns("*.safetensors"))
     torch.manual_seed(0)
     encoder = transformers.AudioFlamingo3Encoder(transformers.AudioFlamingo3EncoderConfig(**SIZES)).eval()
     tensors = {f"audio_tower.{name}": tensor.clone() for name, tensor in encoder.state_dict().items()}
@@ -38,7 +40,7 @@ def parts(tmp_path_factory):
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(config))
         save_file({**tensors, "text_model.weight": torch.zeros(200, 200)}, folder / "model.safetensors")
-        rows[name] = dataclasses.replace(find("higgs"), id=str(folder), processor=str(whisper), transcriber=str(whisper))
+        rows[name] = dataclasses.replace(find("higgs"), id=str(folder), processor=str(processor), transcriber=str(whisper))
     return rows, whisper, encoder
 
 

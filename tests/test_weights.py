@@ -91,6 +91,13 @@ def test_of_a_part_only_its_files_are_needed(tmp_path):
         weights.checkpoint(str(some), Settings())
 
 
+def test_a_checkpoint_may_be_wanted_without_its_weights(tmp_path):
+    bare = folder(tmp_path / "x")
+    assert weights.checkpoint(str(bare), Settings(), part=None) == bare
+    with pytest.raises(ModelUnavailable, match=r"lacks model\.safetensors"):
+        weights.checkpoint(str(bare), Settings())
+
+
 @pytest.mark.parametrize("name", ["/no/such", "a/b/c", ".."])
 def test_no_checkpoint_says_so(tmp_path, name):
     with pytest.raises(ModelUnavailable):

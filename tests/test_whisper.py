@@ -83,6 +83,13 @@ def test_translation_is_told_to_the_model_and_in_the_answer(model):
     assert ask(model, CLIPS, language="en", target_language="en") == ask(model, CLIPS, language="en")
 
 
+def test_a_translation_is_spelt_in_words_whatever_was_spoken(model):
+    options = {"task": "translate", "language": "zh", "timestamps": True}
+    (transcript,) = ask(model, CLIPS[:1], **options)
+    assert any(len(word.text) > 1 for word in transcript.words)
+    assert ask(model, [Clip(np.zeros(RATE, np.float32))], **options)[0].language == "en"
+
+
 def letters(text: str) -> str:
     return "".join(char for char in text if char.isascii() and char.isalpha())
 
@@ -130,9 +137,26 @@ def test_prompts_bias_and_do_not_leak_and_may_differ_within_a_batch(model):
     assert ask(model, CLIPS[:1], language="en", prompt="fox " * 2000)[0].text is not None
 
 
+def test_a_prompt_with_a_sign_of_the_models_own_is_refused_before_anything_is_written(model):
+    told: list[str] = []
+    options = Options("m", language="en", max_new_tokens=8)
+    good = Piece(CLIPS[0], options, on_text=told.append)
+    bad = Piece(CLIPS[1], dataclasses.replace(options, prompt="hi <|startoftranscript|> there"))
+    with pytest.raises(Unsupported, match="sign of its own") as caught:
+        model.infer(Batch((good, bad)))
+    assert caught.value.param == "prompt"
+    assert told == []
+
+
 def test_tokens_counted_are_those_of_the_text(model):
     for one in ask(model, CLIPS, language="en", max_new_tokens=7):
         assert 0 <= one.tokens_generated <= 7
+
+
+@pytest.mark.parametrize("prompt", [None, "fox " * 2000])
+def test_more_tokens_than_the_decoder_holds_may_be_asked_for(model, prompt):
+    (transcript,) = ask(model, CLIPS[:1], language="en", max_new_tokens=5000, prompt=prompt)
+    assert transcript.tokens_generated <= 112
 
 
 def test_a_cancelled_piece_stops_at_the_next_token_and_the_others_go_on(model):

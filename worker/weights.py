@@ -36,9 +36,9 @@ def nemo_file(name: str, settings: Settings) -> Path:
     return found[0]
 
 
-def checkpoint(name: str, settings: Settings, *, part: str = "") -> Path:
+def checkpoint(name: str, settings: Settings, *, part: str | None = "") -> Path:
     """The folder of a checkpoint in Hugging Face's form, given as a path or as `owner/name`; `part`: only the weights whose
-    names hold it are needed. Raises ModelUnavailable."""
+    names hold it are needed, or none where it is None. Raises ModelUnavailable."""
     given = Path(name).expanduser()
     last = [settings.model_dir] if settings.model_dir and settings.model_dir.name == given.name else []
     for folder in (given, *_model_dirs(name, settings), *last, *_snapshots(name, settings)):
@@ -58,8 +58,10 @@ def checkpoint_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def _missing(folder: Path, part: str) -> list[str]:
+def _missing(folder: Path, part: str | None) -> list[str]:
     """The files of weights that are not there, of those that hold tensors of the part."""
+    if part is None:
+        return []
     index = folder / "model.safetensors.index.json"
     files = {"model.safetensors"}
     if index.is_file():

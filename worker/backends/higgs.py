@@ -35,7 +35,7 @@ class Higgs(Backend):
         self._device = device_of(self._settings)
         self._dtype = dtype_of(self._settings, self._device)
         self._features = transformers.AutoFeatureExtractor.from_pretrained(
-            weights.checkpoint(self._row.processor or "", self._settings))
+            weights.checkpoint(self._row.processor or "", self._settings, part=None))
         self._tower = tower.load_tower(folder, _config(transformers, folder), self._dtype, self._device)
         self._transcriber.load()
         self.overhead_sec = self._transcriber.overhead_sec

@@ -28,7 +28,7 @@ from worker.types import SAMPLE_RATE, Batch, Embedding, Options, Output, Piece, 
 
 WINDOW = 30 * SAMPLE_RATE
 WINDOWS_AT_ONCE = 16
-LONGEST = 440            # the decoder holds 448 ids, the prompt among them
+SIGNS = 8                # ids that stand before a text, or after it, rounded up
 BY_LETTER = {"zh", "ja", "yue", "th", "lo", "my"}       # written without spaces: each letter is a word
 
 
@@ -57,19 +57,22 @@ class Whisper(Backend):
         self._languages = {number: sign[2:-2] for sign, number in getattr(config, "lang_to_id", {}).items()}
         self._heads = [(int(layer), int(head)) for layer, head in getattr(config, "alignment_heads", None) or []]
         self._end, self._start = config.eos_token_id, config.decoder_start_token_id
-        self._first_time = config.no_timestamps_token_id + 1
+        self._first_time = self._tokenizer.convert_tokens_to_ids("<|notimestamps|>") + 1
+        self._room = self._model.config.max_target_positions - SIGNS       # for a prompt's ids and the text's
         self._frame_rate = SAMPLE_RATE / self._features.hop_length / 2      # one convolution strides by two
 
     def infer(self, batch: Batch) -> list[Output]:
         with self._torch.inference_mode():
             if batch.options.task == "embed":
                 return [self._embedding(piece) for piece in batch.pieces]
-            nothing = Transcript("", language=batch.options.language, tokens_generated=0)
+            language = "en" if _translated(batch.options) else batch.options.language
+            nothing = Transcript("", language=language, tokens_generated=0)
             outputs: list[Output] = [nothing] * len(batch.pieces)
             spoken = [i for i, piece in enumerate(batch.pieces) if has_sound(piece.clip.samples)]
-            for prompt in dict.fromkeys(batch.pieces[i].options.prompt for i in spoken):     # one prompt a call
+            prompts = {(prompt := batch.pieces[i].options.prompt): self._prompt_ids(prompt) for i in spoken}
+            for prompt, ids in prompts.items():     # one prompt a call, and none before all are known to be good
                 alike = [i for i in spoken if batch.pieces[i].options.prompt == prompt]
-                for i, transcript in zip(alike, self._write([batch.pieces[i] for i in alike], prompt), strict=True):
+                for i, transcript in zip(alike, self._write([batch.pieces[i] for i in alike], ids), strict=True):
                     outputs[i] = transcript
             return outputs
 
@@ -81,15 +84,16 @@ class Whisper(Backend):
     def _folder(self) -> Path:
         return weights.checkpoint(self._row.id, self._settings)
 
-    def _write(self, pieces: list[Piece], prompt: str | None) -> list[Transcript]:
+    def _write(self, pieces: list[Piece], prompt_ids: Any) -> list[Transcript]:
         options = pieces[0].options
         states, frames = self._encode([piece.clip.samples for piece in pieces])
         spoken = self._spoken(options, states)
-        translated = options.task == "translate" or (options.target_language == "en" != options.language)
+        translated = _translated(options)
         told = {"language": spoken, "task": "translate" if translated else "transcribe"} if self._multilingual else {}
         watch = generation.Watch(pieces, 0, lambda ids: self._text(self._new(ids)))
-        settings = generation.settings(options, longest=LONGEST)
-        prompt_ids = self._prompt_ids(prompt, settings)
+        settings = generation.settings(options, longest=self._room)
+        room = LONGEST - (0 if prompt_ids is None else len(prompt_ids))
+        settings["max_new_tokens"] = min(settings["max_new_tokens"], room)
         out = self._model.generate(
             encoder_outputs=self._states_of(last_hidden_state=states), prompt_ids=prompt_ids, stopping_criteria=[watch],
             return_timestamps=options.timestamps, force_unique_generate_call=True, return_dict_in_generate=True,
@@ -122,15 +126,17 @@ class Whisper(Backend):
         detected = self._model.detect_language(encoder_outputs=self._states_of(last_hidden_state=states))
         return [self._languages[int(number)] for number in detected]
 
-    def _prompt_ids(self, prompt: str | None, settings: dict[str, Any]) -> Any:
+    def _prompt_ids(self, prompt: str | None) -> Any:
         """The prompt's ids, its beginning dropped where it is longer than the decoder has room for."""
         if not prompt:
             return None
-        ids = self._tokenizer.get_prompt_ids(prompt, return_tensors="pt")
+        try:
+            ids = self._tokenizer.get_prompt_ids(prompt, return_tensors="pt")
+        except ValueError as error:
+            raise Unsupported(f"a prompt for {self._row.id} cannot hold a sign of its own, such as <|endoftext|>",
+                              param="prompt") from error
         room = self._model.config.max_target_positions // 2 - 1
-        ids = self._torch.cat([ids[:1], ids[1:][-room:]]).to(self._device)
-        settings["max_new_tokens"] = min(settings["max_new_tokens"], LONGEST - len(ids))
-        return ids
+        return self._torch.cat([ids[:1], ids[1:][-room:]]).to(self._device)
 
     def _new(self, row: list[int]) -> list[int]:
         """What was written: the ids after the prompt and its signs, up to the end token."""
@@ -153,7 +159,8 @@ class Whisper(Backend):
                     for language in spoken]
         full = [[*prefix, *text, self._end] for prefix, text in zip(prefixes, texts, strict=True)]
         times = alignment.token_times(self._model, states, full, len(prefixes[0]), frames, self._heads, 1 / self._frame_rate)
-        return [self._spelt(text, edges, language) for text, edges, language in zip(texts, times, spoken, strict=True)]
+        written = ["en"] * len(rows) if told.get("task") == "translate" else spoken
+        return [self._spelt(text, edges, language) for text, edges, language in zip(texts, times, written, strict=True)]
 
     def _spelt(self, tokens: list[int], edges: list[tuple[float, float]], language: str) -> tuple[Span, ...]:
         """Tokens, which may be parts of a letter, as words."""
@@ -198,3 +205,7 @@ class Whisper(Backend):
             rows += [row[:max(1, count)] for row, count in zip(states.float().cpu().numpy(), counts, strict=True)]
         values = np.concatenate(rows)
         return Embedding(values.mean(axis=0) if pooling == "mean" else values, self._frame_rate, pooling)
+
+
+def _translated(options: Options) -> bool:
+    return options.task == "translate" or (options.target_language == "en" != options.language)

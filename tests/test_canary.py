@@ -1,0 +1,196 @@
+"""Canary's real path on the tiny digits model: right words in two languages, right times, and long audio in windows."""
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import DIGITS, LABELS, encode
+
+from worker.backends import create
+from worker.catalog import find
+from worker.config import Settings
+from worker.engine import Engine
+from worker.errors import Unsupported
+from worker.request import parse
+from worker.types import Batch, Clip, Options, Piece, Transcript
+
+pytest.importorskip("nemo.collections.asr", reason="nemo_toolkit is not installed")
+from fixtures import train_canary
+from fixtures.train_canary import translated
+
+RATE = 16_000
+FIXTURES = Path(__file__).parent / "fixtures"
+NAME, ALIGNER = str(FIXTURES / "canary-digits.nemo"), str(FIXTURES / "ctc-digits.nemo")
+
+
+@pytest.fixture(scope="module")
+def model():
+    made = create(find(NAME), Settings(device="cpu"))
+    made.load()
+    return made
+
+
+@pytest.fixture(scope="module")
+def clips() -> dict[str, Clip]:
+    return {name: Clip(soundfile.read(DIGITS / name, dtype="float32")[0]) for name in LABELS}
+
+
+def ask(model, clips, **options) -> list[Transcript]:
+    return model.infer(Batch(tuple(Piece(clip, Options(NAME, **options)) for clip in clips)))
+
+
+@pytest.mark.parametrize(("language", "options"), [
+    ("en", {"punctuation": False}), ("en", {}), ("de", {"target_language": "de", "punctuation": False}),
+    ("de", {"target_language": "de"}), ("en", {"timestamps": True, "punctuation": False})], ids=str)
+def test_held_out_strings_are_heard_right(model, clips, language, options):
+    wanted = [translated(LABELS[name], language, options.get("punctuation", True)) for name in clips]
+    heard = ask(model, clips.values(), **options)
+    assert [one.language for one in heard] == [language] * len(clips)
+    right = sum(one.text == text for one, text in zip(heard, wanted, strict=True))
+    assert right >= 26, [(one.text, text) for one, text in zip(heard, wanted, strict=True) if one.text != text]
+
+
+@pytest.mark.parametrize("options", [{}, {"target_language": "de"}, {"timestamps": True}], ids=str)
+def test_together_equals_alone_in_any_order(model, clips, options):
+    some = list(clips.values())[:12]
+    alone = [ask(model, [clip], **options)[0] for clip in some]
+    assert ask(model, some, **options) == alone
+    order = random.Random(0).sample(range(12), 12)
+    assert ask(model, [some[i] for i in order], **options) == [alone[i] for i in order]
+
+
+def test_the_prompt_names_both_languages_always(model):
+    for options, pair in (({}, ("en", "en")), ({"language": "de"}, ("de", "de")), ({"target_language": "de"}, ("en", "de")),
+                          ({"task": "translate", "language": "de"}, ("de", "en"))):
+        given = Options(NAME, **options)
+        names = {number: sign for sign, number in model._model.tokenizer.special_tokens.items()}
+        signs = [names[number] for number in model._prompt(given, *pair)]
+        assert [sign for sign in signs if sign in ("<|en|>", "<|de|>")] == [f"<|{code}|>" for code in pair]
+        from worker.backends.canary import languages
+
+        assert languages(given) == pair
+
+
+def test_a_language_the_checkpoint_does_not_know_is_refused_with_those_it_does(model, clips):
+    with pytest.raises(Unsupported, match="does not know language 'fr', only de, en"):
+        ask(model, list(clips.values())[:1], language="fr")
+
+
+def test_time_tokens_become_times(model, clips):
+    close = total = 0
+    parakeet = create(find(str(FIXTURES / "parakeet-digits.nemo")), Settings(device="cpu"))
+    parakeet.load()
+    heard = ask(model, clips.values(), timestamps=True, punctuation=False)
+    others = parakeet.infer(Batch(tuple(Piece(clip, Options("p")) for clip in clips.values())))
+    for clip, timed, other in zip(clips.values(), heard, others, strict=True):
+        assert all(0 <= word.start <= word.end <= clip.duration_sec for word in timed.words)
+        assert "<|" not in timed.text
+        if [word.text for word in timed.words] == [word.text for word in other.words]:
+            for mine, theirs in zip(timed.words, other.words, strict=True):
+                total += 1
+                close += abs(mine.start - theirs.start) <= 0.25
+    assert total > 60
+    assert close >= 0.9 * total
+
+
+def test_a_checkpoint_with_an_aligner_takes_its_times_from_it(model, clips):
+    """canary-1b-v2 carries a small CTC model for this; here it is one trained on the same digits."""
+    from nemo.collections.asr.models import ASRModel
+
+    some = list(clips.values())[:8]
+    model._aligner = ASRModel.restore_from(ALIGNER, map_location="cpu").eval()
+    try:
+        aligned = ask(model, [*some, Clip(np.zeros(RATE, np.float32))], timestamps=True, punctuation=False)
+        alone = ask(model, some[:1], timestamps=True, punctuation=False)
+    finally:
+        model._aligner = None
+    assert aligned[-1] == Transcript("", language="en")
+    assert aligned[0] == alone[0]
+    for clip, transcript in zip(some, aligned, strict=False):
+        assert " ".join(word.text for word in transcript.words) == transcript.text
+        starts = [word.start for word in transcript.words]
+        assert starts == sorted(starts)
+        assert all(0 <= word.start <= word.end <= clip.duration_sec for word in transcript.words)
+        assert " ".join(segment.text for segment in transcript.segments) == transcript.text
+
+
+def test_the_prompt_of_the_first_canary(tmp_path, clips):
+    path = tmp_path / "canary-1b.nemo"
+    train_canary.canary(tmp_path, d_model=32, layers=1, encoder_layers=1, prompt_format="canary").save_to(str(path))
+    row = find(str(path))
+    assert not row.timestamps
+    first = create(row, Settings(device="cpu"))
+    first.load()
+    names = {number: sign for sign, number in first._model.tokenizer.special_tokens.items()}
+    prompt = [names[number] for number in first._prompt(Options("m", punctuation=False), "en", "de")]
+    assert prompt == ["<|startoftranscript|>", "<|en|>", "<|translate|>", "<|de|>", "<|nopnc|>"]
+    assert len(ask(first, list(clips.values())[:2])) == 2
+
+
+def test_the_tokenizer_of_the_second_canary(tmp_path, clips):
+    path = tmp_path / "canary-1b-v2.nemo"
+    train_canary.canary(tmp_path, d_model=32, layers=1, encoder_layers=1, single=True).save_to(str(path))
+    second = create(find(str(path)), Settings(device="cpu"))
+    second.load()
+    names = second._model.tokenizer.ids_to_tokens(second._prompt(Options("m", timestamps=True), "en", "de"))
+    signs = ["<|startofcontext|>", "<|startoftranscript|>", "<|emo:undefined|>", "<|en|>", "<|de|>", "<|pnc|>", "<|noitn|>",
+             "<|timestamp|>", "<|nodiarize|>"]
+    assert [name for name in names if name in signs] == signs
+    with pytest.raises(Unsupported, match="only de, en"):
+        ask(second, list(clips.values())[:1], language="fr")
+    assert len(ask(second, list(clips.values())[:2])) == 2
+
+
+def test_ten_minutes_are_heard_as_well_as_the_same_speech_in_short_clips(clips, tmp_path):
+    rng = random.Random(0)
+    names, parts, seconds = [], [], 0.0
+    while seconds < 600:
+        name, pause = rng.choice(list(clips)), np.zeros(int(rng.uniform(0.3, 0.8) * RATE), np.float32)
+        names.append(name)
+        parts += [clips[name].samples, pause]
+        seconds += len(parts[-2]) / RATE + len(pause) / RATE
+    soundfile.write(tmp_path / "long.flac", np.concatenate(parts), RATE)
+    settings = Settings(model=NAME, device="cpu", allowed_paths=(tmp_path, DIGITS), data_dir=tmp_path / "data")
+    with Engine(settings) as engine:
+        def transcripts(sources: list[str], **options) -> list[Transcript]:
+            request = parse({"inputs": sources, "punctuation": False, **options}, settings)
+            return [one.output for one in engine.submit(request).result(240).results]
+
+        (long,) = transcripts([str(tmp_path / "long.flac")])
+        short = dict(zip(clips, transcripts([str(DIGITS / name) for name in clips]), strict=True))
+        (timed,) = transcripts([str(tmp_path / "long.flac")], timestamps=True)
+    wanted = " ".join(LABELS[name] for name in names).split()
+    apart = " ".join(short[name].text for name in names).split()
+    assert edits(long.text.split(), wanted) <= edits(apart, wanted) + 0.01 * len(wanted)
+    starts = [word.start for word in timed.words]
+    assert starts == sorted(starts)
+    assert starts[-1] > 590
+    assert len(starts) == pytest.approx(len(wanted), rel=0.1)
+
+
+def edits(a: list[str], b: list[str]) -> int:
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        old, row = row, [i, *[0] * len(b)]
+        for j, y in enumerate(b, 1):
+            row[j] = min(old[j] + 1, row[j - 1] + 1, old[j - 1] + (x != y))
+    return row[-1]
+
+
+def test_silence_is_no_text(model):
+    assert ask(model, [Clip(np.zeros(RATE, np.float32))], language="de") == [Transcript("", language="de")]
+
+
+@pytest.mark.parametrize("suffix", ["mp3", "m4a"])
+def test_through_the_engine_from_a_file(tmp_path, suffix):
+    name = next(iter(LABELS))
+    path = encode(DIGITS / name, tmp_path / f"a.{suffix}")
+    settings = Settings(model=NAME, device="cpu", allowed_paths=(tmp_path,), data_dir=tmp_path / "data")
+    with Engine(settings) as engine:
+        request = parse({"task": "translate", "target_language": "de", "inputs": [str(path)], "punctuation": False}, settings)
+        (result,) = engine.submit(request).result(60).results
+    assert result.output.language == "de"
+    assert set(result.output.text.split()) <= set(train_canary.GERMAN)

@@ -1,0 +1,172 @@
+"""What every backend must keep, on a tiny real checkpoint of each, through the real engine.
+
+Nothing depends on neighbours, on order or on what ran before; a bad item fails alone; out of memory halves the batch.
+pocketsphinx has no batches, and a test of its own.
+"""
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import DIGITS, LABELS, MODEL
+
+from worker.backends import create
+from worker.backends.base import Backend
+from worker.config import Settings
+from worker.engine import Engine
+from worker.request import parse
+from worker.types import Analysis, Batch, Embedding, Output
+
+pytest.importorskip("nemo.collections.asr", reason="nemo_toolkit is not installed")
+pytest.importorskip("transformers", reason="transformers is not installed")
+import torch
+from fixtures import tiny_flamingo, tiny_whisper
+
+FILES = [str(DIGITS / name) for name in list(LABELS)[:6]]
+
+
+class Case(NamedTuple):
+    model: str
+    payload: dict
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    base = tmp_path_factory.mktemp("every")
+    return {"parakeet": str(MODEL), "canary": str(Path(MODEL).parent / "canary-digits.nemo"),
+            "whisper": str(tiny_whisper.save(base / "whisper")), "audio": str(tiny_flamingo.save(base / "audio")),
+            "music": str(tiny_flamingo.save(base / "music", music=True))}
+
+
+CASES = {"parakeet": ("parakeet", {"timestamps": True}), "canary": ("canary", {"timestamps": True}),
+         "whisper": ("whisper", {"timestamps": True, "max_new_tokens": 12}),
+         "whisper embed": ("whisper", {"task": "embed", "pooling": "mean"}),
+         "audio caption": ("audio", {"task": "caption", "max_new_tokens": 8}),
+         "audio analyze": ("audio", {"task": "analyze", "max_new_tokens": 8}),
+         "music chat": ("music", {"task": "chat", "prompt": "what?", "max_new_tokens": 8})}
+
+
+@pytest.fixture(params=CASES)
+def case(request, checkpoints) -> Case:
+    kind, payload = CASES[request.param]
+    return Case(checkpoints[kind], payload)
+
+
+class Watched(Backend):
+    """The real backend, whose batches can be counted and made to fail."""
+
+    def __init__(self, row, settings) -> None:
+        self._real = create(row, settings)
+        self.sizes: list[int] = []
+        self.fails = lambda batch: None
+
+    def load(self) -> None:
+        self._real.load()
+        self.overhead_sec = self._real.overhead_sec
+
+    def warm(self) -> None:
+        self._real.warm()
+
+    def infer(self, batch: Batch) -> list[Output]:
+        self.sizes.append(len(batch.pieces))
+        if error := self.fails(batch):
+            raise error
+        return self._real.infer(batch)
+
+    def close(self) -> None:
+        self._real.close()
+
+
+@pytest.fixture
+def engine(case, tmp_path):
+    settings = Settings(model=case.model, device="cpu", allowed_paths=(DIGITS, tmp_path), data_dir=tmp_path / "data",
+                        batch_wait_sec=2.0)
+    made: list[Watched] = []
+    with Engine(settings, create_backend=lambda row: made.append(Watched(row, settings)) or made[0]) as engine:
+        engine.load(case.model).result(60)
+        engine.watched = made[0]
+        yield engine
+    assert not list((tmp_path / "data").glob("*"))
+
+
+def ask(engine, case, files, **payload) -> list:
+    request = parse({**case.payload, **payload, "inputs": files}, engine.settings)
+    return [getattr(one, "output", None) or one.error for one in engine.submit(request).result(120).results]
+
+
+def same(one, other) -> bool:
+    if isinstance(one, Analysis):
+        return one.caption == other.caption and same(one.embedding, other.embedding)
+    if isinstance(one, Embedding):
+        return one.values.shape == other.values.shape and np.allclose(one.values, other.values, atol=1e-4)
+    return one == other
+
+
+def test_the_promises(engine, case, tmp_path):
+    watched = engine.watched
+    alone = [ask(engine, case, [file])[0] for file in FILES]
+    assert not all(same(alone[0], other) for other in alone[1:])
+
+    together = ask(engine, case, FILES)
+    assert all(map(same, together, alone)), "together is not as alone"
+    assert max(watched.sizes) > 1, "nothing was batched"
+
+    backwards = ask(engine, case, FILES[::-1])
+    assert all(map(same, backwards, alone[::-1])), "order matters"
+
+    long = tmp_path / "long.wav"
+    soundfile.write(long, np.concatenate([soundfile.read(file)[0] for file in FILES * 4]), 16_000)
+    ask(engine, case, [str(long)])
+    assert all(map(same, ask(engine, case, FILES), alone)), "what ran before matters"
+
+    culprit = round(soundfile.info(FILES[2]).duration * 16_000)
+    watched.fails = lambda batch: ValueError("bad") if any(len(p.clip.samples) == culprit for p in batch.pieces) else None
+    outcomes = ask(engine, case, FILES)
+    assert outcomes[2].code == "model_error"
+    assert all(same(outcomes[i], alone[i]) for i in range(6) if i != 2), "a bad item cost others"
+
+    watched.sizes.clear()
+    watched.fails = lambda batch: torch.OutOfMemoryError("CUDA out of memory.") if len(batch.pieces) > 2 else None
+    assert all(map(same, ask(engine, case, FILES), alone)), "out of memory cost an answer"
+    assert max(watched.sizes) > 2
+    watched.sizes.clear()
+    assert all(map(same, ask(engine, case, FILES), alone))
+    assert max(watched.sizes) <= 3, "the budget was not lowered"
+
+
+def test_several_models_in_one_worker(checkpoints, tmp_path):
+    """Two load while the first answers; one that cannot load has its own error and leaves the others serving."""
+    settings = Settings(model=checkpoints["parakeet"], device="cpu", allowed_paths=(DIGITS,), data_dir=tmp_path / "data",
+                        hf_hub_offline=True)
+    jobs = [(checkpoints["parakeet"], {}), (checkpoints["whisper"], {"max_new_tokens": 5}), ("canary", {}),
+            (checkpoints["audio"], {"task": "caption", "max_new_tokens": 5})] * 3
+    with Engine(settings) as engine:
+        futures = [engine.submit(parse({"model": model, "inputs": FILES[:3], **payload}, settings)) for model, payload in jobs]
+        for (model, _), future in zip(jobs, futures, strict=True):
+            results = future.result(120).results
+            if model == "canary":
+                assert [one.error.code for one in results] == ["model_unavailable"] * 3
+                assert "nvidia/canary-1b-v2" in results[0].error.message
+            else:
+                assert all(hasattr(one, "output") for one in results)
+        assert [one.output.text for one in futures[0].result().results] == [LABELS[Path(file).name] for file in FILES[:3]]
+
+
+def test_idle_models_leave_and_come_back(checkpoints, tmp_path):
+    settings = Settings(model=checkpoints["whisper"], device="cpu", allowed_paths=(DIGITS,), data_dir=tmp_path / "data",
+                        model_idle_sec=0.3)
+    with Engine(settings) as engine:
+        def texts() -> list[str]:
+            request = parse({"inputs": FILES[:2], "max_new_tokens": 8}, settings)
+            return [one.output.text for one in engine.submit(request).result(60).results]
+
+        before = texts()
+        deadline = time.monotonic() + 10
+        while engine._residency._residents and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not engine._residency._residents
+        assert texts() == before
