@@ -92,7 +92,7 @@ class Whisper(Backend):
         told = {"language": spoken, "task": "translate" if translated else "transcribe"} if self._multilingual else {}
         watch = generation.Watch(pieces, 0, lambda ids: self._text(self._new(ids)))
         settings = generation.settings(options, longest=self._room)
-        room = LONGEST - (0 if prompt_ids is None else len(prompt_ids))
+        room = self._room - (0 if prompt_ids is None else len(prompt_ids))
         settings["max_new_tokens"] = min(settings["max_new_tokens"], room)
         out = self._model.generate(
             encoder_outputs=self._states_of(last_hidden_state=states), prompt_ids=prompt_ids, stopping_criteria=[watch],
@@ -135,8 +135,7 @@ class Whisper(Backend):
         except ValueError as error:
             raise Unsupported(f"a prompt for {self._row.id} cannot hold a sign of its own, such as <|endoftext|>",
                               param="prompt") from error
-        room = self._model.config.max_target_positions // 2 - 1
-        return self._torch.cat([ids[:1], ids[1:][-room:]]).to(self._device)
+        return self._torch.cat([ids[:1], ids[1:][-(self._room // 2 - 1):]]).to(self._device)
 
     def _new(self, row: list[int]) -> list[int]:
         """What was written: the ids after the prompt and its signs, up to the end token."""
