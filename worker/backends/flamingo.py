@@ -75,8 +75,8 @@ class Flamingo(Backend):
     def infer(self, batch: Batch) -> list[Output]:
         with self._torch.inference_mode():
             if batch.options.task == "embed":
-                return [self._embedding(piece, tower.states(self._tower, self._features, _samples(piece)))
-                        for piece in batch.pieces]
+                heard = tower.states(self._tower, self._features, [_samples(piece) for piece in batch.pieces])
+                return [self._embedding(piece, states) for piece, states in zip(batch.pieces, heard, strict=True)]
             return self._write(batch)
 
     def close(self) -> None:
@@ -105,7 +105,8 @@ class Flamingo(Backend):
         watch.finish([output.text for output in outputs])
         if options.task != "analyze":
             return list(outputs)
-        heard = self._by_piece(pieces, tower.valid(self._tower, states[0], inputs["input_features_mask"]))
+        counts = [-(-len(_samples(piece)) // tower.WINDOW) for piece in pieces]
+        heard = tower.joined(tower.valid(self._tower, states[0], inputs["input_features_mask"]), counts)
         return [Analysis(caption, self._embedding(piece, rows_of)) for piece, caption, rows_of
                 in zip(pieces, outputs, heard, strict=True) if isinstance(caption, Caption)]
 
@@ -146,12 +147,6 @@ class Flamingo(Backend):
             yield states
         finally:
             hook.remove()
-
-    @staticmethod
-    def _by_piece(pieces: tuple[Piece, ...], windows: list[np.ndarray]) -> list[np.ndarray]:
-        """The windows' states, those of one piece joined."""
-        remaining = iter(windows)
-        return [np.concatenate([next(remaining) for _ in range(-(-len(_samples(piece)) // tower.WINDOW))]) for piece in pieces]
 
     def _embedding(self, piece: Piece, states: np.ndarray) -> Embedding:
         pooling = piece.options.pooling

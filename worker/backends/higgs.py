@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from worker import catalog, weights
 from worker.backends import create, tower
 from worker.backends.base import Backend
@@ -45,7 +47,8 @@ class Higgs(Backend):
         if batch.options.task != "embed":
             return self._transcriber.infer(batch)
         with self._torch.inference_mode():
-            return [self._embedding(piece) for piece in batch.pieces]
+            heard = tower.states(self._tower, self._features, [piece.clip.samples for piece in batch.pieces])
+        return [self._embedding(piece, states) for piece, states in zip(batch.pieces, heard, strict=True)]
 
     def close(self) -> None:
         self._transcriber.close()
@@ -56,10 +59,9 @@ class Higgs(Backend):
     def _folder(self) -> Path:
         return weights.checkpoint(self._row.id, self._settings, part=self._row.part or "")
 
-    def _embedding(self, piece: Piece) -> Embedding:
-        states = tower.states(self._tower, self._features, piece.clip.samples)
-        return Embedding(states.mean(axis=0) if piece.options.pooling == "mean" else states, self._frame_rate,
-                         piece.options.pooling)
+    def _embedding(self, piece: Piece, states: np.ndarray) -> Embedding:
+        pooling = piece.options.pooling
+        return Embedding(states.mean(axis=0) if pooling == "mean" else states, self._frame_rate, pooling)
 
 
 def _config(transformers: Any, folder: Path) -> Any:

@@ -5,7 +5,7 @@ That is some 640 million of Audio Flamingo 3's 8.3 billion parameters; the rest 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,12 @@ def shapes(folder: Path) -> dict[str, list[int]]:
     return {bare: _header(file)[name]["shape"] for file, names in _files(folder) for name, bare in names.items()}
 
 
-def states(tower: Any, features: Any, samples: np.ndarray) -> np.ndarray:
-    """The tower's states of a whole clip, without padding: float32 of shape (frames, width). Some windows run at a time."""
+def states(tower: Any, features: Any, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The tower's states of whole clips, without padding: float32 of shape (frames, width) each. The windows of all clips share
+    batches."""
     weight = tower.conv1.weight
-    windows = [samples[at:at + WINDOW] for at in range(0, max(1, len(samples)), WINDOW)]
+    cuts = [[clip[at:at + WINDOW] for at in range(0, max(1, len(clip)), WINDOW)] for clip in clips]
+    windows = [window for cut in cuts for window in cut]
     rows: list[np.ndarray] = []
     for at in range(0, len(windows), WINDOWS_AT_ONCE):
         made = features(windows[at:at + WINDOWS_AT_ONCE], sampling_rate=SAMPLE_RATE, return_attention_mask=True,
@@ -66,8 +68,14 @@ def states(tower: Any, features: Any, samples: np.ndarray) -> np.ndarray:
         mask = made["attention_mask"].to(weight.device)
         heard = tower(made["input_features"].to(weight.device, weight.dtype), input_features_mask=mask)
         rows += valid(tower, heard.last_hidden_state, mask)
-    joined = np.concatenate(rows)
-    return joined if len(joined) else np.zeros((1, joined.shape[1]), np.float32)
+    return joined(rows, [len(cut) for cut in cuts])
+
+
+def joined(windows: Sequence[np.ndarray], counts: Sequence[int]) -> list[np.ndarray]:
+    """The states of clips from those of their windows, of which each clip has so many. No clip is without a frame."""
+    remaining = iter(windows)
+    clips = [np.concatenate([next(remaining) for _ in range(count)]) for count in counts]
+    return [clip if len(clip) else np.zeros((1, clip.shape[1]), np.float32) for clip in clips]
 
 
 def valid(tower: Any, states: Any, mask: Any) -> list[np.ndarray]:

@@ -64,7 +64,7 @@ class Whisper(Backend):
     def infer(self, batch: Batch) -> list[Output]:
         with self._torch.inference_mode():
             if batch.options.task == "embed":
-                return [self._embedding(piece) for piece in batch.pieces]
+                return self._embeddings(batch.pieces)
             language = "en" if _translated(batch.options) else batch.options.language
             nothing = Transcript("", language=language, tokens_generated=0)
             outputs: list[Output] = [nothing] * len(batch.pieces)
@@ -195,15 +195,19 @@ class Whisper(Backend):
             start, held = at, []
         return tuple(found)
 
-    def _embedding(self, piece: Piece) -> Embedding:
-        samples, pooling = piece.clip.samples, piece.options.pooling
-        windows = [samples[at:at + WINDOW] for at in range(0, max(1, len(samples)), WINDOW)]
+    def _embeddings(self, pieces: Sequence[Piece]) -> list[Output]:
+        """The windows of all clips share batches."""
+        clips = [piece.clip.samples for piece in pieces]
+        cuts = [[clip[at:at + WINDOW] for at in range(0, max(1, len(clip)), WINDOW)] for clip in clips]
+        windows = [window for cut in cuts for window in cut]
         rows: list[np.ndarray] = []
         for at in range(0, len(windows), WINDOWS_AT_ONCE):
             states, counts = self._encode(windows[at:at + WINDOWS_AT_ONCE])
             rows += [row[:max(1, count)] for row, count in zip(states.float().cpu().numpy(), counts, strict=True)]
-        values = np.concatenate(rows)
-        return Embedding(values.mean(axis=0) if pooling == "mean" else values, self._frame_rate, pooling)
+        remaining = iter(rows)
+        whole = [np.concatenate([next(remaining) for _ in cut]) for cut in cuts]
+        return [Embedding(values.mean(axis=0) if piece.options.pooling == "mean" else values, self._frame_rate,
+                          piece.options.pooling) for piece, values in zip(pieces, whole, strict=True)]
 
 
 def _translated(options: Options) -> bool:
