@@ -115,7 +115,8 @@ def test_what_is_in_use_stays_until_it_is_released():
     assert first.closes == 1
 
 
-def test_a_model_that_is_always_busy_leaves_when_another_is_wanted():
+def test_a_model_that_is_always_busy_leaves_when_another_is_wanted(monkeypatch):
+    monkeypatch.setattr(residency, "STAY_SEC", 0.0)
     house = House(weight=GIB, budget=lambda: GIB)
     first = house.claim(A)
     assert house.of.claim(B) is None
@@ -141,6 +142,21 @@ def test_a_model_that_was_loaded_ahead_is_not_driven_out_before_it_is_ready():
     future.result(5)
     house.use(B)
     assert house.made[0][1].closes == 1
+
+
+def test_two_that_do_not_fit_together_take_turns(monkeypatch):
+    monkeypatch.setattr(residency, "STAY_SEC", 0.3)
+    house = House(weight=GIB, budget=lambda: GIB)
+    deadline, answered = time.monotonic() + 4, {A: 0, B: 0}
+    while time.monotonic() < deadline and min(answered.values()) < 1:
+        house.of.warm()
+        for name in (A, B):
+            if answered[name] < 1 and house.of.claim(name):
+                answered[name] += 1
+                house.of.release(name)
+        time.sleep(0.005)
+    assert answered == {A: 1, B: 1}
+    assert len(house.made) <= 3
 
 
 def test_a_model_too_big_for_the_budget_says_so_and_drives_nobody_out():

@@ -12,6 +12,7 @@ import functools
 import logging
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -86,6 +87,7 @@ class Lane:
                 with self._changed:
                     act = self._next(pause)
                 act()
+                del act             # it holds the batch and its model
             except Exception as error:  # noqa: BLE001  the lane never dies
                 fault = InternalError("the batch could not be planned")
                 fault.__cause__ = error
@@ -141,6 +143,7 @@ class Lane:
             if len(outputs) != len(group):
                 raise InternalError(f"the backend gave {len(outputs)} outputs for {len(group)} pieces")
         except Exception as error:  # noqa: BLE001  the lane never dies
+            traceback.clear_frames(error.__traceback__)     # they hold the failed batch's tensors
             self._recover(backend, group, batch, translate(error))
             return
         took, total = time.monotonic() - started, sum(piece.duration_sec for piece in batch.pieces) or 1.0

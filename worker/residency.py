@@ -25,6 +25,7 @@ from worker.errors import AviaryError, Cancelled, ModelUnavailable, OutOfMemory
 log = logging.getLogger(__name__)
 
 RETRY_SEC = 30.0
+STAY_SEC = 1.0           # a model that became ready may be claimed for so long before it must make room
 GIB = 1024**3
 
 
@@ -37,6 +38,7 @@ class _Resident:
     error: AviaryError | None = None
     bytes: int = 0
     users: int = 0
+    stays: float = 0.0
     since: float = dataclasses.field(default_factory=time.monotonic)     # last use, or the failure
     futures: list[Future[None]] = dataclasses.field(default_factory=list)
 
@@ -60,7 +62,7 @@ class Residency:
                 return None
             if resident.error:
                 raise resident.error
-            if resident.backend is None or resident.fresh or self._waiting_for_room:
+            if resident.backend is None or resident.fresh or (self._waiting_for_room and time.monotonic() >= resident.stays):
                 return None
             resident.users += 1
             return resident.backend
@@ -89,6 +91,7 @@ class Residency:
     def load(self, model: str) -> Future[None]:
         """Starts loading; the future is done when the model is ready, and fails with ModelUnavailable."""
         future: Future[None] = Future()
+        future.set_running_or_notify_cancel()       # so that nobody can cancel what others wait for
         with self._lock:
             if self._closed:
                 future.set_exception(Cancelled("the worker is shutting down"))
@@ -129,7 +132,7 @@ class Residency:
             future.set_exception(Cancelled("the worker is shutting down"))
         for resident in residents:
             if resident.backend is not None:
-                resident.backend.close()
+                _close(resident.backend)
 
     def _start(self, model: str) -> _Resident:
         resident = self._residents[model] = _Resident()
@@ -152,7 +155,7 @@ class Residency:
                 if not closed:
                     resident.backend, resident.bytes, resident.since = backend, weight, time.monotonic()
             if closed:
-                backend.close()
+                _close(backend)
                 return
             log.info("loaded %s in %.1f s", model, time.monotonic() - started)
         self._changed()
@@ -169,18 +172,18 @@ class Residency:
         with self._lock:
             while not self._closed and weight + sum(one.bytes for one in self._residents.values()) > budget:
                 idle = [name for name, one in self._residents.items()
-                        if one.backend is not None and not one.users and not one.fresh]
+                        if one.backend is not None and not one.users and not one.fresh and time.monotonic() >= one.stays]
                 if idle:
                     self._unload(min(idle, key=lambda name: self._residents[name].since))
                 else:
                     self._waiting_for_room = True
-                    self._lock.wait()
+                    self._lock.wait(0.1)
             self._waiting_for_room = False
 
     def _unload(self, name: str) -> None:
         resident = self._residents.pop(name)
         assert resident.backend is not None
-        resident.backend.close()
+        _close(resident.backend)
         log.info("unloaded %s", name)
 
     def _warm(self, model: str, resident: _Resident) -> None:
@@ -189,11 +192,12 @@ class Residency:
             resident.backend.warm()
         except Exception as error:  # noqa: BLE001  the lane never dies
             backend, resident.backend = resident.backend, None
-            backend.close()
+            _close(backend)
             self._failed(resident, _unavailable(model, error))
             return
         with self._lock:
             resident.fresh, resident.since = False, time.monotonic()
+            resident.stays = resident.since + STAY_SEC
             futures, resident.futures = resident.futures, []
             self._lock.notify_all()
         for future in futures:
@@ -203,9 +207,17 @@ class Residency:
         with self._lock:
             resident.error, resident.since, resident.bytes = error, time.monotonic(), 0
             futures, resident.futures = resident.futures, []
+            self._lock.notify_all()
         for future in futures:
             future.set_exception(error)
         self._changed()
+
+
+def _close(backend: Backend) -> None:
+    try:
+        backend.close()
+    except Exception:
+        log.exception("a model did not close")
 
 
 def _unavailable(model: str, error: Exception) -> AviaryError:
