@@ -1,6 +1,7 @@
 """The engine on the dry run: everything in its place, whatever was thrown at it, and nothing left behind."""
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -9,11 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import encode, tone
 
+from worker import engine as engine_module
+from worker.audio import ingest
 from worker.backends.base import Backend
 from worker.config import Settings
 from worker.engine import Engine
 from worker.request import parse
-from worker.types import Failure, Result, Transcript
+from worker.types import Failure, Request, Result, Transcript
 
 
 @pytest.fixture
@@ -139,7 +142,7 @@ def test_cancelling_drops_what_is_not_on_the_device(settings, tmp_path):
         other = ask(engine, {"inputs": [str(tone(tmp_path / "other.wav", 1))]})
         assert isinstance(other.results[0], Result)
         assert sum(map(len, model.seen)) <= 3
-        assert engine._ingest._held_sec == pytest.approx(0, abs=1e-6)
+        assert engine._ingest.held_sec == pytest.approx(0, abs=1e-6)
 
 
 def test_decoded_audio_in_flight_is_bounded_and_all_given_back(settings, tmp_path):
@@ -149,13 +152,13 @@ def test_decoded_audio_in_flight_is_bounded_and_all_given_back(settings, tmp_pat
     with Engine(bounded, create_backend=lambda _row: model) as engine:
         future = engine.submit(parse({"inputs": paths}, engine.settings))
         for _ in range(50):
-            held.append(engine._ingest._held_sec)
+            held.append(engine._ingest.held_sec)
             time.sleep(0.01)
         model.gate.set()
         assert len(future.result(30).results) == 20
         assert max(held) >= 20
         assert max(held) <= 20 + bounded.decode_workers * 5 + 0.1
-        assert engine._ingest._held_sec == pytest.approx(0, abs=1e-6)
+        assert engine._ingest.held_sec == pytest.approx(0, abs=1e-6)
 
 
 def test_a_small_request_is_not_held_up_by_a_large_one(settings, tmp_path):
@@ -187,3 +190,103 @@ def test_every_task_has_an_answer_in_the_dry_run(engine, tmp_path):
              for task in ("transcribe", "translate", "caption", "chat", "embed", "analyze")}
     assert kinds == {"transcribe": "Transcript", "translate": "Transcript", "caption": "Caption", "chat": "Reply",
                      "embed": "Embedding", "analyze": "Analysis"}
+
+
+def test_closing_answers_what_was_not_even_read_yet(settings, tmp_path):
+    model = Slow()
+    paths = [str(tone(tmp_path / f"{i}.wav", 5)) for i in range(20)]
+    engine = Engine(settings.model_copy(update={"read_ahead_sec": 10.0}), create_backend=lambda _row: model)
+    future = engine.submit(parse({"inputs": paths}, engine.settings))
+    time.sleep(0.2)
+    model.gate.set()
+    engine.close()
+    response = future.result(10)
+    assert len(response.results) == 20
+    assert any(isinstance(one, Failure) and one.error.code == "cancelled" for one in response.results)
+    late = engine.submit(parse({"inputs": paths[:1]}, engine.settings)).result(5)
+    assert late.results[0].error.code == "cancelled"
+
+
+def test_a_request_without_inputs_is_answered(engine):
+    assert engine.submit(Request("pocketsphinx", ())).result(5).results == ()
+
+
+def test_the_last_result_is_told_before_the_request_is_done(engine, tmp_path):
+    paths, told = [str(tone(tmp_path / f"{i}.wav", 1)) for i in range(6)], []
+
+    def slow(outcome):
+        time.sleep(0.05)
+        told.append(outcome.index)
+
+    ask(engine, {"inputs": paths}, on_result=slow)
+    assert sorted(told) == list(range(6))
+
+
+def test_loading_again_starts_no_further_decoders(engine):
+    for _ in range(3):
+        engine.load("pocketsphinx").result(10)
+    assert engine._ingest._decoder._idle.qsize() <= engine.settings.decode_workers
+
+
+def test_somebody_who_waits_goes_before_the_background(settings, tmp_path):
+    model = Slow()
+    model.gate.set()
+    infer = model.infer
+    model.infer = lambda batch: time.sleep(0.02) or infer(batch)
+    many = [str(tone(tmp_path / f"{i}.wav", 1)) for i in range(100)]
+    one = str(tone(tmp_path / "one.wav", 2))
+    bounded = settings.model_copy(update={"read_ahead_sec": 10.0, "batch_max_items": 2})
+    with Engine(bounded, create_backend=lambda _row: model) as engine:
+        background = engine.submit(dataclasses.replace(parse({"inputs": many}, engine.settings), background=True))
+        while len(model.seen) < 3:
+            time.sleep(0.01)
+        before = len(model.seen)
+        ask(engine, {"inputs": [one]})
+        assert len(model.seen) - before <= 3, "it overtook what was read already"
+        assert [2.0] in model.seen, "and shared its batch with nobody of the background"
+        assert not background.done()
+        assert len(background.result(30).results) == 100
+
+
+def test_the_background_gets_its_turn_however_many_wait(settings, tmp_path, monkeypatch):
+    for module in (ingest, engine_module):
+        monkeypatch.setattr(module, "BACKGROUND_SEC", 0.3)
+    model, stop = Slow(), threading.Event()
+    model.gate.set()
+    infer = model.infer
+    model.infer = lambda batch: time.sleep(0.02) or infer(batch)
+    path, other = str(tone(tmp_path / "a.wav", 1)), str(tone(tmp_path / "b.wav", 2))
+    with Engine(settings.model_copy(update={"batch_max_items": 1}), create_backend=lambda _row: model) as engine:
+        def keep_asking():
+            while not stop.is_set():
+                ask(engine, {"inputs": [path] * 1})
+
+        threads = [threading.Thread(target=keep_asking) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        background = dataclasses.replace(parse({"inputs": [other]}, engine.settings), background=True)
+        try:
+            assert len(engine.submit(background).result(10).results) == 1
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+
+def test_what_waits_for_a_model_to_load_holds_up_no_other(settings, tmp_path):
+    gate, quick = threading.Event(), Slow()
+    quick.gate.set()
+
+    def create(row):
+        if row.name == "parakeet":
+            gate.wait(10)
+        return quick
+
+    paths = [str(tone(tmp_path / f"{i}.wav", 5)) for i in range(10)]
+    with Engine(settings.model_copy(update={"read_ahead_sec": 10.0}), create_backend=create) as engine:
+        waiting = engine.submit(parse({"inputs": paths, "model": "parakeet"}, engine.settings))
+        time.sleep(0.3)
+        assert len(ask(engine, {"inputs": paths[:3], "model": "pocketsphinx"}).results) == 3
+        assert not waiting.done()
+        gate.set()
+        waiting.result(10)

@@ -241,3 +241,27 @@ def test_closing_answers_what_waits_and_closes_the_model():
     assert text(running.result(1)) == ""
     assert isinstance(waiting.result(1), Cancelled)
     assert model.closed
+
+
+def test_a_panic_in_a_batch_costs_only_its_culprit():
+    class Panic(BaseException):
+        pass
+
+    model = Model(fails=lambda b: Panic() if any(p.order == 2 for p in b.pieces) else None)
+    outcomes = run(model, [piece(1, i) for i in range(4)])
+    assert [isinstance(o, ModelError) for o in outcomes] == [False, False, True, False]
+
+
+def test_a_device_lost_while_a_model_loads_loses_the_lane():
+    def load():
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    lane = Lane(LIMITS, lambda _row: Model(load=load))
+    outcome: Future = Future()
+    lane.put(piece(1), outcome.set_result)
+    assert isinstance(outcome.result(5), DeviceLost)
+    deadline = time.monotonic() + 5
+    while lane.lost is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert isinstance(lane.lost, DeviceLost)
+    lane.close()

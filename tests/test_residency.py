@@ -1,14 +1,16 @@
 """Several models in one worker: each loaded once, on its own thread, within the budget, and out again when nobody needs it."""
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 
 from worker import residency
 from worker.backends.base import Backend
-from worker.errors import Cancelled, ModelUnavailable
+from worker.errors import Cancelled, DeviceLost, ModelUnavailable
 from worker.residency import GIB, Residency
 
 A, B, C = "parakeet", "canary", "whisper"
@@ -58,6 +60,7 @@ class House:
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
             self.of.warm()
+            self.of.sweep()
             backend = self.of.claim(name)
             if backend is not None:
                 return backend
@@ -133,7 +136,7 @@ def test_a_model_that_is_always_busy_leaves_when_another_is_wanted(monkeypatch):
 def test_a_model_that_was_loaded_ahead_is_not_driven_out_before_it_is_ready():
     house = House(weight=GIB, budget=lambda: GIB)
     future = house.of.load(A)
-    while not house.of.fresh:
+    while not house.of.due:
         time.sleep(0.005)
     assert house.of.claim(B) is None
     time.sleep(0.1)
@@ -150,6 +153,7 @@ def test_two_that_do_not_fit_together_take_turns(monkeypatch):
     deadline, answered = time.monotonic() + 4, {A: 0, B: 0}
     while time.monotonic() < deadline and min(answered.values()) < 1:
         house.of.warm()
+        house.of.sweep()
         for name in (A, B):
             if answered[name] < 1 and house.of.claim(name):
                 answered[name] += 1
@@ -191,7 +195,7 @@ def test_a_strange_failure_is_told_in_words_of_ours():
 def test_a_failure_while_warming_counts_as_one_of_loading():
     house = House()
     future = house.of.load(A)
-    while not house.of.fresh:
+    while not house.of.due:
         time.sleep(0.005)
     house.made[0][1].warm = lambda: 1 / 0
     house.of.warm()
@@ -224,6 +228,8 @@ def test_closing_closes_all_and_answers_who_waits():
     first = house.use(A)
     gate.clear()
     future = house.of.load(B)
+    while len(house.made) < 2 or not house.made[1][1].loads:
+        time.sleep(0.005)
     house.of.close()
     with pytest.raises(Cancelled):
         future.result(5)
@@ -235,3 +241,100 @@ def test_closing_closes_all_and_answers_who_waits():
     while house.made[1][1].closes == 0 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert house.made[1][1].closes == 1, "a load that ends after the close is closed as well"
+
+
+def test_a_load_that_waits_for_room_ends_with_the_worker():
+    house = House(weight=GIB, budget=lambda: GIB)
+    house.claim(A)
+    assert house.of.claim(B) is None
+    deadline = time.monotonic() + 5
+    while not house.of._waiting_for_room and time.monotonic() < deadline:
+        time.sleep(0.005)
+    house.of.close()
+    time.sleep(0.3)
+    assert house.made[1][1].loads == 0
+
+
+def test_models_are_closed_on_the_lanes_thread_only():
+    where = []
+    house = House(weight=GIB, budget=lambda: GIB)
+    first = house.use(A)
+    first.close = lambda: where.append(threading.current_thread())
+    house.use(B)
+    assert where == [threading.current_thread()]
+
+
+def test_a_panic_is_a_failure_like_any_other():
+    class Panic(BaseException):
+        pass
+
+    house = House(errors={A: Panic("a library in Rust")})
+    with pytest.raises(ModelUnavailable, match="Panic"):
+        house.of.load(A).result(5)
+    house.use(B)
+    house.made[-1][1].warm = lambda: (_ for _ in ()).throw(Panic())
+    with pytest.raises(ModelUnavailable):
+        house.claim(A)
+
+
+def test_a_device_lost_while_loading_is_remembered():
+    house = House(errors={A: RuntimeError("CUDA error: an illegal memory access was encountered")})
+    with pytest.raises(DeviceLost):
+        house.of.load(A).result(5)
+    assert isinstance(house.of.lost, DeviceLost)
+
+
+def test_a_failed_load_keeps_nothing_of_the_model():
+    kept = []
+
+    class Weights:
+        pass
+
+    def load():
+        weights = Weights()
+        kept.append(weakref.ref(weights))
+        try:
+            raise KeyError("first")
+        except KeyError as error:
+            raise RuntimeError("then") from error
+
+    house = House()
+    create = house.of._create
+
+    def broken(row):
+        fake = create(row)
+        fake.load = load
+        return fake
+
+    house.of._create = broken
+    future = house.of.load(A)
+    with pytest.raises(ModelUnavailable):
+        future.result(5)
+    gc.collect()
+    assert kept[0]() is None
+
+
+def test_downloads_are_not_held_up_by_a_load():
+    gate, weighed = threading.Event(), threading.Event()
+    house = House(gate=gate)
+    house.of.load(A)
+    create = house.of._create
+
+    def watched(row):
+        fake = create(row)
+        fake.weigh = lambda: weighed.set() or 1
+        return fake
+
+    house.of._create = watched
+    house.of.load(B)
+    assert weighed.wait(5)
+    gate.set()
+
+
+def test_failures_are_forgotten_after_a_while(monkeypatch):
+    house = House(errors={A: ModelUnavailable("it is gated")})
+    with pytest.raises(ModelUnavailable):
+        house.of.load(A).result(5)
+    monkeypatch.setattr(residency, "RETRY_SEC", 0.0)
+    house.of.sweep()
+    assert not house.of._residents

@@ -1,11 +1,11 @@
 """Clips → Batches: pure functions, no clock, no device.
 
-A batch holds one kind of work (equal `Options.kind`). Clips are sorted by length, so that neighbours pad each other little,
-and packed up to `max_items` clips and `max_padded_sec` seconds *counted with padding*: the longest clip times their number
-is what the device computes and what its memory must hold. Long clips run alone.
+A batch holds one kind of work (equal `Options.kind`, all or none of the background). Clips are sorted by length, so that
+neighbours pad each other little, and packed up to `max_items` clips and `max_padded_sec` seconds *counted with padding*: the
+longest clip times their number is what the device computes and what its memory must hold. Long clips run alone.
 
-`next_batch` serves the oldest waiting piece first, whatever else is waiting, so that nobody starves; its neighbours are
-those that sorting puts beside it, from whichever requests they came.
+`next_batch` serves the waiting piece of the lowest order first, whatever else is waiting, so that nobody starves; its
+neighbours are those that sorting puts beside it, from whichever requests they came.
 """
 from __future__ import annotations
 
@@ -44,26 +44,30 @@ def plan(pieces: Sequence[Piece], limits: Limits) -> list[Batch]:
         if is_long(piece, limits):
             batches.append(Batch((piece,), long=True))
         else:
-            kinds.setdefault(piece.options.kind, []).append(piece)
+            kinds.setdefault(_kind(piece), []).append(piece)
     for kind in kinds.values():
         batches += _pack(sorted(kind, key=lambda piece: piece.duration_sec, reverse=True), limits)
     return batches
 
 
 def next_batch(waiting: Sequence[Piece], limits: Limits) -> Batch:
-    """The batch that holds the oldest waiting piece. `waiting` must not be empty."""
-    oldest = min(waiting, key=lambda piece: piece.order)
-    if is_long(oldest, limits):
-        return Batch((oldest,), long=True)
-    kind = oldest.options.kind
-    same = [piece for piece in waiting if piece.options.kind == kind and not is_long(piece, limits)]
-    return next(batch for batch in plan(same, limits) if oldest in batch.pieces)
+    """The batch that holds the waiting piece of the lowest order. `waiting` must not be empty."""
+    first = min(waiting, key=lambda piece: piece.order)
+    if is_long(first, limits):
+        return Batch((first,), long=True)
+    kind = _kind(first)
+    same = [piece for piece in waiting if _kind(piece) == kind and not is_long(piece, limits)]
+    return next(batch for batch in plan(same, limits) if first in batch.pieces)
 
 
 def is_full(batch: Batch, limits: Limits) -> bool:
     """Whether waiting for more pieces could not make the batch any larger."""
     longest = max(piece.duration_sec for piece in batch.pieces)
     return batch.long or len(batch.pieces) >= limits.max_items or batch.padded_sec + longest > limits.max_padded_sec
+
+
+def _kind(piece: Piece) -> tuple[object, bool]:
+    return piece.options.kind, piece.background
 
 
 def _pack(longest_first: Sequence[Piece], limits: Limits) -> list[Batch]:

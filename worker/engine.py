@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
 import logging
 import threading
 import time
@@ -18,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 
 from worker import catalog, windows
-from worker.audio.ingest import Decoded, Ingest, Unit
+from worker.audio.ingest import BACKGROUND_SEC, Decoded, Ingest, Queue, Unit
 from worker.backends import create
 from worker.backends.base import Backend
 from worker.backends.device import weights_budget
@@ -55,7 +54,6 @@ class Engine:
 
     def __init__(self, settings: Settings, *, create_backend: Callable[[catalog.Model], Backend] | None = None) -> None:
         self.settings = settings
-        self._order = itertools.count()
         self._ingest = Ingest(settings, delivered=self._nudge)
         self._residency = Residency(create_backend or (lambda model: create(model, settings)), changed=self._nudge,
                                     budget=lambda: weights_budget(settings), idle_sec=settings.model_idle_sec)
@@ -69,7 +67,8 @@ class Engine:
         for item in request.items:
             groups.setdefault(item.source, []).append(item)
         if groups:
-            self._ingest.submit(self._unit(run, source, items) for source, items in groups.items())
+            queue = Queue(request.items[0].options.model, request.background)
+            self._ingest.submit((self._unit(run, queue, source, items) for source, items in groups.items()), queue)
         run.future.add_done_callback(lambda future: self._lane.nudge() if future.cancelled() else None)
         return run.future
 
@@ -97,7 +96,7 @@ class Engine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _unit(self, run: _Run, source: Source, items: list[Item]) -> Unit:
+    def _unit(self, run: _Run, queue: Queue, source: Source, items: list[Item]) -> Unit:
         def deliver(outcome: Decoded | AviaryError) -> None:
             if isinstance(outcome, AviaryError):
                 for item in items:
@@ -107,7 +106,7 @@ class Engine:
             kinds: dict[Options, list[Item]] = {}
             for item in items:
                 kinds.setdefault(item.options, []).append(item)
-            using = _Countdown(len(kinds), lambda: self._ingest.release(outcome.clip))
+            using = _Countdown(len(kinds), lambda: self._ingest.release(outcome.clip, queue))
             for options, alike in kinds.items():
                 try:
                     self._put(run, outcome.clip, options, alike, using)
@@ -125,10 +124,12 @@ class Engine:
         elif row.max_sec and clip.duration_sec > row.max_sec and options.task != "embed":
             raise TooLong(f"{clip.duration_sec:.1f} s is longer than the {row.max_sec:g} s that {row.id} hears for one "
                           f"{options.task}")
+        order = time.monotonic() + run.request.background * BACKGROUND_SEC
         parts = _Parts(len(spans), functools.partial(self._answer, run, clip, items, using))
         for number, (start, end) in enumerate(spans):
             part = Clip(clip.samples[start:end]) if len(spans) > 1 else clip
-            piece = Piece(part, options, next(self._order), run.future.cancelled, run.teller(items) if len(spans) == 1 else None)
+            piece = Piece(part, options, order, run.request.background, run.future.cancelled,
+                          run.teller(items) if len(spans) == 1 else None)
             self._lane.put(piece, self._collect(run, parts, number, start))
 
     @staticmethod
@@ -182,13 +183,15 @@ class _Run:
 
     def __init__(self, request: Request, on_result: OnResult | None, on_text: OnText | None) -> None:
         self.future: Future[Response] = Future()
-        self._request, self._on_result, self._on_text = request, on_result, on_text
+        self.request, self._on_result, self._on_text = request, on_result, on_text
         self._started = time.monotonic()
         self._slots: dict[int, Result | Failure] = {}
         self._spent: dict[str, float] = {}
         self._lock = threading.Lock()
         for failure in request.rejected:
             self.done(failure)
+        if not request.size:
+            self._finish()
 
     def spent(self, **seconds: float) -> None:
         with self._lock:
@@ -211,19 +214,22 @@ class _Run:
         return tell
 
     def done(self, outcome: Result | Failure) -> None:
-        with self._lock:
-            self._slots[outcome.index] = outcome
-            finished = len(self._slots) == self._request.size
         if self._on_result is not None and not self.future.cancelled():
             try:
                 self._on_result(outcome)
             except Exception:
                 log.exception("on_result failed")
+        with self._lock:
+            self._slots[outcome.index] = outcome
+            finished = len(self._slots) == self.request.size
         if finished:
-            timing = Timing(**self._spent, total_sec=time.monotonic() - self._started)
-            results = tuple(self._slots[index] for index in range(self._request.size))
-            with contextlib.suppress(InvalidStateError):     # cancelled in the meantime
-                self.future.set_result(Response(self._request.model, results, timing))
+            self._finish()
+
+    def _finish(self) -> None:
+        timing = Timing(**self._spent, total_sec=time.monotonic() - self._started)
+        results = tuple(self._slots[index] for index in range(self.request.size))
+        with contextlib.suppress(InvalidStateError):     # cancelled in the meantime
+            self.future.set_result(Response(self.request.model, results, timing))
 
 
 class _Countdown:

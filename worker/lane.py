@@ -12,12 +12,11 @@ import functools
 import logging
 import threading
 import time
-import traceback
 import uuid
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from worker.backends.base import Backend, translate
+from worker.backends.base import Backend, forget, translate
 from worker.batching import Limits, is_full, next_batch
 from worker.errors import AviaryError, Cancelled, DeviceLost, InternalError, ModelError, ModelUnavailable, OutOfMemory
 from worker.residency import Residency
@@ -84,11 +83,13 @@ class Lane:
             try:
                 self._residency.warm()
                 pause = self._residency.sweep()
+                if self._residency.lost is not None and self.lost is None:
+                    self._lose(self._residency.lost)
                 with self._changed:
                     act = self._next(pause)
                 act()
                 del act             # it holds the batch and its model
-            except Exception as error:  # noqa: BLE001  the lane never dies
+            except BaseException as error:  # noqa: BLE001  the lane never dies
                 fault = InternalError("the batch could not be planned")
                 fault.__cause__ = error
                 self._abandon(known(fault))
@@ -100,13 +101,15 @@ class Lane:
         cancelled = self._take([piece for piece in self._waiting if piece.cancelled()])
         if cancelled:
             return lambda: _deliver_all(cancelled, Cancelled("cancelled"))
-        for model in dict.fromkeys(piece.options.model for piece in self._waiting):
-            own = [waiting for waiting in self._waiting.values() if waiting.piece.options.model == model]
+        models: dict[str, list[_Waiting]] = {}
+        for waiting in self._waiting.values():
+            models.setdefault(waiting.piece.options.model, []).append(waiting)
+        for model, own in sorted(models.items(), key=lambda group: min(one.piece.order for one in group[1])):
             try:
                 backend = self._residency.claim(model)
             except AviaryError as error:
                 group = self._take([waiting.piece for waiting in own])
-                return functools.partial(_deliver_all, group, known(error))
+                return functools.partial(_deliver_all, group, known(error.with_traceback(None)))
             if backend is None:
                 continue
             try:
@@ -120,7 +123,7 @@ class Lane:
                 raise
             self._residency.release(model)
             pause = patience if pause is None else min(pause, patience)
-        if not self._closed and not self._residency.fresh:
+        if not self._closed and not self._residency.due:
             self._changed.wait(pause)
         return lambda: None
 
@@ -142,8 +145,8 @@ class Lane:
             outputs = backend.infer(batch)
             if len(outputs) != len(group):
                 raise InternalError(f"the backend gave {len(outputs)} outputs for {len(group)} pieces")
-        except Exception as error:  # noqa: BLE001  the lane never dies
-            traceback.clear_frames(error.__traceback__)     # they hold the failed batch's tensors
+        except BaseException as error:  # noqa: BLE001  the lane never dies, not of a Rust library's panic either
+            forget(error)
             self._recover(backend, group, batch, translate(error))
             return
         took, total = time.monotonic() - started, sum(piece.duration_sec for piece in batch.pieces) or 1.0
@@ -153,10 +156,8 @@ class Lane:
 
     def _recover(self, backend: Backend, group: list[_Waiting], batch: Batch, error: AviaryError) -> None:
         if isinstance(error, DeviceLost):
-            log.error("the device is lost: %r", error.__cause__)
-            self.lost = error
             _deliver_all(group, error)
-            self._abandon(error)
+            self._lose(error)
             return
         if isinstance(error, OutOfMemory) and len(group) > 1:
             limits = self._budgets[batch.options.model]
@@ -174,13 +175,18 @@ class Lane:
             else:
                 _deliver_all(half, self.lost)
 
+    def _lose(self, error: DeviceLost) -> None:
+        log.error("the device is lost: %r", error.__cause__)
+        self.lost = error
+        self._abandon(error)
+
     def _abandon(self, error: AviaryError) -> None:
         with self._changed:
             waiting, self._waiting = list(self._waiting.values()), {}
         _deliver_all(waiting, error)
 
 
-def known(error: Exception) -> AviaryError:
+def known(error: BaseException) -> AviaryError:
     """The error to tell the user; one whose cause is a stranger is logged under an id that its message carries."""
     if not isinstance(error, AviaryError):
         error = translate(error)

@@ -4,10 +4,12 @@
     load(model)     a Future that is done when the model is ready
 
 A load runs on a thread of its own, so that the models already there go on answering; one at a time, because two might not
-fit. To make room, models that nobody is using leave, the one longest unused first; so do, in `sweep`, those unused for
-`idle_sec`. A model that cannot be loaded raises its own ModelUnavailable, at once for RETRY_SEC, then it is tried anew.
+fit (downloads are not held up by it). To make room, models that nobody is using leave, the one longest unused first; so do
+those unused for `idle_sec`. A model that cannot be loaded raises its own ModelUnavailable, at once for RETRY_SEC, then it is
+tried anew. A device that is lost meanwhile is remembered in `lost`.
 
-`claim`, `release`, `warm` and `sweep` are for the lane's thread; `load` and `close` for any.
+`claim`, `release`, `warm` and `sweep` are for the lane's thread, on which models are warmed and closed; `load` and `close`
+for any.
 """
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from worker import catalog
-from worker.backends.base import Backend, translate
-from worker.errors import AviaryError, Cancelled, ModelUnavailable, OutOfMemory
+from worker.backends.base import Backend, forget, translate
+from worker.errors import AviaryError, Cancelled, DeviceLost, ModelUnavailable, OutOfMemory
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +33,11 @@ GIB = 1024**3
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Resident:
-    """A model that is loading, loaded (fresh: but not yet warmed), or failed."""
+    """A model that is loading, loaded (fresh: but not yet warmed; leaving: to be closed), or failed."""
 
     backend: Backend | None = None
     fresh: bool = True
+    leaving: bool = False
     error: AviaryError | None = None
     bytes: int = 0
     users: int = 0
@@ -52,6 +55,7 @@ class Residency:
         self._residents: dict[str, _Resident] = {}
         self._lock, self._loading = threading.Condition(), threading.Lock()
         self._closed = self._waiting_for_room = False
+        self.lost: DeviceLost | None = None
 
     def claim(self, model: str) -> Backend | None:
         """The backend, which stays until `release`; None while it loads. Raises ModelUnavailable when it cannot be loaded."""
@@ -61,8 +65,9 @@ class Residency:
                 self._start(model)
                 return None
             if resident.error:
-                raise resident.error
-            if resident.backend is None or resident.fresh or (self._waiting_for_room and time.monotonic() >= resident.stays):
+                raise resident.error.with_traceback(None)       # an error that is raised again keeps every frame it passed
+            if resident.backend is None or resident.fresh or resident.leaving \
+                    or (self._waiting_for_room and time.monotonic() >= resident.stays):
                 return None
             resident.users += 1
             return resident.backend
@@ -76,10 +81,10 @@ class Residency:
             self._lock.notify_all()
 
     @property
-    def fresh(self) -> list[str]:
-        """Models that are loaded and wait for `warm`."""
+    def due(self) -> bool:
+        """Whether a model waits for `warm` or has to leave in `sweep`."""
         with self._lock:
-            return [name for name, resident in self._residents.items() if resident.backend is not None and resident.fresh]
+            return any(one.leaving or (one.backend is not None and one.fresh) for one in self._residents.values())
 
     def warm(self) -> None:
         """Makes ready what has been loaded since."""
@@ -106,18 +111,27 @@ class Residency:
         return future
 
     def sweep(self) -> float | None:
-        """Unloads what has been unused for `idle_sec`. Seconds until there may be more to do, or None."""
-        if not self._idle_sec:
-            return None
+        """Closes what has to make room or has been unused for `idle_sec`. Seconds until there may be more to do, or None."""
         now = time.monotonic()
         with self._lock:
-            idle = [(name, one) for name, one in self._residents.items()
-                    if one.backend is not None and not one.users and not one.fresh]
-            for name, resident in idle:
-                if now - resident.since >= self._idle_sec:
-                    self._unload(name)
-            left = [self._idle_sec - (now - resident.since) for name, resident in idle if name in self._residents]
-        return min(left, default=None)
+            for name, resident in list(self._residents.items()):
+                if resident.error and now - resident.since > RETRY_SEC:
+                    del self._residents[name]
+            idle = self._idle()
+            for resident in idle.values():
+                resident.leaving |= bool(self._idle_sec) and now - resident.since >= self._idle_sec
+            leaving = {name: one for name, one in self._residents.items() if one.leaving}
+        for name, resident in leaving.items():
+            assert resident.backend is not None
+            _close(resident.backend)
+            log.info("unloaded %s", name)
+        if leaving:
+            with self._lock:
+                for name in leaving:
+                    self._residents.pop(name, None)
+                self._lock.notify_all()
+        left = [self._idle_sec - (now - resident.since) for resident in idle.values() if not resident.leaving]
+        return min(left, default=None) if self._idle_sec else None
 
     def close(self) -> None:
         """Unloads everything. A load under way is abandoned to its thread."""
@@ -139,26 +153,33 @@ class Residency:
         threading.Thread(target=self._load, args=(model, resident), name=f"load {model}", daemon=True).start()
         return resident
 
+    def _idle(self) -> dict[str, _Resident]:
+        return {name: one for name, one in self._residents.items()
+                if one.backend is not None and not one.users and not one.fresh and not one.leaving}
+
     def _load(self, model: str, resident: _Resident) -> None:
-        with self._loading:
-            started = time.monotonic()
-            try:
-                backend = self._create(catalog.find(model))
-                weight = backend.weigh()
+        started = time.monotonic()
+        try:
+            backend = self._create(catalog.find(model))
+            weight = backend.weigh()
+            with self._loading:
                 self._make_room(model, weight)
                 backend.load()
-            except Exception as error:  # noqa: BLE001  whatever it is, the other models go on
-                self._failed(resident, _unavailable(model, error))
-                return
-            with self._lock:
-                closed = self._closed
-                if not closed:
-                    resident.backend, resident.bytes, resident.since = backend, weight, time.monotonic()
-            if closed:
+                with self._lock:
+                    if not self._closed:
+                        resident.backend, resident.bytes, resident.since = backend, weight, time.monotonic()
+            if resident.backend is None:
                 _close(backend)
                 return
-            log.info("loaded %s in %.1f s", model, time.monotonic() - started)
+        except BaseException as error:  # noqa: BLE001  whatever it is (a panic of a Rust library is no Exception), others go on
+            self._failed(resident, _unavailable(model, error))
+            return
+        log.info("loaded %s in %.1f s", model, time.monotonic() - started)
         self._changed()
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise Cancelled("the worker is shutting down")
 
     def _make_room(self, model: str, weight: int) -> None:
         """Unloads the longest unused until the weight fits. Raises ModelUnavailable if it never can.
@@ -170,28 +191,25 @@ class Residency:
             raise ModelUnavailable(f"{model} needs {weight / GIB:.1f} GiB for its weights; {budget / GIB:.1f} GiB are allowed "
                                    "(MODELS_MEMORY_GB)")
         with self._lock:
-            while not self._closed and weight + sum(one.bytes for one in self._residents.values()) > budget:
-                idle = [name for name, one in self._residents.items()
-                        if one.backend is not None and not one.users and not one.fresh and time.monotonic() >= one.stays]
-                if idle:
-                    self._unload(min(idle, key=lambda name: self._residents[name].since))
-                else:
-                    self._waiting_for_room = True
-                    self._lock.wait(0.1)
+            while weight + sum(one.bytes for one in self._residents.values()) > budget:
+                self._refuse_if_closed()
+                idlest = min(self._idle().values(), key=lambda one: one.since, default=None)
+                if idlest and time.monotonic() >= idlest.stays and not any(one.leaving for one in self._residents.values()):
+                    idlest.leaving = True
+                    self._changed()
+                self._waiting_for_room = True
+                self._lock.wait(0.1)
             self._waiting_for_room = False
-
-    def _unload(self, name: str) -> None:
-        resident = self._residents.pop(name)
-        assert resident.backend is not None
-        _close(resident.backend)
-        log.info("unloaded %s", name)
+            self._refuse_if_closed()
+        self._changed()
 
     def _warm(self, model: str, resident: _Resident) -> None:
         assert resident.backend is not None
         try:
             resident.backend.warm()
-        except Exception as error:  # noqa: BLE001  the lane never dies
-            backend, resident.backend = resident.backend, None
+        except BaseException as error:  # noqa: BLE001  the lane never dies
+            with self._lock:
+                backend, resident.backend = resident.backend, None
             _close(backend)
             self._failed(resident, _unavailable(model, error))
             return
@@ -205,6 +223,8 @@ class Residency:
 
     def _failed(self, resident: _Resident, error: AviaryError) -> None:
         with self._lock:
+            if isinstance(error, DeviceLost):
+                self.lost = error
             resident.error, resident.since, resident.bytes = error, time.monotonic(), 0
             futures, resident.futures = resident.futures, []
             self._lock.notify_all()
@@ -216,15 +236,18 @@ class Residency:
 def _close(backend: Backend) -> None:
     try:
         backend.close()
-    except Exception:
+    except BaseException:
         log.exception("a model did not close")
 
 
-def _unavailable(model: str, error: Exception) -> AviaryError:
-    if isinstance(error, AviaryError):
-        return error
-    log.error("%s could not be loaded", model, exc_info=error)
-    if isinstance(translate(error), OutOfMemory):
+def _unavailable(model: str, error: BaseException) -> AviaryError:
+    if not isinstance(error, AviaryError):
+        log.error("%s could not be loaded", model, exc_info=error)
+    forget(error)
+    ours = translate(error)
+    if isinstance(error, AviaryError) or isinstance(ours, DeviceLost):
+        return ours
+    if isinstance(ours, OutOfMemory):
         ours = ModelUnavailable(f"{model} does not fit into the device's memory beside what is there")
     else:
         ours = ModelUnavailable(f"{model} could not be loaded: {type(error).__name__}: {error}")

@@ -106,11 +106,13 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A validated request. `model` is the name the answer reports; `rejected` are inputs that were never any good."""
+    """A validated request. `model` is the name the answer reports; `rejected` are inputs that were never any good.
+    `background`: nobody waits for it at this moment, so requests that somebody waits for go first."""
 
     model: str
     items: tuple[Item, ...]
     rejected: tuple[Failure, ...] = ()
+    background: bool = False
 
     @property
     def size(self) -> int:
@@ -137,13 +139,14 @@ def _never() -> bool:
 class Piece:
     """One clip, or a part of one, to be run with one set of options.
 
-    `order` rises with the time at which its request came in. `cancelled` is asked while a text is generated. `on_text`
-    is told each new bit of a generated text.
+    `order`: the lower is served first; those of the background share no batch with the others. `cancelled` is asked while a
+    text is generated. `on_text` is told each new bit of a generated text.
     """
 
     clip: Clip
     options: Options
-    order: int = 0
+    order: float = 0
+    background: bool = False
     cancelled: Callable[[], bool] = _never
     on_text: Callable[[str], None] | None = None
 

@@ -41,7 +41,7 @@ class Decoder:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
-        self._closed = False
+        self._closed = self._warmed = False
 
     def decode(self, file: BinaryIO, *, cancelled: Callable[[], bool] = lambda: False) -> Clip:
         """The whole file's first audio track. The file must be seekable; it is left open."""
@@ -53,9 +53,11 @@ class Decoder:
         return sink.clip()
 
     def warm(self) -> None:
-        """Starts the decoding processes ahead of the first request."""
-        for _ in range(self._settings.decode_workers):
-            self._idle.put(_Process())
+        """Starts the decoding processes ahead of the first request, once."""
+        if not self._warmed:
+            self._warmed = True
+            for _ in range(self._settings.decode_workers):
+                self._idle.put(_Process())
 
     def close(self) -> None:
         self._closed = True

@@ -2,10 +2,12 @@
 
 `load` runs on a thread of its own, so that other models go on meanwhile; everything else on the lane's thread, one call at a
 time. So a backend may change its model's state while it runs a batch, if it restores it.
-`translate` is the one seam where the exceptions of torch and its friends become errors of ours.
+`translate` is the one seam where the exceptions of torch and its friends become errors of ours; `forget` takes from them what
+they hold.
 """
 from __future__ import annotations
 
+import traceback
 from abc import ABC, abstractmethod
 
 from worker.errors import AviaryError, DeviceLost, ModelError, OutOfMemory
@@ -47,7 +49,20 @@ _LOST = ("cuda error", "device-side assert", "illegal memory access", "unspecifi
          "cublas_status_execution_failed", "cudnn_status_execution_failed", "device is lost", "nccl error")
 
 
-def translate(error: Exception) -> AviaryError:
+def forget(error: BaseException) -> None:
+    """Empties the frames that the error and what led to it passed through: they hold the failed batch's tensors, or the
+    weights of a model that did not load."""
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            traceback.clear_frames(one.__traceback__)
+            left += [one.__cause__, one.__context__]
+
+
+def translate(error: BaseException) -> AviaryError:
     """The error of ours that a backend's exception means. The original stays its cause."""
     if isinstance(error, AviaryError):
         return error

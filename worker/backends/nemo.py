@@ -69,7 +69,8 @@ class Nemo(Backend):
         return outputs
 
     def close(self) -> None:
-        self._model = self._nemo.model = None
+        self._model = self._nemo.model = self._local = None
+        self._decoders = {}
         if self._device.type == "cuda":
             self._torch.cuda.empty_cache()
 
