@@ -41,7 +41,7 @@ def every(cls: type) -> set[type]:
 
 
 def test_every_error_code_a_user_may_see_stands_in_the_table():
-    internal = {errors.Cancelled, ffmpeg.FfmpegMissing}
+    internal = {errors.Cancelled, errors.Busy, ffmpeg.FfmpegMissing}
     assert NoBucket in every(errors.AviaryError)
     for error in every(errors.AviaryError) - internal:
         assert f"`{error.code}`" in README, error

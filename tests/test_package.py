@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Settings that the Hub's form does not offer, and why.
 NOT_ON_THE_HUB = {
+    **dict.fromkeys(("host", "port", "api_key", "workers", "rate_limit", "max_queue", "request_timeout_sec", "max_json_bytes",
+                     "cors_origins", "allowed_models"), "the HTTP server's; the hub's worker is the handler"),
     "model_name": "another name for MODEL",
     "device": "the Hub's machines have a GPU, and auto finds it",
     "hf_home": "the volume and Runpod's cached models are found without it",
@@ -166,7 +168,7 @@ def test_torchaudio_only_beside_its_own_torch():
 
 def test_the_base_is_light_and_nothing_is_asked_for_twice():
     base = packages("requirements-base.txt")
-    assert not base.keys() & {"torch", "torchaudio", "nemo-toolkit", "transformers", "lightning", "fastapi"}
+    assert not base.keys() & {"torch", "torchaudio", "nemo-toolkit", "transformers", "lightning"}
     for name in ("requirements.txt", "requirements-cpu.txt", "requirements-dev.txt"):
         assert not base.keys() & packages(name).keys(), name
 

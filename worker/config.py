@@ -63,6 +63,18 @@ class Settings(BaseSettings):
     allowed_paths: Annotated[tuple[Path, ...], NoDecode] = Field(default_factory=lambda: (Path.cwd(), VOLUME), description="Folders whose files a payload may name, separated by `:`")
     allow_private_urls: bool = Field(False, description="`1`: also fetch from private, loopback and link-local addresses")
 
+    # Server
+    host: str = Field("127.0.0.1", description="Address the HTTP server binds to; any but loopback needs `API_KEY`")
+    port: int = Field(8000, ge=0, le=65_535, description="Its port")
+    api_key: str | None = Field(None, repr=False, description="Bearer keys that the HTTP server takes, separated by commas; `off`: none is asked for, wherever it binds")
+    workers: int = Field(1, ge=0, description="Server processes behind one port; `0`: one a GPU")
+    rate_limit: str | None = Field(None, description="Requests that one key (or, without keys, one address) may send: `60/minute`, `1000/hour` …")
+    max_queue: int = Field(512, ge=1, description="Inputs the HTTP server holds unanswered; more are answered 429")
+    request_timeout_sec: float = Field(600, gt=0, description="Longest the HTTP server works on one request that somebody waits for")
+    max_json_bytes: int = Field(64 * 1024**2, ge=1, description="Largest JSON body; uploads may have `MAX_AUDIO_BYTES`")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(default_factory=tuple, description="Origins whose pages may call the HTTP server, separated by commas")
+    allowed_models: Annotated[tuple[str, ...], NoDecode] = Field(default_factory=tuple, description="Models that HTTP requests may name, separated by commas, `*`: any; unset: the catalog's, `MODEL` and `MODELS`")
+
     # Storage
     data_dir: Path = Field(default_factory=lambda: Path(tempfile.gettempdir()) / "aviary", description="Where downloads pass through (unlinked at once)")
     bucket_endpoint_url: str | None = Field(None, description="S3 endpoint for large results and s3:// inputs")
@@ -82,9 +94,19 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise ConfigError("; ".join(_explain(e) for e in error.errors())) from None
 
-    @field_validator("models", mode="before")
     @classmethod
-    def _split_models(cls, value: Any) -> Any:
+    def of(cls, file: Path | None = None, **flags: Any) -> Settings:
+        """Flags over the environment over the file over the defaults; a flag that is None was not given.
+
+        Raises ConfigError for a file that cannot be read, or holds what is no setting.
+        """
+        below = _from_file(file) if file is not None else {}
+        unset = {name: value for name, value in below.items() if not os.environ.get(name.upper())}
+        return cls(**unset | {name: value for name, value in flags.items() if value is not None})
+
+    @field_validator("models", "cors_origins", "allowed_models", mode="before")
+    @classmethod
+    def _split_list(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("allowed_paths", mode="before")
@@ -102,6 +124,45 @@ class Settings(BaseSettings):
         if self.runpod_serverless is None:
             return self.runpod_webhook_get_job is not None
         return self.runpod_serverless
+
+
+# The sections of seed 001's files, and what their keys are called here.
+_SECTIONS: dict[str, dict[str, str | None]] = {
+    "model": {"model_id": "model", "device": "device", "dtype": "dtype", "compile": "compile"},
+    "audio": {"max_duration": "max_audio_sec", "sample_rate": None},
+    "executor": {"num_workers": "workers", "multiprocessing": None},
+    "scheduler": {"max_batch_size": "batch_max_items", "max_waiting_time": "batch_wait_sec"},
+    "server": {"host": "host", "port": "port"},
+}
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    """A YAML file's settings by their names here: sections, or names of settings in lower case."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold settings by name")
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        if name in _SECTIONS and isinstance(value, dict):
+            for key, inner in value.items():
+                if key not in _SECTIONS[name]:
+                    raise ConfigError(f"{path}: {name}.{key} is not a setting; {name} has {', '.join(_SECTIONS[name])}")
+                target = _SECTIONS[name][key]
+                if target is not None:
+                    found[target] = inner
+                elif key == "sample_rate" and inner != 16_000:
+                    raise ConfigError(f"{path}: audio.sample_rate is 16000, what every model hears")
+        elif name in Settings.model_fields:
+            found[name] = value
+        else:
+            known = ", ".join([*_SECTIONS, *Settings.model_fields])
+            raise ConfigError(f"{path}: {name} is not a setting; known are {known}")
+    return found
 
 
 def _explain(error: Any) -> str:

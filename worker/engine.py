@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import threading
 import time
@@ -24,7 +25,7 @@ from worker.backends.device import weights_budget
 from worker.batching import Limits
 from worker.config import Settings
 from worker.errors import AviaryError, DeviceLost, TooLong
-from worker.lane import Done, Lane, known
+from worker.lane import Done, Lane, OnBatch, known
 from worker.residency import Residency
 from worker.types import (
     SAMPLE_RATE,
@@ -50,18 +51,22 @@ OnText = Callable[[int, str], None]
 
 
 class Engine:
-    """One device and what feeds it. Thread-safe; `create_backend` is the seam through which a test puts its own model."""
+    """One device and what feeds it. Thread-safe; `create_backend` is the seam through which a test puts its own model.
+    `on_batch` is told of each batch that was run and of its seconds, on the device's thread."""
 
-    def __init__(self, settings: Settings, *, create_backend: Callable[[catalog.Model], Backend] | None = None) -> None:
+    def __init__(self, settings: Settings, *, create_backend: Callable[[catalog.Model], Backend] | None = None,
+                 on_batch: OnBatch = lambda batch, seconds: None) -> None:
         self.settings = settings
         self._ingest = Ingest(settings, delivered=self._nudge)
         self._residency = Residency(create_backend or (lambda model: create(model, settings)), changed=self._nudge,
                                     budget=lambda: weights_budget(settings), idle_sec=settings.model_idle_sec)
-        self._lane = Lane(Limits.of(settings), self._residency, wait_sec=settings.batch_wait_sec, coming=self._ingest.coming)
+        self._lane = Lane(Limits.of(settings), self._residency, wait_sec=settings.batch_wait_sec, coming=self._ingest.coming,
+                          on_batch=on_batch)
 
     def submit(self, request: Request, *, on_result: OnResult | None = None, on_text: OnText | None = None) -> Future[Response]:
         """Runs the request. `on_result` is called for each input as it is done, `on_text` with an input's index and each
-        bit of a text as it is generated; both on a worker thread: be quick there."""
+        bit of a text as it is generated, or of a long clip as its windows are done; both on a worker thread: be quick
+        there."""
         run = _Run(request, on_result, on_text)
         groups: dict[Source, list[Item]] = {}
         for item in request.items:
@@ -79,6 +84,21 @@ class Engine:
         """Loads a model ahead of its first request, and starts the decoders."""
         self._ingest.warm()
         return self._residency.load(model)
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The models that are there: ready, loading or failed."""
+        return self._residency.states()
+
+    @property
+    def waiting(self) -> int:
+        """Pieces that are decoded and wait for the device."""
+        return len(self._lane)
+
+    @property
+    def held_sec(self) -> float:
+        """Seconds of decoded audio in memory."""
+        return self._ingest.held_sec
 
     @property
     def lost(self) -> DeviceLost | None:
@@ -125,11 +145,12 @@ class Engine:
             raise TooLong(f"{clip.duration_sec:.1f} s is longer than the {row.max_sec:g} s that {row.id} hears for one "
                           f"{options.task}")
         order = time.monotonic() + run.request.background * BACKGROUND_SEC
-        parts = _Parts(len(spans), functools.partial(self._answer, run, clip, items, using))
+        teller = run.teller(items)
+        parts = _Parts(len(spans), functools.partial(self._answer, run, clip, items, using), teller if len(spans) > 1 else None)
         for number, (start, end) in enumerate(spans):
             part = Clip(clip.samples[start:end]) if len(spans) > 1 else clip
             piece = Piece(part, options, order, run.request.background, run.future.cancelled,
-                          run.teller(items) if len(spans) == 1 else None)
+                          teller if len(spans) == 1 else None)
             self._lane.put(piece, self._collect(run, parts, number, start))
 
     @staticmethod
@@ -152,21 +173,32 @@ class Engine:
 
 
 class _Parts:
-    """What came of a clip's windows: delivered as one output when the last is in, or as the first window's error."""
+    """What came of a clip's windows: delivered as one output when the last is in, or as the first window's error. `tell` is
+    given the text of the windows in their order, each as soon as those before it are in."""
 
-    def __init__(self, count: int, deliver: Callable[[Output | AviaryError], None]) -> None:
+    def __init__(self, count: int, deliver: Callable[[Output | AviaryError], None], tell: Callable[[str], None] | None) -> None:
         self._outcomes: list[tuple[float, Output] | AviaryError | None] = [None] * count
-        self._missing, self._deliver, self._lock = count, deliver, threading.Lock()
+        self._missing, self._deliver, self._tell = count, deliver, tell
+        self._told, self._lock = "", threading.Lock()
 
     def done(self, number: int, outcome: tuple[float, Output] | AviaryError) -> None:
         with self._lock:
             self._outcomes[number] = outcome
             self._missing -= 1
+            if self._tell is not None:
+                self._tell_more(self._tell)
             if self._missing:
                 return
         error = next((one for one in self._outcomes if isinstance(one, AviaryError)), None)
         parts = [one for one in self._outcomes if isinstance(one, tuple)]
         self._deliver(error or (parts[0][1] if len(parts) == 1 else windows.join(parts)))
+
+    def _tell_more(self, tell: Callable[[str], None]) -> None:
+        ready = list(itertools.takewhile(lambda one: isinstance(one, tuple), self._outcomes))
+        text = windows.join([one for one in ready if isinstance(one, tuple)]).text if ready else ""
+        if len(text) > len(self._told):
+            tell(text[len(self._told):])
+            self._told = text
 
 
 def _shown(output: Output, view: View) -> Output:

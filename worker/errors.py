@@ -4,7 +4,13 @@
     ├── RequestError            the request as a whole is wrong: nothing was done
     │   ├── ModelNotFound         no such model
     │   ├── Unsupported           the model cannot do this task, or this option
-    │   └── TooManyInputs
+    │   ├── TooManyInputs
+    │   └── Unauthorized          no API key, or a wrong one
+    ├── Busy                    not now: the same request may work later
+    │   ├── RateLimited           this key has sent too many requests
+    │   ├── QueueFull             more inputs wait already than MAX_QUEUE
+    │   ├── StillLoading          the worker has just started
+    │   └── DeadlineExceeded      it took longer than REQUEST_TIMEOUT_SEC
     ├── InputError              one input is at fault: the others go on
     │   ├── SourceForbidden       a path or address this worker may not read
     │   ├── SourceNotFound
@@ -33,6 +39,7 @@ class AviaryError(Exception):
     code = "internal_error"
     status = 500
     retryable = False
+    retry_after_sec: float | None = None
 
     def __init__(self, message: str, *, param: str | None = None, retryable: bool | None = None) -> None:
         super().__init__(message)
@@ -59,6 +66,40 @@ class Unsupported(RequestError):
 class TooManyInputs(RequestError):
     code = "too_many_inputs"
     status = 413
+
+
+class Unauthorized(RequestError):
+    code = "invalid_api_key"
+    status = 401
+
+
+class Busy(AviaryError):
+    """`retry_after_sec`: when it is worth asking again."""
+
+    status = 503
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_sec: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_sec = retry_after_sec
+
+
+class RateLimited(Busy):
+    code = "rate_limit_exceeded"
+    status = 429
+
+
+class QueueFull(Busy):
+    code = "queue_full"
+    status = 429
+
+
+class StillLoading(Busy):
+    code = "model_loading"
+
+
+class DeadlineExceeded(Busy):
+    code = "deadline_exceeded"
 
 
 class InputError(AviaryError):

@@ -34,6 +34,7 @@ class Done(NamedTuple):
 
 
 Deliver = Callable[[Done | AviaryError], None]
+OnBatch = Callable[[Batch, float], None]
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -44,10 +45,12 @@ class _Waiting:
 
 
 class Lane:
-    """One device. `residency` holds its models; `coming` tells how many pieces are about to be put."""
+    """One device. `residency` holds its models; `coming` tells how many pieces are about to be put; `on_batch` is told of each
+    batch that was run, and its seconds."""
 
     def __init__(self, limits: Limits, residency: Residency, *, wait_sec: float = 0.05,
-                 coming: Callable[[], int] = lambda: 0) -> None:
+                 coming: Callable[[], int] = lambda: 0, on_batch: OnBatch = lambda batch, seconds: None) -> None:
+        self._on_batch = on_batch
         self._limits, self._residency, self._wait_sec, self._coming = limits, residency, wait_sec, coming
         self._budgets: dict[str, Limits] = {}
         self._waiting: dict[Piece, _Waiting] = {}
@@ -64,6 +67,10 @@ class Lane:
                 self._changed.notify()
                 return
         deliver(self.lost or Cancelled("the worker is shutting down"))
+
+    def __len__(self) -> int:
+        """How many pieces wait."""
+        return len(self._waiting)
 
     def nudge(self) -> None:
         """Something the gathering depends on has changed: fewer pieces are coming, one was cancelled, a model is loaded."""
@@ -153,6 +160,7 @@ class Lane:
         for waiting, output in zip(group, outputs, strict=True):
             share = took * waiting.piece.duration_sec / total
             _deliver(waiting, Done(output, started - waiting.since, share))
+        self._on_batch(batch, took)
 
     def _recover(self, backend: Backend, group: list[_Waiting], batch: Batch, error: AviaryError) -> None:
         if isinstance(error, DeviceLost):

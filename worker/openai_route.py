@@ -22,14 +22,23 @@ Shape = Callable[[Json], Any]
 
 _TASKS = {"transcriptions": "transcribe", "translations": "translate", "captions": "caption", "embeddings": "embed",
           "analyze": "analyze"}
-_SAME = ("model", "language", "prompt", "temperature", "top_p", "style", "pooling", "max_new_tokens")
+_SAME = ("model", "language", "target_language", "prompt", "temperature", "top_p", "style", "pooling", "max_new_tokens",
+         "punctuation")
+_AS_IT_IS = {"chunking_strategy": "auto"}      # what OpenAI's clients may ask for and get anyway
 
 
 def models() -> Json:
     """The catalog as OpenAI lists models."""
-    return {"object": "list", "data": [{"id": model.id, "object": "model", "created": 0, "owned_by": model.id.split("/")[0],
-                                        "tasks": list(model.tasks), "languages": list(model.languages)}
-                                       for model in catalog.MODELS]}
+    return {"object": "list", "data": [model_json(model) for model in catalog.MODELS]}
+
+
+def model_json(model: catalog.Model) -> Json:
+    """A model as OpenAI lists it, with what it can do beside."""
+    targets = model.languages if model.backend == "canary" else ("en",) if "translate" in model.tasks else ()
+    return {"id": model.id, "object": "model", "created": 0, "owned_by": model.id.split("/")[0], "aliases": list(model.aliases),
+            "tasks": list(model.tasks), "languages": list(model.languages), "target_languages": list(targets),
+            "timestamps": ["word", "segment", "char"] if model.timestamps else [], "options": list(model.options),
+            "max_sec": model.max_sec}
 
 
 def translate(route: str, body: Any) -> tuple[Json, Shape]:
@@ -55,7 +64,7 @@ def _audio(task: str, body: Mapping[str, Any]) -> Json:
             payload[renamed[name]] = value
         elif name in _SAME:
             payload[name] = value
-        else:
+        elif name not in _AS_IT_IS or value != _AS_IT_IS[name]:
             raise RequestError(f"{name} is not a field of this route", param=name)
     return payload
 

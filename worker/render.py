@@ -152,7 +152,8 @@ def _verbose(one: Result, transcript: Transcript) -> Json:
                  "temperature": 0.0, "avg_logprob": 0.0, "compression_ratio": 0.0, "no_speech_prob": 0.0}
                 for i, s in enumerate(transcript.segments)]
     return {"task": one.item.options.task, "language": transcript.language, "duration": round(one.duration_sec, 3),
-            "text": _text(transcript.text), "segments": segments, "words": [_span("word", s) for s in transcript.words]}
+            "text": _text(transcript.text), "segments": segments, "words": [_span("word", s) for s in transcript.words],
+            "usage": {"type": "duration", "seconds": round(one.duration_sec, 3)}}
 
 
 def _cues(transcript: Transcript, duration_sec: float) -> list[Span]:

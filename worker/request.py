@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -62,10 +62,12 @@ class _Payload(_PerItem):
     id: str | int | None = None
 
 
-def parse(payload: Any, settings: Settings, *, s3: S3Access | None = None, trusted: bool = False) -> Request:
+def parse(payload: Any, settings: Settings, *, s3: S3Access | None = None, trusted: bool = False,
+          files: Mapping[str, BinaryIO] | None = None) -> Request:
     """The Request that a payload asks for.
 
-    s3: the job's own bucket, for its s3:// inputs. trusted: paths were typed by the person who runs the worker.
+    s3: the job's own bucket, for its s3:// inputs. trusted: paths were typed by the person who runs the worker. files: what
+    a door holds open, by the names under which the payload's sources mention them.
     Raises RequestError (or a subclass) when the request as a whole is wrong.
     """
     if not isinstance(payload, Mapping):
@@ -95,7 +97,7 @@ def parse(payload: Any, settings: Settings, *, s3: S3Access | None = None, trust
     rejected: list[Failure] = []
     for index, raw in enumerate(inputs):
         try:
-            item = _item(index, raw, body, checked, model.id, s3=s3, trusted=trusted)
+            item = _item(index, raw, body, checked, model.id, s3=s3, trusted=trusted, files=files or {})
             options, view = alike.setdefault(item.options, item.options), alike.setdefault(item.view, item.view)
             items.append(Item(index, item.source, options, view, item.id))
         except AviaryError as error:
@@ -137,7 +139,7 @@ def _inputs(body: _Payload) -> list[Any]:
 
 
 def _item(index: int, raw: Any, body: _Payload, checked: catalog.Model | None, model_id: str, *,
-          s3: S3Access | None, trusted: bool) -> Item:
+          s3: S3Access | None, trusted: bool, files: Mapping[str, BinaryIO]) -> Item:
     where = f"inputs[{index}]"
     if isinstance(raw, str):
         raw = {"source": raw}
@@ -149,7 +151,9 @@ def _item(index: int, raw: Any, body: _Payload, checked: catalog.Model | None, m
         message, param = _explain(error, _Input)
         raise InputError(f"{where}: {message}", param=f"{where}.{param}") from None
     options, view = _options(given, body, checked, model_id)
-    return Item(index, source_of(given.source, s3=s3, trusted=trusted), options, view, given.id)
+    source = Source("file", given.source, file=files[given.source]) if given.source in files \
+        else source_of(given.source, s3=s3, trusted=trusted)
+    return Item(index, source, options, view, given.id)
 
 
 def _options(given: _PerItem, body: _Payload, checked: catalog.Model | None, model_id: str) -> tuple[Options, View]:
@@ -161,8 +165,10 @@ def _options(given: _PerItem, body: _Payload, checked: catalog.Model | None, mod
     levels = _levels(pick("timestamps"))
     form: Any = pick("format") or "json"
     subtitles = form in ("srt", "vtt")
+    speech = body.task in ("transcribe", "translate")
+    timed = form == "verbose_json" and speech and (checked is None or checked.timestamps)
     options = Options(
-        model=model_id, task=body.task, timestamps=bool(levels) or subtitles,  # type: ignore[arg-type]
+        model=model_id, task=body.task, timestamps=bool(levels) or subtitles or timed,  # type: ignore[arg-type]
         language=pick("language"), target_language=pick("target_language"), prompt=pick("prompt"), style=pick("style"),
         messages=_messages(pick("messages") or []),
         max_new_tokens=pick("max_new_tokens"), temperature=pick("temperature"), top_p=pick("top_p"),
@@ -170,7 +176,7 @@ def _options(given: _PerItem, body: _Payload, checked: catalog.Model | None, mod
         pooling=pick("pooling") or "none")
     if checked is not None:
         catalog.check(checked, options)
-    if subtitles and options.task not in ("transcribe", "translate"):
+    if subtitles and not speech:
         raise Unsupported(f"format {form} is for transcribe and translate, not {options.task}", param="format")
     return options, View(levels, form, pick("encoding") or "float")
 

@@ -110,6 +110,12 @@ class Residency:
                 resident.futures.append(future)
         return future
 
+    def states(self) -> dict[str, str]:
+        """Each model's state: ready, loading or failed."""
+        with self._lock:
+            return {name: "failed" if one.error else "loading" if one.backend is None or one.fresh else "ready"
+                    for name, one in self._residents.items()}
+
     def sweep(self) -> float | None:
         """Closes what has to make room or has been unused for `idle_sec`. Seconds until there may be more to do, or None."""
         now = time.monotonic()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,12 +34,14 @@ class S3Access:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where audio is: an http(s) URL, an s3:// URL, a path, or a data: URI. `trusted`: any path may be read."""
+    """Where audio is: an http(s) URL, an s3:// URL, a path, a data: URI, or a file that a door holds open (it may close it
+    once the request is done). `trusted`: any path may be read."""
 
-    kind: Literal["url", "s3", "path", "data"]
+    kind: Literal["url", "s3", "path", "data", "file"]
     location: str = field(repr=False)
     s3: S3Access | None = None
     trusted: bool = False
+    file: BinaryIO | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

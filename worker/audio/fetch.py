@@ -46,6 +46,8 @@ class Fetcher:
         """An open, seekable, regular file at position 0 that holds the source's bytes. The caller closes it."""
         if source.kind == "path":
             return self._path(source)
+        if source.kind == "file":
+            return self._again(source)
         file = self._temporary()
         try:
             if source.kind == "data":
@@ -72,6 +74,20 @@ class Fetcher:
         if not hasattr(self._local, name):
             setattr(self._local, name, guard.session(allow_private=allow_private))
         return cast(requests.Session, getattr(self._local, name))
+
+    def _again(self, source: Source) -> BinaryIO:
+        """A door's open file, by a descriptor of its own: the door may close its own meanwhile."""
+        assert source.file is not None
+        try:
+            descriptor = os.dup(source.file.fileno())
+        except (OSError, ValueError) as error:
+            raise Cancelled("the upload is gone") from error
+        file = os.fdopen(descriptor, "rb")
+        if not os.fstat(descriptor).st_size:
+            file.close()
+            raise EmptyAudio("holds no bytes")
+        file.seek(0)
+        return file
 
     # Paths
 

@@ -1,0 +1,175 @@
+"""OpenAI's own client against a live server: every format, streams, every error as its typed exception."""
+from __future__ import annotations
+
+import base64
+import json
+import re
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from conftest import DIGITS, tone
+from serving import serving
+
+from worker.config import Settings
+
+WEEK = "samples/week.wav"
+WORDS = ["see", "you", "next", "week"]
+DATA = base64.b64encode((DIGITS / "00.flac").read_bytes()).decode()
+
+
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory):
+    """A server that really hears."""
+    with serving(Settings(model="pocketsphinx", data_dir=tmp_path_factory.mktemp("data"))) as url:
+        yield client(url)
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory):
+    """A server whose every model is the dry run's."""
+    with serving(Settings(skip_model_load=True, data_dir=tmp_path_factory.mktemp("data"))) as url:
+        yield client(url)
+
+
+def client(url: str, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
+
+
+def ask(server: openai.OpenAI, **options):
+    with open(WEEK, "rb") as file:
+        return server.audio.transcriptions.create(file=file, **{"model": "pocketsphinx"} | options)
+
+
+def test_json(speaking):
+    answer = ask(speaking)
+    assert answer.text == "see you next week"
+    assert answer.usage.type == "duration"
+    assert answer.usage.seconds == pytest.approx(1.268)
+
+
+def test_verbose_json_with_words_and_segments(speaking):
+    answer = ask(speaking, response_format="verbose_json", timestamp_granularities=["word", "segment"])
+    assert [word.word for word in answer.words] == WORDS
+    assert [segment.text for segment in answer.segments] == ["see you next week"]
+    assert answer.duration == pytest.approx(1.268)
+    assert answer.language == "en"
+    assert all(word.start < word.end for word in answer.words)
+
+
+def test_verbose_json_has_segments_unasked(speaking):
+    answer = ask(speaking, response_format="verbose_json")
+    assert [segment.text for segment in answer.segments] == ["see you next week"]
+
+
+@pytest.mark.parametrize(("form", "expected"), [
+    ("text", "see you next week"), ("srt", "1\n00:00:00,130 --> 00:00:01,130\nsee you next week\n"),
+    ("vtt", "WEBVTT\n\n00:00:00.130 --> 00:00:01.130\nsee you next week\n")])
+def test_plain_formats(speaking, form, expected):
+    assert ask(speaking, response_format=form) == expected
+
+
+def test_a_stream_ends_with_the_whole_text(speaking):
+    events = list(ask(speaking, stream=True))
+    assert "".join(event.delta for event in events if event.type == "transcript.text.delta") == "see you next week"
+    assert events[-1].type == "transcript.text.done"
+    assert events[-1].text == "see you next week"
+
+
+def test_a_long_clip_streams_as_its_windows_are_done(dry, tmp_path):
+    with tone(tmp_path / "long.wav", 100).open("rb") as file:
+        events = list(dry.audio.transcriptions.create(file=file, model="canary", language="en", stream=True))
+    deltas = [event.delta for event in events[:-1]]
+    assert len(deltas) >= 3, "one for each window of 40 s"
+    assert "".join(deltas) == events[-1].text
+
+
+def test_translations(dry):
+    with open(WEEK, "rb") as file:
+        answer = dry.audio.translations.create(file=file, model="whisper-large")
+    assert answer.text.startswith("[dry-run]")
+
+
+def chat(*parts):
+    return [{"role": "user", "content": list(parts)}]
+
+
+TEXT = {"type": "text", "text": "What is said?"}
+AUDIO = {"type": "input_audio", "input_audio": {"data": DATA, "format": "flac"}}
+
+
+def test_chat(dry):
+    answer = dry.chat.completions.create(model="music-flamingo", messages=chat(AUDIO, TEXT))
+    assert answer.choices[0].message.content.startswith("[dry-run]")
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_a_streamed_chat_says_the_same_and_counts(dry):
+    whole = dry.chat.completions.create(model="music-flamingo", messages=chat(AUDIO, TEXT))
+    chunks = list(dry.chat.completions.create(model="music-flamingo", messages=chat(AUDIO, TEXT), stream=True,
+                                              stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+    assert chunks[-1].usage == whole.usage
+    assert chunks[0].choices[0].delta.role == "assistant"
+
+
+def test_models(dry):
+    listed = dry.models.list().data
+    assert "nvidia/parakeet-tdt-0.6b-v3" in [model.id for model in listed]
+    assert dry.models.retrieve("nvidia/canary-1b-v2").id == "nvidia/canary-1b-v2"
+    assert dry.models.retrieve("canary").id == "nvidia/canary-1b-v2"
+    with pytest.raises(openai.NotFoundError):
+        dry.models.retrieve("nobody/nothing")
+
+
+def test_captions_embeddings_and_analyze(dry):
+    http = httpx.Client(base_url=str(dry.base_url), timeout=60)
+    body = {"model": "music-flamingo", "audio": {"data": DATA}}
+    assert http.post("audio/captions", json=body | {"style": "brief"}).json()["caption"].startswith("[dry-run]")
+    floats = http.post("audio/embeddings", json=body).json()
+    coded = http.post("audio/embeddings", json=body | {"encoding_format": "base64"}).json()
+    values = np.frombuffer(base64.b64decode(coded["embedding"]), "<f4").reshape(coded["shape"])
+    np.testing.assert_allclose(values, floats["embedding"], rtol=1e-6)
+    both = http.post("audio/analyze", json=body).json()
+    assert both["caption"]
+    assert both["shape"] == floats["shape"]
+    with open(WEEK, "rb") as file:
+        upload = http.post("audio/captions", files={"file": file}, data={"model": "music-flamingo"})
+    assert upload.json()["caption"].startswith("[dry-run]")
+
+
+@pytest.mark.parametrize(("options", "error", "says"), [
+    ({"model": "nobody/nothing"}, openai.NotFoundError, "not one of this server's"),
+    ({"model": "/etc/passwd.nemo"}, openai.NotFoundError, "not one of this server's"),
+    ({"temperature": 0.5}, openai.BadRequestError, "takes no temperature"),
+    ({"response_format": "diarized_json"}, openai.BadRequestError, "format"),
+    ({"include": ["logprobs"]}, openai.BadRequestError, "include is not a field"),
+    ({"language": "xx"}, openai.BadRequestError, "does not know language"),
+    ({"timestamp_granularities": ["minute"]}, openai.BadRequestError, "word, segment, char")])
+def test_what_cannot_be_is_refused_by_name(speaking, options, error, says):
+    with pytest.raises(error, match=re.escape(says)) as caught:
+        ask(speaking, **options)
+    assert caught.value.body.keys() == {"message", "type", "param", "code"}
+
+
+def test_a_file_that_is_no_audio(speaking):
+    with pytest.raises(openai.APIStatusError) as caught:
+        speaking.audio.transcriptions.create(file=b"no audio at all" * 100, model="pocketsphinx")
+    assert caught.value.status_code == 415
+    assert caught.value.code == "decode_failed"
+    with pytest.raises(openai.APIStatusError) as streamed:
+        list(speaking.audio.transcriptions.create(file=b"no audio at all" * 100, model="pocketsphinx", stream=True))
+    assert streamed.value.status_code == 415, "what fails before the first event is an error like any other"
+
+
+@pytest.mark.parametrize(("content", "kind", "status"), [
+    (b"{", "application/json", 400), (b"[]", "application/json", 400), (b"x", "text/plain", 415),
+    (b"--x\r\n", "multipart/form-data; boundary=y", 400), (b"x", "multipart/form-data", 400), (b"", "application/json", 400),
+    (json.dumps({"audio": {"path": "x"}}).encode(), "application/json", 400)])
+def test_bodies_that_are_none(speaking, content, kind, status):
+    answer = httpx.post(f"{speaking.base_url}audio/transcriptions", content=content, headers={"content-type": kind})
+    assert answer.status_code == status
+    assert answer.json()["error"]["type"] == "invalid_request_error"

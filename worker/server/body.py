@@ -1,0 +1,89 @@
+"""A request's body, JSON or a multipart form, → its fields as one dict, in which uploaded files are names of open files.
+
+Uploads go to disk as they come (a form's own parser does that above 1 MB); what is handed on is a descriptor of its own, so
+that the form may be closed at once.
+"""
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from fastapi.requests import Request
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException
+
+from worker.errors import RequestError
+
+_LARGE = 1 << 18           # JSON that takes some milliseconds to read is not read on the event loop
+
+
+class NotReadable(RequestError):
+    """Neither JSON nor a form."""
+
+    status = 415
+
+
+@dataclass
+class Body:
+    """`fields`: as sent; a field named `x[]` is the list `x`. `files`: what the fields' values of that name stand for;
+    whoever takes the body closes them. `names`: the files' own names, as the client gave them."""
+
+    fields: dict[str, Any]
+    files: dict[str, BinaryIO] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+
+    def close(self) -> None:
+        with ExitStack() as stack:
+            for file in self.files.values():
+                stack.callback(file.close)
+
+
+def is_form(request: Request) -> bool:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data"
+
+
+async def read(request: Request) -> Body:
+    """The body. Raises RequestError for what is neither, or not whole."""
+    if is_form(request):
+        return await _form(request)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise NotReadable("send application/json or multipart/form-data")
+    data = await request.body()
+    try:
+        fields = json.loads(data) if len(data) < _LARGE else await asyncio.to_thread(json.loads, data)
+    except (ValueError, RecursionError) as error:
+        raise RequestError("the body is not JSON") from error
+    if not isinstance(fields, dict):
+        raise RequestError(f"the body must be a JSON object, not {type(fields).__name__}")
+    return Body(fields)
+
+
+async def _form(request: Request) -> Body:
+    try:
+        async with request.form(max_files=16, max_fields=200) as form:
+            return _gather(form)
+    except MultiPartException as error:
+        raise RequestError(f"the form cannot be read: {error.message}") from error
+
+
+def _gather(form: FormData) -> Body:
+    body = Body({})
+    for name, value in form.multi_items():
+        given: Any = value
+        if isinstance(value, UploadFile):
+            given = f"upload:{len(body.files)}"
+            body.files[given] = os.fdopen(os.dup(value.file.fileno()), "rb")
+            body.names[given] = value.filename or "audio"
+        if name.endswith("[]"):
+            body.fields.setdefault(name[:-2], []).append(given)
+        elif name in body.fields:
+            body.close()
+            raise RequestError(f"{name} is given twice", param=name)
+        else:
+            body.fields[name] = given
+    return body

@@ -1,0 +1,222 @@
+"""OpenAI's routes, and those of their kind: /v1/audio/..., /v1/chat/completions, /v1/models.
+
+A body is a form with `file`, or JSON with `audio`; `worker.openai_route` translates it, as it does for Runpod's proxy.
+Streams are server-sent events in OpenAI's words.
+"""
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.requests import Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+
+from worker import catalog, openai_route, render
+from worker.bucket import Bucket
+from worker.errors import AviaryError, ModelNotFound, RequestError
+from worker.server import body, problems, schemas
+from worker.server.body import Body
+from worker.server.service import Service
+from worker.types import Embedding
+from worker.types import Response as Answer
+
+Json = dict[str, Any]
+Event = Json | str
+KEEP_ALIVE_SEC = 15.0
+
+
+def router(service: Service) -> APIRouter:
+    """The routes, on one service."""
+    routes = APIRouter(tags=["OpenAI"])
+
+    async def speech(http: Request) -> Response:
+        given, payload, shape, stream = await _read(http)
+        try:
+            if stream is not None:
+                verbose = payload.get("format") == "verbose_json"
+                payload["format"] = "verbose_json"
+                return await _events(_transcription_events(service, payload, given, verbose))
+            answer = await _answer(service, http, payload, given)
+        finally:
+            given.close()
+        shaped = shape(answer)
+        return PlainTextResponse(shaped) if isinstance(shaped, str) else _json(shaped)
+
+    async def sound(http: Request) -> Response:
+        given, payload, shape, stream = await _read(http)
+        try:
+            if stream is not None:
+                raise RequestError("stream is not a field of this route", param="stream")
+            answer = await _answer(service, http, payload, given)
+        finally:
+            given.close()
+        return await asyncio.to_thread(lambda: _json(shape(answer)))
+
+    for name in ("transcriptions", "translations"):
+        routes.add_api_route(f"/v1/audio/{name}", speech, methods=["POST"], name=name, **schemas.speech(name))
+    for name in ("captions", "embeddings", "analyze"):
+        routes.add_api_route(f"/v1/audio/{name}", sound, methods=["POST"], name=name, **schemas.sound(name))
+
+    @routes.post("/v1/chat/completions", **schemas.chat())
+    async def chat(http: Request) -> Response:
+        given, payload, shape, stream = await _read(http)
+        given.close()
+        if stream is not None:
+            return await _events(_chat_events(service, payload, stream))
+        return _json(shape(await _answer(service, http, payload, given)))
+
+    @routes.get("/v1/models", **schemas.models())
+    async def models() -> Response:
+        listed = openai_route.models()
+        states = service.engine.models
+        listed["data"] = [one | {"loaded": states.get(one["id"]) == "ready", "default": one["id"] == service.default}
+                          for one in _with_own(listed["data"], service)]
+        return _json(listed)
+
+    @routes.get("/v1/models/{name:path}", **schemas.model())
+    async def model(name: str) -> Response:
+        for one in _with_own(openai_route.models()["data"], service):
+            if name == one["id"] or name in one["aliases"]:
+                return _json(one)
+        raise ModelNotFound(f"model {name!r} is not one of this server's", param="model")
+
+    return routes
+
+
+def _with_own(listed: list[Json], service: Service) -> list[Json]:
+    """The catalog's models, and before them those of the settings that are not of the catalog."""
+    settings = service.settings
+    rows = [catalog.find(name) for name in (settings.default_model, *settings.models)]
+    known = {one["id"] for one in listed}
+    own = {row.id: openai_route.model_json(row) for row in rows if row.id not in known}
+    return [*own.values(), *listed]
+
+
+async def _read(http: Request) -> tuple[Body, Json, openai_route.Shape, Json | None]:
+    """The body, the payload, what shapes the answer, and the stream's options if one is wanted."""
+    given = await body.read(http)
+    try:
+        fields = given.fields
+        stream = fields.pop("stream", None)
+        options = fields.pop("stream_options", None) or {}
+        if stream not in (None, True, False, "true", "false", "True", "False"):
+            raise RequestError("stream must be true or false", param="stream")
+        if not isinstance(options, dict) or options.keys() - {"include_usage", "include_obfuscation"}:
+            raise RequestError("stream_options may have include_usage", param="stream_options")
+        payload, shape = openai_route.translate(http.url.path, fields)
+    except BaseException:
+        given.close()
+        raise
+    return given, payload, shape, options if stream in (True, "true", "True") else None
+
+
+async def _answer(service: Service, http: Request, payload: Json, given: Body) -> Json:
+    response = await service.one(http, payload, given.files)
+    put = Bucket(service.settings).put
+    if isinstance(getattr(response.results[0], "output", None), Embedding) or payload["task"] in ("embed", "analyze"):
+        return await asyncio.to_thread(render.to_json, response, put)
+    return render.to_json(response, put)
+
+
+def _json(shaped: Json) -> Response:
+    """As JSONResponse, but a large embedding's rows one by one, so that other threads come to their turn."""
+    rows = shaped.get("embedding")
+    if not isinstance(rows, list) or not rows or not isinstance(rows[0], list):
+        return JSONResponse(shaped)
+    head = json.dumps({name: value for name, value in shaped.items() if name != "embedding"}, ensure_ascii=False)
+    text = f'{head[:-1]}, "embedding": [{",".join(json.dumps(row) for row in rows)}]}}'
+    return Response(text, media_type="application/json")
+
+
+# Streams
+
+async def _events(events: AsyncGenerator[Event, None]) -> Response:
+    """The events as a stream. What goes wrong before the first one is an error like any other; a client waits for its
+    headers no longer than KEEP_ALIVE_SEC."""
+    first = asyncio.ensure_future(anext(events))
+    await asyncio.wait({first}, timeout=KEEP_ALIVE_SEC)
+    if first.done() and (error := first.exception()) is not None:
+        raise error
+    return StreamingResponse(_written(first, events), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+async def _written(coming: asyncio.Future[Event], events: AsyncGenerator[Event, None]) -> AsyncIterator[str]:
+    try:
+        while True:
+            done, _ = await asyncio.wait({coming}, timeout=KEEP_ALIVE_SEC)
+            if not done:
+                yield ": still working\n\n"
+                continue
+            try:
+                event = coming.result()
+            except StopAsyncIteration:
+                return
+            except AviaryError as error:
+                event = problems.to_json(error)
+            yield f"data: {event if isinstance(event, str) else json.dumps(event, ensure_ascii=False)}\n\n"
+            if isinstance(event, dict) and "error" in event:
+                return
+            coming = asyncio.ensure_future(anext(events))
+    finally:
+        coming.cancel()
+        await asyncio.wait({coming})
+        await events.aclose()
+
+
+async def _transcription_events(service: Service, payload: Json, given: Body, verbose: bool) -> AsyncGenerator[Event, None]:
+    told = ""
+    stream = service.stream(payload, given.files)
+    try:
+        async for bit in stream:
+            if isinstance(bit, str):
+                told += bit
+                yield {"type": "transcript.text.delta", "delta": bit}
+                continue
+            done = render.to_json(bit, _no_bucket)["results"][0]["formatted"]
+            if done["text"].startswith(told) and len(done["text"]) > len(told):
+                yield {"type": "transcript.text.delta", "delta": done["text"][len(told):]}
+            more = {name: done[name] for name in ("language", "duration", "segments", "words") if verbose and name in done}
+            yield {"type": "transcript.text.done", "text": done["text"], **more, "usage": done["usage"]}
+    finally:
+        await stream.aclose()
+    yield "[DONE]"
+
+
+async def _chat_events(service: Service, payload: Json, options: Json) -> AsyncGenerator[Event, None]:
+    head: Json = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion.chunk", "created": int(time.time()),
+                  "model": catalog.find(payload.get("model") or service.settings.default_model).id}
+
+    def chunk(delta: Json, reason: str | None = None) -> Json:
+        return head | {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+
+    told = ""
+    stream = service.stream(payload)
+    try:
+        async for bit in stream:
+            if isinstance(bit, str):
+                yield chunk({"content": bit} if told else {"role": "assistant", "content": bit})
+                told += bit
+                continue
+            one = _chat_result(bit)
+            if one["text"].startswith(told) and len(one["text"]) > len(told):
+                yield chunk({"content": one["text"][len(told):]} | ({} if told else {"role": "assistant"}))
+            yield chunk({}, one["finish_reason"])
+            if options.get("include_usage"):
+                yield head | {"choices": [], "usage": one["usage"]}
+    finally:
+        await stream.aclose()
+    yield "[DONE]"
+
+
+def _chat_result(response: Answer) -> Json:
+    one: Json = render.to_json(response, _no_bucket)["results"][0]
+    return one
+
+
+def _no_bucket(_name: str, _data: bytes, _kind: str) -> str:
+    raise AssertionError("a text is not stored in a bucket")

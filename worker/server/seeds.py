@@ -1,0 +1,118 @@
+"""The routes of the servers that Aviary replaces, in their own shapes: a client written for one of them works unchanged.
+
+    POST /transcribe     JSON {"paths", "prompt", "max_new_tokens"}, or a form with `file`, `model`, `language`,
+                         `include_timestamps`: told apart by the content type
+"""
+from __future__ import annotations
+
+import asyncio
+import datetime
+import time
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.requests import Request
+from fastapi.responses import JSONResponse, Response
+
+from worker import catalog, render
+from worker.audio.fetch import Fetcher
+from worker.errors import InputError, RequestError
+from worker.request import source_of
+from worker.server import body, schemas
+from worker.server.body import Body
+from worker.server.service import Service
+from worker.types import Failure, Result, Transcript
+
+Json = dict[str, Any]
+
+
+def router(service: Service) -> APIRouter:
+    """The routes, on one service."""
+    routes = APIRouter(tags=["Seeds"])
+
+    @routes.post("/transcribe", **schemas.transcribe())
+    async def transcribe(http: Request) -> Response:
+        given = await body.read(http)
+        try:
+            if body.is_form(http):
+                return JSONResponse(await _upload(service, http, given))
+            return JSONResponse(await _paths(service, http, given.fields))
+        finally:
+            given.close()
+
+    return routes
+
+
+async def _upload(service: Service, http: Request, given: Body) -> Json:
+    payload, filename = upload_payload(given, service)
+    response = await service.one(http, payload, given.files)
+    (one,) = response.results
+    assert isinstance(one, Result)
+    return upload_json(one, filename)
+
+
+def upload_payload(given: Body, service: Service) -> tuple[Json, str]:
+    """The payload of a form with one file, and the file's own name."""
+    fields = given.fields
+    unknown = fields.keys() - {"file", "model", "language", "include_timestamps"}
+    if unknown:
+        raise RequestError(f"{min(unknown)} is not a field of this route", param=min(unknown))
+    source = fields.get("file")
+    if source not in given.files:
+        raise RequestError("file is missing: send the audio as a file", param="file")
+    wanted = fields.get("include_timestamps")
+    if wanted not in (None, "true", "false", "True", "False", "1", "0"):
+        raise RequestError("include_timestamps must be true or false", param="include_timestamps")
+    payload = {"audio": source} | {name: fields[name] for name in ("model", "language") if fields.get(name)}
+    model = catalog.find(fields.get("model") or service.settings.default_model)
+    if wanted in ("true", "True", "1") or (wanted is None and model.timestamps):
+        payload["timestamps"] = ["segment"]
+    return payload, given.names[source]
+
+
+def upload_json(one: Result, filename: str) -> Json:
+    """A result in the shape of the server with uploads."""
+    transcript = one.output
+    assert isinstance(transcript, Transcript)
+    segments = [{"start": round(s.start, 3), "end": round(s.end, 3), "text": s.text} for s in transcript.segments]
+    now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
+    return {"text": transcript.text, "segments": segments, "filename": filename, "timestamp": now.isoformat(timespec="seconds")}
+
+
+async def _paths(service: Service, http: Request, fields: Json) -> Json:
+    unknown = fields.keys() - {"paths", "prompt", "max_new_tokens", "model"}
+    if unknown:
+        raise RequestError(f"{min(unknown)} is not a field of this route", param=min(unknown))
+    paths = fields.get("paths")
+    if not isinstance(paths, list) or not paths or not all(isinstance(path, str) and path for path in paths):
+        raise RequestError("paths must be a list of paths, one at least", param="paths")
+    await asyncio.to_thread(_check_paths, service, paths)
+    started, took = time.monotonic(), dict[int, float]()
+
+    def note(one: Result | Failure) -> None:
+        took[one.index] = time.monotonic() - started
+
+    payload = {"inputs": paths, **{name: fields[name] for name in fields if name != "paths" and fields[name] is not None}}
+    response = await service.take(http, payload, on_result=note)
+    return {"results": [_file_json(path, one, took[one.index]) for path, one in zip(paths, response.results, strict=True)]}
+
+
+def _check_paths(service: Service, paths: list[str]) -> None:
+    """Raises RequestError for the first that cannot be read: nothing is done then, as the seed says."""
+    fetcher = Fetcher(service.settings)
+    for index, path in enumerate(paths):
+        try:
+            source = source_of(path)
+            if source.kind != "path":
+                raise RequestError(f"{path[:80]} is not a path", param=f"paths[{index}]")
+            fetcher.open(source).close()
+        except InputError as error:
+            raise RequestError(error.message, param=f"paths[{index}]") from error
+
+
+def _file_json(path: str, one: Result | Failure, took: float) -> Json:
+    if isinstance(one, Failure):
+        return {"file": path, "error": render.error_json(one.error)}
+    transcript = one.output
+    assert isinstance(transcript, Transcript)
+    return {"file": path, "text": transcript.text, "tokens_generated": transcript.tokens_generated, "elapsed_sec": round(took, 3)}
