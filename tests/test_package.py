@@ -24,6 +24,8 @@ NOT_ON_THE_HUB = {
     "hf_home": "the volume and Runpod's cached models are found without it",
     "transformers_cache": "as hf_home",
     "data_dir": "the container's own",
+    **{name: "scoring needs a folder of reference clips, which the Hub's form cannot give"
+       for name in Settings.model_fields if name.startswith("audio_score_")},
     "runpod_serverless": "Runpod's own variables decide",
     "runpod_webhook_get_job": "set by Runpod",
     "runpod_endpoint_id": "set by Runpod",

@@ -82,6 +82,16 @@ class Settings(BaseSettings):
     bucket_secret_access_key: str | None = Field(None, repr=False, description="Its secret")
     bucket_name: str | None = Field(None, description="The bucket large results are put into")
 
+    # Scoring
+    audio_score_model_keys: Annotated[tuple[str, ...], NoDecode] = Field(default_factory=tuple, description="Scoring: the keys of config.json whose models load, separated by commas; unset: all")
+    audio_score_model_key: Annotated[tuple[str, ...], NoDecode] = Field(default_factory=tuple, description="Another name for `AUDIO_SCORE_MODEL_KEYS`")
+    audio_score_max_batch_size: int = Field(8, ge=1, description="Scoring: most recordings in a batch")
+    audio_score_max_batch_wait_ms: float = Field(10, ge=0, le=5000, description="Scoring: longest wait, in milliseconds, to fill a batch")
+    audio_score_disable_cache_flush: bool = Field(False, description="Scoring: accepted and without effect, as the cache is never flushed")
+    audio_score_server_socket: Path | None = Field(None, description="Scoring: the Unix socket to serve on, in place of a port")
+    audio_score_server_host: str | None = Field(None, description="Scoring: the address to serve on")
+    audio_score_server_port: int | None = Field(None, ge=0, le=65535, description="Scoring: the port to serve on")
+
     # Runpod
     runpod_serverless: bool | None = Field(None, description="`1` starts the Runpod worker, `0` never does; unset: on Runpod only")
     runpod_webhook_get_job: str | None = Field(None, description="Set by Runpod")
@@ -104,7 +114,7 @@ class Settings(BaseSettings):
         unset = {name: value for name, value in below.items() if not os.environ.get(name.upper())}
         return cls(**unset | {name: value for name, value in flags.items() if value is not None})
 
-    @field_validator("models", "cors_origins", "allowed_models", mode="before")
+    @field_validator("models", "cors_origins", "allowed_models", "audio_score_model_keys", "audio_score_model_key", mode="before")
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

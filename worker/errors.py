@@ -4,6 +4,7 @@
     ├── RequestError            the request as a whole is wrong: nothing was done
     │   ├── ModelNotFound         no such model
     │   ├── Unsupported           the model cannot do this task, or this option
+    │   ├── ClipNotFound          no such reference clip to score against
     │   ├── TooManyInputs
     │   └── Unauthorized          no API key, or a wrong one
     ├── Busy                    not now: the same request may work later
@@ -23,6 +24,7 @@
     │   ├── ModelUnavailable      cannot be found or loaded
     │   ├── OutOfMemory           one piece alone is too much for the device
     │   └── DeviceLost            the device is gone: the worker needs a restart
+    ├── ReferenceFailed         the reference clip to score against cannot be read
     ├── ResultTooLarge          the answer does not fit through Runpod and there is no bucket
     ├── Cancelled
     └── InternalError           a fault of ours; its id is in the log
@@ -61,6 +63,11 @@ class ModelNotFound(RequestError):
 
 class Unsupported(RequestError):
     code = "unsupported"
+
+
+class ClipNotFound(RequestError):
+    code = "clip_not_found"
+    status = 404
 
 
 class TooManyInputs(RequestError):
@@ -160,6 +167,10 @@ class DeviceLost(ModelError):
     code = "device_lost"
     status = 503
     retryable = True
+
+
+class ReferenceFailed(AviaryError):
+    code = "reference_failed"
 
 
 class ResultTooLarge(AviaryError):
