@@ -1,0 +1,135 @@
+"""The page: whole in itself, in order, with every label as text and never as markup."""
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.evaluation import metrics
+from worker.evaluation.report import to_html
+
+EVIL = "<script>alert(1)</script> & \"q\" 'q' </td> --> ]]>"
+
+
+def detail(file: str, gt: str, pred: str, **more) -> dict:
+    reference, hypothesis = metrics.normalize(gt), metrics.normalize(pred)
+    words, characters = metrics.words(reference, hypothesis), metrics.characters(reference, hypothesis)
+    return {"file": file, "pred": pred, "gt": gt, "match": int(reference == hypothesis),
+            "wer": words.rate, "cer": characters.rate, "substitutions": words.substitutions, "insertions": words.insertions, "deletions": words.deletions, "words": words.reference,
+            "language": None, **more}
+
+
+def answer(*details: dict, **summary) -> dict:
+    total = {name: sum(one[name] for one in details) for name in ("words", "substitutions", "insertions", "deletions")}
+    return {"summary": {"count": len(details), "tp": 1, "fp": 1, "fn": 1, "precision": 0.5, "recall": 0.5, "f1": 0.5, "failed": 0,
+                        "wer": 0.125, "cer": 0.0625, **total, "characters": 100, "unlabelled": [], "missing_audio": [],
+                        "model": "m", "match_mode": "exact", "normalizer": "basic", "audio_sec": 60.0, "total_sec": 6.0,
+                        "rtfx": 10.0, **summary}, "details": list(details)}
+
+
+class Page(HTMLParser):
+    """A page's tags, checked to be closed in order, its attributes, the files' rows, and what is seen of the text."""
+
+    VOID = ("meta",)
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open, self.tags, self.attributes, self.rows, self.marks = [], [], [], [], []
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag not in self.VOID:
+            self.open.append((tag, dict(attributes).get("class")))
+        if tag == "tr":
+            self.rows.append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        if any(name == "spoken" for _, name in self.open):
+            return
+        if self.rows and any(tag == "tr" for tag, _ in self.open):
+            self.rows[-1] += data
+        if any(tag in ("ins", "del") or name == "sub" for tag, name in self.open):
+            self.marks.append(data)
+
+    @property
+    def files(self) -> list[str]:
+        return self.rows[1:]
+
+
+def test_nothing_is_fetched_and_nothing_runs():
+    html = to_html(answer(detail("a.wav", "x", "y")))
+    page = Page(html)
+    assert not {"script", "link", "img", "iframe", "object", "base"} & set(page.tags)
+    assert not {name for name, _ in page.attributes} & {"src", "href", "onclick", "onload", "style"}
+    assert not re.search(r"https?:|url\(|@import", html)
+    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
+
+
+@pytest.mark.parametrize("place", ["file", "gt", "pred", "error", "language", "unlabelled", "missing_audio", "model", "title"])
+def test_markup_is_shown_and_not_obeyed(place):
+    plain = detail("a.wav", "x", "y", language="en", error={"message": "broken"})
+    summary, title = {}, "T"
+    if place in ("file", "gt", "pred", "language"):
+        plain[place] = EVIL
+    elif place == "error":
+        plain["error"] = {"message": EVIL}
+    elif place == "title":
+        title = EVIL
+    else:
+        summary[place] = EVIL if place == "model" else [EVIL]
+    html = to_html(answer(plain, **summary), title)
+    assert "<script" not in html
+    assert Page(html).tags.count("td") == 5
+    assert "&lt;script&gt;" in html
+
+
+def test_failures_then_the_worst_then_the_longest_first():
+    page = Page(to_html(answer(detail("good.wav", "a b", "a b"), detail("one.wav", "a", "b"), detail("bad.wav", "a b", "c"),
+                               detail("over.wav", "a", "b c"), detail("lost.wav", "a b", "", error={"message": "no such file"}))))
+    assert [re.match(r"\w+\.wav", row)[0] for row in page.files] == ["lost.wav", "over.wav", "bad.wav", "one.wav", "good.wav"]
+    assert "Failed: no such file" in page.files[0]
+    assert page.files[1].startswith("over.wav200.0%300.0%21")
+
+
+def test_each_error_has_a_sign_and_a_spoken_word():
+    html = to_html(answer(detail("a.wav", "the cat sat on the mat", "the bat sat oh on mat")))
+    page = Page(html)
+    assert page.files[0].endswith("the cat → bat sat +oh on −the mat")
+    row = html[html.index("<tbody>"):]
+    for word in ("substitution:", "heard as", "insertion:", "deletion:"):
+        assert word in row
+    assert ("scope", "row") in page.attributes
+    assert {"caption", "h1", "main", "thead"} <= set(page.tags)
+
+
+def test_the_summary_and_what_was_left_over():
+    html = to_html(answer(detail("a.wav", "a b", "a"), unlabelled=["u.wav"], missing_audio=["m.txt"], failed=3))
+    for shown in ("12.5%", "6.2%", "1 in 2 words", "50.0%", "10 times real time", "<li>u.wav</li>", "<li>m.txt</li>",
+                  "<dd>3</dd>"):
+        assert shown in html
+    assert "<ul>" not in to_html(answer(detail("a.wav", "a b", "a"), rtfx=None))
+
+
+def test_other_scripts_keep_their_language_and_direction():
+    page = Page(to_html(answer(detail("ünï-日本.wav", "مرحبا بكم", "مرحبا", language="ar"))))
+    assert page.files[0].startswith("ünï-日本.wav")
+    assert ("lang", "ar") in page.attributes
+    assert ("dir", "auto") in page.attributes
+    assert page.marks[-2:] == ["−", "بكم"]
+
+
+@given(st.text(st.characters(blacklist_categories=["Cs"])), st.text(st.characters(blacklist_categories=["Cs"])))
+def test_any_text_gives_a_page(gt, pred):
+    page = Page(to_html(answer(detail("a.wav", gt, pred))))
+    assert len(page.files) == 1
+    assert page.tags.count("td") == 5
