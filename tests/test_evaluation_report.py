@@ -17,9 +17,9 @@ EVIL = "<script>alert(1)</script> & \"q\" 'q' </td> --> ]]>"
 def detail(file: str, gt: str, pred: str, **more) -> dict:
     reference, hypothesis = metrics.normalize(gt), metrics.normalize(pred)
     words, characters = metrics.words(reference, hypothesis), metrics.characters(reference, hypothesis)
-    return {"file": file, "pred": pred, "gt": gt, "match": int(reference == hypothesis),
-            "wer": words.rate, "cer": characters.rate, "substitutions": words.substitutions, "insertions": words.insertions, "deletions": words.deletions, "words": words.reference,
-            "language": None, **more}
+    return {"file": file, "pred": pred, "gt": gt, "match": int(reference == hypothesis), "wer": words.rate,
+            "cer": characters.rate, "substitutions": words.substitutions, "insertions": words.insertions,
+            "deletions": words.deletions, "words": words.reference, "language": None, **more}
 
 
 def answer(*details: dict, **summary) -> dict:
@@ -93,10 +93,17 @@ def test_markup_is_shown_and_not_obeyed(place):
     assert "&lt;script&gt;" in html
 
 
+@pytest.mark.parametrize(("gt", "pred"), [("<i>", "<i>"), ("<i>", "x"), ("x", "<i>"), ("<i>", ""), ("", "<i>")])
+def test_markup_is_shown_whatever_became_of_the_word(gt, pred):
+    html = to_html(answer(detail("a.wav", gt, pred)))
+    assert "<i>" not in html
+    assert "&lt;i&gt;" in html
+
+
 def test_failures_then_the_worst_then_the_longest_first():
-    page = Page(to_html(answer(detail("good.wav", "a b", "a b"), detail("one.wav", "a", "b"), detail("bad.wav", "a b", "c"),
+    page = Page(to_html(answer(detail("good.wav", "a b", "a b"), detail("alone.wav", "a", "b"), detail("bad.wav", "a b", "c"),
                                detail("over.wav", "a", "b c"), detail("lost.wav", "a b", "", error={"message": "no such file"}))))
-    assert [re.match(r"\w+\.wav", row)[0] for row in page.files] == ["lost.wav", "over.wav", "bad.wav", "one.wav", "good.wav"]
+    assert [re.match(r"\w+\.wav", row)[0] for row in page.files] == ["lost.wav", "over.wav", "bad.wav", "alone.wav", "good.wav"]
     assert "Failed: no such file" in page.files[0]
     assert page.files[1].startswith("over.wav200.0%300.0%21")
 
@@ -126,6 +133,13 @@ def test_other_scripts_keep_their_language_and_direction():
     assert ("lang", "ar") in page.attributes
     assert ("dir", "auto") in page.attributes
     assert page.marks[-2:] == ["−", "بكم"]
+
+
+def test_words_for_screen_readers_do_not_decide_a_texts_direction():
+    html = to_html(answer(detail("a.wav", "مرحبا", "بكم")))
+    spoken = re.findall(r'<span class="spoken"[^>]*>', html)
+    assert spoken
+    assert all('dir="ltr"' in tag for tag in spoken)
 
 
 @given(st.text(st.characters(blacklist_categories=["Cs"])), st.text(st.characters(blacklist_categories=["Cs"])))

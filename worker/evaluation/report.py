@@ -21,11 +21,13 @@ _STYLE = """
 body { margin: 2rem auto; max-width: 76rem; padding: 0 1rem; background: var(--ground); color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; }
 dl { display: flex; flex-wrap: wrap; gap: .5rem 2rem; } dt { color: var(--faint); } dd { margin: 0; font-weight: 600; }
-.wide { overflow-x: auto; }
+.wide { position: relative; overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; } caption { text-align: left; color: var(--faint); padding-bottom: .5rem; }
-th, td { text-align: left; vertical-align: top; padding: .4rem .6rem; border-top: 1px solid var(--line); }
-tbody th { font-weight: 600; overflow-wrap: anywhere; min-width: 8rem; } td.text { width: 60%; overflow-wrap: anywhere; }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th, td { text-align: start; vertical-align: top; padding: .4rem .6rem; border-top: 1px solid var(--line); }
+tbody th { font-weight: 600; overflow-wrap: anywhere; min-width: 8rem; }
+td.text { width: 60%; min-width: 16rem; overflow-wrap: anywhere; }
+td p { margin: 0; }
+th.number, td.number { text-align: end; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .sub, ins, del { text-decoration: none; border-radius: .2rem; padding: 0 .25rem; }
 .sub { color: var(--sub); background: var(--sub-ground); }
 ins { color: var(--ins); background: var(--ins-ground); } del { color: var(--del); background: var(--del-ground); }
@@ -135,7 +137,8 @@ def _inserted(heard: str) -> str:
 
 
 def _spoken(words: str) -> str:
-    return f'<span class="spoken" lang="en"> {words} </span>'
+    """Words for a screen reader. They have a direction of their own, so that they do not decide the text's."""
+    return f'<span class="spoken" lang="en" dir="ltr"> {words} </span>'
 
 
 def _sign(sign: str) -> str:
