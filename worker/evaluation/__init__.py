@@ -10,7 +10,7 @@ A server submits the request itself, as it does any other, so that cancelling an
     response = await asyncio.wrap_future(engine.submit(evaluation.request))
     answer = await asyncio.to_thread(evaluation.score, response)
 
-An answer is strict JSON, {"summary": …, "details": […]}, with a detail for each labelled file, in the corpus's order:
+An answer is plain JSON, {"summary": …, "details": […]}, with a detail for each labelled file, in the corpus's order:
 
     summary   count = tp + fp, tp, fp, fn, precision, recall, f1; failed; wer, substitutions, insertions, deletions, words; cer,
               characters; unlabelled and missing_audio (names); model, match_mode, normalizer; audio_sec, total_sec, rtfx
@@ -19,8 +19,8 @@ An answer is strict JSON, {"summary": …, "details": […]}, with a detail for 
 
 A file matches or does not; one that does not is a false positive (what was written) and a false negative (what was not), so
 precision, recall and f1 are all the share of files that match. A file that fails never matches, and all its words count as
-deletions. The rates are micro-averaged, all
-errors over all reference words; for what the errors are and how an empty label counts, see `worker.evaluation.metrics`.
+deletions. The rates are micro-averaged, all errors over all reference words; for what the errors are and how an empty label
+counts, see `worker.evaluation.metrics`.
 """
 from __future__ import annotations
 
