@@ -159,6 +159,29 @@ def test_more_tokens_than_the_decoder_holds_may_be_asked_for(folders, prompt):
     assert transcript.tokens_generated <= 112
 
 
+def test_what_follows_the_end_token_is_nothing_whatever_pads_it(model):
+    letter = model._tokenizer.convert_tokens_to_ids("a")
+    prompt = [letter, model._start, *model._tokenizer.convert_tokens_to_ids(["<|en|>", "<|transcribe|>", "<|notimestamps|>"])]
+    assert model._new([*prompt, model._end, letter, letter]) == []
+    assert model._new([*prompt, letter, model._end, letter]) == [letter]
+    assert model._new([*prompt, letter, letter]) == [letter, letter]
+
+
+def test_generation_gives_the_ids_alone_and_copies_no_cache(model, monkeypatch):
+    generate, given = model._model.generate, []
+
+    def both(**named):
+        given.append((generate(**named), generate(**named, return_dict_in_generate=True)["sequences"]))
+        return given[-1][0]
+
+    monkeypatch.setattr(model._model, "generate", both)
+    for options in ({}, {"timestamps": True, "prompt": "a brown fox"}):
+        ask(model, CLIPS, **options)
+    assert len(given) == 2
+    for ids, with_cache in given:
+        assert ids.equal(with_cache)
+
+
 def test_a_cancelled_piece_stops_at_the_next_token_and_the_others_go_on(model):
     told: list[str] = []
     options = Options("m", language="en", max_new_tokens=40)

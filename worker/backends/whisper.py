@@ -10,6 +10,7 @@ Embeddings are the states of the audio itself: what is padding, up to 30 s, is l
 """
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,8 @@ class Whisper(Backend):
         settings["max_new_tokens"] = min(settings["max_new_tokens"], room)
         out = self._model.generate(
             encoder_outputs=self._states_of(last_hidden_state=states), prompt_ids=prompt_ids, stopping_criteria=[watch],
-            return_timestamps=options.timestamps, force_unique_generate_call=True, return_dict_in_generate=True,
-            **told, **settings)
-        rows = [self._new(row) for row in out["sequences"].tolist()]
+            return_timestamps=options.timestamps, force_unique_generate_call=True, **told, **settings)
+        rows = [self._new(row) for row in out.tolist()]
         texts = [self._text(row) for row in rows]
         watch.finish(texts)
         words = self._words(states, frames, rows, spoken, told) if options.timestamps else [()] * len(rows)
@@ -139,10 +139,8 @@ class Whisper(Backend):
 
     def _new(self, row: list[int]) -> list[int]:
         """What was written: the ids after the prompt and its signs, up to the end token."""
-        after = row[row.index(self._start) + 1:]
-        begun = next((i for i, token in enumerate(after) if token < self._end or token >= self._first_time), len(after))
-        written = after[begun:]
-        return written[:written.index(self._end)] if self._end in written else written
+        after = itertools.takewhile(lambda token: token != self._end, row[row.index(self._start) + 1:])
+        return list(itertools.dropwhile(lambda token: self._end < token < self._first_time, after))
 
     def _text(self, row: list[int]) -> str:
         return str(self._tokenizer.decode([token for token in row if token < self._end])).strip()
