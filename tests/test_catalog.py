@@ -22,9 +22,9 @@ def nemo(path: Path, config: str) -> str:
     return str(path)
 
 
-def folder(path: Path, architecture: str) -> str:
-    path.mkdir()
-    (path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+def folder(path: Path, architecture: str, **config: int) -> str:
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps({"architectures": [architecture], **config}))
     return str(path)
 
 
@@ -60,6 +60,26 @@ def test_checkpoints_on_disk_say_what_they_are(tmp_path):
     assert (tower.tasks, tower.part) == (("embed",), "audio_tower")
 
 
+def test_a_distilled_whisper_on_disk_is_known_by_its_few_decoder_layers(tmp_path):
+    whisper = "WhisperForConditionalGeneration"
+    assert "translate" in find(folder(tmp_path / "turbo" / "a", whisper, encoder_layers=32, decoder_layers=32)).tasks
+    for name in (folder(tmp_path / "b", whisper, encoder_layers=32, decoder_layers=4), folder(tmp_path / "turbo-x", whisper)):
+        assert find(name).tasks == ("transcribe", "embed")
+        assert "target_language" not in find(name).options
+
+
+def test_the_row_says_which_flamingo_is_asked_about_music(tmp_path):
+    """Audio Flamingo Next is of Music Flamingo's class, and a model of all sounds."""
+    music = "MusicFlamingoForConditionalGeneration"
+    for name in ("music-flamingo", "music-flamingo-2511", "someone/music-flamingo-mine", folder(tmp_path / "x", music)):
+        assert find(name).music
+    for name in ("audio-flamingo-3", "audio-flamingo-next", "nvidia/audio-flamingo-next-think-hf",
+                 folder(tmp_path / "music" / "y", "AudioFlamingo3ForConditionalGeneration"),
+                 folder(tmp_path / "models--nvidia--audio-flamingo-next-hf" / "snapshots" / "abc", music)):
+        assert not find(name).music
+    assert find(str(tmp_path / "models--nvidia--audio-flamingo-next-hf" / "snapshots" / "abc")).max_sec == 1800
+
+
 def test_a_file_that_changes_is_looked_into_again(tmp_path):
     path = tmp_path / "a.nemo"
     assert find(str(path)).backend == "nemo"
@@ -87,7 +107,12 @@ def test_a_folder_of_another_kind_is_not_a_model(tmp_path):
     ("audio-flamingo", {"language": "en"}, "takes no language; models that can: parakeet"),
     ("parakeet-v2", {"language": "de"}, "does not know language 'de', only en; models that can: parakeet, canary"),
     ("parakeet", {"target_language": "de"}, "takes no target_language; models that can: canary"),
-    ("whisper", {"target_language": "de"}, "translates into en only; models that can: canary"),
+    ("whisper-large", {"target_language": "de"}, "translates into en only; models that can: canary"),
+    ("whisper", {"task": "translate"}, "cannot translate, only transcribe and embed; models that can: canary"),
+    ("whisper", {"language": "de", "target_language": "en"}, "takes no target_language; models that can: canary"),
+    ("someone/distil-whisper-de", {"task": "translate"}, "cannot translate"),
+    ("someone/whisper-small.en", {"task": "translate"}, "cannot translate"),
+    ("someone/whisper-small.en", {"language": "de"}, "does not know language 'de', only en"),
     ("canary", {"task": "translate"}, "give language"),
     ("canary", {"language": "de", "target_language": "fr"}, "into and out of en only"),
     ("whisper", {"punctuation": False}, "takes no punctuation; models that can: canary"),
@@ -109,8 +134,8 @@ def test_what_a_model_cannot_do_is_refused_with_who_can(model, options, message)
     ("canary", {"language": "de", "target_language": "de", "punctuation": False}),
     ("canary", {"task": "translate", "language": "fr"}),
     ("canary", {"task": "translate", "target_language": "de"}), ("whisper", {"language": "yue"}),
-    ("whisper", {"task": "translate", "language": "de", "temperature": 0.2}),
-    ("whisper", {"language": "de", "target_language": "en"}),
+    ("whisper-large", {"task": "translate", "language": "de", "temperature": 0.2}),
+    ("whisper-small", {"language": "de", "target_language": "en"}), ("someone/whisper-of-mine", {"task": "translate"}),
     ("music-flamingo", {"task": "caption", "style": "brief", "top_p": 0.9}), ("music-flamingo-embed", {"task": "embed"}),
     ("higgs", {"task": "embed"}),
 ])

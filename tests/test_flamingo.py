@@ -14,7 +14,7 @@ import transformers
 from fixtures import tiny_flamingo
 
 from worker.backends import create
-from worker.backends.flamingo import CAPTIONS, TAIL
+from worker.backends.flamingo import CAPTIONS, TAIL, TRANSCRIBE
 from worker.backends.tower import WINDOW
 from worker.catalog import find
 from worker.config import Settings
@@ -96,6 +96,14 @@ def test_styles_are_prompts_of_their_kind(models):
         for style in ("detailed", "brief", "technical"):
             (turn,) = model._conversation(Piece(CLIPS[0], Options("m", task="caption", style=style)))
             assert turn["content"][0]["text"] == CAPTIONS[kind][style]
+
+
+def test_audio_flamingo_next_is_asked_about_audio_though_of_the_music_class(tmp_path):
+    model = backend(tiny_flamingo.save(tmp_path / "audio-flamingo-next-hf", music=True))
+    assert model._model.config.model_type == "musicflamingo"
+    for task, text in (("caption", CAPTIONS["audio"]["detailed"]), ("transcribe", TRANSCRIBE)):
+        (turn,) = model._conversation(Piece(CLIPS[0], Options("m", task=task)))
+        assert turn["content"][0]["text"] == text
 
 
 def test_tokens_counted_are_those_that_were_written(model):

@@ -38,7 +38,8 @@ class Model:
     languages: what it hears; empty where only the checkpoint knows. options: the fields of Options that it understands beside
     the task; the rest are refused, not ignored. window_sec: longer clips are transcribed in windows, cut where it is
     quiet. max_sec: longer clips are refused for whatever else but embed. reserved: what a user's text may not hold.
-    part: the module that alone is loaded. processor, transcriber: models whose features and transcripts it uses.
+    music: captions are asked for as one asks about music. part: the module that alone is loaded. processor, transcriber: models
+    whose features and transcripts it uses.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Model:
     window_sec: float | None = None
     max_sec: float | None = None
     reserved: tuple[str, ...] = ()
+    music: bool = False
     part: str | None = None
     processor: str | None = None
     transcriber: str | None = None
@@ -74,16 +76,22 @@ def _canary(name: str, *aliases: str, languages: tuple[str, ...] = ("en", "de", 
                  window_sec=CANARY_SEC)
 
 
-def _whisper(name: str, *aliases: str, languages: tuple[str, ...] = WHISPER[:-1], licence: str = "Apache-2.0") -> Model:
-    several = languages != ("en",)
-    return Model(id=name, backend="whisper", tasks=("transcribe", "translate", "embed") if several else ("transcribe", "embed"),
-                 licence=licence, aliases=aliases, languages=languages, timestamps=True, window_sec=30,
-                 options=("language", "target_language", "prompt", *GENERATION))
+def _whisper(name: str, *aliases: str, languages: tuple[str, ...] = WHISPER[:-1], licence: str = "Apache-2.0",
+             distilled: bool = False) -> Model:
+    """Distilled ones, turbo among them, were taught transcription alone, and those named .en hear English alone."""
+    distilled = distilled or re.search("turbo|distil", name.lower().rsplit("/", maxsplit=1)[-1]) is not None
+    languages = ("en",) if name.endswith(".en") else languages
+    row = Model(id=name, backend="whisper", tasks=("transcribe", "embed"), licence=licence, aliases=aliases, languages=languages,
+                timestamps=True, window_sec=30, options=("language", "prompt", *GENERATION))
+    if distilled or languages == ("en",):
+        return row
+    return replace(row, tasks=("transcribe", "translate", "embed"), options=("target_language", *row.options))
 
 
-def _flamingo(name: str, *aliases: str, max_sec: float, licence: str = "NVIDIA OneWay Noncommercial") -> Model:
+def _flamingo(name: str, *aliases: str, max_sec: float, music: bool = False,
+              licence: str = "NVIDIA OneWay Noncommercial") -> Model:
     return Model(id=name, backend="flamingo", tasks=("transcribe", "caption", "chat", "embed", "analyze"), licence=licence,
-                 aliases=aliases, window_sec=max_sec, max_sec=max_sec, reserved=FLAMINGO_SIGNS,
+                 aliases=aliases, window_sec=max_sec, max_sec=max_sec, reserved=FLAMINGO_SIGNS, music=music,
                  options=("prompt", "style", "messages", *GENERATION))
 
 
@@ -101,8 +109,8 @@ def _higgs(name: str, *aliases: str) -> Model:
 
 _FLAMINGOS = (
     _flamingo("nvidia/audio-flamingo-3-hf", "audio-flamingo", "audio-flamingo-3", max_sec=600),
-    _flamingo("nvidia/music-flamingo-2601-hf", "music-flamingo", "music-flamingo-2601", max_sec=1200),
-    _flamingo("nvidia/music-flamingo-hf", "music-flamingo-2511", max_sec=600),
+    _flamingo("nvidia/music-flamingo-2601-hf", "music-flamingo", "music-flamingo-2601", max_sec=1200, music=True),
+    _flamingo("nvidia/music-flamingo-hf", "music-flamingo-2511", max_sec=600, music=True),
     _flamingo("nvidia/audio-flamingo-next-hf", "audio-flamingo-next", max_sec=1800),
 )
 
@@ -133,15 +141,11 @@ MODELS: tuple[Model, ...] = (
           timestamps=True, options=("language",)),
 )
 
-_BY_CLASS = {
-    "AudioFlamingo3ForConditionalGeneration": functools.partial(_flamingo, max_sec=600),
-    "MusicFlamingoForConditionalGeneration": functools.partial(_flamingo, max_sec=1200),
-    "WhisperForConditionalGeneration": functools.partial(_whisper, languages=()),
-}
+_NEXT = "audio-flamingo-next"
 _BY_NAME = (("parakeet", _parakeet), ("canary", functools.partial(_canary, languages=())),
-            ("whisper", functools.partial(_whisper, languages=())), ("music-flamingo", functools.partial(_flamingo, max_sec=600)),
-            ("audio-flamingo-next", functools.partial(_flamingo, max_sec=1800)),
-            ("audio-flamingo", functools.partial(_flamingo, max_sec=600)))
+            ("whisper", functools.partial(_whisper, languages=())),
+            ("music-flamingo", functools.partial(_flamingo, max_sec=600, music=True)),
+            (_NEXT, functools.partial(_flamingo, max_sec=1800)), ("audio-flamingo", functools.partial(_flamingo, max_sec=600)))
 
 
 def find(name: str) -> Model:
@@ -223,8 +227,7 @@ def _look_into(name: str, _changed: int) -> Model | None:
             nemo = sorted(path.glob("*.nemo"))
             if nemo:
                 return replace(row, id=name) if (row := _of_path(str(nemo[0]))) else None
-            kind = (json.loads((path / "config.json").read_text()).get("architectures") or [""])[0]
-            return _BY_CLASS[kind](name, licence="its own") if kind in _BY_CLASS else None
+            return _of_config(name, json.loads((path / "config.json").read_text()))
         text = _nemo_config(path)
     except (OSError, ValueError, tarfile.TarError):
         return None
@@ -234,6 +237,20 @@ def _look_into(name: str, _changed: int) -> Model | None:
         trained = re.search(r"^train_ds:\n(?:[ \t].*\n)*?[ \t]+max_duration: ([\d.]+)", text, re.MULTILINE)
         return replace(row, window_sec=min(CANARY_SEC, float(trained[1]))) if trained else row
     return _parakeet(name, licence="its own")
+
+
+def _of_config(name: str, config: dict[str, Any]) -> Model | None:
+    """The row for a folder with this config.json. Audio Flamingo Next is of Music Flamingo's class: its name tells."""
+    kind = (config.get("architectures") or [""])[0]
+    if kind == "WhisperForConditionalGeneration":
+        distilled = config.get("decoder_layers", 0) < config.get("encoder_layers", 0)
+        return _whisper(name, languages=(), licence="its own", distilled=distilled)
+    if kind == "AudioFlamingo3ForConditionalGeneration":
+        return _flamingo(name, max_sec=600, licence="its own")
+    if kind == "MusicFlamingoForConditionalGeneration":
+        following = _NEXT in name.lower()
+        return _flamingo(name, max_sec=1800 if following else 1200, music=not following, licence="its own")
+    return None
 
 
 def _nemo_config(path: Path) -> str:

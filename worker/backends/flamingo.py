@@ -45,7 +45,7 @@ class Flamingo(Backend):
 
     def __init__(self, model: Model, settings: Settings) -> None:
         self._row, self._settings = model, settings
-        self._kind = "music" if "music" in model.id.lower() else "audio"
+        self._captions = CAPTIONS["music" if model.music else "audio"]
 
     def weigh(self) -> int:
         return tower.tower_bytes(self._folder()) if self._row.part else weights.checkpoint_bytes(self._folder())
@@ -66,8 +66,6 @@ class Flamingo(Backend):
             self._tower, self._features = self._model.model.audio_tower, self._processor.feature_extractor
             ends = self._model.generation_config.eos_token_id
             self._ends = [*(ends if isinstance(ends, list | tuple) else [ends]), self._processor.tokenizer.pad_token_id]
-            if config.model_type == "musicflamingo":
-                self._kind = "music"
         if self._settings.compile:
             self._tower.compile(dynamic=True)
         self._frame_rate = SAMPLE_RATE / self._features.hop_length / 4      # a strided convolution and a pooling, each by two
@@ -131,7 +129,7 @@ class Flamingo(Backend):
         audio = {"type": "audio", "audio": _samples(piece)}
         if not options.messages:
             text = options.prompt or (TRANSCRIBE if options.task == "transcribe" else "" if options.task == "chat"
-                                      else CAPTIONS[self._kind][options.style or "detailed"])
+                                      else self._captions[options.style or "detailed"])
             return [{"role": "user", "content": [*_text(text), audio]}]
         users = [i for i, message in enumerate(options.messages) if message.role == "user"]
         holder = next((i for i in users if options.messages[i].audio), users[0])
