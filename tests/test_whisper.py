@@ -26,7 +26,7 @@ RATE = 16_000
 def folders(tmp_path_factory):
     base = tmp_path_factory.mktemp("whisper")
     return {"many": tiny_whisper.save(base / "many"), "english": tiny_whisper.save(base / "english", multilingual=False),
-            "plain": tiny_whisper.save(base / "plain", aligned=False),
+            "plain": tiny_whisper.save(base / "plain", heads=()),
             "short": tiny_whisper.save(base / "short", positions=120)}
 
 
@@ -108,6 +108,37 @@ def test_without_alignment_heads_there_are_segments_and_no_words(folders):
     (transcript,) = ask(backend(folders["plain"]), CLIPS[:1], timestamps=True)
     assert transcript.segments
     assert transcript.words == ()
+
+
+def test_alignment_heads_that_the_decoder_lacks_are_left_out(model, tmp_path):
+    """A distilled checkpoint may still name those of the model it was made from."""
+    other = backend(tiny_whisper.save(tmp_path / "x", heads=((9, 0), *tiny_whisper.HEADS, (0, 7))))
+    assert ask(other, CLIPS, timestamps=True) == ask(model, CLIPS, timestamps=True)
+    assert ask(backend(tiny_whisper.save(tmp_path / "y", heads=((9, 0),))), CLIPS[:1], timestamps=True)[0].words == ()
+
+
+@pytest.mark.parametrize("multilingual", [True, False])
+def test_an_old_checkpoint_lacks_nothing(tmp_path, multilingual):
+    """Its generation settings say nothing of languages, tasks and times: the tokenizer and the vocabulary's size do."""
+    old = backend(tiny_whisper.save(tmp_path / "old", multilingual=multilingual, old=True))
+    told = backend(tiny_whisper.save(tmp_path / "new", multilingual=multilingual))._model.generation_config
+    for name in ("is_multilingual", "no_timestamps_token_id", "prev_sot_token_id", "lang_to_id", "task_to_id"):
+        assert getattr(old._model.generation_config, name, None) == getattr(told, name, None)
+    for options in ({}, {"timestamps": True}, {"language": "en", "prompt": "a brown fox"}):
+        alone = [ask(old, [one], **options)[0] for one in CLIPS]
+        assert ask(old, CLIPS, **options) == alone
+    if multilingual:
+        assert ask(old, CLIPS[:1], task="translate", language="de")[0].language == "en"
+        assert len({one.language for one in ask(old, CLIPS)}) > 1
+
+
+def test_a_checkpoint_for_english_alone_translates_nothing(folders):
+    english = backend(folders["english"])
+    for options in ({"task": "translate"}, {"task": "translate", "language": "de"}, {"target_language": "en"}):
+        with pytest.raises(Unsupported, match="English only"):
+            ask(english, [*CLIPS[:1], Clip(np.zeros(RATE, np.float32))], **options)
+    with pytest.raises(Unsupported, match="English only"):
+        ask(english, [Clip(np.zeros(RATE, np.float32))], language="de")
 
 
 def test_a_checkpoint_for_english_alone_is_told_no_language(folders):

@@ -11,6 +11,7 @@ Embeddings are the states of the audio itself: what is padding, up to 30 s, is l
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from worker.types import SAMPLE_RATE, Batch, Embedding, Options, Output, Piece, 
 WINDOW = 30 * SAMPLE_RATE
 WINDOWS_AT_ONCE = 16
 SIGNS = 8                # ids that stand before a text, or after it, rounded up
+MULTILINGUAL = 51_865    # ids, or more; the vocabulary of a checkpoint for English alone has one less
+_LANGUAGE = re.compile(r"<\|[a-z]{2,3}\|>")
 BY_LETTER = {"zh", "ja", "yue", "th", "lo", "my"}       # written without spaces: each letter is a word
 
 
@@ -53,19 +56,22 @@ class Whisper(Backend):
         self._states_of = transformers.modeling_outputs.BaseModelOutput
         if self._settings.compile:
             self._model.model.encoder.compile(dynamic=True)
-        config = self._model.generation_config
-        self._multilingual = bool(getattr(config, "is_multilingual", False))
-        self._languages = {number: sign[2:-2] for sign, number in getattr(config, "lang_to_id", {}).items()}
-        self._heads = [(int(layer), int(head)) for layer, head in getattr(config, "alignment_heads", None) or []]
+        config, sizes = self._model.generation_config, self._model.config
+        _complete(config, self._tokenizer, sizes.vocab_size)
+        self._multilingual: bool = config.is_multilingual
+        self._languages = {number: sign[2:-2] for sign, number in config.lang_to_id.items()} if self._multilingual else {}
+        self._heads = [(layer, head) for layer, head in getattr(config, "alignment_heads", None) or []
+                       if layer < sizes.decoder_layers and head < sizes.decoder_attention_heads]
         self._end, self._start = config.eos_token_id, config.decoder_start_token_id
-        self._first_time = self._tokenizer.convert_tokens_to_ids("<|notimestamps|>") + 1
-        self._room = self._model.config.max_target_positions - SIGNS       # for a prompt's ids and the text's
+        self._first_time = config.no_timestamps_token_id + 1
+        self._room = sizes.max_target_positions - SIGNS       # for a prompt's ids and the text's
         self._frame_rate = SAMPLE_RATE / self._features.hop_length / 2      # one convolution strides by two
 
     def infer(self, batch: Batch) -> list[Output]:
         with self._torch.inference_mode():
             if batch.options.task == "embed":
                 return self._embeddings(batch.pieces)
+            self._check(batch.options)
             language = "en" if _translated(batch.options) else batch.options.language
             nothing = Transcript("", language=language, tokens_generated=0)
             outputs: list[Output] = [nothing] * len(batch.pieces)
@@ -113,16 +119,20 @@ class Whisper(Backend):
         counts = (features["attention_mask"].sum(dim=-1) - 1) // 2 + 1
         return self._model.model.encoder(mel).last_hidden_state, counts.tolist()
 
+    def _check(self, options: Options) -> None:
+        """Raises Unsupported for what the checkpoint's row may not know that it cannot do."""
+        if not self._multilingual and _translated(options):
+            raise Unsupported(f"{self._row.id} hears English only, and translates nothing",
+                              param="task" if options.task == "translate" else "target_language")
+        if not self._multilingual and (options.language or "en") != "en":
+            raise Unsupported(f"{self._row.id} hears English only", param="language")
+        if self._multilingual and options.language and options.language not in self._languages.values():
+            raise Unsupported(f"{self._row.id} does not know language {options.language!r}", param="language")
+
     def _spoken(self, options: Options, states: Any) -> list[str]:
         """The language of each row: the one that is given, else the likeliest."""
-        if not self._multilingual:
-            if (options.language or "en") != "en":
-                raise Unsupported(f"{self._row.id} hears English only", param="language")
-            return ["en"] * len(states)
-        if options.language:
-            if options.language not in self._languages.values():
-                raise Unsupported(f"{self._row.id} does not know language {options.language!r}", param="language")
-            return [options.language] * len(states)
+        if options.language or not self._multilingual:
+            return [options.language or "en"] * len(states)
         detected = self._model.detect_language(encoder_outputs=self._states_of(last_hidden_state=states))
         return [self._languages[int(number)] for number in detected]
 
@@ -210,3 +220,17 @@ class Whisper(Backend):
 
 def _translated(options: Options) -> bool:
     return options.task == "translate" or (options.target_language == "en" != options.language)
+
+
+def _complete(config: Any, tokenizer: Any, vocabulary: int) -> None:
+    """Adds to the generation settings of an old checkpoint what generation asks of them."""
+    if getattr(config, "is_multilingual", None) is None:
+        config.is_multilingual = vocabulary >= MULTILINGUAL
+    ids = tokenizer.convert_tokens_to_ids
+    known = {"no_timestamps_token_id": ids("<|notimestamps|>"), "prev_sot_token_id": ids("<|startofprev|>")}
+    if config.is_multilingual:
+        known["lang_to_id"] = {sign: number for sign, number in tokenizer.get_added_vocab().items() if _LANGUAGE.fullmatch(sign)}
+        known["task_to_id"] = {task: ids(f"<|{task}|>") for task in ("transcribe", "translate")}
+    for name, value in known.items():
+        if getattr(config, name, None) is None:
+            setattr(config, name, value)
