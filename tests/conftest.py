@@ -1,4 +1,4 @@
-"""Fixtures of more than one test file: ffmpeg's encodings, the digits and their labels."""
+"""Fixtures of more than one test file: ffmpeg's encodings, the digits and their labels, errors between texts."""
 from __future__ import annotations
 
 import json
@@ -28,3 +28,13 @@ def tone(path: Path, seconds: float, rate: int = 16_000, channels: int = 1, subt
     wave = 0.5 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)
     soundfile.write(path, np.repeat(wave[:, None], channels, axis=1), rate, subtype=subtype)
     return path
+
+
+def edits(a: list[str], b: list[str]) -> int:
+    """How many words must be put in, left out or changed to make `b` of `a`."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        old, row = row, [i, *[0] * len(b)]
+        for j, y in enumerate(b, 1):
+            row[j] = min(old[j] + 1, row[j - 1] + 1, old[j - 1] + (x != y))
+    return row[-1]

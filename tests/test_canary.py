@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import random
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import DIGITS, LABELS, encode
+from conftest import DIGITS, LABELS, edits, encode
 
 from worker.backends import create
 from worker.catalog import find
@@ -18,8 +19,10 @@ from worker.request import parse
 from worker.types import Batch, Clip, Options, Piece, Transcript
 
 pytest.importorskip("nemo.collections.asr", reason="nemo_toolkit is not installed")
+import torch
 from fixtures import train_canary
 from fixtures.train_canary import translated
+from omegaconf import OmegaConf
 
 RATE = 16_000
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -96,20 +99,41 @@ def test_time_tokens_become_times(model, clips):
     assert close >= 0.9 * total
 
 
-def test_a_checkpoint_with_an_aligner_takes_its_times_from_it(model, clips):
-    """canary-1b-v2 carries a small CTC model for this; here it is one trained on the same digits."""
-    from nemo.collections.asr.models import ASRModel
+@pytest.fixture(scope="module")
+def carrying(tmp_path_factory) -> str:
+    """A checkpoint that carries its aligner as canary-1b-v2 does; here it is a CTC model trained on the same digits."""
+    base = tmp_path_factory.mktemp("carrying")
+    folder = base / "files"
+    for name, prefix in ((ALIGNER, "timestamps_asr_"), (NAME, "")):
+        with tarfile.open(name) as archive:
+            archive.extractall(folder, filter="data")
+        for file in ("model_config.yaml", "model_weights.ckpt"):
+            (folder / file).rename(folder / f"{prefix}{file}")
+    config = folder / "model_config.yaml"
+    config.write_text(config.read_text().replace("restore_timestamps_model: false", "restore_timestamps_model: true"))
+    with tarfile.open(base / "carrying.nemo", "w") as archive:
+        archive.add(folder, ".")
+    return str(base / "carrying.nemo")
 
+
+@pytest.fixture(scope="module")
+def aligning(carrying):
+    made = create(find(carrying), Settings(device="cpu"))
+    made.load()
+    return made
+
+
+def test_a_checkpoint_with_an_aligner_takes_its_times_from_it(aligning, clips):
     some = list(clips.values())[:8]
-    model._aligner = ASRModel.restore_from(ALIGNER, map_location="cpu").eval()
-    try:
-        aligned = ask(model, [*some, Clip(np.zeros(RATE, np.float32))], timestamps=True, punctuation=False)
-        alone = ask(model, some[:1], timestamps=True, punctuation=False)
-    finally:
-        model._aligner = None
+    aligned = ask(aligning, [*some, Clip(np.zeros(RATE, np.float32))], timestamps=True, punctuation=False)
     assert aligned[-1] == Transcript("", language="en")
-    assert aligned[0] == alone[0]
-    for clip, transcript in zip(some, aligned, strict=False):
+    assert aligned[0] == ask(aligning, some[:1], timestamps=True, punctuation=False)[0]
+    check_aligned(some, aligned[:-1])
+
+
+def check_aligned(some: list[Clip], aligned: list[Transcript]) -> None:
+    for clip, transcript in zip(some, aligned, strict=True):
+        assert transcript.words
         assert " ".join(word.text for word in transcript.words) == transcript.text
         starts = [word.start for word in transcript.words]
         assert starts == sorted(starts)
@@ -117,8 +141,55 @@ def test_a_checkpoint_with_an_aligner_takes_its_times_from_it(model, clips):
         assert " ".join(segment.text for segment in transcript.segments) == transcript.text
 
 
+def test_signs_are_no_words_to_the_aligner(model, aligning, clips):
+    some = [Piece(clip, Options("m", timestamps=True, punctuation=False)) for clip in list(clips.values())[:4]]
+    prompt = model._prompt(some[0].options, "en", "en")
+    aligned = aligning._hear(some, prompt, "en")        # asked for time tokens, which a checkpoint with an aligner never is
+    assert [one.text for one in aligned] == [one.text for one in model._hear(some, prompt, "en")]
+    check_aligned([piece.clip for piece in some], aligned)
+
+
+def test_the_aligner_is_restored_on_the_device_that_is_meant(carrying, monkeypatch):
+    """Left to itself NeMo takes the first GPU where there is one."""
+    from nemo.core.connectors.save_restore_connector import SaveRestoreConnector
+
+    load, devices = SaveRestoreConnector.load_config_and_state_dict, []
+
+    def watched(self, cls, path, override, device, *rest):
+        devices.append(device)
+        return load(self, cls, path, override, device, *rest)
+
+    monkeypatch.setattr(SaveRestoreConnector, "load_config_and_state_dict", watched)
+    create(find(carrying), Settings(device="cpu")).load()
+    assert [str(device) for device in devices] == ["cpu", "cpu"]
+
+
+def test_a_checkpoints_own_decoding_changes_nothing(model, clips, tmp_path):
+    """Beams, lists of hypotheses, and a limit that grows with the longest clip of the batch."""
+    kept, some = model._model.cfg.decoding, list(clips.values())[:6]
+    try:
+        model._model.cfg.decoding = OmegaConf.create({
+            "strategy": "beam", "beam": {"beam_size": 3, "return_best_hypothesis": False, "max_generation_delta": 0}})
+        model._model.save_to(str(tmp_path / "canary.nemo"))
+    finally:
+        model._model.cfg.decoding = kept
+    other = create(find(str(tmp_path / "canary.nemo")), Settings(device="cpu"))
+    other.load()
+    expected = ask(model, some, timestamps=True)
+    assert ask(other, some, timestamps=True) == expected
+    assert [ask(other, [clip], timestamps=True)[0] for clip in some] == expected
+
+
+def test_time_tokens_are_not_counted_as_text(model, clips):
+    timed, plain = (ask(model, clips.values(), timestamps=timestamps, punctuation=False) for timestamps in (True, False))
+    same = [(one, other) for one, other in zip(timed, plain, strict=True) if one.text == other.text]
+    assert len(same) > 20
+    assert all(one.tokens_generated == other.tokens_generated > 0 for one, other in same)
+
+
 def test_the_prompt_of_the_first_canary(tmp_path, clips):
     path = tmp_path / "canary-1b.nemo"
+    torch.manual_seed(0)
     train_canary.canary(tmp_path, d_model=32, layers=1, encoder_layers=1, prompt_format="canary").save_to(str(path))
     row = find(str(path))
     assert not row.timestamps
@@ -132,6 +203,7 @@ def test_the_prompt_of_the_first_canary(tmp_path, clips):
 
 def test_the_tokenizer_of_the_second_canary(tmp_path, clips):
     path = tmp_path / "canary-1b-v2.nemo"
+    torch.manual_seed(0)
     train_canary.canary(tmp_path, d_model=32, layers=1, encoder_layers=1, single=True).save_to(str(path))
     second = create(find(str(path)), Settings(device="cpu"))
     second.load()
@@ -169,15 +241,6 @@ def test_ten_minutes_are_heard_as_well_as_the_same_speech_in_short_clips(clips, 
     assert starts == sorted(starts)
     assert starts[-1] > 590
     assert len(starts) == pytest.approx(len(wanted), rel=0.1)
-
-
-def edits(a: list[str], b: list[str]) -> int:
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        old, row = row, [i, *[0] * len(b)]
-        for j, y in enumerate(b, 1):
-            row[j] = min(old[j] + 1, row[j - 1] + 1, old[j - 1] + (x != y))
-    return row[-1]
 
 
 def test_silence_is_no_text(model):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import DIGITS, LABELS, MODEL, encode
+from conftest import DIGITS, LABELS, MODEL, edits, encode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -138,15 +138,6 @@ def test_long_audio_with_local_attention_has_the_right_words(model, clips, heard
     (transcript,) = hear(model, clip, long=True)
     said, wanted = transcript.text.split(), text.split()
     assert edits(said, wanted) <= 0.1 * len(wanted)
-
-
-def edits(a: list[str], b: list[str]) -> int:
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        old, row = row, [i, *[0] * len(b)]
-        for j, y in enumerate(b, 1):
-            row[j] = min(old[j] + 1, row[j - 1] + 1, old[j - 1] + (x != y))
-    return row[-1]
 
 
 def test_a_long_file_leaves_no_trace(model, clips, heard):

@@ -8,11 +8,16 @@ The model hears 40 s at a time. The engine cuts what is longer where it is quiet
 """
 from __future__ import annotations
 
+import contextlib
+import functools
 import re
+import types
+from collections.abc import Iterator
 from typing import Any
 
 from worker.backends import timing
 from worker.backends.base import Backend
+from worker.backends.device import device_of
 from worker.backends.nemo_model import NemoModel, weigh
 from worker.backends.sound import has_sound
 from worker.catalog import Model
@@ -32,8 +37,11 @@ class Canary(Backend):
         return weigh(self._row.id, self._settings)
 
     def load(self) -> None:
-        self._nemo = NemoModel(self._row.id, self._settings,
-                               ("encoder", "encoder_decoder_proj", "transf_encoder", "transf_decoder", "log_softmax"))
+        with _aligner_on(self._settings):
+            self._nemo = NemoModel(self._row.id, self._settings,
+                                   ("encoder", "encoder_decoder_proj", "transf_encoder", "transf_decoder", "log_softmax"))
+        from omegaconf import OmegaConf
+
         self._torch, self._model, self._device = self._nemo.torch, self._nemo.model, self._nemo.device
         if self._device.type == "cpu":
             self.overhead_sec = 16.0
@@ -41,7 +49,10 @@ class Canary(Backend):
         self._signs = set(getattr(tokenizer, "special_tokens", None) or tokenizer.vocab)
         self._aligner = getattr(self._model, "timestamps_asr_model", None)
         if self._aligner is not None:
-            self._aligner.to(self._device).eval().requires_grad_(False)
+            self._aligner.eval().requires_grad_(False)
+        # Greedy, whatever the checkpoint says, and up to what the decoder holds: NeMo's max_generation_delta is a limit that
+        # grows with the longest clip of the batch. Settings that are not given become NeMo's defaults.
+        self._model.change_decoding_strategy(OmegaConf.create({"strategy": "greedy", "greedy": {"max_generation_delta": -1}}))
 
     def infer(self, batch: Batch) -> list[Output]:
         spoken, written = languages(batch.options)
@@ -100,13 +111,14 @@ class Canary(Backend):
         end, frame = piece.duration_sec, self._nemo.frame_sec
         words = tuple(Span(word.strip(), min(int(start) * frame, end), min(max(int(start), int(stop)) * frame, end))
                       for start, word, stop in _TIMED.findall(hypothesis.text) if word.strip())
-        text = " ".join(_SIGN.sub(" ", hypothesis.text).split())
-        return self._made(piece, text, words, hypothesis, written)
+        return self._made(piece, _bare(hypothesis.text), words, hypothesis, written)
 
     def _aligned(self, pieces: list[Piece], hypotheses: list[Any], written: str) -> list[Transcript]:
         from nemo.collections.asr.parts.utils.timestamp_utils import get_forced_aligned_timestamps_with_external_model
 
-        said = [i for i, hypothesis in enumerate(hypotheses) if hypothesis.text.strip()]
+        for hypothesis in hypotheses:
+            hypothesis.text = _bare(hypothesis.text)
+        said = [i for i, hypothesis in enumerate(hypotheses) if hypothesis.text]
         if said:
             get_forced_aligned_timestamps_with_external_model(
                 audio=[pieces[i].clip.samples for i in said], external_ctc_model=self._aligner, batch_size=len(said),
@@ -118,14 +130,16 @@ class Canary(Backend):
             found = hypothesis.timestamp["word"] if i in said else []
             words = tuple(Span(one["word"], min(max(one["start"], 0.0), end), min(max(one["start"], one["end"], 0.0), end))
                           for one in found)
-            transcripts.append(self._made(piece, hypothesis.text.strip(), words, hypothesis, written))
+            transcripts.append(self._made(piece, hypothesis.text, words, hypothesis, written))
         return transcripts
 
     def _made(self, piece: Piece, text: str, words: tuple[Span, ...], hypothesis: Any, written: str) -> Transcript:
         segments = timing.segments(words)
         if text and not words and piece.options.timestamps:
             segments = (Span(text, 0.0, piece.duration_sec),)       # the model told no times: this much is known
-        return Transcript(text, words, segments, timing.chars(words), written, len(hypothesis.y_sequence))
+        tokens = self._model.tokenizer.ids_to_tokens(hypothesis.y_sequence.tolist())
+        count = sum(_SIGN.fullmatch(token) is None for token in tokens)
+        return Transcript(text, words, segments, timing.chars(words), written, count)
 
 
 def languages(options: Options) -> tuple[str, str]:
@@ -133,3 +147,24 @@ def languages(options: Options) -> tuple[str, str]:
     spoken = options.language or "en"
     written = options.target_language or ("en" if options.task == "translate" else spoken)
     return spoken, written
+
+
+def _bare(text: str) -> str:
+    """The text without signs and time tokens."""
+    return " ".join(_SIGN.sub(" ", text).split())
+
+
+@contextlib.contextmanager
+def _aligner_on(settings: Settings) -> Iterator[None]:
+    """While it lasts, NeMo restores the aligner that a checkpoint carries on the device that is meant, not on the first GPU."""
+    try:
+        from nemo.collections.asr.models import aed_multitask_models as module
+    except ImportError:         # NemoModel says what is missing
+        yield
+        return
+    kept = module.ASRModel
+    module.ASRModel = types.SimpleNamespace(restore_from=functools.partial(kept.restore_from, map_location=device_of(settings)))
+    try:
+        yield
+    finally:
+        module.ASRModel = kept
