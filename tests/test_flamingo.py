@@ -91,6 +91,30 @@ def test_each_piece_of_a_batch_may_be_asked_something_else(model):
     assert len({caption.text for caption in one}) > 1
 
 
+def test_the_repetition_penalty_does_not_touch_what_pads_a_short_prompt(model, monkeypatch):
+    """A shorter row is padded on its left, and must not shun the token that it is padded with: here that token is just a little
+    likelier than the one that the row would begin with."""
+    options = Options("m", task="chat", prompt="hi", max_new_tokens=8)
+    short, long = Piece(CLIPS[0], options), Piece(CLIPS[1], dataclasses.replace(options, prompt="the fox in the rain " * 5))
+    generate, given = model._model.generate, []
+    monkeypatch.setattr(model._model, "generate",
+                        lambda **named: given.append((named["input_ids"], generate(**named))) or given[-1][1])
+    model.infer(Batch((short,)))
+    prompt, ids = given[0]
+    begins, penalty = ids[0, prompt.shape[1]], model._model.generation_config.repetition_penalty
+    assert penalty == 1.05
+    head, pad = model._model.get_output_embeddings().weight, model._processor.tokenizer.pad_token_id
+    with torch.no_grad():
+        kept = head[pad].clone()
+        head[pad] = head[begins] * (1.02 / penalty if begins in prompt else 1.02)
+        try:
+            alone = [model.infer(Batch((piece,)))[0] for piece in (short, long)]
+            assert alone[0].completion_tokens == 0
+            assert model.infer(Batch((short, long))) == alone
+        finally:
+            head[pad] = kept
+
+
 def test_styles_are_prompts_of_their_kind(models):
     for kind, model in models.items():
         for style in ("detailed", "brief", "technical"):
