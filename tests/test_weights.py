@@ -104,3 +104,27 @@ def test_no_checkpoint_says_so(tmp_path, name):
         weights.checkpoint(name, Settings(hf_hub_offline=True))
     with pytest.raises(ModelUnavailable, match="HF_HUB_OFFLINE"):
         weights.checkpoint("openai/whisper-small", Settings(hf_hub_offline=True))
+
+
+def test_only_the_files_that_are_loaded_are_weighed(tmp_path):
+    """A repository may hold its weights twice, in another precision or for another library."""
+    single = folder(tmp_path / "x", shards=["model.safetensors", "model.fp32-00001-of-00002.safetensors", "other.safetensors"])
+    assert weights.checkpoint_bytes(single) == 5
+    index = {"a": "1.safetensors", "b": "1.safetensors", "c": "2.safetensors"}
+    shards = folder(tmp_path / "y", shards=["1.safetensors", "2.safetensors", "adapter.safetensors"], index=index)
+    assert weights.checkpoint_bytes(shards) == 10
+    both = folder(tmp_path / "z", shards=["model.safetensors"], index=index)
+    assert weights.checkpoint(str(both), Settings()) == both
+    assert weights.checkpoint_bytes(both) == 5
+
+
+@pytest.mark.parametrize("lacks", ["model.safetensors", "config.json"])
+def test_a_repository_without_weights_that_can_be_read_says_so(tmp_path, monkeypatch, lacks):
+    import huggingface_hub
+
+    there = folder(tmp_path / "snapshot", shards=["pytorch_model.bin", "model.safetensors"])
+    (there / lacks).unlink()
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(there))
+    with pytest.raises(ModelUnavailable, match=rf"someone/whisper-old lacks {lacks}.*safetensors") as caught:
+        weights.checkpoint("someone/whisper-old", Settings())
+    assert not caught.value.retryable

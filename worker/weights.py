@@ -2,7 +2,7 @@
 model is cached starts with the hub unreachable.
 
 In order: the path itself; MODEL_DIR; the caches (TRANSFORMERS_CACHE, HF_HOME, Runpod's cached models and the network
-volume, the user's own); the hub, unless HF_HUB_OFFLINE.
+volume, the user's own); the hub, unless HF_HUB_OFFLINE. Weights are a .nemo file or safetensors; pickles are not read.
 """
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from worker import config
 from worker.config import Settings
 from worker.errors import ModelUnavailable
 
+SINGLE = "model.safetensors"
 SMALL = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
@@ -42,31 +43,37 @@ def checkpoint(name: str, settings: Settings, *, part: str | None = "") -> Path:
     given = Path(name).expanduser()
     last = [settings.model_dir] if settings.model_dir and settings.model_dir.name == given.name else []
     for folder in (given, *_model_dirs(name, settings), *last, *_snapshots(name, settings)):
-        if (folder / "config.json").is_file() and not _missing(folder, part):
+        if not _missing(folder, part):
             return folder
     if given.is_dir():
-        raise ModelUnavailable(f"{name} is not a whole checkpoint: it lacks "
-                               f"{', '.join(_missing(given, part) or ['config.json'])}")
+        raise ModelUnavailable(f"{name} is not a whole checkpoint: it lacks {', '.join(_missing(given, part))}")
     if not _is_repository(name):
         raise ModelUnavailable(f"no such checkpoint: {name}")
     folder = _download(name, settings, SMALL)
-    return _download(name, settings, [*SMALL, *_missing(folder, part)])
+    folder = _download(name, settings, [*SMALL, *_missing(folder, part)])
+    if missing := _missing(folder, part):
+        raise ModelUnavailable(f"{name} lacks {', '.join(missing)}: a checkpoint is a config.json and weights as safetensors, "
+                               "which save_pretrained of transformers makes of others")
+    return folder
 
 
 def checkpoint_bytes(folder: Path) -> int:
     """Bytes of a checkpoint's weights."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return sum((folder / file).stat().st_size for file in weight_files(folder))
+
+
+def weight_files(folder: Path, part: str = "") -> list[str]:
+    """The files that transformers would read weights from, there or not; of several, those with tensors of the part."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / SINGLE).is_file() or not index.is_file():
+        return [SINGLE]
+    return sorted({file for tensor, file in json.loads(index.read_text())["weight_map"].items() if part in tensor})
 
 
 def _missing(folder: Path, part: str | None) -> list[str]:
-    """The files of weights that are not there, of those that hold tensors of the part."""
-    if part is None:
-        return []
-    index = folder / "model.safetensors.index.json"
-    files = {"model.safetensors"}
-    if index.is_file():
-        files = {file for tensor, file in json.loads(index.read_text())["weight_map"].items() if part in tensor}
-    return sorted(file for file in files if not (folder / file).is_file())
+    """What is not there, of the configuration and the weights of the part."""
+    files = ["config.json", *([] if part is None else weight_files(folder, part))]
+    return [file for file in files if not (folder / file).is_file()]
 
 
 def caches(settings: Settings) -> list[Path]:

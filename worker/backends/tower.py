@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from worker import weights
 from worker.errors import ModelUnavailable
 from worker.types import SAMPLE_RATE
 
@@ -86,16 +87,12 @@ def valid(tower: Any, states: Any, mask: Any) -> list[np.ndarray]:
 
 def _files(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     """The files that hold tensors of the tower, each with their names, as they stand there and as the encoder has them."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        places: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    else:
-        places = dict.fromkeys(_header(folder / "model.safetensors"), "model.safetensors")
-    found = {name: name.split("audio_tower.", 1)[1] for name in places if name.startswith(_PREFIXES)}
-    if not found:
+    held = {folder / file: [name for name in _header(folder / file) if name.startswith(_PREFIXES)]
+            for file in weights.weight_files(folder, "audio_tower.")}
+    if not any(held.values()):
         raise ModelUnavailable(f"{folder.name} holds no audio tower")
-    for file in sorted({places[name] for name in found}):
-        yield folder / file, {name: bare for name, bare in found.items() if places[name] == file}
+    for file, names in held.items():
+        yield file, {name: name.split("audio_tower.", 1)[1] for name in names}
 
 
 def _header(file: Path) -> dict[str, Any]:
