@@ -1,14 +1,17 @@
-"""Fixtures of more than one test file: ffmpeg's encodings, the digits and their labels, errors between texts."""
+"""Fixtures of more than one test file: ffmpeg's encodings, the digits and their labels, errors between texts, embeddings."""
 from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 
 from worker.audio import ffmpeg
+from worker.types import Clip, Embedding
 
 FIXTURES = Path(__file__).parent / "fixtures"
 DIGITS = FIXTURES / "digits"
@@ -38,3 +41,16 @@ def edits(a: list[str], b: list[str]) -> int:
         for j, y in enumerate(b, 1):
             row[j] = min(old[j] + 1, row[j - 1] + 1, old[j - 1] + (x != y))
     return row[-1]
+
+
+def check_embeddings(embed: Callable[..., list], clips: list[Clip], *, width: int, frame_rate: float) -> None:
+    """`embed(clips, **options)` gives each clip's own states, whatever clips are around it and however much it is padded."""
+    for clip, embedding in zip(clips, embed(clips), strict=True):
+        (alone,), (pooled,) = embed([clip]), embed([clip], pooling="mean")
+        assert isinstance(embedding, Embedding)
+        assert embedding.values.dtype == np.float32
+        assert embedding.values.shape == alone.values.shape
+        assert embedding.values.shape[0] == pytest.approx(clip.duration_sec * frame_rate, abs=1.5)
+        assert (embedding.values.shape[1], embedding.frame_rate) == (width, frame_rate)
+        assert np.allclose(embedding.values, alone.values, atol=1e-4)
+        assert np.allclose(pooled.values, embedding.values.mean(axis=0), atol=1e-4)

@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 
 import numpy as np
 import pytest
 import soundfile
+from conftest import check_embeddings
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 import torch
@@ -181,18 +183,7 @@ def test_a_cancelled_piece_stops_at_the_next_token_and_the_others_go_on(model):
 
 
 def test_embeddings_are_the_towers_states_without_padding(model):
-    together = ask(model, CLIPS, task="embed")
-    for one, embedding in zip(CLIPS, together, strict=True):
-        (alone,) = ask(model, [one], task="embed")
-        assert isinstance(embedding, Embedding)
-        assert embedding.values.dtype == np.float32
-        assert embedding.values.shape == alone.values.shape
-        assert embedding.values.shape[1] == 16
-        assert embedding.values.shape[0] == pytest.approx(one.duration_sec * 25, abs=1)
-        assert np.allclose(embedding.values, alone.values, atol=1e-5)
-        assert embedding.frame_rate == 25.0
-        (pooled,) = ask(model, [one], task="embed", pooling="mean")
-        assert np.allclose(pooled.values, embedding.values.mean(axis=0), atol=1e-5)
+    check_embeddings(functools.partial(ask, model, task="embed"), CLIPS, width=16, frame_rate=25.0)
 
 
 def test_analyze_gives_the_caption_and_the_embedding_of_one_pass(model):

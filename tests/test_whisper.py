@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
 import pytest
 import soundfile
+from conftest import check_embeddings
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 from fixtures import tiny_whisper
@@ -17,7 +19,7 @@ from worker.config import Settings
 from worker.engine import Engine
 from worker.errors import ModelUnavailable, Unsupported
 from worker.request import parse
-from worker.types import Batch, Clip, Embedding, Options, Piece, Transcript
+from worker.types import Batch, Clip, Options, Piece, Transcript
 
 RATE = 16_000
 
@@ -226,18 +228,7 @@ def test_a_cancelled_piece_stops_at_the_next_token_and_the_others_go_on(model):
 
 
 def test_embeddings_are_of_the_audio_and_not_of_its_padding(model):
-    long = clip(41.5, 5)
-    together = ask(model, [*CLIPS, long], task="embed")
-    for one, embedding in zip([*CLIPS, long], together, strict=True):
-        (alone,) = ask(model, [one], task="embed")
-        assert isinstance(embedding, Embedding)
-        assert embedding.values.shape == alone.values.shape
-        assert embedding.values.shape[1] == 16
-        assert embedding.values.shape[0] == pytest.approx(one.duration_sec * 50, abs=1.5)
-        assert np.allclose(embedding.values, alone.values, atol=1e-4)
-        assert embedding.frame_rate == 50.0
-        (pooled,) = ask(model, [one], task="embed", pooling="mean")
-        assert np.allclose(pooled.values, embedding.values.mean(axis=0), atol=1e-4)
+    check_embeddings(functools.partial(ask, model, task="embed"), [*CLIPS, clip(41.5, 5)], width=16, frame_rate=50.0)
 
 
 def test_a_long_clip_through_the_engine(folders, tmp_path):
