@@ -15,11 +15,11 @@ from worker.server.app import create_app
 
 
 @contextlib.contextmanager
-def serving(settings: Settings, engine: Engine | None = None) -> Iterator[str]:
+def serving(settings: Settings, engine: Engine | None = None, *, loop: str = "auto") -> Iterator[str]:
     """The base URL of a server that runs until the end of the block."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(create_app(settings, engine), log_level="warning", lifespan="on"))
+        server = uvicorn.Server(uvicorn.Config(create_app(settings, engine), log_level="warning", lifespan="on", loop=loop))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
         deadline = time.monotonic() + 20

@@ -83,6 +83,7 @@ class Settings(BaseSettings):
     bucket_name: str | None = Field(None, description="The bucket large results are put into")
 
     # Scoring
+    audio_score_config: Path | None = Field(None, description="Scoring: the config.json that names models and reference clips; unset: nothing is scored")
     audio_score_model_keys: Annotated[tuple[str, ...], NoDecode] = Field(default_factory=tuple, description="Scoring: the keys of config.json whose models load, separated by commas; unset: all")
     audio_score_model_key: Annotated[tuple[str, ...], NoDecode] = Field(default_factory=tuple, description="Another name for `AUDIO_SCORE_MODEL_KEYS`")
     audio_score_max_batch_size: int = Field(8, ge=1, description="Scoring: most recordings in a batch")

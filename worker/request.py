@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,6 +17,7 @@ from worker.config import Settings
 from worker.errors import AviaryError, InputError, RequestError, TooManyInputs, Unsupported
 from worker.types import Failure, Item, Level, Message, Options, Request, S3Access, Source, Task, View
 
+_Model = TypeVar("_Model", bound=BaseModel)
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*):(?=//|)")
 
 
@@ -54,7 +55,7 @@ class _Input(_PerItem):
 
 
 class _Payload(_PerItem):
-    task: Task | Literal["score", "evaluate"] = "transcribe"
+    task: Task = "transcribe"
     model: str | None = Field(None, min_length=1)
     inputs: list[Any] | None = None
     audio: Any = None
@@ -70,19 +71,7 @@ def parse(payload: Any, settings: Settings, *, s3: S3Access | None = None, trust
     a door holds open, by the names under which the payload's sources mention them.
     Raises RequestError (or a subclass) when the request as a whole is wrong.
     """
-    if not isinstance(payload, Mapping):
-        raise RequestError(f"the payload must be a JSON object, not {type(payload).__name__}")
-    if isinstance(payload.get("input"), Mapping):
-        payload = payload["input"]
-    elif "input" in payload:
-        raise RequestError("input must be a JSON object that holds the request", param="input")
-    try:
-        body = _Payload.model_validate(payload)
-    except ValidationError as error:
-        message, param = _explain(error, _Payload)
-        raise RequestError(message, param=param) from None
-    if body.task in ("score", "evaluate"):
-        raise Unsupported(f"task {body.task!r} is not in this version", param="task")
+    body = validated(_Payload, unwrapped(payload))
     inputs = _inputs(body)
     if len(inputs) > settings.max_inputs:
         raise TooManyInputs(f"inputs has {len(inputs)} items; at most {settings.max_inputs} (MAX_INPUTS) are allowed",
@@ -104,6 +93,27 @@ def parse(payload: Any, settings: Settings, *, s3: S3Access | None = None, trust
             name_of = raw.get("id") if isinstance(raw, Mapping) else None
             rejected.append(Failure(index, error, name_of if isinstance(name_of, str | int) else None))
     return Request(model=model.id, items=tuple(items), rejected=tuple(rejected))
+
+
+def unwrapped(payload: Any) -> Mapping[str, Any]:
+    """The request itself: bare, or what stands under `input`. Raises RequestError."""
+    if not isinstance(payload, Mapping):
+        raise RequestError(f"the payload must be a JSON object, not {type(payload).__name__}")
+    if isinstance(payload.get("input"), Mapping):
+        inner: Mapping[str, Any] = payload["input"]
+        return inner
+    if "input" in payload:
+        raise RequestError("input must be a JSON object that holds the request", param="input")
+    return payload
+
+
+def validated(model: type[_Model], payload: Mapping[str, Any]) -> _Model:
+    """The payload as a model of pydantic's. Raises RequestError for its first mistake, in words that name the field."""
+    try:
+        return model.model_validate(payload)
+    except ValidationError as error:
+        message, param = _explain(error, model)
+        raise RequestError(message, param=param) from None
 
 
 def source_of(text: str, *, s3: S3Access | None = None, trusted: bool = False) -> Source:
@@ -168,7 +178,7 @@ def _options(given: _PerItem, body: _Payload, checked: catalog.Model | None, mod
     speech = body.task in ("transcribe", "translate")
     timed = form == "verbose_json" and speech and (checked is None or checked.timestamps)
     options = Options(
-        model=model_id, task=body.task, timestamps=bool(levels) or subtitles or timed,  # type: ignore[arg-type]
+        model=model_id, task=body.task, timestamps=bool(levels) or subtitles or timed,
         language=pick("language"), target_language=pick("target_language"), prompt=pick("prompt"), style=pick("style"),
         messages=_messages(pick("messages") or []),
         max_new_tokens=pick("max_new_tokens"), temperature=pick("temperature"), top_p=pick("top_p"),

@@ -9,6 +9,7 @@ here and awaited before the result is returned, so that it cannot overtake it. A
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import threading
@@ -23,7 +24,7 @@ from worker.types import S3Access
 
 if TYPE_CHECKING:
     from worker.engine import Engine
-    from worker.types import Request, Response
+    from worker.tasks import Tasks, Work
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,12 @@ class Door:
 
                 self._engine = Engine(self.settings)
             return self._engine
+
+    @functools.cached_property
+    def tasks(self) -> Tasks:
+        from worker.tasks import Tasks
+
+        return Tasks(self.settings, self.engine)
 
     async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to one job; `error` at its top is what makes Runpod call the job failed."""
@@ -95,19 +102,16 @@ class Door:
         runpod.serverless.start(config)
 
     async def _answer(self, job: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
-        from worker import render
         from worker.bucket import Bucket
-        from worker.request import parse
 
         own = _s3_access(job.get("s3Config"))
         payload, shape = _by_route(job.get("input"))
         if payload is _MODELS:
             listing = openai_route.models()
             return _strict(listing)
-        request = await asyncio.to_thread(parse, payload, self.settings, s3=own)
-        response = await self._run(job, request)
+        work = await asyncio.to_thread(self.tasks.prepare, payload, s3=own)
+        answer = await asyncio.to_thread(work.finish, await self._run(job, work))
         bucket = Bucket(self.settings, own)
-        answer = await asyncio.to_thread(render.to_json, response, bucket.put)
         if shape is not None and "error" not in answer:
             answer = shape(answer)
         answer, data = await asyncio.to_thread(_strict, answer)
@@ -115,25 +119,25 @@ class Door:
             answer = await asyncio.to_thread(self._elsewhere, answer, data, bucket)
         return answer, data
 
-    async def _run(self, job: Mapping[str, Any], request: Request) -> Response:
+    async def _run(self, job: Mapping[str, Any], work: Work) -> Any:
         done = 0
 
         def count(_outcome: object) -> None:
             nonlocal done
             done += 1
 
-        future = asyncio.wrap_future(self.engine.submit(request, on_result=count))
+        future = asyncio.wrap_future(work.start(count))
         if not self.settings.runpod_webhook_get_job:
             return await future
-        progress = asyncio.create_task(self._progress(job, request.size, lambda: done))
+        progress = asyncio.create_task(self._progress(job, work.size, lambda: done))
         try:
-            response = await future
+            outcome = await future
         finally:
             progress.cancel()
             await asyncio.wait([progress])
             if not progress.cancelled() and (fault := progress.exception()):
                 log.warning("job %s: its progress could not be posted: %s", job.get("id", ""), type(fault).__name__)
-        return response
+        return outcome
 
     async def _progress(self, job: Mapping[str, Any], total: int, done: Any) -> None:
         """Posts how many inputs are done, whenever that has changed, until cancelled; a post under way is finished."""
@@ -191,6 +195,8 @@ class Door:
         loads = [self.engine.load(catalog.find(name).id) for name in (self.settings.default_model, *self.settings.models)]
         for load in loads:
             load.result()
+        if self.settings.audio_score_config is not None:
+            self.tasks.scorer.ready.result()
 
 
 def _by_route(payload: Any) -> tuple[Any, openai_route.Shape | None]:
@@ -233,11 +239,16 @@ def _report(answer: Any) -> str:
         if "error" in one:
             lines.append(f"  {name}: {one['error']['code']}: {one['error']['message']}")
             continue
+        if "sim_score" in one:
+            lines.append(f"  {name}: {one['sim_score']:.3f}")
+            continue
         said = one.get("text", one.get("caption", f"embedding of shape {one.get('shape')}"))
         lines.append(f"  {name} ({one['duration_sec']:.2f} s): {said}")
         words = one.get("timestamps", {}).get("word", [])
         if words:
             lines.append("      " + " ".join(f"{w['word']}[{w['start']:.2f}-{w['end']:.2f}]" for w in words))
+    if "summary" in answer:
+        lines += [f"  {name}: {value}" for name, value in answer["summary"].items()]
     if "timing" in answer:
         spent = [f"{stage.removesuffix('_sec')} {seconds:.2f} s" for stage, seconds in answer["timing"].items()]
         lines.append("  " + ", ".join(spent))

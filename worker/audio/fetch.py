@@ -121,14 +121,8 @@ class Fetcher:
         return os.fdopen(descriptor, "rb")
 
     def _allow(self, path: Path, source: Source) -> None:
-        if source.trusted:
-            return
-        try:
-            real = path.resolve()
-        except (OSError, RuntimeError):                              # a loop of links
-            real = Path("/")
-        if not any(real.is_relative_to(folder.resolve()) for folder in self._settings.allowed_paths):
-            raise SourceForbidden(f"{source.location} is outside the folders this worker may read (ALLOWED_PATHS)")
+        if not source.trusted:
+            check_allowed(path, self._settings)
 
     # data: URIs
 
@@ -286,3 +280,13 @@ def _kind(error: Any) -> str:
     if isinstance(error, requests.exceptions.ConnectionError) and "NewConnection" in text:
         return "nothing answers there"
     return "the connection broke"
+
+
+def check_allowed(path: Path, settings: Settings) -> None:
+    """Raises SourceForbidden for a path that leads out of ALLOWED_PATHS, by whatever links."""
+    try:
+        real = path.resolve()
+    except (OSError, RuntimeError):                              # a loop of links
+        real = Path("/")
+    if not any(real.is_relative_to(folder.resolve()) for folder in settings.allowed_paths):
+        raise SourceForbidden(f"{path} is outside the folders this worker may read (ALLOWED_PATHS)")

@@ -10,6 +10,7 @@ background; the engine ends with the app.
 """
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -44,8 +45,9 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         service.load()
         yield
+        await asyncio.to_thread(service.close)
         if own:
-            running.close()
+            await asyncio.to_thread(running.close)
 
     app = FastAPI(title="Aviary", summary="One worker for NVIDIA's speech and audio models", lifespan=lifespan)
     problems.install(app)

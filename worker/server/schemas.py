@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastapi.responses import Response
+
 Json = dict[str, Any]
 
 TEXT: Json = {"type": "string"}
 NUMBER: Json = {"type": "number"}
 INTEGER: Json = {"type": "integer"}
 BOOLEAN: Json = {"type": "boolean"}
+EVENT: Json = {"type": "object", "description": "a server-sent event, whose data is JSON, or [DONE] at the end",
+               "properties": {"data": TEXT}, "required": ["data"]}
 FILE: Json = {"type": "string", "format": "binary"}
 SOURCE: Json = {
     "description": "a source as a string, or an object with url, or with data (base64)",
@@ -44,7 +48,7 @@ def described(summary: str, *, answer: Json | None = None, kinds: Json | None = 
     """A route: its answer's JSON schema (kinds: other content types), its body's fields as a form and as JSON."""
     content = ({"application/json": {"schema": answer}} if answer is not None else {}) | (kinds or {})
     shape: Json = {"summary": summary, "responses": {200: {"description": "Done", "content": content}, **failures(*statuses)},
-                   "response_model": None}
+                   "response_model": None, "response_class": Response}
     bodies: Json = {}
     if form is not None:
         needed = [name for name in required if name in form] + (["file"] if "file" in form else [])
@@ -71,7 +75,7 @@ def speech(name: str) -> Json:
                       "language": {"type": ["string", "null"]}, "duration": NUMBER,
                       "segments": {"type": "array", "items": _object({"id": INTEGER, "text": TEXT, **times})},
                       "words": {"type": "array", "items": _object({"word": TEXT, **times})}}, ["text"])
-    kinds = {"text/plain; charset=utf-8": {"schema": TEXT}, "text/event-stream; charset=utf-8": {"schema": TEXT}}
+    kinds = {"text/plain; charset=utf-8": {"schema": TEXT}, "text/event-stream; charset=utf-8": {"schema": EVENT}}
     what = {"transcriptions": "Speech to text", "translations": "Speech to English text"}[name]
     return described(what, answer=answer, kinds=kinds, form={"file": FILE, **fields, "timestamp_granularities[]": levels},
                      json={"audio": SOURCE, **fields, "timestamp_granularities": levels})
@@ -103,8 +107,8 @@ def chat() -> Json:
                     **{name: _GENERATION[name] for name in ("temperature", "top_p")}}
     answer = _object({"id": TEXT, "object": TEXT, "model": TEXT, "choices": {"type": "array"}, "usage": {"type": "object"}},
                      ["id", "choices"])
-    return described("Ask about a clip", answer=answer, kinds={"text/event-stream; charset=utf-8": {"schema": TEXT}}, json=fields,
-                     required=("messages",))
+    return described("Ask about a clip", answer=answer, json=fields, required=("messages",),
+                     kinds={"text/event-stream; charset=utf-8": {"schema": EVENT}})
 
 
 def models() -> Json:
@@ -134,6 +138,22 @@ def transcribe() -> Json:
                      required=("paths",))
 
 
+def evaluate() -> Json:
+    fields = {"audio_dir": TEXT, "gt_dir": TEXT, "manifest": TEXT, "match_mode": {"enum": ["exact", "normalized"]},
+              "normalizer": {"enum": ["basic", "whisper"]}, "model": _MODEL, "prompt": TEXT, "language": TEXT,
+              "max_new_tokens": _GENERATION["max_new_tokens"]}
+    answer = _object({"summary": {"type": "object"}, "details": {"type": "array", "items": {"type": "object"}}},
+                     ["summary", "details"])
+    return described("Count a model's transcripts against labels on this machine", answer=answer, json=fields)
+
+
+def score() -> Json:
+    numbers = dict.fromkeys(("sim_score", "audio_sim_score", "text_sim_score"), NUMBER)
+    return described("Compare a recording with a reference clip",
+                     answer=_object({"model": TEXT, **numbers}, ["model", *numbers]),
+                     form={"audio": FILE, "uid": TEXT, "cid": TEXT, "model": TEXT}, required=("audio", "uid", "cid"))
+
+
 def health(*statuses: int) -> Json:
     shape = described("How the server is", answer={"type": "object"}, statuses=())
     shape["responses"] |= {status: {"description": "Not now", "content": {"application/json": {"schema": {"type": "object"}}}}
@@ -142,7 +162,7 @@ def health(*statuses: int) -> Json:
 
 
 def ping() -> Json:
-    return {"summary": "For Runpod's load balancer", "response_model": None, "status_code": 200,
+    return {"summary": "For Runpod's load balancer", "response_model": None, "response_class": Response,
             "responses": {200: {"description": "Ready"}, 204: {"description": "Loading"}, 503: {"description": "Lost"}}}
 
 

@@ -2,6 +2,8 @@
 
     POST /transcribe     JSON {"paths", "prompt", "max_new_tokens"}, or a form with `file`, `model`, `language`,
                          `include_timestamps`: told apart by the content type
+    POST /evaluate       JSON {"audio_dir", "gt_dir", "match_mode", "max_new_tokens"}
+    POST /score          a form with `uid`, `cid`, `audio`, `model`
 """
 from __future__ import annotations
 
@@ -39,6 +41,25 @@ def router(service: Service) -> APIRouter:
             return JSONResponse(await _paths(service, http, given.fields))
         finally:
             given.close()
+
+    @routes.post("/evaluate", **schemas.evaluate())
+    async def evaluate(http: Request) -> Response:
+        given = await body.read(http)
+        given.close()
+        answer = await service.run(http, {**given.fields, "task": "evaluate"})
+        return JSONResponse(answer)
+
+    @routes.post("/score", **schemas.score())
+    async def score(http: Request) -> Response:
+        given = await body.read(http)
+        try:
+            if given.fields.get("audio") not in given.files:
+                raise RequestError("audio is missing: send the recording as a file", param="audio")
+            answer = await service.run(http, {**given.fields, "task": "score"}, given.files)
+        finally:
+            given.close()
+        (one,) = answer["results"]
+        return JSONResponse({name: one[name] for name in ("model", "sim_score", "audio_sim_score", "text_sim_score")})
 
     return routes
 

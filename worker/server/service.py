@@ -1,7 +1,8 @@
 """What the routes share: a payload in, the engine's Response out, with the limits of a server around it.
 
     take(http, payload)          one request: admitted, run, and given up when the client hangs up or its time is over
-    stream(http, payload)        the same, with each bit of text as it comes
+    stream(payload)              the same, with each bit of text as it comes
+    run(http, payload)           any task's payload, to its answer's JSON
 
 A server holds at most MAX_QUEUE inputs; while its models load it says so at once instead of keeping people waiting.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import Future
@@ -22,6 +24,7 @@ from worker.engine import Engine, OnResult
 from worker.errors import AviaryError, Cancelled, DeadlineExceeded, ModelNotFound, QueueFull, StillLoading
 from worker.request import parse
 from worker.server.metrics import Meters
+from worker.tasks import Tasks
 from worker.types import Failure, Request, Response, Result
 
 log = logging.getLogger(__name__)
@@ -35,6 +38,7 @@ class Service:
 
     def __init__(self, settings: Settings, engine: Engine, meters: Meters) -> None:
         self.settings, self.engine, self.meters = settings, engine, meters
+        self.tasks = Tasks(settings, engine)
         self._loads: dict[str, Future[None]] = {}
         self._in_flight = 0
 
@@ -44,6 +48,13 @@ class Service:
             model = catalog.find(name).id
             self._loads[model] = self.engine.load(model)
             self._loads[model].add_done_callback(_log_failure)
+            self._loads[model].add_done_callback(_settle)
+        if self.settings.audio_score_config is not None:
+            self.tasks.scorer.ready.add_done_callback(_log_failure)
+
+    def close(self) -> None:
+        """Before the engine's."""
+        self.tasks.close()
 
     @property
     def default(self) -> str:
@@ -75,6 +86,20 @@ class Service:
         _raise(response)
         return response
 
+    async def run(self, http: HttpRequest, payload: Payload, files: Mapping[str, BinaryIO] | None = None) -> dict[str, Any]:
+        """The answer to a payload of any task. Raises AviaryError, that of a single input among them."""
+        self.allow(payload)
+        work = await asyncio.to_thread(self.tasks.prepare, payload, files=files)
+        self._refuse_while_loading(work.model)
+        self.admit(work.size)
+        try:
+            outcome = await self.wait(http, work.start(None))
+        finally:
+            self.leave(work.size)
+        if isinstance(outcome, list) and len(outcome) == 1 and isinstance(outcome[0], AviaryError):
+            raise outcome[0]
+        return await asyncio.to_thread(work.finish, outcome)
+
     async def stream(self, payload: Payload, files: Mapping[str, BinaryIO] | None = None) \
             -> AsyncGenerator[str | Response, None]:
         """Each bit of the one input's text as it comes, at last the Response. To be closed; that gives the request up.
@@ -101,16 +126,12 @@ class Service:
 
     def parse(self, payload: Payload, files: Mapping[str, BinaryIO] | None = None) -> Request:
         """The request, of a model that HTTP may name. Raises RequestError."""
-        name = payload.get("model")
-        if isinstance(name, str):
-            self._allow(name)
+        self.allow(payload)
         return parse(payload, self.settings, files=files)
 
     def submit(self, request: Request, **listeners: Any) -> Future[Response]:
         """Runs the request if there is room. Raises StillLoading, QueueFull."""
-        load = self._loads.get(request.model)
-        if load is not None and not load.done():
-            raise StillLoading(f"{request.model} is being loaded", retry_after_sec=LOADING_SEC)
+        self._refuse_while_loading(request.model)
         self.admit(request.size)
         future = self.engine.submit(request, **listeners)
         loop = asyncio.get_running_loop()
@@ -154,7 +175,11 @@ class Service:
             answer.cancel()
             future.cancel()
 
-    def _allow(self, name: str) -> None:
+    def allow(self, payload: Payload) -> None:
+        """Raises ModelNotFound for a model that HTTP may not name; a scoring model's key is not one of the catalog."""
+        name = payload.get("model")
+        if not isinstance(name, str) or payload.get("task") == "score":
+            return
         own = {self.settings.default_model, *self.settings.models}
         allowed = self.settings.allowed_models
         if "*" in allowed or name in own:
@@ -164,6 +189,11 @@ class Service:
             return
         names = ", ".join(sorted(own) + [model.name for model in known])
         raise ModelNotFound(f"model {name!r} is not one of this server's: {names} (ALLOWED_MODELS)", param="model")
+
+    def _refuse_while_loading(self, model: str | None) -> None:
+        load = self._loads.get(model or "")
+        if load is not None and not load.done():
+            raise StillLoading(f"{model} is being loaded", retry_after_sec=LOADING_SEC)
 
     def _late(self) -> DeadlineExceeded:
         return DeadlineExceeded(f"not done within {self.settings.request_timeout_sec:g} s (REQUEST_TIMEOUT_SEC): send it "
@@ -181,6 +211,13 @@ def _raise(response: Response) -> None:
     if isinstance(outcome, Failure):
         raise outcome.error
     assert isinstance(outcome, Result)
+
+
+def _settle(_load: Future[None]) -> None:
+    """What has been loaded stays: else the collector would look through all of it again and again, and hold up the event
+    loop for a tenth of a second each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def _log_failure(load: Future[None]) -> None:

@@ -1,0 +1,204 @@
+"""What a request meets before a route: keys, rates, sizes; and how the server treats who waits and who has gone."""
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from serving import serving
+
+from worker.backends.base import Backend
+from worker.config import ConfigError, Settings
+from worker.engine import Engine
+from worker.server.gate import Gate, check_address
+from worker.types import Transcript
+
+WEEK = "samples/week.wav"
+
+
+class Held(Backend):
+    """Waits in load, or in each batch, until it is let go."""
+
+    def __init__(self, *, loading: bool = False) -> None:
+        self.gate, self.seen, self._loading = threading.Event(), 0, loading
+
+    def load(self) -> None:
+        if self._loading:
+            self.gate.wait(20)
+
+    def infer(self, batch):
+        self.gate.wait(20)
+        self.seen += len(batch.pieces)
+        return [Transcript("heard") for _ in batch.pieces]
+
+
+@contextlib.contextmanager
+def held(tmp_path, *, loading: bool = False, **options):
+    settings = Settings(model="pocketsphinx", data_dir=tmp_path / "data", **options)
+    backend = Held(loading=loading)
+    with Engine(settings, create_backend=lambda _row: backend) as engine, serving(settings, engine) as url, \
+            httpx.Client(base_url=url, timeout=30) as http:
+        if not loading:
+            while http.get("/ping").status_code != 200:
+                time.sleep(0.01)
+        try:
+            yield http, backend, engine
+        finally:
+            backend.gate.set()
+
+
+def ask(http, **options):
+    with open(WEEK, "rb") as file:
+        return http.post("/v1/audio/transcriptions", files={"file": file}, **options)
+
+
+def test_keys(tmp_path):
+    with serving(Settings(skip_model_load=True, data_dir=tmp_path, api_key="first, second")) as url:
+        for key, welcome in (("first", True), ("second", True), ("third", False), ("first, second", False), ("", False)):
+            headers = {"authorization": f"Bearer {key}"} if key else {}
+            answer = httpx.get(f"{url}/v1/models", headers=headers)
+            assert answer.status_code == (200 if welcome else 401)
+        assert answer.headers["www-authenticate"] == "Bearer"
+        for path in ("/health", "/health/live", "/health/ready", "/healthz", "/ping", "/docs", "/openapi.json", "/"):
+            assert httpx.get(url + path).status_code in (200, 204), path
+        for path in ("/stats", "/metrics"):
+            assert httpx.get(url + path).status_code == 401
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0)
+        with pytest.raises(openai.AuthenticationError):
+            client.models.list()
+
+
+@pytest.mark.parametrize(("host", "key", "fine"), [
+    ("127.0.0.1", None, True), ("localhost", None, True), ("::1", None, True), ("0.0.0.0", None, False),
+    ("0.0.0.0", "secret", True), ("0.0.0.0", "off", True), ("example.org", None, False)])
+def test_an_address_that_others_reach_needs_a_key(host, key, fine):
+    settings = Settings(host=host, api_key=key)
+    if fine:
+        check_address(settings)
+    else:
+        with pytest.raises(ConfigError, match="set API_KEY"):
+            check_address(settings)
+
+
+def test_a_rate_is_kept_for_each_key(tmp_path):
+    with serving(Settings(skip_model_load=True, data_dir=tmp_path, api_key="a,b", rate_limit="2/minute")) as url, \
+            httpx.Client(base_url=url) as http:
+        headers = {"authorization": "Bearer a"}
+        assert [ask(http, headers=headers).status_code for _ in range(3)] == [200, 200, 429]
+        late = ask(http, headers=headers)
+        assert 1 <= int(late.headers["retry-after"]) <= 60
+        assert late.json()["error"]["type"] == "rate_limit_error"
+        assert ask(http, headers={"authorization": "Bearer b"}).status_code == 200
+
+
+def test_a_rate_that_is_none_is_told_at_start():
+    with pytest.raises(ConfigError, match="60/minute"):
+        Gate(None, Settings(rate_limit="often"))
+
+
+def test_a_body_is_cut_off_at_its_limit(tmp_path):
+    with serving(Settings(skip_model_load=True, data_dir=tmp_path, max_audio_bytes=1000, max_json_bytes=2000)) as url:
+        told = httpx.post(f"{url}/v1/audio/transcriptions", files={"file": b"x" * 3_000_000})
+        assert told.status_code == 413
+        assert "MAX_AUDIO_BYTES" in told.json()["error"]["message"]
+        assert httpx.post(f"{url}/v1/chat/completions", json={"messages": "x" * 3000}).status_code == 413
+
+        def endless():
+            for _ in range(30):
+                yield b"x" * 100_000
+
+        untold = httpx.post(f"{url}/v1/chat/completions", content=endless(), headers={"content-type": "application/json"})
+        assert untold.status_code == 413
+
+
+def test_no_page_of_elsewhere_may_call_unless_it_is_configured(tmp_path):
+    origin = {"origin": "https://app.example"}
+    with serving(Settings(skip_model_load=True, data_dir=tmp_path)) as url:
+        assert "access-control-allow-origin" not in httpx.get(f"{url}/health", headers=origin).headers
+    with serving(Settings(skip_model_load=True, data_dir=tmp_path, cors_origins=("https://app.example",))) as url:
+        assert httpx.get(f"{url}/health", headers=origin).headers["access-control-allow-origin"] == "https://app.example"
+        other = httpx.get(f"{url}/health", headers={"origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+def test_a_full_queue_answers_at_once_and_when_to_come_again(tmp_path):
+    with held(tmp_path, max_queue=3) as (http, backend, _), ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(ask, http) for _ in range(3)]
+        while http.get("/stats").json()["inputs"]["in_flight"] < 3:
+            time.sleep(0.01)
+        refused = ask(http)
+        assert refused.status_code == 429
+        assert refused.json()["error"]["code"] == "queue_full"
+        assert int(refused.headers["retry-after"]) >= 1
+        backend.gate.set()
+        assert [one.result().status_code for one in waiting] == [200] * 3
+        assert ask(http).status_code == 200
+
+
+def test_while_it_loads_it_answers_and_says_so(tmp_path):
+    with held(tmp_path, loading=True) as (http, backend, _):
+        assert http.get("/ping").status_code == 204
+        assert http.get("/health").json()["status"] == "loading"
+        assert http.get("/health/ready").status_code == 503
+        assert http.get("/health/live").status_code == 200
+        early = ask(http)
+        assert early.status_code == 503
+        assert early.json()["error"]["code"] == "model_loading"
+        assert int(early.headers["retry-after"]) >= 1
+        backend.gate.set()
+        while http.get("/ping").status_code != 200:
+            time.sleep(0.01)
+        assert ask(http).json()["text"] == "heard"
+
+
+def test_a_default_model_that_cannot_load_is_told(tmp_path):
+    with serving(Settings(model=str(tmp_path / "none.nemo"), data_dir=tmp_path)) as url:
+        deadline = time.monotonic() + 30
+        while httpx.get(f"{url}/ping").status_code == 204 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert httpx.get(f"{url}/ping").status_code == 503
+        assert httpx.get(f"{url}/health").json()["status"] == "unhealthy"
+        with httpx.Client(base_url=url) as http:
+            assert ask(http).json()["error"]["code"] == "model_unavailable"
+
+
+def test_what_takes_too_long_is_given_up(tmp_path):
+    with held(tmp_path, request_timeout_sec=0.3) as (http, _, _):
+        late = ask(http)
+        assert late.status_code == 503
+        assert late.json()["error"]["code"] == "deadline_exceeded"
+        streamed = ask(http, data={"stream": "true"})
+        assert streamed.status_code == 503
+        assert http.get("/stats").json()["inputs"]["in_flight"] == 0
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_a_client_that_hangs_up_frees_its_place(tmp_path, stream):
+    with held(tmp_path, max_queue=1) as (http, backend, engine):
+        first = threading.Thread(target=lambda: ask(http), daemon=True)
+        body = httpx.Request("POST", "http://x/v1/audio/transcriptions", files={"file": Path(WEEK).read_bytes()},
+                             data={"stream": stream})
+        content = body.read()
+        host, port = http.base_url.host, http.base_url.port
+        with socket.create_connection((host, port)) as raw:
+            head = (f"POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\ncontent-type: {body.headers['content-type']}\r\n"
+                    f"content-length: {len(content)}\r\n\r\n")
+            raw.sendall(head.encode() + content)
+            while http.get("/stats").json()["inputs"]["in_flight"] < 1:
+                time.sleep(0.01)
+            assert ask(http).status_code == 429
+        deadline = time.monotonic() + 5
+        while http.get("/stats").json()["inputs"]["in_flight"] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        first.start()
+        backend.gate.set()
+        first.join(10)
+        assert ask(http).status_code == 200
+        assert backend.seen <= 3
+        assert engine.held_sec == pytest.approx(0, abs=1e-6)
