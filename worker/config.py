@@ -93,6 +93,15 @@ class Settings(BaseSettings):
     audio_score_server_host: str | None = Field(None, description="Scoring: the address to serve on")
     audio_score_server_port: int | None = Field(None, ge=0, le=65535, description="Scoring: the port to serve on")
 
+    # Jobs
+    jobs_url: str | None = Field(None, repr=False, description="Where jobs are kept: `sqlite:////path/jobs.db` or `postgresql://user@host/name`; unset: `jobs.db` in `DATA_DIR`")
+    jobs_in_flight: int = Field(64, ge=1, description="Most stored jobs that one process runs at a time")
+    job_max_attempts: int = Field(3, ge=1, description="How often a job is begun before it fails, where the process that runs it dies")
+    job_lease_sec: float = Field(30, ge=1, description="A process not heard of for so long has lost its jobs to the others")
+    jobs_keep_sec: float = Field(7 * 86400, gt=0, description="Finished jobs are kept for so long")
+    jobs_max_bytes: int = Field(10 * 1024**3, ge=0, description="Most bytes of payloads and results of finished jobs; the oldest leave first")
+    webhook_secret: str | None = Field(None, repr=False, description="Signs webhooks (`X-Aviary-Signature`); unset: unsigned")
+
     # Runpod
     runpod_serverless: bool | None = Field(None, description="`1` starts the Runpod worker, `0` never does; unset: on Runpod only")
     runpod_webhook_get_job: str | None = Field(None, description="Set by Runpod")

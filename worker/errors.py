@@ -26,6 +26,9 @@
     │   └── DeviceLost            the device is gone: the worker needs a restart
     ├── ReferenceFailed         the reference clip to score against cannot be read
     ├── ResultTooLarge          the answer does not fit through Runpod and there is no bucket
+    ├── StoreError              the job store cannot be used at present
+    │   └── DiskFull              the disk that holds it has no room
+    ├── WorkerLost              a job's workers died, as often as it may be tried
     ├── Cancelled
     └── InternalError           a fault of ours; its id is in the log
 
@@ -176,6 +179,23 @@ class ReferenceFailed(AviaryError):
 class ResultTooLarge(AviaryError):
     code = "result_too_large"
     status = 413
+
+
+class StoreError(AviaryError):
+    code = "store_unavailable"
+    status = 503
+    retryable = True
+
+
+class DiskFull(StoreError):
+    code = "disk_full"
+    status = 507
+
+
+class WorkerLost(AviaryError):
+    code = "worker_lost"
+    status = 503
+    retryable = True
 
 
 class Cancelled(AviaryError):
