@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,10 +89,10 @@ def _sqlite(url: sa.URL, connections: int, *, read_only: bool = False) -> sa.Eng
         connection.execute(f"PRAGMA journal_size_limit={_WAL_BYTES}")
         connection.execute(f"PRAGMA query_only={'ON' if read_only else 'OFF'}")
 
-    @event.listens_for(engine, "begin")
-    def _begin(connection: sa.Connection) -> None:
-        if not read_only:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+    if not read_only:
+        @event.listens_for(engine, "begin")
+        def _begin(connection: sa.Connection) -> None:
+            connection.connection.cursor().execute("BEGIN IMMEDIATE")       # past SQLAlchemy: it is said very often
 
     return engine
 
@@ -100,7 +101,7 @@ def _sqlite(url: sa.URL, connections: int, *, read_only: bool = False) -> sa.Eng
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
+    except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, sqlite3.OperationalError) as error:
         if _is_full(error):
             raise DiskFull("the disk that holds the jobs is full: nothing was changed; try again when there is room") from error
         raise StoreError(f"the job store cannot be used at present: {_reason(error)}") from error
@@ -110,8 +111,8 @@ def _translated() -> Iterator[None]:
         raise DiskFull("the disk that holds the jobs is full: nothing was changed; try again when there is room") from error
 
 
-def _is_full(error: exc.SQLAlchemyError) -> bool:
-    cause = getattr(error, "orig", None)
+def _is_full(error: Exception) -> bool:
+    cause = getattr(error, "orig", error)
     return ("database or disk is full" in str(cause)
             or getattr(cause, "sqlite_errorname", "") in ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_WRITE")
             or getattr(cause, "sqlstate", "") == "53100")

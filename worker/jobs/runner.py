@@ -37,7 +37,7 @@ OnProgress = Callable[[int, int], None]
 Run = Callable[[Any, OnProgress], "Future[dict[str, Any]]"]
 
 TICK_SEC = 0.5          # also how often progress is written
-PACE_SEC = 0.01
+PACE_SEC = 0.06
 RETRY_SEC = 1.0         # after the store failed
 TIDY_SEC = 3600.0
 BEATS = 10              # heartbeats in a lease
@@ -129,7 +129,7 @@ class JobRunner:
 
     def _wait(self, *, paused: bool) -> bool:
         """Until there is something to do; False when it is time to leave."""
-        time.sleep(PACE_SEC)
+        time.sleep(PACE_SEC * len(self._running) / self._most)
         with self._changed:
             if paused:
                 self._changed.wait_for(lambda: self._stop_at is not None, RETRY_SEC)

@@ -119,21 +119,22 @@ class JobStore:
                webhook: str | None = None) -> Job:
         """A new job at the end of the queue. `upload`: a file's name in `uploads`. Raises ValueError for a payload that is
         not JSON, or an upload outside the folder."""
-        if upload is not None and (Path(upload).name != upload or upload == ".."):
+        if upload is not None and (upload in ("", "..") or Path(upload).name != _storable(upload)):
             raise ValueError(f"an upload is the name of a file in {self.uploads}, not {upload!r}")
         body = _encode(payload)
         row = {"id": str(uuid.uuid4()), "kind": kind, "filename": _storable(filename), "upload": upload, "webhook": webhook,
                "state": "pending", "created_at": self._clock(), "done": 0, "total": 0, "attempts": 0, "bytes": len(body)}
         with self._database.write() as connection:
-            made = connection.execute(jobs.insert().returning(*_COLUMNS), row).one()
-            connection.execute(documents.insert(), {"number": made.number, "name": "payload", "body": body})
-        return _job(made)
+            number = connection.execute(_SUBMIT, row).scalar_one()
+            connection.execute(_DOCUMENT, {"number": number, "name": "payload", "body": body})
+        del row["bytes"]
+        return Job(number=number, **row, **_NEW)
 
     def get(self, job_id: str) -> Job | None:
         if not _ID.fullmatch(job_id):
             return None
         with self._database.read() as connection:
-            row = connection.execute(sa.select(*_COLUMNS).where(jobs.c.id == job_id)).one_or_none()
+            row = connection.execute(_GET, {"job": job_id}).one_or_none()
         return None if row is None else _job(row)
 
     def payload(self, job_id: str) -> Any:
@@ -229,7 +230,7 @@ class JobStore:
             if ended:
                 connection.execute(_FINISH.values(_ended(self._clock())), [_finishing(number, one) for number, one in ended])
             if results:
-                connection.execute(documents.insert(), results)
+                connection.execute(_DOCUMENT, results)
         self._free(row.upload for row in held)
         return {row.id for row in held}
 
@@ -327,6 +328,12 @@ class JobStore:
 
 _WAITING: dict[str, Any] = {"state": "pending", "started_at": None, "done": 0, "total": 0,
                             "lease_owner": None, "lease_until": None}
+_NEW: dict[str, Any] = dict.fromkeys(("started_at", "completed_at", "error", "lease_owner", "lease_until"))
+
+# Made once, for those that every job needs: building a statement takes longer than running it.
+_SUBMIT = jobs.insert().returning(jobs.c.number)
+_DOCUMENT = documents.insert()
+_GET = sa.select(*_COLUMNS).where(jobs.c.id == sa.bindparam("job"))
 _FINISH = jobs.update().where(jobs.c.number == sa.bindparam("the_number")).values(
     state=sa.bindparam("end_state"), error=sa.bindparam("end_error"), bytes=jobs.c.bytes + sa.bindparam("more_bytes"),
     done=sa.func.coalesce(sa.bindparam("end_done", type_=sa.Integer), jobs.c.done),
