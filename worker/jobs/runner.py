@@ -3,9 +3,9 @@
     store.claim ──▶ run(payload, on_progress) ──▶ Future of the answer ──▶ store.finish ──▶ webhook
 
 One thread does all of the store's work, in rounds that begin when something was submitted or finished, but at least every
-TICK_SEC (for jobs that other processes submitted) and no more often than every PACE_SEC: so, under load, a round claims
-and finishes many jobs in a transaction each, and alone, a job waits for nobody. While the store fails nothing is lost:
-answers are kept until they can be written, and no new job is begun.
+TICK_SEC (for jobs that other processes submitted). The more jobs are under way, the longer rounds are apart, up to PACE_SEC:
+so, under load, a round claims and finishes many jobs in a transaction each, and alone, a job waits for nobody. While the
+store fails nothing is lost: answers are kept until they can be written, and no new job is begun.
 
 `run` returns at once; cancelling its future stops the work. An answer with `error` at its top is a failed job, `code` beside
 it or the first failed input's. A job whose device was lost, or that somebody else cancelled under us, is not over: it is
@@ -37,7 +37,7 @@ OnProgress = Callable[[int, int], None]
 Run = Callable[[Any, OnProgress], "Future[dict[str, Any]]"]
 
 TICK_SEC = 0.5          # also how often progress is written
-PACE_SEC = 0.06
+PACE_SEC = 0.05
 RETRY_SEC = 1.0         # after the store failed
 TIDY_SEC = 3600.0
 BEATS = 10              # heartbeats in a lease

@@ -40,6 +40,7 @@ State = Literal["pending", "processing", "completed", "failed", "cancelled"]
 STATES: tuple[State, ...] = get_args(State)
 FINISHED: tuple[State, ...] = ("completed", "failed", "cancelled")
 
+INLINE_CHARS = 8192         # larger payloads are kept apart: whatever changes of a job, SQLite writes its whole row again
 _EXPIRED_AT_A_TIME = 500
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -122,12 +123,15 @@ class JobStore:
         if upload is not None and (upload in ("", "..") or Path(upload).name != _storable(upload)):
             raise ValueError(f"an upload is the name of a file in {self.uploads}, not {upload!r}")
         body = _encode(payload)
-        row = {"id": str(uuid.uuid4()), "kind": kind, "filename": _storable(filename), "upload": upload, "webhook": webhook,
-               "state": "pending", "created_at": self._clock(), "done": 0, "total": 0, "attempts": 0, "bytes": len(body)}
+        row: dict[str, Any] = {
+            "id": str(uuid.uuid4()), "kind": kind, "filename": _storable(filename), "upload": upload, "webhook": webhook,
+            "state": "pending", "created_at": self._clock(), "done": 0, "total": 0, "attempts": 0}
+        small = len(body) <= INLINE_CHARS
         with self._database.write() as connection:
-            number = connection.execute(_SUBMIT, row).scalar_one()
-            connection.execute(_DOCUMENT, {"number": number, "name": "payload", "body": body})
-        del row["bytes"]
+            number: int = connection.execute(
+                _SUBMIT, row | {"bytes": len(body), "payload": body if small else None}).inserted_primary_key[0]  # type: ignore[index]
+            if not small:
+                connection.execute(_DOCUMENT, {"number": number, "name": "payload", "body": body})
         return Job(number=number, **row, **_NEW)
 
     def get(self, job_id: str) -> Job | None:
@@ -139,7 +143,11 @@ class JobStore:
 
     def payload(self, job_id: str) -> Any:
         """What was submitted, or None."""
-        return self._document(job_id, "payload")
+        if not _ID.fullmatch(job_id):
+            return None
+        with self._database.read() as connection:
+            body = connection.scalar(sa.select(jobs.c.payload).where(jobs.c.id == job_id))
+        return self._document(job_id, "payload") if body is None else json.loads(body)
 
     def result(self, job_id: str) -> Any:
         """The answer, or None while there is none."""
@@ -200,9 +208,11 @@ class JobStore:
             rows = connection.execute(
                 jobs.update().where(jobs.c.number.in_(numbers))
                 .values(state="processing", attempts=jobs.c.attempts + 1, started_at=now, done=0, total=0, lease_owner=owner,
-                        lease_until=now + lease_sec).returning(*_COLUMNS)).all() if numbers else []
-            bodies = {row.number: row.body for row in connection.execute(
-                sa.select(documents).where(documents.c.number.in_(numbers), documents.c.name == "payload"))} if numbers else {}
+                        lease_until=now + lease_sec).returning(*_COLUMNS, jobs.c.payload)).all() if numbers else []
+            bodies = {row.number: row.payload for row in rows}
+            if large := [number for number, body in bodies.items() if body is None]:
+                bodies |= connection.execute(sa.select(documents.c.number, documents.c.body).where(
+                    documents.c.number.in_(large), documents.c.name == "payload")).tuples().all()
         self._free(lost)
         return [(_job(row), json.loads(bodies[row.number])) for row in sorted(rows, key=lambda row: row.number)]
 
@@ -331,7 +341,7 @@ _WAITING: dict[str, Any] = {"state": "pending", "started_at": None, "done": 0, "
 _NEW: dict[str, Any] = dict.fromkeys(("started_at", "completed_at", "error", "lease_owner", "lease_until"))
 
 # Made once, for those that every job needs: building a statement takes longer than running it.
-_SUBMIT = jobs.insert().returning(jobs.c.number)
+_SUBMIT = jobs.insert()
 _DOCUMENT = documents.insert()
 _GET = sa.select(*_COLUMNS).where(jobs.c.id == sa.bindparam("job"))
 _FINISH = jobs.update().where(jobs.c.number == sa.bindparam("the_number")).values(
@@ -357,8 +367,8 @@ def _held(owner: str, job_ids: Collection[str]) -> tuple[sa.ColumnElement[bool],
 
 
 def _job(row: Any) -> Job:
-    values = row._asdict()
-    return Job(**values | {"error": None if values["error"] is None else json.loads(values["error"])})
+    values = dict(zip(Job.__slots__, row, strict=False))        # _COLUMNS stand first
+    return Job(**values | {"error": None if row.error is None else json.loads(row.error)})
 
 
 def _encode(value: Any) -> str:
