@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Settings that the Hub's form does not offer, and why.
 NOT_ON_THE_HUB = {
     **dict.fromkeys(("host", "port", "api_key", "workers", "rate_limit", "max_queue", "request_timeout_sec", "max_json_bytes",
-                     "cors_origins", "allowed_models"), "the HTTP server's; the hub's worker is the handler"),
+                     "cors_origins", "allowed_models", "jobs_url", "jobs_in_flight", "job_max_attempts", "job_lease_sec",
+                     "jobs_keep_sec", "jobs_max_bytes", "webhook_secret"), "the HTTP server's; the hub's worker is the handler"),
     "model_name": "another name for MODEL",
     "device": "the Hub's machines have a GPU, and auto finds it",
     "hf_home": "the volume and Runpod's cached models are found without it",

@@ -6,6 +6,8 @@
     │   ├── Unsupported           the model cannot do this task, or this option
     │   ├── ClipNotFound          no such reference clip to score against
     │   ├── TooManyInputs
+    │   ├── JobNotFound           no such job, or it has expired
+    │   ├── WrongJobState         the job is not in the state that this needs
     │   └── Unauthorized          no API key, or a wrong one
     ├── Busy                    not now: the same request may work later
     │   ├── RateLimited           this key has sent too many requests
@@ -76,6 +78,15 @@ class ClipNotFound(RequestError):
 class TooManyInputs(RequestError):
     code = "too_many_inputs"
     status = 413
+
+
+class JobNotFound(RequestError):
+    code = "job_not_found"
+    status = 404
+
+
+class WrongJobState(RequestError):
+    code = "job_state"
 
 
 class Unauthorized(RequestError):

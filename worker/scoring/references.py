@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from worker.engine import Engine
 from worker.errors import Cancelled, InputError, ReferenceFailed
-from worker.scoring.futures import fail, into, settle
+from worker.futures import fail, into, settle
 from worker.scoring.models import Heard, ScoringModel
 from worker.types import Response, Source
 

@@ -25,9 +25,9 @@ from typing import TypedDict
 from worker.config import Settings
 from worker.engine import Engine
 from worker.errors import AviaryError, Cancelled, ClipNotFound, ModelUnavailable, RequestError
+from worker.futures import fail, into, settle
 from worker.lane import known
 from worker.scoring.config import ModelEntry, ScoreConfig
-from worker.scoring.futures import fail, into, settle
 from worker.scoring.models import Heard, ScoringModel
 from worker.scoring.references import References
 from worker.scoring.similarity import audio_similarity, text_similarity

@@ -1,9 +1,11 @@
 """The HTTP door: `create_app(settings)` puts the routes on one engine.
 
-    /v1/...                      openai.py    OpenAI's routes, captions, embeddings, analyze, models
-    /transcribe, /evaluate ...   seeds.py     the routes of the servers that Aviary replaces
-    /health..., /ping, /metrics  health.py    for those who watch
-    /ui                          ui/          the page
+    /v1/...                      openai.py      OpenAI's routes, captions, embeddings, analyze, models
+    /transcribe, /evaluate ...   seeds.py       the routes of the servers that Aviary replaces
+    /transcribe/async, /jobs...  jobs.py        what outlives a restart
+    /run, /runsync, /status...   runpod_api.py  the same, as Runpod's API
+    /health..., /ping, /metrics  health.py      for those who watch
+    /ui                          ui/            the page
 
 Requests pass, from outside in: CORS, metrics, the gate (key, rate, size), routes. Start-up answers at once and loads in the
 background; the engine ends with the app.
@@ -23,7 +25,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.config import Settings
 from worker.engine import Engine
-from worker.server import health, openai, problems, seeds
+from worker.server import health, jobs, openai, problems, runpod_api, seeds
+from worker.server.background import Background
 from worker.server.gate import Gate
 from worker.server.metrics import Meter, Meters
 from worker.server.service import Service
@@ -40,11 +43,14 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     running = engine or Engine(settings, on_batch=meters.batch)
     meters.watch(running)
     service = Service(settings, running, meters)
+    background = Background(settings, service.tasks, jobs.webhook_body)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         service.load()
+        background.start()
         yield
+        await asyncio.to_thread(background.close)
         await asyncio.to_thread(service.close)
         if own:
             await asyncio.to_thread(running.close)
@@ -58,6 +64,8 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
                            allow_headers=["Authorization", "Content-Type"], expose_headers=["Retry-After"])
     for routes in (openai, seeds, health):
         app.include_router(routes.router(service))
+    for stored in (jobs, runpod_api):
+        app.include_router(stored.router(service, background))
 
     @app.get("/", tags=["Health"])
     async def root() -> JSONResponse:

@@ -6,6 +6,7 @@ that the form may be closed at once.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ from fastapi.requests import Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
 
-from worker.errors import RequestError
+from worker.errors import DiskFull, RequestError
 
 _LARGE = 1 << 18           # JSON that takes some milliseconds to read is not read on the event loop
 
@@ -69,6 +70,10 @@ async def _form(request: Request) -> Body:
             return _gather(form)
     except MultiPartException as error:
         raise RequestError(f"the form cannot be read: {error.message}") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull("there is no room for this upload") from error
+        raise
 
 
 def _gather(form: FormData) -> Body:

@@ -154,6 +154,44 @@ def score() -> Json:
                      form={"audio": FILE, "uid": TEXT, "cid": TEXT, "model": TEXT}, required=("audio", "uid", "cid"))
 
 
+_STATE = {"enum": ["pending", "processing", "completed", "failed", "cancelled"]}
+_JOB = _object({"job_id": TEXT, "status": _STATE, "filename": {"type": ["string", "null"]}, "created_at": TEXT,
+                "completed_at": {"type": ["string", "null"]}, "error": {"type": ["string", "null"]},
+                "progress": _object({"done": INTEGER, "total": INTEGER}), "position": {"type": ["integer", "null"]}}, ["status"])
+_RUNPOD = _object({"id": TEXT, "status": {"enum": ["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED"]},
+                   "delayTime": INTEGER, "executionTime": INTEGER, "error": TEXT, "output": {}}, ["id", "status"])
+_STORED = (401, 404, 503)
+
+
+def submit() -> Json:
+    fields = {"file": FILE, "model": _MODEL, "language": TEXT, "include_timestamps": {"enum": ["true", "false"]}, "webhook": TEXT}
+    return described("Transcribe an upload as a job", answer=_object({"job_id": TEXT, "status": _STATE, "message": TEXT},
+                     ["job_id", "status", "message"]), form=fields, statuses=(*_WORK, 507))
+
+
+def jobs() -> Json:
+    answer = _object({"jobs": {"type": "array", "items": _JOB}, "counts": {"type": "object"},
+                      "before": {"type": ["integer", "null"]}}, ["jobs", "counts", "before"])
+    return described("The newest jobs; `before` of an answer asks for those before them", answer=answer, statuses=(400, 401, 503))
+
+
+def job() -> Json:
+    return described("How a job is", answer={"anyOf": [_JOB, _RUNPOD]}, statuses=_STORED)
+
+
+def job_result() -> Json:
+    return described("What a job came to", answer={"type": "object"}, statuses=(400, 500, *_STORED))
+
+
+def cancel() -> Json:
+    return described("Cancel a job", answer={"type": "object"}, statuses=(400, *_STORED, 507))
+
+
+def run() -> Json:
+    return described("The handler's payload, as Runpod's API takes it", answer=_RUNPOD,
+                     json={"input": {"type": "object"}, "webhook": TEXT}, required=("input",), statuses=(*_WORK, 507))
+
+
 def health(*statuses: int) -> Json:
     shape = described("How the server is", answer={"type": "object"}, statuses=())
     shape["responses"] |= {status: {"description": "Not now", "content": {"application/json": {"schema": {"type": "object"}}}}

@@ -85,6 +85,7 @@ def upload_payload(given: Body, service: Service) -> tuple[Json, str]:
     if wanted not in (None, "true", "false", "True", "False", "1", "0"):
         raise RequestError("include_timestamps must be true or false", param="include_timestamps")
     payload = {"audio": source} | {name: fields[name] for name in ("model", "language") if fields.get(name)}
+    service.allow(payload)
     model = catalog.find(fields.get("model") or service.settings.default_model)
     if wanted in ("true", "True", "1") or (wanted is None and model.timestamps):
         payload["timestamps"] = ["segment"]

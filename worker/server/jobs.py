@@ -1,0 +1,118 @@
+"""Jobs over HTTP: an upload that is transcribed some time later, whatever happens to the server meanwhile.
+
+    POST /transcribe/async          a form with `file`, `model`, `language`, `include_timestamps`, `webhook`
+    GET  /jobs                      the newest
+    GET  /jobs/{id}/status, /jobs/{id}/result; POST /jobs/{id}/cancel
+
+Those that /run has stored can be asked for here too.
+"""
+from __future__ import annotations
+
+import asyncio
+import datetime
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.requests import Request
+from fastapi.responses import JSONResponse
+
+from worker.errors import RequestError, WrongJobState
+from worker.jobs.store import STATES, Job
+from worker.server import body, runpod_api, schemas, seeds
+from worker.server.background import UPLOAD, Background
+from worker.server.service import Service
+
+Json = dict[str, Any]
+
+MOST_LISTED = 500
+
+
+def router(service: Service, background: Background) -> APIRouter:
+    """The routes, on one service and its jobs."""
+    routes = APIRouter(tags=["Jobs"])
+    store = background.store
+
+    @routes.post("/transcribe/async", **schemas.submit())
+    async def submit(http: Request) -> JSONResponse:
+        given = await body.read(http)
+        try:
+            webhook = given.fields.pop("webhook", None)
+            payload, filename = seeds.upload_payload(given, service)
+            file = given.files[payload.pop("audio")]
+            job = await asyncio.to_thread(background.submit, "transcribe", {"audio": UPLOAD, **payload}, file=file,
+                                          filename=filename, webhook=webhook)
+        finally:
+            given.close()
+        return JSONResponse({"job_id": job.id, "status": job.state, "message": f"Transcription job started for {filename}"})
+
+    @routes.get("/jobs", **schemas.jobs())
+    async def listed(state: str | None = None, kind: str | None = None, limit: int = 100,
+                     before: int | None = None) -> JSONResponse:
+        if state is not None and state not in STATES:
+            raise RequestError(f"state must be one of {', '.join(STATES)}", param="state")
+        if not 1 <= limit <= MOST_LISTED:
+            raise RequestError(f"limit must be 1 to {MOST_LISTED}", param="limit")
+        if before is not None and not 0 <= before < 1 << 62:
+            raise RequestError("before must be the cursor of an earlier answer", param="before")
+
+        def read() -> Json:
+            jobs = store.recent(state=state, kind=kind, limit=limit, before=before)
+            waiting = {job.id: store.position(job.id) for job in jobs if job.state == "pending"}
+            return {"jobs": [_status(job, waiting.get(job.id)) for job in jobs], "counts": store.counts(),
+                    "before": jobs[-1].number if len(jobs) == limit else None}
+
+        return JSONResponse(await asyncio.to_thread(read))
+
+    @routes.get("/jobs/{name}/status", **schemas.job())
+    async def status(name: str) -> JSONResponse:
+        job = await background.find(name)
+        position = await asyncio.to_thread(store.position, name) if job.state == "pending" else None
+        result = await asyncio.to_thread(_result, job, store.result(name)) if job.state == "completed" else None
+        return JSONResponse(_status(job, position) | {"result": result})
+
+    @routes.get("/jobs/{name}/result", **schemas.job_result())
+    async def result(name: str) -> JSONResponse:
+        job = await background.find(name)
+        if job.state == "failed":
+            told = job.error or {}
+            kind = "server_error" if told.get("retryable") else "invalid_request_error"
+            error = {"message": told.get("message", "failed"), "type": kind, "param": None,
+                     "code": told.get("code", "internal_error")}
+            return JSONResponse({"error": error}, 500)
+        if job.state != "completed":
+            raise WrongJobState(f"the job is {job.state}: there is no result" + (" yet" if job.state != "cancelled" else ""))
+        return JSONResponse(_result(job, await asyncio.to_thread(store.result, name)))
+
+    @routes.post("/jobs/{name}/cancel", **schemas.cancel())
+    async def cancel(name: str) -> JSONResponse:
+        job = await background.cancel(name)
+        return JSONResponse({"message": f"Job {job.id} cancelled", "status": job.state})
+
+    return routes
+
+
+def webhook_body(job: Job) -> Json:
+    """What a webhook is told: the status, in the manner in which the job was sent."""
+    return runpod_api.shape(job) if job.kind == "run" else _status(job, None)
+
+
+def _status(job: Job, position: int | None) -> Json:
+    return {"job_id": job.id, "status": job.state, "filename": job.filename, "created_at": _iso(job.created_at),
+            "completed_at": _iso(job.completed_at), "error": (job.error or {}).get("message"),
+            "progress": {"done": job.done, "total": job.total}, "position": position}
+
+
+def _result(job: Job, answer: Any) -> Any:
+    """What an upload's job answers in its own manner; another's answer is itself."""
+    if job.kind != "transcribe":
+        return answer
+    (one,) = answer["results"]
+    segments = [{"start": s["start"], "end": s["end"], "text": s["segment"]}
+                for s in one.get("timestamps", {}).get("segment", [])]
+    return {"text": one["text"], "segments": segments, "filename": job.filename, "timestamp": _iso(job.completed_at)}
+
+
+def _iso(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).replace(tzinfo=None).isoformat(timespec="seconds")
