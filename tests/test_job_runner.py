@@ -238,15 +238,20 @@ def test_cancelling_here_is_at_once_and_elsewhere_at_the_heartbeat(store, settin
     assert [state(store, job) for job in jobs] == ["cancelled", "cancelled", "completed"]
 
 
-def test_one_that_is_cancelled_while_it_is_being_claimed_does_not_run(store, desk):
-    """However the two meet, nothing that was cancelled stays open."""
-    with JobRunner(store, desk) as runner:
-        for n in range(60):
-            job = runner.submit("run", {"name": n})
-            time.sleep(n / 60 * 0.006)
-            runner.cancel(job.id)
-            assert n not in desk.open or desk.open[n][0].cancelled()
-    assert store.counts()["cancelled"] == 60
+def test_one_that_is_cancelled_while_it_is_being_begun_is_stopped_at_once(store):
+    begun, future = threading.Event(), Future()
+
+    def run(_payload, _on_progress):
+        begun.set()
+        time.sleep(0.2)
+        return future
+
+    with JobRunner(store, run) as runner:
+        job = runner.submit("run", {})
+        assert begun.wait(10)
+        assert runner.cancel(job.id) == "cancelled"
+        assert future.cancelled()
+    assert store.counts()["cancelled"] == 1
 
 
 def test_progress_is_shown_and_the_last_of_it_kept(store, desk):
@@ -304,6 +309,19 @@ def test_an_answer_that_cannot_be_kept_spoils_no_other(store, desk, poison):
         until(lambda: all(state(store, job) in FINISHED for job in jobs))
     assert [state(store, job) for job in jobs] == ["completed", "failed", "completed"]
     assert store.get(jobs[1].id).error["code"] == "internal_error"
+
+
+def test_what_the_database_refuses_spoils_no_other(store):
+    def run(payload, on_progress):
+        on_progress(payload, 1)             # no database has an integer of 70 bits
+        future = Future()
+        future.set_result({"results": []})
+        return future
+
+    jobs = [store.submit("run", number) for number in (1, 2**70, 1)]
+    with JobRunner(store, run):
+        until(lambda: all(state(store, job) in FINISHED for job in jobs))
+    assert [state(store, job) for job in jobs] == ["completed", "failed", "completed"]
 
 
 def test_a_job_longer_than_its_lease_is_kept(store, settings, desk):
@@ -405,7 +423,7 @@ def test_a_thousand_jobs_cost_little_more_than_a_thousand_requests(store, settin
 
         run(payload, lambda *_: None).result(30)
         ratios = []
-        while len(ratios) < 4 and min(ratios, default=9) > 1.3:     # the machine has other things to do, too
+        while len(ratios) < 3 and min(ratios, default=9) > 1.3:     # the machine has other things to do, too
             ratios.append(took(jobs) / took(requests))
     assert min(ratios) <= 1.3, ratios
 
