@@ -1,0 +1,745 @@
+"""The page at /ui, driven in a headless Chromium against a live server.
+
+Answers that a server cannot be brought to give on demand (a wrong key, a full queue, a stream that breaks off) are put in the
+browser's way instead; everything else is the server's own. After every test: no error in the console, no violation of the
+content security policy, no request to another origin.
+"""
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from serving import serving
+
+from worker import render
+from worker.config import Settings
+from worker.types import Span, Transcript
+
+pytest.importorskip("playwright.sync_api", reason="the page's tests need playwright")
+from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+
+ROOT = Path(__file__).parent.parent
+UI = ROOT / "worker" / "server" / "ui"
+SAMPLES = ROOT / "samples"
+TEXTS: dict[str, str] = json.loads((SAMPLES / "texts.json").read_text())
+SPEECH = SAMPLES / "people.mp3"
+WRITER = "nvidia/audio-flamingo-3-hf"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium found")
+HEARS_MS = 30_000
+
+
+# What drives the page
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[str]:
+    """The base URL of one that really hears."""
+    with serving(Settings(model="pocketsphinx", data_dir=tmp_path_factory.mktemp("data"))) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def dry_server(tmp_path_factory) -> Iterator[str]:
+    """The base URL of one whose every model is the dry run's."""
+    with serving(Settings(skip_model_load=True, data_dir=tmp_path_factory.mktemp("data"))) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=[
+            "--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
+            "--autoplay-policy=no-user-gesture-required"])
+
+
+class Watch:
+    """What must not happen on a page. `allowed`: answers that a test asks for, by status."""
+
+    def __init__(self, page: Page, origin: str) -> None:
+        self.allowed: set[int] = set()
+        self.seen: list[str] = []
+        page.on("pageerror", lambda error: self.seen.append(f"error: {error}"))
+        page.on("console", lambda message: self._console(message.type, message.text))
+        page.on("request", lambda request: self.seen.append(f"request to {request.url}")
+                if not request.url.startswith((origin, "blob:", "data:")) else None)
+
+    def _console(self, kind: str, text: str) -> None:
+        status = re.search(r"the server responded with a status of (\d+)", text)
+        if kind in ("error", "warning") and not (status and int(status[1]) in self.allowed):
+            self.seen.append(f"{kind}: {text}")
+
+
+Opener = Callable[..., Page]
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Opener]:
+    """Opens the page of a server; looks, when the test is done, whether anything happened that must not."""
+    opened: list[tuple[Any, Watch]] = []
+
+    def open_page(base: str, *, allow: set[int] = frozenset(), at: str = "", **options: Any) -> Page:
+        context = browser.new_context(base_url=base, reduced_motion="reduce", accept_downloads=True, **options)
+        page = context.new_page()
+        watch = Watch(page, base)
+        watch.allowed = set(allow)
+        opened.append((context, watch))
+        page.goto(f"/ui{at}")
+        page.set_default_timeout(5_000)
+        return page
+
+    yield open_page
+    seen = [one for _, watch in opened for one in watch.seen]
+    for context, _ in opened:
+        context.close()
+    assert not seen
+
+
+def ready(page: Page) -> Page:
+    """The page, once the models are in its form."""
+    expect(page.locator("#tasks input").first).to_be_attached()
+    return page
+
+
+def pane(page: Page) -> Locator:
+    """The clip that is seen."""
+    return page.locator(".pane:visible")
+
+
+def choose(page: Page, task: str) -> None:
+    page.get_by_role("radio", name=task, exact=True).check()
+
+
+def drop(page: Page, *files: Path) -> None:
+    """As a file manager does: a drop event with the files, anywhere on the page."""
+    data = page.evaluate_handle("""(files) => {
+        const data = new DataTransfer();
+        for (const [name, text] of files) {
+            data.items.add(new File([Uint8Array.from(atob(text), (char) => char.charCodeAt(0))], name));
+        }
+        return data;
+    }""", [[file.name, base64.b64encode(file.read_bytes()).decode()] for file in files])
+    page.dispatch_event("body", "drop", {"dataTransfer": data})
+
+
+def heard(page: Page, *files: Path) -> Page:
+    """The page, once it has transcribed the files."""
+    ready(page).set_input_files("#files", list(files))
+    page.click("#run")
+    expect(page.locator("#clips [data-state=done]")).to_have_count(len(files), timeout=HEARS_MS)
+    return page
+
+
+def answer(route: Route, body: Any, status: int = 200, **headers: str) -> None:
+    """An answer in the server's place."""
+    text = body if isinstance(body, str) else json.dumps(body)
+    kind = "text/event-stream" if isinstance(body, str) else "application/json"
+    route.fulfill(status=status, body=text, headers={"content-type": kind, **headers})
+
+
+def error(message: str, code: str, param: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
+
+
+def events(*data: Any) -> str:
+    return "".join(f"data: {json.dumps(one)}\n\n" for one in data)
+
+
+def position(page: Page) -> float:
+    """Where the clip that is seen stands, in seconds."""
+    return float(pane(page).locator("audio").evaluate("(audio) => audio.currentTime"))
+
+
+def colours(canvas: Locator) -> int:
+    """How many colours a canvas has."""
+    expect(canvas).to_be_visible()
+    return int(canvas.evaluate("""(canvas) => {
+        const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        return new Set(new Uint32Array(data.buffer)).size;
+    }"""))
+
+
+# Transcripts
+
+@needs_browser
+def test_a_dropped_file_is_read_as_text(visit, server):
+    page = ready(visit(server))
+    drop(page, SPEECH)
+    page.get_by_role("button", name="Transcribe", exact=True).click()
+    expect(pane(page).locator(".words .said")).to_have_text(re.compile(rf"^{TEXTS[SPEECH.name]}\s*$"), timeout=HEARS_MS)
+    expect(page.get_by_role("status")).to_contain_text("people.mp3: Transcript done")
+
+
+@needs_browser
+def test_each_of_several_has_its_own_result_and_a_bad_one_spoils_none(visit, server, tmp_path):
+    bad = tmp_path / "bad.mp3"
+    bad.write_bytes(b"not audio at all" * 99)
+    page = ready(visit(server, allow={400, 415, 422}))
+    page.set_input_files("#files", [SAMPLES / "doctor.flac", bad, SAMPLES / "window.ogg"])
+    page.get_by_role("button", name="Transcribe 3 clips").click()
+    lines = page.locator("#clips li")
+    for line, name in ((0, "doctor.flac"), (2, "window.ogg")):
+        expect(lines.nth(line).locator(".gist")).to_have_text(TEXTS[name], timeout=HEARS_MS)
+    expect(lines.nth(1)).to_have_attribute("data-state", "failed", timeout=HEARS_MS)
+    lines.nth(1).locator(".choose").click()
+    expect(pane(page).get_by_role("alert")).not_to_be_empty()
+    lines.nth(2).locator(".choose").click()
+    expect(pane(page).get_by_role("alert")).to_have_count(0)
+    page.get_by_role("button", name="Remove bad.mp3").click()
+    expect(lines).to_have_count(2)
+    expect(lines.nth(1).locator(".choose")).to_be_focused()
+
+
+@needs_browser
+def test_a_click_on_a_word_plays_from_it_and_lights_it(visit, server):
+    page = heard(visit(server), SPEECH)
+    words = pane(page).locator(".word")
+    word = words.nth(5)
+    word.click()
+    expect(word).to_have_class(re.compile(r"\bnow\b"))
+    assert position(page) > 0.5
+    expect(words.last).to_have_class(re.compile(r"\bnow\b"))      # it plays on to the end
+    expect(word).not_to_have_class(re.compile(r"\bnow\b"))
+
+
+@needs_browser
+def test_what_is_saved_is_what_the_server_would_have_written(visit, server):
+    page = heard(visit(server), SPEECH)
+    for kind in ("srt", "vtt", "json", "txt"):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=f"Save as {kind}").click()
+        assert download.value.suggested_filename == f"people.{kind}"
+        saved = Path(download.value.path()).read_text()
+        form = {"json": "verbose_json", "txt": "text"}.get(kind, kind)
+        reply = requests.post(f"{server}/v1/audio/transcriptions", files={"file": SPEECH.open("rb")}, timeout=30, data={
+            "model": "pocketsphinx", "response_format": form, "timestamp_granularities[]": ["word", "segment"]})
+        if kind == "json":
+            shared = reply.json().keys() & json.loads(saved).keys()
+            assert {"text", "words", "segments", "language", "duration"} <= shared
+            assert all(reply.json()[name] == json.loads(saved)[name] for name in shared)
+        else:
+            assert saved.rstrip("\n") == reply.text.rstrip("\n")
+
+
+def spans(texts: list[str], starts: list[int]) -> tuple[Span, ...]:
+    edges = sorted(starts)
+    return tuple(Span(text, edges[i] / 1000, edges[i + 1] / 1000) for i, text in enumerate(texts[:len(edges) - 1]))
+
+
+words_of = st.lists(st.text(st.sampled_from("ab&<>-é🐦"), min_size=1, max_size=30), max_size=30)
+transcripts = st.builds(
+    lambda words, starts, cuts: (words, spans(words, starts), cuts),
+    words_of, st.lists(st.integers(0, 60_000), min_size=31, max_size=31, unique=True), st.sets(st.integers(0, 29)))
+
+
+@needs_browser
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(made=st.lists(transcripts, min_size=1, max_size=20), worded=st.booleans())
+def test_subtitles_are_cut_by_the_servers_rule(subtitles_page, made, worded):
+    ours, theirs = [], []
+    for words, timed, cuts in made:
+        ends = sorted({cut for cut in cuts if cut < len(timed)} | ({len(timed) - 1} if timed else set()))
+        begins = [0, *(end + 1 for end in ends[:-1])]
+        segments = tuple(Span(" ".join(words[a:b + 1]), timed[a].start, timed[b].end) for a, b in zip(begins, ends, strict=False))
+        transcript = Transcript(" ".join(words), timed if worded else (), segments)
+        theirs.append([render.subtitles(transcript, 61.5), render.subtitles(transcript, 61.5, vtt=True)])
+        ours.append({"text": transcript.text, "duration": 61.5,
+                     "words": [{"word": one.text, "start": one.start, "end": one.end} for one in transcript.words],
+                     "segments": [{"text": one.text, "start": one.start, "end": one.end} for one in segments]})
+    assert subtitles_page.evaluate("""async (all) => {
+        const { srt, vtt } = await import("/ui/subtitles.js");
+        return all.map((one) => [srt(one), vtt(one)]);
+    }""", ours) == theirs
+
+
+@pytest.fixture
+def subtitles_page(visit, server) -> Page:
+    return ready(visit(server))
+
+
+@needs_browser
+def test_events_may_come_in_any_pieces(visit, server):
+    text = ": still working\n\n" + events({"n": 1}) + "data: a\ndata: b\r\n\r\nid: 7\ndata:c\r\r" + "data: unfinished"
+    assert ready(visit(server)).evaluate("""async (text) => {
+        const { parser } = await import("/ui/sse.js");
+        return [1, 2, 3, 7, text.length].map((size) => {
+            const got = [];
+            const push = parser((data) => got.push(data));
+            for (let at = 0; at < text.length; at += size) push(text.slice(at, at + size));
+            return got;
+        });
+    }""", text) == [['{"n": 1}', "a\nb", "c"]] * 5
+
+
+@needs_browser
+def test_text_is_shown_as_it_comes_and_an_error_amid_the_stream_is_told(visit, server):
+    page = visit(server)
+    page.route("**/v1/audio/transcriptions", lambda route: answer(route, events(
+        {"type": "transcript.text.delta", "delta": "half of"},
+        {"type": "transcript.text.segment", "id": 0, "start": 0, "end": 1, "text": "half of"},
+        error("the device is gone", "device_lost"))))
+    ready(page).set_input_files("#files", SPEECH)
+    page.click("#run")
+    expect(pane(page).get_by_role("alert")).to_contain_text("the device is gone")
+    expect(pane(page)).to_contain_text("device_lost")
+    page.unroute("**/v1/audio/transcriptions")
+    pane(page).get_by_role("button", name="Try again").click()
+    expect(pane(page).locator(".words")).to_contain_text(TEXTS[SPEECH.name], timeout=HEARS_MS)
+
+
+@needs_browser
+def test_what_a_page_shows_is_never_taken_for_markup(visit, server):
+    evil = "<img src=x onerror=alert(1)>"
+    page = visit(server)
+    page.route("**/v1/audio/transcriptions", lambda route: answer(route, {
+        "text": evil, "language": evil, "words": [{"word": evil, "start": 0, "end": 1}],
+        "segments": [{"text": evil, "start": 0, "end": 1}]}))
+    ready(page).set_input_files("#files", {"name": f"{evil}.mp3", "mimeType": "audio/mpeg", "buffer": SPEECH.read_bytes()})
+    page.click("#run")
+    expect(pane(page).locator(".word")).to_have_text(evil)
+    expect(page.locator("main img")).to_have_count(0)
+
+
+# Sources
+
+@needs_browser
+def test_a_url_goes_to_the_server_as_json(visit, server):
+    page = ready(visit(server, allow={400, 403, 422}))
+    page.fill("#url", "not a url")
+    page.get_by_role("button", name="Add").click()
+    expect(page.locator("#source-error [role=alert]")).to_contain_text("not a URL")
+    page.fill("#url", "http://127.0.0.1:9/clips/birds.ogg")       # nothing private is fetched: the server says so
+    page.keyboard.press("Enter")
+    expect(page.locator("#clips .name")).to_have_text("birds.ogg")
+    with page.expect_request("**/v1/audio/transcriptions") as request:
+        page.click("#run")
+    sent = request.value.post_data_json
+    assert sent["audio"] == {"url": "http://127.0.0.1:9/clips/birds.ogg"}
+    assert sent["timestamp_granularities"] == ["word", "segment"]
+    expect(pane(page).get_by_role("alert")).not_to_be_empty()
+
+
+@needs_browser
+def test_the_microphone_is_recorded_and_heard(visit, server):
+    page = ready(visit(server, permissions=["microphone"]))
+    page.get_by_role("button", name="Record").click()
+    level = page.get_by_role("meter", name="Input level")
+    expect(level).to_be_visible()
+    expect(page.locator("#record-time")).to_have_text("0:01")     # the fake device beeps once a second
+    assert level.evaluate("(meter) => new Promise((done) => { let top = 0; const end = Date.now() + 1200; (function look() {"
+                          "top = Math.max(top, meter.value); Date.now() < end ? setTimeout(look, 20) : done(top); })(); })") > 0.3
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#clips .name")).to_have_text("recording-1.wav")
+    page.get_by_role("button", name="Listen again").click()
+    expect(pane(page).get_by_role("button", name="Pause")).to_be_visible()
+    assert 1.5 < pane(page).locator("audio").evaluate("(audio) => audio.duration") < 20
+    page.click("#run")
+    expect(page.locator("#clips [data-state=done]")).to_have_count(1, timeout=HEARS_MS)
+
+
+# The other tasks
+
+@needs_browser
+def test_options_are_those_of_the_task_and_the_model(visit, server):
+    page = ready(visit(server))
+    page.select_option("#model", "nvidia/canary-1b-v2")
+    expect(page.get_by_label("Spoken language")).to_be_visible()
+    expect(page.get_by_label("Style")).to_be_hidden()
+    choose(page, "Translate")
+    assert page.input_value("#model") == "nvidia/canary-1b-v2"
+    expect(page.get_by_label("Write in")).to_be_visible()
+    choose(page, "Caption")
+    assert page.input_value("#model") == WRITER
+    expect(page.get_by_label("Style")).to_be_visible()
+    expect(page.get_by_label("Spoken language")).to_be_hidden()
+    choose(page, "Embed")
+    expect(page.get_by_label("Pooling")).to_be_visible()
+    expect(page.locator("#more")).to_be_hidden()
+    choose(page, "Score")
+    expect(page.locator("#model")).to_be_hidden()
+    page.set_input_files("#files", SPEECH)
+    page.click("#run")
+    expect(page.get_by_label("Video id")).to_be_focused()
+    expect(page.get_by_label("Video id")).to_have_attribute("aria-invalid", "true")
+
+
+@needs_browser
+def test_a_caption(visit, dry_server):
+    page = ready(visit(dry_server))
+    choose(page, "Caption")
+    page.set_input_files("#files", SPEECH)
+    page.select_option("#style", "brief")
+    page.get_by_text("More options").click()
+    page.fill("#max_new_tokens", "20")
+    sent: list[bytes] = []
+    page.route("**/v1/audio/captions", lambda route: (sent.append(route.request.post_data_buffer or b""), route.continue_()))
+    page.click("#run")
+    expect(pane(page).locator(".caption")).to_contain_text("[dry-run] caption", timeout=HEARS_MS)
+    fields = dict(re.findall(rb'name="(\w+)"\r\n\r\n(.*)\r\n', sent[0]))
+    assert fields == {b"model": WRITER.encode(), b"style": b"brief", b"max_new_tokens": b"20"}
+
+
+@needs_browser
+def test_an_embedding_and_an_analysis_are_drawn(visit, dry_server):
+    page = ready(visit(dry_server))
+    choose(page, "Embed")
+    page.set_input_files("#files", SPEECH)
+    page.click("#run")
+    section = pane(page).locator("[data-task=embed]")
+    expect(section.get_by_role("img")).to_have_count(2, timeout=HEARS_MS)
+    expect(section).to_contain_text("1280 numbers")
+    for picture in section.get_by_role("img").all():
+        assert colours(picture) > 1
+    choose(page, "Analyze")
+    page.select_option("#pooling", "mean")
+    page.click("#run")
+    section = pane(page).locator("[data-task=analyze]")
+    expect(section.locator(".caption")).not_to_be_empty(timeout=HEARS_MS)
+    expect(section.get_by_role("img")).to_have_count(1)
+
+
+@needs_browser
+def test_what_is_alike_is_light_and_what_is_not_is_dark(visit, dry_server):
+    """Two halves of a clip that have nothing in common: two light squares on the diagonal, two dark ones off it."""
+    halves = np.repeat(np.eye(2, 16, dtype="<f4"), 25, axis=0)
+    page = ready(visit(dry_server))
+    page.route("**/v1/audio/embeddings", lambda route: answer(route, {
+        "model": "m", "embedding": base64.b64encode(halves.tobytes()).decode(), "shape": [50, 16], "frame_rate": 25.0,
+        "pooling": "none"}))
+    choose(page, "Embed")
+    page.set_input_files("#files", SPEECH)
+    page.click("#run")
+    expect(pane(page).locator("canvas.square")).to_be_visible()
+    light = pane(page).locator("canvas.square").evaluate("""(canvas) => {
+        const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        return [[0.3, 0.7], [0.8, 0.2], [0.3, 0.2], [0.8, 0.7]].map(([x, y]) =>
+            data[4 * (Math.floor(canvas.height * y) * canvas.width + Math.floor(canvas.width * x))]);
+    }""")
+    assert min(light[:2]) > 200 > 100 > max(light[2:])
+
+
+@needs_browser
+def test_a_chat_keeps_its_history_and_can_be_stopped(visit, dry_server):
+    page = ready(visit(dry_server))
+    choose(page, "Chat")
+    page.set_input_files("#files", SAMPLES / "doctor.flac")
+    page.get_by_role("button", name="Chat about this clip").click()
+    question = page.get_by_label("Your question")
+    expect(question).to_be_focused()
+    page.keyboard.type("What is this?")
+    page.keyboard.press("Enter")
+    answers = pane(page).locator(".assistant .said")
+    expect(answers).to_contain_text("[dry-run] chat", timeout=HEARS_MS)
+    question.fill("And who speaks?")
+    with page.expect_request("**/v1/chat/completions") as request:
+        page.get_by_role("button", name="Ask").click()
+    first, *later = request.value.post_data_json["messages"]
+    assert [part["type"] for part in first["content"]] == ["input_audio", "text"]
+    assert base64.b64decode(first["content"][0]["input_audio"]["data"]).startswith(b"RIFF")       # flac is not for OpenAI
+    assert [one["role"] for one in later] == ["assistant", "user"]
+    expect(answers).to_have_count(2)
+
+    page.route("**/v1/chat/completions", lambda route: None)       # an answer that never comes
+    question.fill("Still there?")
+    with page.expect_event("requestfailed"):
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_role("button", name="Ask")).to_be_enabled()
+    expect(answers).to_have_count(2)
+    expect(pane(page).get_by_role("alert")).to_have_count(0)
+
+
+@needs_browser
+def test_a_score_is_three_meters_and_an_unknown_clip_is_explained(visit, server):
+    page = ready(visit(server, allow={404}))
+    scores = {"model": "whisper-small", "sim_score": 0.83, "audio_sim_score": 0.78, "text_sim_score": 0.88}
+    page.route("**/score", lambda route: answer(route, scores)
+               if b"part01" in route.request.post_data_buffer else answer(route, error("unknown clip", "not_found"), 404))
+    page.set_input_files("#files", SPEECH)
+    choose(page, "Score")
+    page.get_by_label("Video id").fill("birds")
+    page.get_by_label("Clip id").fill("part01")
+    page.click("#run")
+    meters = pane(page).get_by_role("meter")
+    expect(meters).to_have_count(3)
+    assert [float(one.get_attribute("value") or 0) for one in meters.all()] == [0.83, 0.78, 0.88]
+    page.get_by_label("Clip id").fill("part02")
+    page.click("#run")
+    expect(pane(page).get_by_role("alert")).to_contain_text("started without any")
+
+
+# Errors and keys
+
+@needs_browser
+def test_a_server_that_wants_a_key_gets_it(visit, server):
+    page = visit(server, allow={401})
+    page.route("**/v1/models", lambda route: route.continue_() if route.request.headers.get("authorization") == "Bearer s3cret"
+               else answer(route, error("send the API key", "invalid_api_key"), 401))
+    page.reload()
+    dialog = page.get_by_role("dialog", name="API key")
+    page.get_by_label("Key", exact=True).fill("wrong")
+    page.keyboard.press("Enter")
+    expect(dialog).to_contain_text("refused")
+    page.get_by_label("Key", exact=True).fill("s3cret")
+    page.keyboard.press("Enter")
+    expect(dialog).to_be_hidden()
+    ready(page)
+    assert page.evaluate("[sessionStorage.length, localStorage.length]") == [1, 0]
+
+
+@needs_browser
+def test_a_busy_server_says_when_to_try_again(visit, server):
+    page = ready(visit(server, allow={429}))
+    page.route("**/v1/audio/transcriptions",
+               lambda route: answer(route, error("512 inputs wait", "queue_full"), 429, **{"retry-after": "2"}))
+    page.set_input_files("#files", SPEECH)
+    page.click("#run")
+    expect(pane(page).get_by_role("alert")).to_contain_text("tried again in 2 seconds")
+    again = pane(page).get_by_role("button", name="Try again")
+    expect(again).to_be_disabled()
+    page.unroute("**/v1/audio/transcriptions")
+    expect(again).to_be_enabled()
+    again.click()
+    expect(page.locator("#clips [data-state=done]")).to_have_count(1, timeout=HEARS_MS)
+
+
+@needs_browser
+def test_an_error_about_a_field_stands_at_the_field(visit, dry_server):
+    page = ready(visit(dry_server, allow={400}))
+    page.route("**/v1/audio/captions", lambda route: answer(route, error("temperature: too hot", "invalid_request", "temperature"), 400))
+    choose(page, "Caption")
+    page.set_input_files("#files", SPEECH)
+    page.click("#run")
+    field = page.get_by_label("Temperature")
+    expect(field).to_be_visible()                 # it lay in what was closed
+    expect(field).to_have_attribute("aria-invalid", "true")
+    expect(field).to_have_accessible_description("temperature: too hot")
+    field.fill("0.5")
+    expect(field).not_to_have_attribute("aria-invalid", "true")
+
+
+@needs_browser
+def test_a_run_can_be_stopped_and_run_again(visit, server):
+    page = ready(visit(server))
+    page.route("**/v1/audio/transcriptions", lambda route: None)
+    page.set_input_files("#files", SPEECH)
+    page.click("#run")
+    pane(page).get_by_role("button", name="Stop").click()
+    expect(page.locator("#clips [data-state=stopped]")).to_have_count(1)
+    page.unroute("**/v1/audio/transcriptions")
+    pane(page).get_by_role("button", name="Run it again").click()
+    expect(page.locator("#clips [data-state=done]")).to_have_count(1, timeout=HEARS_MS)
+
+
+# Jobs
+
+@needs_browser
+def test_jobs_are_listed_cancelled_and_opened(visit, server):
+    page = ready(visit(server))
+    jobs = {"a": "processing", "b": "completed"}
+    page.route("**/jobs?limit=50", lambda route: answer(route, {"jobs": [
+        {"job_id": name, "status": status, "filename": f"{name}.mp3", "created_at": "2026-02-04T19:30:00Z", "completed_at": None,
+         "error": None, "progress": {"done": 3, "total": 10}, "position": None} for name, status in jobs.items()]}))
+    page.route("**/jobs/a/cancel", lambda route: (jobs.update(a="cancelled"), answer(route, {"status": "cancelled"})))
+    page.route("**/jobs/b/result", lambda route: answer(route, {
+        "text": "hello there", "segments": [{"start": 0, "end": 2.5, "text": "hello there"}], "filename": "b.mp3", "timestamp": ""}))
+    page.route("**/transcribe/async", lambda route: answer(route, {"job_id": "a", "status": "pending", "message": ""}))
+    page.set_input_files("#files", SPEECH)
+    page.get_by_role("button", name="Run in the background").click()
+    expect(page.get_by_role("heading", name="Background jobs")).to_be_focused()
+    expect(page.get_by_role("progressbar", name="Progress of a.mp3")).to_have_attribute("value", "0.3")
+    page.get_by_role("button", name="Cancel: a.mp3").click()
+    expect(page.locator("#jobs li").first).to_contain_text("Cancelled")
+    page.get_by_role("button", name="Open: b.mp3").click()
+    expect(page.locator("#job-result")).to_contain_text("hello there")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as srt").click()
+    assert "00:00:00,000 --> 00:00:02,500" in Path(download.value.path()).read_text()
+
+
+@needs_browser
+def test_jobs_are_asked_for_only_while_something_is_unfinished(visit, server):
+    page = ready(visit(server))
+    asked: list[str] = []
+    state = {"status": "processing"}
+
+    def jobs(route: Route) -> None:
+        asked.append(route.request.url)
+        answer(route, {"jobs": [{"job_id": "a", "filename": "a.mp3", "created_at": "2026-02-04T19:30:00Z", **state}]})
+
+    page.route("**/jobs?limit=50", jobs)
+    page.get_by_role("link", name="Jobs").click()
+    page.wait_for_timeout(2500)
+    assert len(asked) == 2
+    state["status"] = "completed"
+    expect(page.locator("#jobs li")).to_contain_text("Done")
+    count = len(asked)
+    page.wait_for_timeout(2500)
+    assert len(asked) == count
+
+
+@needs_browser
+def test_a_server_without_jobs_says_so(visit, server):
+    page = visit(server, allow={404})
+    page.route("**/jobs?limit=50", lambda route: answer(route, error("Not Found", "not_found"), 404))
+    ready(page).get_by_role("link", name="Jobs").click()
+    expect(page.locator("#jobs-error [role=alert]")).to_contain_text("keeps no background jobs")
+
+
+# For everyone
+
+@needs_browser
+def test_the_keyboard_is_enough(visit, server):
+    page = ready(visit(server))
+    page.set_input_files("#files", SPEECH)        # the system's own dialog is not the page's
+    page.locator("body").press("Tab")
+    expect(page.get_by_role("link", name="Skip to the page")).to_be_focused()
+    page.locator("#tasks input:checked").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#tasks input[value=translate]")).to_be_checked()
+    page.keyboard.press("ArrowLeft")
+    for _ in range(12):
+        if page.locator("#run").evaluate("(run) => run === document.activeElement"):
+            break
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#clips [data-state=done]")).to_have_count(1, timeout=HEARS_MS)
+
+    wave = pane(page).get_by_role("slider", name="Position in the clip")
+    wave.focus()
+    page.keyboard.press("End")
+    length = float(wave.get_attribute("aria-valuemax") or 0)
+    assert abs(position(page) - length) < 0.2
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    assert 0 < position(page) < 1
+    page.keyboard.press(" ")
+    expect(pane(page).get_by_role("button", name="Pause")).to_be_visible()
+    page.keyboard.press(" ")
+    expect(pane(page).get_by_role("button", name="Play", exact=True)).to_be_visible()
+
+    page.keyboard.press("Tab")
+    words = pane(page).locator(".word")
+    expect(words.first).to_be_focused()
+    page.keyboard.press("End")
+    expect(words.last).to_be_focused()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    expect(words.nth(words.count() - 2)).to_have_class(re.compile(r"\bnow\b"))
+
+
+AUDIT = """() => {
+    const wrong = [];
+    const shown = (one) => one.checkVisibility() && !one.closest("[hidden]");
+    const ids = [...document.querySelectorAll("[id]")].map((one) => one.id);
+    ids.filter((id, i) => ids.indexOf(id) !== i).forEach((id) => wrong.push(`two of #${id}`));
+    for (const field of document.querySelectorAll("input, select, textarea")) {
+        if (!field.labels.length && !field.ariaLabel) wrong.push(`no label: ${field.id}`);
+    }
+    for (const one of document.querySelectorAll("button, a, [role=button]")) {
+        if (shown(one) && !(one.ariaLabel ?? one.textContent).trim()) wrong.push(`no name: ${one.outerHTML}`);
+    }
+    for (const one of document.querySelectorAll("meter, progress, canvas, [role=group], [role=slider], section, article, nav")) {
+        const label = one.ariaLabel ?? document.getElementById(one.getAttribute("aria-labelledby"))?.textContent;
+        if (shown(one) && !one.closest("[aria-hidden=true]") && !label) wrong.push(`no label: ${one.outerHTML.slice(0, 80)}`);
+    }
+    for (const one of document.querySelectorAll("[tabindex]")) if (one.tabIndex > 0) wrong.push(`tabindex of ${one.outerHTML}`);
+    for (const one of document.querySelectorAll("img")) if (one.getAttribute("alt") === null) wrong.push("no alt");
+    for (const name of ["aria-labelledby", "aria-describedby", "for"]) {
+        for (const one of document.querySelectorAll(`[${name}]`)) {
+            if (!document.getElementById(one.getAttribute(name))) wrong.push(`${name} to nothing: ${one.getAttribute(name)}`);
+        }
+    }
+    const levels = [...document.querySelectorAll("h1, h2, h3, h4")].filter(shown).map((one) => Number(one.tagName[1]));
+    if (levels.filter((level) => level === 1).length !== 1) wrong.push("not one h1");
+    if (!document.documentElement.lang || !document.title) wrong.push("no lang or title");
+    if (document.querySelectorAll("main, body > header").length !== 2) wrong.push("landmarks");
+    return wrong;
+}"""
+
+CONTRAST = """() => {
+    const context = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+    const light = (name) => {
+        context.fillStyle = getComputedStyle(document.documentElement).getPropertyValue(`--${name}`);
+        context.fillRect(0, 0, 1, 1);
+        const [r, g, b] = [...context.getImageData(0, 0, 1, 1).data].map((c) => c / 255)
+            .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const ratio = ([a, b]) => { const [x, y] = [light(a), light(b)].sort(); return (y + 0.05) / (x + 0.05); };
+    const text = [["ink", "paper"], ["muted", "paper"], ["muted", "card"], ["bad", "paper"], ["ink", "bad-soft"], ["accent", "paper"],
+        ["on-accent", "accent"], ["muted", "bad-soft"], ["muted", "shade"]];
+    const edges = [["edge", "paper"], ["edge", "card"], ["accent", "card"]];
+    return [Math.min(...text.map(ratio)), Math.min(...edges.map(ratio))];
+}"""
+
+
+@needs_browser
+def test_everything_has_a_name_and_its_place(visit, server, dry_server):
+    page = visit(server)
+    assert ready(page).evaluate(AUDIT) == []
+    assert heard(page, SPEECH, SAMPLES / "doctor.flac").evaluate(AUDIT) == []
+    page = ready(visit(dry_server))
+    page.set_input_files("#files", SPEECH)
+    choose(page, "Analyze")
+    page.click("#run")
+    expect(pane(page).locator("canvas.square")).to_be_visible(timeout=HEARS_MS)
+    choose(page, "Chat")
+    page.click("#run")
+    assert page.evaluate(AUDIT) == []
+
+
+@needs_browser
+def test_light_and_dark_are_the_systems_until_the_reader_chooses(visit, server):
+    background = "getComputedStyle(document.documentElement).backgroundColor"
+    light, dark = (ready(visit(server, color_scheme=scheme)) for scheme in ("light", "dark"))
+    shades = light.evaluate(background), dark.evaluate(background)
+    assert shades[0] != shades[1]
+    for page in (light, dark):
+        text, edges = page.evaluate(CONTRAST)
+        assert text >= 4.5
+        assert edges >= 3
+    light.get_by_role("button", name="Dark").click()
+    assert light.evaluate(background) == shades[1]
+    light.reload()
+    assert light.evaluate(background) == shades[1]
+    expect(light.get_by_role("button", name="Dark")).to_have_attribute("aria-pressed", "true")
+
+
+@needs_browser
+def test_nothing_is_cut_off_on_a_narrow_screen(visit, server):
+    page = heard(visit(server, viewport={"width": 360, "height": 740}), SPEECH)
+    choose(page, "Caption")
+    page.get_by_text("More options").click()
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+# The source
+
+def test_the_page_is_static_and_its_modules_are_small():
+    html = (UI / "index.html").read_text()
+    assert not re.search(r"\sstyle=|<style|\son\w+=|<script(?![^>]*\ssrc=)|=\"(https?:)?//\w", html)
+    ids = set(re.findall(r'\bid="([\w-]+)"', html))
+    scripts = sorted(UI.glob("*.js"))
+    assert scripts
+    for path in scripts:
+        text = path.read_text()
+        assert text.startswith("/**"), f"{path.name} does not say what it is for"
+        assert len(text.splitlines()) <= 250, path.name
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|https?://\w", text), path.name
+        for name in re.findall(r'byId\("([\w-]+)"\)', text):
+            assert name in ids, f"{path.name}: #{name}"
+        for line in re.finditer(r"^export (?!class)", text, re.MULTILINE):
+            assert text[:line.start()].rstrip().endswith("*/"), f"{path.name}: {text[line.start():line.start() + 60]}"
+        for target in re.findall(r'from "\./([\w.]+)"', text):
+            assert (UI / target).exists(), f"{path.name}: {target}"

@@ -1,0 +1,175 @@
+/** One clip: its line in the list, and its pane with the player and what was made of it, a section a task. */
+import { announce, h } from "./dom.js";
+import { Chat } from "./chat.js";
+import { errorBox, isStop } from "./errors.js";
+import { bytes, clock, languageName } from "./format.js";
+import { TASKS } from "./models.js";
+import { embeddingView } from "./picture.js";
+import { Player } from "./player.js";
+import { scoreView } from "./score.js";
+import { perform } from "./tasks.js";
+import { transcriptView } from "./transcript.js";
+
+/** @typedef {import("./models.js").Task} Task */
+
+export class Clip {
+  /**
+   * @param {{name: string, file: File|null, url: string|null}} source
+   * @param {{select: (clip: Clip) => void, remove: (clip: Clip) => void, failed: (error: unknown) => void}} owner
+   */
+  constructor(source, owner) {
+    this.source = source;
+    this.owner = owner;
+    /** Tasks that are done. @type {Set<Task>} */
+    this.done = new Set();
+    /** @type {Map<Task, AbortController>} */
+    this.running = new Map();
+    /** @type {Chat|null} */
+    this.chat = null;
+    this.player = new Player(source);
+    this.state = h("span", { class: "state" }, "Waiting");
+    this.gist = h("span", { class: "gist" });
+    this.button = h("button", { type: "button", class: "choose", onclick: () => owner.select(this) },
+      h("span", { class: "name" }, source.name), this.state, this.gist);
+    this.line = h("li", {}, this.button, h("button", { type: "button", class: "quiet remove", "aria-label": `Remove ${source.name}`,
+      onclick: () => owner.remove(this) }, "×"));
+    this.results = h("div", { class: "results" });
+    this.pane = h("article", { class: "pane", "aria-label": source.name, hidden: true },
+      h("header", {}, h("h2", {}, source.name), h("p", { class: "note" }, source.file ? bytes(source.file.size) : source.url)),
+      this.player.element, this.results);
+    /** What the newest transcript does as time goes by. @type {((seconds: number) => void)|null} */
+    this.follow = null;
+    this.player.onTime((seconds) => this.follow?.(seconds));
+  }
+
+  /** @param {boolean} on */
+  choose(on) {
+    this.pane.hidden = !on;
+    this.button.setAttribute("aria-current", String(on));
+    if (!on) this.player.audio.pause();
+  }
+
+  /** Whether a task has neither been done nor is being done. @param {Task} task */
+  lacks(task) {
+    return !this.done.has(task) && !this.running.has(task);
+  }
+
+  /**
+   * Runs a task; what comes of it, or the reason why nothing did, stays in its section.
+   * @param {Exclude<Task, "chat">} task
+   * @param {Record<string, any>} values
+   */
+  async run(task, values) {
+    this.running.get(task)?.abort();
+    const control = new AbortController();
+    this.running.set(task, control);
+    const began = performance.now();
+    const progress = this.#progress(task, control);
+    try {
+      const result = await perform(task, this.source, values, { signal: control.signal, ...progress });
+      this.#show(task, result, values, (performance.now() - began) / 1000);
+    } catch (error) {
+      if (this.running.get(task) !== control) return;
+      if (isStop(error)) this.#stopped(task, values);
+      else this.#fail(task, values, error);
+    } finally {
+      if (this.running.get(task) === control) this.running.delete(task);
+    }
+  }
+
+  /** @param {() => Record<string, any>} values  the form's */
+  talk(values) {
+    if (!this.chat) {
+      this.chat = new Chat(this.source, values, this.owner.failed);
+      this.#section("chat", null, this.chat.element);
+    }
+    this.chat.focus();
+  }
+
+  close() {
+    this.running.forEach((control) => control.abort());
+    this.running.clear();
+    this.chat?.close();
+    this.player.close();
+    this.line.remove();
+    this.pane.remove();
+  }
+
+  /** The section of a task, with new content. @param {Task} task @param {string|null} about @param {...(Node|null)} content */
+  #section(task, about, ...content) {
+    this.results.querySelector(`[data-task=${task}]`)?.remove();
+    const section = h("section", { class: "result", "data-task": task, "aria-label": TASKS[task].result },
+      h("div", { class: "result-head" }, h("h3", {}, TASKS[task].result), about ? h("p", { class: "note" }, about) : null), ...content);
+    this.results.prepend(section);
+  }
+
+  /** @param {Task} task @param {AbortController} control */
+  #progress(task, control) {
+    const bar = /** @type {HTMLProgressElement} */ (h("progress", { max: 1, "aria-label": "Progress" }));
+    const label = h("span", { class: "note" });
+    const text = h("p", { class: "live" });
+    const tell = (/** @type {string} */ said, /** @type {number|null} */ part) => {
+      label.textContent = said;
+      this.#say("busy", said);
+      if (part === null) bar.removeAttribute("value");
+      else bar.value = part;
+    };
+    this.#section(task, null, h("div", { class: "progress" }, bar, label,
+      h("button", { type: "button", class: "quiet", onclick: () => control.abort() }, "Stop")), text);
+    tell(this.source.file ? "Sending" : "Fetching", this.source.file ? 0 : null);
+    return {
+      onSent: (/** @type {number} */ part) =>
+        (part < 1 ? tell(`Sending, ${Math.floor(part * 100)} %`, part) : tell("Listening", null)),
+      onText: (/** @type {string} */ soFar) => { text.textContent = soFar; },
+      onSegments: (/** @type {{start: number, end: number, text: string}[]} */ segments) => {
+        this.player.learn({ segments });
+        const [here, end] = [segments.at(-1)?.end ?? 0, this.player.wave.duration];
+        tell(`Heard ${clock(here)} of ${clock(end)}`, end ? Math.min(1, here / end) : null);
+      },
+    };
+  }
+
+  /** @param {Task} task @param {any} result @param {Record<string, any>} values @param {number} seconds */
+  #show(task, result, values, seconds) {
+    const name = this.source.name.replace(/\.[^.]*$/, "");
+    const about = [result.model ?? values.model, result.language && languageName(result.language), `${seconds.toFixed(1)} s`];
+    const content = [result.warning ? h("p", { class: "warning" }, result.warning) : null];
+    if ("text" in result) {
+      const view = transcriptView(result, name, this.player.playable ? (at) => this.player.seek(at, true) : null);
+      this.player.learn(result);
+      this.follow = view.at;
+      content.push(view.element);
+    }
+    if (result.thinking) content.push(h("details", {}, h("summary", {}, "What the model thought"), h("p", {}, result.thinking)));
+    if ("caption" in result) content.push(h("p", { class: "caption" }, result.caption));
+    if ("embedding" in result) content.push(embeddingView(result, name));
+    if ("sim_score" in result) content.push(scoreView(result));
+    this.#section(task, about.filter(Boolean).join(" · "), ...content);
+    this.done.add(task);
+    this.#say("done", "Done");
+    this.gist.textContent = result.text ?? result.caption ?? (result.shape ? result.shape.join(" × ") : `score ${result.sim_score?.toFixed(2)}`);
+    announce(`${this.source.name}: ${TASKS[task].result} done`);
+  }
+
+  /** @param {Exclude<Task, "chat">} task @param {Record<string, any>} values @param {unknown} error */
+  #fail(task, values, error) {
+    this.#section(task, values.model ?? null, errorBox(error, { retry: () => this.run(task, values),
+      hint: task === "score" && /** @type {any} */ (error).status === 404
+        ? "Either no reference clip has these ids, or this server was started without any." : undefined }));
+    this.#say("failed", "Failed");
+    this.gist.textContent = error instanceof Error ? error.message : String(error);
+    this.owner.failed(error);
+  }
+
+  /** @param {Exclude<Task, "chat">} task @param {Record<string, any>} values */
+  #stopped(task, values) {
+    this.#section(task, null, h("p", {}, "Stopped. ", h("button", { type: "button", onclick: () => this.run(task, values) }, "Run it again")));
+    this.#say("stopped", "Stopped");
+  }
+
+  /** @param {string} kind @param {string} text */
+  #say(kind, text) {
+    this.line.dataset.state = kind;
+    this.state.textContent = text;
+  }
+}

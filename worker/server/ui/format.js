@@ -1,0 +1,60 @@
+/** Numbers as people read them. */
+
+/**
+ * 83.4 → "1:23"; with tenths, "1:23.4".
+ * @param {number} seconds
+ * @param {boolean} [tenths]
+ * @returns {string}
+ */
+export function clock(seconds, tenths = false) {
+  const total = tenths ? Math.floor(seconds * 10 + 1e-6) / 10 : Math.floor(seconds + 1e-6);
+  const hours = Math.floor(total / 3600);
+  const minutes = Math.floor(total / 60) % 60;
+  const rest = (total % 60).toFixed(tenths ? 1 : 0).padStart(tenths ? 4 : 2, "0");
+  return hours ? `${hours}:${String(minutes).padStart(2, "0")}:${rest}` : `${minutes}:${rest}`;
+}
+
+/**
+ * @param {number} count  bytes
+ * @returns {string}
+ */
+export function bytes(count) {
+  if (count < 1000) return `${count} B`;
+  return count < 1e6 ? `${Math.round(count / 1e3)} kB` : `${(count / 1e6).toFixed(1)} MB`;
+}
+
+const names = new Intl.DisplayNames(["en"], { type: "language" });
+
+/**
+ * "de" → "German"; a code that no one knows stays as it is.
+ * @param {string} code
+ * @returns {string}
+ */
+export function languageName(code) {
+  try {
+    return names.of(code) ?? code;
+  } catch {
+    return code;
+  }
+}
+
+/**
+ * Round times for an axis: at most `most` of them, 1, 2, 5, 10, 15, 30 … apart.
+ * @param {number} duration  seconds
+ * @param {number} most
+ * @returns {number[]}
+ */
+export function ticks(duration, most) {
+  const steps = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600];
+  const step = steps.find((one) => duration / one <= most) ?? 7200;
+  return Array.from({ length: Math.floor(duration / step + 1e-6) + 1 }, (_, i) => i * step);
+}
+
+/**
+ * @param {number} count
+ * @param {string} noun
+ * @returns {string} "1 clip", "3 clips"
+ */
+export function counted(count, noun) {
+  return `${count} ${noun}${count === 1 ? "" : "s"}`;
+}

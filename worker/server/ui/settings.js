@@ -1,0 +1,131 @@
+/** The form's lower half: task, model and options, of which only those that mean something are shown. */
+import { byId, h } from "./dom.js";
+import { counted, languageName } from "./format.js";
+import { TASKS, able, nameOf, optionsOf, tasksOf } from "./models.js";
+
+/** @typedef {import("./models.js").Model} Model */
+/** @typedef {import("./models.js").Task} Task */
+
+export class Settings {
+  /** @param {() => void} onChange  the task or the model is another */
+  constructor(onChange) {
+    this.onChange = onChange;
+    /** @type {Model[]} */
+    this.models = [];
+    /** @type {Task} */
+    this.task = "transcribe";
+    /** @type {HTMLSelectElement} */
+    this.select = byId("model");
+    /** @type {HTMLElement[]} */
+    this.rows = [...document.querySelectorAll("[data-option]")].map((row) => /** @type {HTMLElement} */ (row));
+    this.select.addEventListener("change", () => this.#choose());
+  }
+
+  /** @param {Model[]} models */
+  fill(models) {
+    this.models = models;
+    const radios = tasksOf(models).map((task) => h("label", {},
+      h("input", { type: "radio", name: "task", value: task, checked: task === this.task, onchange: () => this.#turn(task) }),
+      h("span", {}, TASKS[task].label)));
+    byId("tasks").append(...radios);
+    this.#turn(this.task);
+  }
+
+  /** @returns {Model|undefined} */
+  get model() {
+    return this.models.find((model) => model.id === this.select.value);
+  }
+
+  /** What the form says: the options that are shown and set. @returns {Record<string, any>} */
+  values() {
+    /** @type {Record<string, any>} */
+    const values = this.task === "score" ? {} : { model: this.select.value };
+    for (const name of optionsOf(this.model, this.task)) {
+      if (name === "timestamps") values.timestamps = this.#levels();
+      else if (byId(name).value.trim()) values[name] = byId(name).value.trim();
+    }
+    for (const name of ["max_new_tokens", "temperature"]) if (name in values) values[name] = Number(values[name]);
+    return values;
+  }
+
+  /**
+   * Marks the field that an error is about, until it is changed. Fields that are not shown are left alone.
+   * @param {string|null} param
+   * @param {string} message
+   */
+  blame(param, message) {
+    const field = param && document.getElementById(param);
+    if (!field || !byId("panel").contains(field) || field.closest("[hidden]")) return;
+    const note = h("p", { class: "field-error", id: `${param}-error` }, message);
+    document.getElementById(note.id)?.remove();
+    field.after(note);
+    field.setAttribute("aria-invalid", "true");
+    field.setAttribute("aria-describedby", note.id);
+    field.closest("details")?.setAttribute("open", "");
+    field.addEventListener("input", () => {
+      note.remove();
+      field.removeAttribute("aria-invalid");
+      field.removeAttribute("aria-describedby");
+    }, { once: true });
+  }
+
+  /** The first field that cannot be sent as it is, said to the reader. @returns {boolean} whether there was none */
+  check() {
+    const fields = /** @type {HTMLInputElement[]} */ ([...byId("panel").querySelectorAll("[data-option]:not([hidden]) input")]);
+    const wrong = fields.find((field) => !field.checkValidity());
+    if (!wrong) return true;
+    this.blame(wrong.id, wrong.validationMessage);
+    wrong.focus();
+    return false;
+  }
+
+  #levels() {
+    return ["word", "segment"].filter((level) => byId(`timestamps-${level}`).checked && this.model?.timestamps?.includes(level));
+  }
+
+  /** @param {Task} task */
+  #turn(task) {
+    this.task = task;
+    const before = this.model;
+    const models = able(this.models, task);
+    const keep = models.find((model) => model === before) ?? models.find((model) => model.default) ?? models[0];
+    this.select.replaceChildren(...models.map((model) => h("option", { value: model.id }, nameOf(model))));
+    if (keep) this.select.value = keep.id;
+    byId("task-about").textContent = TASKS[task].about;
+    this.select.closest("[data-row]")?.toggleAttribute("hidden", task === "score");
+    this.#choose();
+  }
+
+  #choose() {
+    const shown = optionsOf(this.model, this.task);
+    for (const row of this.rows) {
+      row.hidden = !shown.includes(row.dataset.option ?? "");
+      row.querySelectorAll("input, select, textarea").forEach((field) => { field.toggleAttribute("disabled", row.hidden); });
+    }
+    byId("more").hidden = !byId("more").querySelector("[data-option]:not([hidden])");
+    if (this.model) this.#describe(this.model);
+    this.onChange();
+  }
+
+  /** @param {Model} model */
+  #describe(model) {
+    const languages = model.languages ?? [];
+    const facts = [model.id === nameOf(model) ? null : model.id,
+      languages.length === 1 ? languageName(languages[0]) : languages.length ? counted(languages.length, "language") : null];
+    byId("model-about").textContent = facts.filter(Boolean).join(" · ");
+    languageOptions(byId("language"), languages, this.task === "translate" ? "Not said" : "Any");
+    languageOptions(byId("target_language"), model.target_languages ?? [], null);
+    for (const level of ["word", "segment"]) {
+      document.querySelector(`[data-level=${level}]`)?.toggleAttribute("hidden", !model.timestamps?.includes(level));
+    }
+  }
+}
+
+/** Keeps the choice where it is still there. @param {HTMLSelectElement} select @param {string[]} codes @param {string|null} none */
+function languageOptions(select, codes, none) {
+  const before = select.value;
+  const sorted = [...codes].sort((a, b) => languageName(a).localeCompare(languageName(b)));
+  const options = sorted.map((code) => h("option", { value: code }, languageName(code)));
+  select.replaceChildren(...(none === null ? [] : [h("option", { value: "" }, none)]), ...options);
+  select.value = codes.includes(before) ? before : none === null ? (codes.includes("en") ? "en" : codes[0] ?? "") : "";
+}

@@ -1,0 +1,28 @@
+/** Server-sent events out of text that arrives in any pieces. */
+
+/**
+ * A function that takes the next piece of text and calls `onData` with the data of each event that it completes.
+ * Comments, names and ids of events are passed over; of what the last piece leaves open nothing is told.
+ * @param {(data: string) => void} onData
+ * @returns {(text: string) => void}
+ */
+export function parser(onData) {
+  let rest = "";
+  /** @type {string[]} */
+  let data = [];
+  return (text) => {
+    rest += text;
+    // A \r at the very end may be half of a \r\n.
+    const end = rest.endsWith("\r") ? rest.length - 1 : rest.length;
+    const lines = rest.slice(0, end).split(/\r\n|\n|\r/);
+    rest = lines.pop() + rest.slice(end);
+    for (const line of lines) {
+      if (line.startsWith("data:")) data.push(line.slice(line[5] === " " ? 6 : 5));
+      else if (line === "" && data.length) {
+        const whole = data.join("\n");
+        data = [];
+        onData(whole);
+      }
+    }
+  };
+}

@@ -1,0 +1,138 @@
+/** A transcript to read and to listen along with: each word is lit as it is heard, and is the way to its place. */
+import { h, announce, save } from "./dom.js";
+import { clock } from "./format.js";
+import { srt, vtt } from "./subtitles.js";
+
+/** @typedef {import("./subtitles.js").Transcript} Transcript */
+/** @typedef {{text: string, start: number, end: number}} Spoken */
+
+/**
+ * @param {Transcript} transcript
+ * @param {string} name  of the files that can be saved, without suffix
+ * @param {((seconds: number) => void)|null} seek  null: there is nothing to play
+ * @returns {{element: HTMLElement, at: (seconds: number) => void}} at: lights what is heard then
+ */
+export function transcriptView(transcript, name, seek) {
+  const { words = [], segments = [], text } = transcript;
+  /** @type {Spoken[]} */
+  const spoken = words.length ? words.map(({ word, start, end }) => ({ text: word, start, end })) : segments;
+  const spans = spoken.map((one, i) => h("span", seek
+    ? { class: "word", role: "button", tabindex: i ? -1 : 0, "data-i": i }
+    : { class: "word", title: `${clock(one.start, true)} to ${clock(one.end, true)}` }, one.text));
+  const body = h("div", { class: "words", role: "group", "aria-label": "Transcript" },
+    ...(spoken.length ? paragraphs(spoken, spans, segments, seek) : [h("p", {}, text || "Nothing was heard.")]));
+  let lit = -1;
+  const at = (/** @type {number} */ seconds) => {
+    const now = indexAt(spoken, seconds);
+    if (now === lit) return;
+    spans[lit]?.classList.remove("now");
+    spans[now]?.classList.add("now");
+    lit = now;
+    if (spans[now]) keepInView(body, spans[now]);
+  };
+  const hint = seek && spoken.length ? h("p", { class: "note" }, "Click a word to hear it. With the keyboard: arrow keys, then Enter.") : null;
+  if (seek) listen(body, spans, (i) => seek(spoken[i].start));
+  return { element: h("div", { class: "transcript" }, body, h("div", { class: "foot" }, hint, downloads(transcript, name))), at };
+}
+
+/**
+ * A paragraph a segment, with its time in the margin.
+ * @param {Spoken[]} spoken @param {HTMLElement[]} spans @param {Spoken[]} segments @param {((seconds: number) => void)|null} seek
+ */
+function paragraphs(spoken, spans, segments, seek) {
+  const made = [];
+  let next = 0;
+  for (const [i, segment] of (segments.length ? segments : [{ start: spoken[0].start, end: Infinity, text: "" }]).entries()) {
+    const last = i >= segments.length - 1;
+    const content = [];
+    while (next < spoken.length && (last || spoken[next].start < segment.end - 0.0005)) {
+      content.push(spans[next], " ");
+      next += 1;
+    }
+    const stamp = clock(segment.start);
+    made.push(h("p", { class: "segment" },
+      seek ? h("button", { type: "button", class: "stamp", tabindex: -1, "aria-label": `Play from ${stamp}`,
+        onclick: () => seek(segment.start) }, stamp) : h("span", { class: "stamp" }, stamp),
+      h("span", { class: "said" }, ...content)));
+  }
+  return made;
+}
+
+/**
+ * One word is in the tab order at a time; arrows move, Enter and space play.
+ * @param {HTMLElement} body @param {HTMLElement[]} spans @param {(index: number) => void} choose
+ */
+function listen(body, spans, choose) {
+  const indexOf = (/** @type {EventTarget|null} */ target) =>
+    Number(/** @type {Element} */ (target).closest("[data-i]")?.getAttribute("data-i") ?? -1);
+  let focusable = 0;
+  const rove = (/** @type {number} */ to) => {
+    spans[focusable]?.setAttribute("tabindex", "-1");
+    focusable = to;
+    spans[to]?.setAttribute("tabindex", "0");
+  };
+  body.addEventListener("click", (event) => {
+    const i = indexOf(event.target);
+    // The end of a selection is not a click on a word.
+    if (i < 0 || String(getSelection())) return;
+    rove(i);
+    choose(i);
+  });
+  body.addEventListener("keydown", (event) => {
+    const i = indexOf(event.target);
+    if (i < 0) return;
+    /** @type {Record<string, number>} */
+    const moves = { ArrowRight: i + 1, ArrowLeft: i - 1, ArrowDown: beyond(spans, i, 1), ArrowUp: beyond(spans, i, -1),
+      Home: 0, End: spans.length - 1 };
+    if (event.key === "Enter" || event.key === " ") choose(i);
+    else if (event.key in moves) {
+      rove(Math.max(0, Math.min(spans.length - 1, moves[event.key])));
+      spans[focusable].focus();
+    } else return;
+    event.preventDefault();
+  });
+}
+
+/** The nearest word of the next or previous paragraph. @param {HTMLElement[]} spans @param {number} i @param {1|-1} way */
+function beyond(spans, i, way) {
+  let to = i;
+  while (spans[to + way] && spans[to].parentElement === spans[i].parentElement) to += way;
+  return to;
+}
+
+/** The last that has begun, unless it is over for more than a moment. @param {Spoken[]} spoken @param {number} seconds */
+function indexAt(spoken, seconds) {
+  let low = 0;
+  let high = spoken.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (spoken[middle].start <= seconds + 0.001) low = middle + 1;
+    else high = middle;
+  }
+  return low && seconds < spoken[low - 1].end + 0.25 ? low - 1 : -1;
+}
+
+/** Scrolls the transcript's own box, never the page. @param {HTMLElement} box @param {HTMLElement} word */
+function keepInView(box, word) {
+  const [outer, inner] = [box.getBoundingClientRect(), word.getBoundingClientRect()];
+  if (inner.top < outer.top || inner.bottom > outer.bottom) box.scrollTop += inner.top - outer.top - outer.height / 3;
+}
+
+/** @param {Transcript} transcript @param {string} name */
+function downloads(transcript, name) {
+  /** @type {[string, string, () => string][]} */
+  const kinds = [
+    ["txt", "text/plain", () => `${transcript.text}\n`],
+    ["srt", "application/x-subrip", () => srt(transcript)],
+    ["vtt", "text/vtt", () => vtt(transcript)],
+    ["json", "application/json", () => `${JSON.stringify(transcript, null, 2)}\n`],
+  ];
+  const copy = h("button", { type: "button", class: "quiet", onclick: async () => {
+    await navigator.clipboard.writeText(transcript.text);
+    announce("Copied");
+    copy.textContent = "Copied";
+  } }, "Copy");
+  return h("div", { class: "downloads", role: "group", "aria-label": "Save the transcript" }, navigator.clipboard ? copy : null,
+    ...kinds.map(([kind, type, make]) => h("button", { type: "button", class: "quiet", "aria-label": `Save as ${kind}`,
+      onclick: () => save(`${name}.${kind}`, type, make()) }, kind)));
+}
