@@ -113,11 +113,11 @@ async function runInBackground() {
   const values = settings.values();
   try {
     for (const clip of due().filter((one) => one.source.file)) await enqueue(clip.source, values);
-    showError(byId("page-error"), null);
+    showError(byId("go-error"), null);
     location.hash = "#/jobs";
   } catch (error) {
     const off = error instanceof ApiError && error.status === 404 && error.code !== "model_not_found";
-    showError(byId("page-error"), off ? new Error("This server keeps no background jobs.") : error);
+    showError(byId("go-error"), off ? new Error("This server keeps no background jobs.") : error);
   }
 }
 

@@ -1,7 +1,7 @@
 /** A conversation about one clip. The clip goes out with the first question; the history goes out with every one. */
 import { stream } from "./api.js";
 import { inputAudio } from "./audio.js";
-import { announce, h, uniqueId } from "./dom.js";
+import { h, uniqueId } from "./dom.js";
 import { errorBox, isStop } from "./errors.js";
 
 /** @typedef {{role: "user"|"assistant", content: string}} Turn */
@@ -75,7 +75,6 @@ export class Chat {
       });
       text = whole?.choices?.[0]?.message?.content ?? text;
       bubble.textContent = text;
-      announce(`Answer: ${text}`);
     } catch (error) {
       if (!isStop(error)) this.#fail(error);
     }

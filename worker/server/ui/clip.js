@@ -97,10 +97,13 @@ export class Clip {
 
   /** The section of a task, with new content. @param {Task} task @param {string|null} about @param {...(Node|null)} content */
   #section(task, about, ...content) {
-    this.results.querySelector(`[data-task=${task}]`)?.remove();
-    const section = h("section", { class: "result", "data-task": task, "aria-label": TASKS[task].result },
+    const before = this.results.querySelector(`[data-task=${task}]`);
+    const focused = before?.contains(document.activeElement);
+    const section = h("section", { class: "result", "data-task": task, "aria-label": TASKS[task].result, tabindex: -1 },
       h("div", { class: "result-head" }, h("h3", {}, TASKS[task].result), about ? h("p", { class: "note" }, about) : null), ...content);
+    before?.remove();
     this.results.prepend(section);
+    if (focused) section.focus();           // what had the focus is gone: the reader goes on from here
   }
 
   /** @param {Task} task @param {AbortController} control */

@@ -1,15 +1,18 @@
 /** What can be asked of which model: pure, from what GET /v1/models says. */
+import { counted, languageName } from "./format.js";
 
 /**
  * @typedef {object} Model
  * @property {string} id
- * @property {string[]} [aliases]
+ * @property {string[]} aliases
  * @property {string[]} tasks
- * @property {string[]} [languages]  what it hears; empty where only the checkpoint knows
- * @property {string[]} [target_languages]  what it translates into
- * @property {string[]} [timestamps]  out of word, segment, char
- * @property {string[]} [options]  the names of the options that it understands
- * @property {boolean} [default]
+ * @property {string[]} languages  what it hears; empty where only the checkpoint knows
+ * @property {string[]} target_languages  what it translates into
+ * @property {string[]} timestamps  out of word, segment, char
+ * @property {string[]} options  the names of the options that it understands
+ * @property {number|null} max_sec  longer clips are neither captioned nor talked about
+ * @property {boolean} loaded
+ * @property {boolean} default
  */
 
 /** @typedef {"transcribe"|"translate"|"caption"|"embed"|"chat"|"analyze"|"score"} Task */
@@ -69,13 +72,29 @@ export function optionsOf(model, task) {
 /** @param {Model} model @param {string} name */
 function means(model, name) {
   switch (name) {
-    case "language": return (model.languages ?? []).length > 1;
-    case "target_language": return (model.target_languages ?? []).length > 1;
-    case "timestamps": return (model.timestamps ?? []).length > 0;
+    case "language": return model.languages.length > 1 && model.options.includes(name);
+    case "target_language": return model.target_languages.length > 1;
+    case "timestamps": return model.timestamps.length > 0;
     case "pooling": return true;
-    // A server that does not say what a model takes: those that caption also write to order.
-    default: return model.options?.includes(name) ?? model.tasks.includes("caption");
+    default: return model.options.includes(name);
   }
+}
+
+/**
+ * What is good to know of a model before it is asked.
+ * @param {Model} model
+ * @param {Task} task
+ * @returns {string[]}
+ */
+export function factsOf(model, task) {
+  const { id, languages, loaded, max_sec: most } = model;
+  const limited = most && (task === "caption" || task === "chat" || task === "analyze");
+  return [
+    id === nameOf(model) ? "" : id,
+    languages.length === 1 ? languageName(languages[0]) : languages.length ? counted(languages.length, "language") : "",
+    limited ? `up to ${counted(most / 60, "minute")}` : "",
+    loaded ? "" : "loads when first used",
+  ].filter(Boolean);
 }
 
 /**
@@ -84,5 +103,5 @@ function means(model, name) {
  * @returns {string}
  */
 export function nameOf(model) {
-  return model.aliases?.[0] ?? model.id;
+  return model.aliases[0] ?? model.id;
 }

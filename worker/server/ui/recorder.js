@@ -12,6 +12,7 @@ import { clock } from "./format.js";
 export function startRecorder(onRecorded, onAgain) {
   /** @type {MediaRecorder|null} */
   let recorder = null;
+  let asking = false;
   let count = 0;
   const [button, label, level, time, again, problem] =
     ["record", "record-label", "level", "record-time", "record-again", "source-error"].map(byId);
@@ -33,7 +34,6 @@ export function startRecorder(onRecorded, onAgain) {
     running.ondataavailable = (event) => parts.push(event.data);
     running.onstop = async () => {
       stream.getTracks().forEach((track) => track.stop());
-      recorder = null;
       try {
         const wav = await toWav(new Blob(parts, { type: running.mimeType }));
         count += 1;
@@ -53,13 +53,17 @@ export function startRecorder(onRecorded, onAgain) {
   button.addEventListener("click", async () => {
     if (recorder) {
       recorder.stop();
+      recorder = null;
       return;
     }
+    if (asking) return;
+    asking = true;
     try {
       await begin();
     } catch (error) {
       showError(problem, new Error(refusal(error)));
     }
+    asking = false;
   });
   again.addEventListener("click", onAgain);
 }

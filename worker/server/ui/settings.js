@@ -1,7 +1,7 @@
 /** The form's lower half: task, model and options, of which only those that mean something are shown. */
 import { byId, h } from "./dom.js";
-import { counted, languageName } from "./format.js";
-import { TASKS, able, nameOf, optionsOf, tasksOf } from "./models.js";
+import { languageName } from "./format.js";
+import { TASKS, able, factsOf, nameOf, optionsOf, tasksOf } from "./models.js";
 
 /** @typedef {import("./models.js").Model} Model */
 /** @typedef {import("./models.js").Task} Task */
@@ -14,11 +14,16 @@ export class Settings {
     this.models = [];
     /** @type {Task} */
     this.task = "transcribe";
+    /** The id of the model that the reader took last; the others come and go with the tasks. */
+    this.picked = "";
     /** @type {HTMLSelectElement} */
     this.select = byId("model");
     /** @type {HTMLElement[]} */
     this.rows = [...document.querySelectorAll("[data-option]")].map((row) => /** @type {HTMLElement} */ (row));
-    this.select.addEventListener("change", () => this.#choose());
+    this.select.addEventListener("change", () => {
+      this.picked = this.select.value;
+      this.#choose();
+    });
   }
 
   /** @param {Model[]} models */
@@ -80,15 +85,15 @@ export class Settings {
   }
 
   #levels() {
-    return ["word", "segment"].filter((level) => byId(`timestamps-${level}`).checked && this.model?.timestamps?.includes(level));
+    return ["word", "segment"].filter((level) => byId(`timestamps-${level}`).checked && this.model?.timestamps.includes(level));
   }
 
   /** @param {Task} task */
   #turn(task) {
     this.task = task;
-    const before = this.model;
     const models = able(this.models, task);
-    const keep = models.find((model) => model === before) ?? models.find((model) => model.default) ?? models[0];
+    const keep = models.find(({ id }) => id === this.picked) ?? models.find((model) => model.default)
+      ?? models.find((model) => model.loaded) ?? models[0];
     this.select.replaceChildren(...models.map((model) => h("option", { value: model.id }, nameOf(model))));
     if (keep) this.select.value = keep.id;
     byId("task-about").textContent = TASKS[task].about;
@@ -109,14 +114,11 @@ export class Settings {
 
   /** @param {Model} model */
   #describe(model) {
-    const languages = model.languages ?? [];
-    const facts = [model.id === nameOf(model) ? null : model.id,
-      languages.length === 1 ? languageName(languages[0]) : languages.length ? counted(languages.length, "language") : null];
-    byId("model-about").textContent = facts.filter(Boolean).join(" · ");
-    languageOptions(byId("language"), languages, this.task === "translate" ? "Not said" : "Any");
-    languageOptions(byId("target_language"), model.target_languages ?? [], null);
+    byId("model-about").textContent = factsOf(model, this.task).join(" · ");
+    languageOptions(byId("language"), model.languages, "Not said");
+    languageOptions(byId("target_language"), model.target_languages, null);
     for (const level of ["word", "segment"]) {
-      document.querySelector(`[data-level=${level}]`)?.toggleAttribute("hidden", !model.timestamps?.includes(level));
+      document.querySelector(`[data-level=${level}]`)?.toggleAttribute("hidden", !model.timestamps.includes(level));
     }
   }
 }

@@ -28,7 +28,7 @@ export function startSources(onSources) {
       return;
     }
     showError(problem, null);
-    onSources([{ name: decodeURIComponent(address.pathname.split("/").pop() || address.host), file: null, url: address.href }]);
+    onSources([{ name: nameOf(address), file: null, url: address.href }]);
     url.value = "";
   };
   byId("url-add").addEventListener("click", add);
@@ -37,6 +37,16 @@ export function startSources(onSources) {
     event.preventDefault();         // Enter would run the task
     add();
   });
+}
+
+/** The last part of the path, as people write it. @param {URL} address */
+function nameOf(address) {
+  const last = address.pathname.split("/").pop() || address.host;
+  try {
+    return decodeURIComponent(last);
+  } catch {
+    return last;
+  }
 }
 
 /** The whole page takes drops; the frame shows that it does. @param {(files: Iterable<File>) => void} take */

@@ -128,9 +128,9 @@ function downloads(transcript, name) {
     ["json", "application/json", () => `${JSON.stringify(transcript, null, 2)}\n`],
   ];
   const copy = h("button", { type: "button", class: "quiet", onclick: async () => {
-    await navigator.clipboard.writeText(transcript.text);
-    announce("Copied");
-    copy.textContent = "Copied";
+    const done = await navigator.clipboard.writeText(transcript.text).then(() => "Copied", () => "Not allowed");
+    announce(done);
+    copy.textContent = done;
   } }, "Copy");
   return h("div", { class: "downloads", role: "group", "aria-label": "Save the transcript" }, navigator.clipboard ? copy : null,
     ...kinds.map(([kind, type, make]) => h("button", { type: "button", class: "quiet", "aria-label": `Save as ${kind}`,

@@ -46,8 +46,8 @@ export class Waveform {
 
   #tell() {
     const here = this.segments.find((one) => one.start <= this.position && this.position < one.end);
-    this.canvas.setAttribute("aria-valuemax", this.duration.toFixed(2));
-    this.canvas.setAttribute("aria-valuenow", this.position.toFixed(2));
+    this.canvas.setAttribute("aria-valuemax", this.duration.toFixed(1));
+    this.canvas.setAttribute("aria-valuenow", this.position.toFixed(1));
     this.canvas.setAttribute("aria-valuetext", `${clock(this.position)} of ${clock(this.duration)}${here ? `: ${here.text}` : ""}`);
   }
 
@@ -93,15 +93,16 @@ export class Waveform {
     this.#drawSegments(context, x, floor);
     const middle = floor / 2;
     const bars = Math.floor(width / BAR);
+    const [played, ahead, ink, muted] = ["accent", "wave", "ink", "muted"].map((name) => colour(this.canvas, name));
     for (let i = 0; i < bars; i += 1) {
       const high = Math.max(1, this.#peak(i / bars, (i + 1) / bars) * (floor - 6));
-      context.fillStyle = colour(this.canvas, i * BAR < x(this.position) ? "accent" : "wave");
+      context.fillStyle = i * BAR < x(this.position) ? played : ahead;
       context.fillRect(i * BAR, middle - high / 2, BAR - 1, high);
     }
-    context.fillStyle = colour(this.canvas, "ink");
+    context.fillStyle = ink;
     context.fillRect(Math.min(width - 1.5, Math.max(0, x(this.position) - 0.75)), 0, 1.5, floor + RAIL);
     context.font = `11px ${getComputedStyle(this.canvas).fontFamily}`;
-    context.fillStyle = colour(this.canvas, "muted");
+    context.fillStyle = muted;
     for (const tick of ticks(this.duration, Math.max(2, width / 80))) {
       const label = clock(tick, this.duration < 5);
       const wide = context.measureText(label).width;
@@ -111,12 +112,13 @@ export class Waveform {
 
   /** @param {CanvasRenderingContext2D} context @param {(seconds: number) => number} x @param {number} floor */
   #drawSegments(context, x, floor) {
+    const [lit, soft, wave, shade] = ["lit", "lit-soft", "wave", "shade"].map((name) => colour(this.canvas, name));
     for (const { start, end } of this.segments) {
       const now = start <= this.position && this.position < end;
       const wide = Math.max(2, x(end) - x(start) - 1);
-      context.fillStyle = colour(this.canvas, now ? "lit-soft" : "shade");
+      context.fillStyle = now ? soft : shade;
       context.fillRect(x(start), 0, wide, floor);
-      context.fillStyle = colour(this.canvas, now ? "lit" : "wave");
+      context.fillStyle = now ? lit : wave;
       context.fillRect(x(start), floor + 2, wide, 3);
     }
   }
