@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from serving import serving
 
@@ -237,15 +237,18 @@ def spans(texts: list[str], starts: list[int]) -> tuple[Span, ...]:
     return tuple(Span(text, edges[i] / 1000, edges[i + 1] / 1000) for i, text in enumerate(texts[:len(edges) - 1]))
 
 
-words_of = st.lists(st.text(st.sampled_from("ab&<>-é🐦"), min_size=1, max_size=30), max_size=30)
-transcripts = st.builds(
-    lambda words, starts, cuts: (words, spans(words, starts), cuts),
-    words_of, st.lists(st.integers(0, 60_000), min_size=31, max_size=31, unique=True), st.sets(st.integers(0, 29)))
+words_of = st.lists(st.text("ab&<>-é🐦", min_size=1, max_size=30) | st.text("x", min_size=3, max_size=9), max_size=30) \
+    | st.lists(st.text("x", min_size=1, max_size=9), min_size=30, max_size=30)
+times_of = st.sampled_from([5_000, 15_000, 90_000]).flatmap(
+    lambda last: st.lists(st.integers(0, last), min_size=31, max_size=31, unique=True))
+transcripts = st.builds(lambda words, starts, cuts: (words, spans(words, starts), cuts),
+                        words_of, times_of, st.sets(st.integers(0, 29), max_size=4))
 
 
 @needs_browser
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(made=st.lists(transcripts, min_size=1, max_size=20), worded=st.booleans())
+@settings(max_examples=30, deadline=None, phases=[Phase.generate],
+          suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.data_too_large, HealthCheck.too_slow])
+@given(made=st.lists(transcripts, min_size=1, max_size=12), worded=st.booleans())
 def test_subtitles_are_cut_by_the_servers_rule(subtitles_page, made, worded):
     ours, theirs = [], []
     for words, timed, cuts in made:
@@ -270,7 +273,7 @@ def subtitles_page(visit, server) -> Page:
 
 @needs_browser
 def test_events_may_come_in_any_pieces(visit, server):
-    text = ": still working\n\n" + events({"n": 1}) + "data: a\ndata: b\r\n\r\nid: 7\ndata:c\r\r" + "data: unfinished"
+    text = ": still working\n\n" + events({"n": 1}) + "data: a\r\ndata: b\r\n\r\nid: 7\ndata:c\r\r" + "data: unfinished"
     assert ready(visit(server)).evaluate("""async (text) => {
         const { parser } = await import("/ui/sse.js");
         return [1, 2, 3, 7, text.length].map((size) => {
@@ -426,7 +429,7 @@ def test_what_is_alike_is_light_and_what_is_not_is_dark(visit, dry_server):
         return [[0.3, 0.7], [0.8, 0.2], [0.3, 0.2], [0.8, 0.7]].map(([x, y]) =>
             data[4 * (Math.floor(canvas.height * y) * canvas.width + Math.floor(canvas.width * x))]);
     }""")
-    assert min(light[:2]) > 200 > 100 > max(light[2:])
+    assert min(light[:2]) > 200 > 40 > max(light[2:])
 
 
 @needs_browser
@@ -593,6 +596,7 @@ def test_jobs_are_asked_for_only_while_something_is_unfinished(visit, dry_server
     expect(line).to_contain_text("Done")
     assert len(asked) == 2
     page.clock.run_for(60_000)
+    page.wait_for_timeout(200)          # of the machine's own clock: a request would need it
     assert len(asked) == 2
 
 
