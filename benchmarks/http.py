@@ -1,0 +1,263 @@
+"""Measurements of the HTTP server, in a process of its own, asked by clients in another: what it costs beside the engine."""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+import soundfile
+
+from benchmarks import corpus
+from benchmarks.measures import NAME, Row
+from worker.config import Settings
+from worker.engine import Engine
+from worker.request import parse
+
+_BARE = """
+import shutil, sys, uuid, fastapi, uvicorn
+app = fastapi.FastAPI()
+@app.post("/store")
+async def store(file: fastapi.UploadFile):
+    with open(sys.argv[1] + "/" + uuid.uuid4().hex, "wb") as kept:
+        shutil.copyfileobj(file.file, kept)
+    return {"bytes": file.size}
+@app.get("/ping")
+async def ping(): return {}
+uvicorn.run(app, port=int(sys.argv[2]), log_level="error", access_log=False)
+"""
+Ask = Callable[[aiohttp.ClientSession, int], Awaitable[None]]
+
+
+@contextlib.contextmanager
+def _served(folder: Path, *command: str, **environment: str) -> Iterator[str]:
+    """A server's base URL; `{port}` in the command is its port."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+    variables = os.environ | {"DATA_DIR": str(folder / "data"), "ALLOWED_PATHS": str(folder), "LOG_LEVEL": "ERROR",
+                              "MAX_QUEUE": "100000", "PORT": str(port)} | environment
+    running = subprocess.Popen([sys.executable, *(one.format(port=port) for one in command or ("-m", "worker", "serve"))],
+                               env=variables, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        asyncio.run(_up(url))
+        yield url
+    finally:
+        running.send_signal(signal.SIGTERM)
+        running.wait(60)
+
+
+async def _up(url: str) -> None:
+    async with aiohttp.ClientSession() as http:
+        for _ in range(600):
+            with contextlib.suppress(aiohttp.ClientError):
+                async with http.get(f"{url}/ping") as answer:
+                    if answer.status == 200:
+                        return
+            await asyncio.sleep(0.1)
+    raise TimeoutError(url)
+
+
+async def _ask_all(url: str, ask: Ask, count: int, at_once: int) -> float:
+    """Seconds for so many requests, so many of them at a time."""
+    numbers = iter(range(count))
+
+    async def client(http: aiohttp.ClientSession) -> None:
+        for number in numbers:
+            await ask(http, number)
+
+    async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0)) as http:
+        started = time.perf_counter()
+        await asyncio.gather(*(client(http) for _ in range(at_once)))
+        return time.perf_counter() - started
+
+
+def _upload(path: str, clips: list[bytes]) -> Ask:
+    async def ask(http: aiohttp.ClientSession, number: int) -> None:
+        form = aiohttp.FormData()
+        form.add_field("file", clips[number % len(clips)], filename=f"{number}.wav")
+        async with http.post(path, data=form) as answer:
+            assert answer.status == 200, await answer.text()
+            await answer.read()
+
+    return ask
+
+
+def _speech(folder: Path, count: int) -> list[Path]:
+    """Clips of five seconds, of digits and silence."""
+    rng, paths = np.random.default_rng(0), []
+    digits = [soundfile.read(path, dtype="float32")[0] for path in sorted((corpus.FIXTURES / "digits").glob("*.flac"))]
+    for number in range(count):
+        samples = np.zeros(80_000, np.float32)
+        spoken = digits[int(rng.integers(len(digits)))][:80_000]
+        samples[:len(spoken)] = spoken
+        paths.append(folder / f"{number}.wav")
+        soundfile.write(paths[-1], samples, 16_000)
+    return paths
+
+
+def throughput() -> list[Row]:
+    """Clips of 5 s by upload against the same engine called in process, on the tiny Parakeet; the best of three, in turns."""
+    count, ratios, rates = 240, [], []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = _speech(folder, count)
+        clips = [path.read_bytes() for path in paths]
+        ask = _upload("/v1/audio/transcriptions", clips)
+        settings = Settings(model=NAME, allowed_paths=(folder,), data_dir=folder / "engine")
+        with Engine(settings) as engine:
+            engine.load(NAME).result()
+            request = parse({"inputs": [str(path) for path in paths]}, settings)
+            engine.submit(request).result()
+            with _served(folder, MODEL=NAME) as url:
+                asyncio.run(_ask_all(url, ask, count, 64))
+                for _ in range(3):
+                    started = time.perf_counter()
+                    engine.submit(request).result()
+                    inside = time.perf_counter() - started
+                    outside = asyncio.run(_ask_all(url, ask, count, 64))
+                    ratios.append(inside / outside)
+                    rates.append((count / outside, count / inside))
+    best = max(range(3), key=lambda i: ratios[i])
+    shown = f"{statistics.median(ratios):.2f} ({rates[best][0]:.0f} against {rates[best][1]:.0f} clips/s at best)"
+    return [Row("240 clips of 5 s by upload", shown, "at least 0.9 of the engine's rate in process", statistics.median(ratios) >= 0.9)]
+
+
+def uploads() -> list[Row]:
+    """Two hundred uploads at once in the dry run against a route that stores them and does nothing else."""
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "stored").mkdir()
+        clips = [path.read_bytes() for path in _speech(folder, 20)]
+        with _served(folder, SKIP_MODEL_LOAD="1") as ours, \
+                _served(folder, "-c", _BARE, str(folder / "stored"), "{port}") as bare:
+            ratios, rates = [], []
+            for _ in range(6):
+                mine = 400 / asyncio.run(_ask_all(ours, _upload("/v1/audio/transcriptions", clips), 400, 200))
+                theirs = 400 / asyncio.run(_ask_all(bare, _upload("/store", clips), 400, 200))
+                ratios.append(mine / theirs)
+                rates.append((mine, theirs))
+        ratio = statistics.median(ratios[1:])
+        mine, theirs = (statistics.median(pair[i] for pair in rates[1:]) for i in (0, 1))
+        rows.append(Row("200 dry-run uploads at once", f"{ratio:.2f} ({mine:.0f} against {theirs:.0f} a second)",
+                        "at least 0.8 of a route that only stores them", ratio >= 0.8))
+    return rows
+
+
+def backlog() -> list[Row]:
+    """What somebody waits for beside 3,000 clips in the background."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = _speech(folder, 60)
+        ask = _upload("/v1/audio/transcriptions", [paths[0].read_bytes()])
+        with _served(folder, MODEL=NAME) as url:
+            async def times(count: int) -> list[float]:
+                return [await _ask_all(url, ask, 1, 1) for _ in range(count)]
+
+            async def measure() -> tuple[list[float], list[float], float, bool]:
+                await times(10)
+                idle = await times(60)
+                async with aiohttp.ClientSession(url) as http:
+                    before = await (await http.get("/stats")).json()
+                    sent = {"input": {"inputs": [str(path) for path in paths]}}
+                    for _ in range(50):
+                        await (await http.post("/run", json=sent)).read()
+                    await asyncio.sleep(1)
+                    busy = await times(60)
+                    after = await (await http.get("/stats")).json()
+                    left = (await (await http.get("/jobs?limit=1")).json())["counts"]
+                spent = [one["batches"]["device_busy_sec"] for one in (before, after)]
+                batches = [one["batches"]["count"] for one in (before, after)]
+                return idle, busy, (spent[1] - spent[0]) / (batches[1] - batches[0]), left["pending"] + left["processing"] > 0
+
+            idle, busy, batch, still = asyncio.run(measure())
+    alone, beside = (float(np.percentile(one, 95)) for one in (idle, busy))
+    limit = 1.5 * alone + batch
+    shown = f"{beside * 1000:.0f} ms against {alone * 1000:.0f} ms alone; a batch took {batch * 1000:.0f} ms" \
+        + ("" if still else " (the backlog ended early)")
+    return [Row("p95 of a request beside a backlog", shown, "at most 1.5 of its p95 alone, and a batch", beside <= limit and still)]
+
+
+def stored_jobs() -> list[Row]:
+    """A thousand dry-run jobs sent and finished, against the same sent to be waited for; and how quickly their status is told."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = _speech(folder, 1)[0]
+        body = {"input": {"inputs": [str(path)]}}
+
+        def post(route: str) -> Ask:
+            async def ask(http: aiohttp.ClientSession, _number: int) -> None:
+                async with http.post(route, json=body) as answer:
+                    assert answer.status == 200, await answer.text()
+                    await answer.read()
+
+            return ask
+
+        async def finished(url: str, count: int) -> None:
+            async with aiohttp.ClientSession(url) as http:
+                while (await (await http.get("/jobs?limit=1")).json())["counts"]["completed"] < count:
+                    await asyncio.sleep(0.02)
+
+        async def told(url: str, job: str, stop: Callable[[], bool]) -> list[float]:
+            times: list[float] = []
+            async with aiohttp.ClientSession(url) as http:
+                while not stop():
+                    started = time.perf_counter()
+                    await (await http.get(f"/jobs/{job}/status")).read()
+                    times.append(time.perf_counter() - started)
+                    await asyncio.sleep(0.005)
+            return times
+
+        async def both(url: str, job: str, done: int) -> tuple[float, list[float]]:
+            ended = False
+            polling = asyncio.create_task(told(url, job, lambda: ended))
+            started = time.perf_counter()
+            await _ask_all(url, post("/run"), 1000, 32)
+            await finished(url, done)
+            took, ended = time.perf_counter() - started, True
+            return took, await polling
+
+        with _served(folder, SKIP_MODEL_LOAD="1") as url:
+            asyncio.run(_ask_all(url, post("/runsync"), 200, 32))
+
+            async def first() -> str:
+                async with aiohttp.ClientSession(url) as http:
+                    return str((await (await http.post("/run", json=body)).json())["id"])
+
+            job, done = asyncio.run(first()), 1
+            until = time.perf_counter() + 4
+            idle = asyncio.run(told(url, job, lambda: time.perf_counter() > until))
+            ratios, pairs, under = [], [], []
+            for _ in range(3):
+                waited = asyncio.run(_ask_all(url, post("/runsync"), 1000, 32))
+                done += 1000
+                started = time.perf_counter()
+                asyncio.run(_ask_all(url, post("/run"), 1000, 32))
+                asyncio.run(finished(url, done))
+                took = time.perf_counter() - started
+                ratios.append(took / waited)
+                pairs.append((took, waited))
+            done += 1000
+            _, under = asyncio.run(both(url, job, done))
+    ratio = statistics.median(ratios)
+    took, waited = pairs[ratios.index(ratio)]
+    quiet, loaded = (float(np.percentile(one, 99)) * 1000 for one in (idle, under))
+    return [Row("1,000 jobs through HTTP", f"{ratio:.2f} ({took:.2f} against {waited:.2f} s)", "at most 1.3 of the same sent synchronously",
+                ratio <= 1.3),
+            Row("p99 of a job's status while 1,000 run", f"{loaded:.1f} ms against {quiet:.1f} ms idle", "at most 3 x its p99 idle",
+                loaded <= 3 * quiet)]
+
+
+ALL = {"http": throughput, "uploads": uploads, "backlog": backlog, "stored_jobs": stored_jobs}
