@@ -553,10 +553,11 @@ def test_a_run_can_be_stopped_and_run_again(visit, dry_server):
 @needs_browser
 def test_jobs_are_listed_cancelled_and_opened(visit, dry_server):
     page = ready(visit(dry_server))
-    jobs = {"a": "processing", "b": "completed"}
+    jobs = {"a": "processing", "b": "completed", "c": "failed"}
     page.route("**/jobs?limit=50", lambda route: answer(route, {"jobs": [
         {"job_id": name, "status": status, "filename": f"{name}.mp3", "created_at": "2026-02-04T19:30:00Z", "completed_at": None,
-         "error": None, "progress": {"done": 3, "total": 10}, "position": None} for name, status in jobs.items()]}))
+         "error": "not audio" if status == "failed" else None, "progress": {"done": 3, "total": 10}, "position": None}
+        for name, status in jobs.items()]}))
     page.route("**/jobs/a/cancel", lambda route: (jobs.update(a="cancelled"), answer(route, {"status": "cancelled"})))
     page.route("**/jobs/b/result", lambda route: answer(route, {
         "text": "hello there", "segments": [{"start": 0, "end": 2.5, "text": "hello there"}], "filename": "b.mp3"}))
@@ -565,6 +566,7 @@ def test_jobs_are_listed_cancelled_and_opened(visit, dry_server):
     page.get_by_role("button", name="In background").click()
     expect(page.get_by_role("heading", name="Background jobs")).to_be_focused()
     expect(page.get_by_role("progressbar", name="Progress of a.mp3")).to_have_attribute("value", "0.3")
+    expect(page.locator("#jobs li").last).to_contain_text("not audio")
     page.get_by_role("button", name="Cancel: a.mp3").click()
     expect(page.locator("#jobs li").first).to_contain_text("Cancelled")
     page.get_by_role("button", name="Open: b.mp3").click()

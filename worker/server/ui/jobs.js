@@ -10,7 +10,7 @@ import { transcriptView } from "./transcript.js";
  * @property {string} status  pending, processing, completed, failed, cancelled
  * @property {string} [filename]
  * @property {string} created_at
- * @property {string|null} [error]
+ * @property {string|{message: string}|null} [error]
  * @property {{done: number, total: number}|null} [progress]
  * @property {number|null} [position]  in the queue
  */
@@ -78,13 +78,14 @@ export class Jobs {
     const name = job.filename ?? job.job_id;
     const { done = 0, total = 0 } = job.progress ?? {};
     const created = new Date(job.created_at);
+    const reason = typeof job.error === "string" ? job.error : job.error?.message;
     const problem = h("div");
     const act = (/** @type {string} */ label, /** @type {() => Promise<void>} */ what) => h("button", { type: "button",
       "aria-label": `${label}: ${name}`, onclick: () => what().catch((error) => showError(problem, error)) }, label);
     return h("li", { "data-state": job.status },
       h("div", { class: "job-head" }, h("span", { class: "name" }, name), h("span", { class: "state" }, stateOf(job))),
       job.status === "processing" ? h("progress", { max: 1, value: total ? done / total : null, "aria-label": `Progress of ${name}` }) : null,
-      job.error ? h("p", { class: "field-error" }, job.error) : null,
+      reason ? h("p", { class: "field-error" }, reason) : null,
       h("div", { class: "job-foot" },
         h("time", { class: "note", datetime: job.created_at }, Number.isNaN(created.getTime()) ? "" : created.toLocaleString()),
         FINISHED.includes(job.status) ? null : act("Cancel", () => this.#cancel(job, name)),
