@@ -8,11 +8,11 @@ import { transcriptView } from "./transcript.js";
  * @typedef {object} Job
  * @property {string} job_id
  * @property {string} status  pending, processing, completed, failed, cancelled
- * @property {string} [filename]
- * @property {string} created_at
- * @property {string|{message: string}|null} [error]
- * @property {{done: number, total: number}|null} [progress]
- * @property {number|null} [position]  in the queue
+ * @property {string|null} filename
+ * @property {string} created_at  UTC
+ * @property {string|null} error
+ * @property {{done: number, total: number}} progress  inputs
+ * @property {number|null} position  in the queue
  */
 
 const FINISHED = ["completed", "failed", "cancelled"];
@@ -36,7 +36,7 @@ export class Jobs {
     clearTimeout(this.timer);
     try {
       const before = this.unfinished;
-      const { jobs } = await call("/jobs?limit=50");
+      const { jobs } = await call("/jobs?kind=transcribe&limit=50");
       this.#show(jobs);
       showError(this.problem, null);
       this.wait = this.unfinished === before ? Math.min(SLOW_MS, this.wait * 1.3) : SOON_MS;
@@ -76,18 +76,17 @@ export class Jobs {
   /** @param {Job} job */
   #line(job) {
     const name = job.filename ?? job.job_id;
-    const { done = 0, total = 0 } = job.progress ?? {};
-    const created = new Date(job.created_at);
-    const reason = typeof job.error === "string" ? job.error : job.error?.message;
+    const { done, total } = job.progress;
+    const created = new Date(`${job.created_at.replace(/Z$/, "")}Z`);
     const problem = h("div");
     const act = (/** @type {string} */ label, /** @type {() => Promise<void>} */ what) => h("button", { type: "button",
       "aria-label": `${label}: ${name}`, onclick: () => what().catch((error) => showError(problem, error)) }, label);
     return h("li", { "data-state": job.status },
       h("div", { class: "job-head" }, h("span", { class: "name" }, name), h("span", { class: "state" }, stateOf(job))),
-      job.status === "processing" ? h("progress", { max: 1, value: total ? done / total : null, "aria-label": `Progress of ${name}` }) : null,
-      reason ? h("p", { class: "field-error" }, reason) : null,
+      job.status === "processing" ? h("progress", { max: 1, value: done && total ? done / total : null, "aria-label": `Progress of ${name}` }) : null,
+      job.error ? h("p", { class: "field-error" }, job.error) : null,
       h("div", { class: "job-foot" },
-        h("time", { class: "note", datetime: job.created_at }, Number.isNaN(created.getTime()) ? "" : created.toLocaleString()),
+        h("time", { class: "note", datetime: created.toISOString() }, created.toLocaleString()),
         FINISHED.includes(job.status) ? null : act("Cancel", () => this.#cancel(job, name)),
         job.status === "completed" ? act("Open", () => this.#open(job, name)) : null),
       problem);
@@ -95,9 +94,12 @@ export class Jobs {
 
   /** @param {Job} job @param {string} name */
   async #cancel(job, name) {
-    await call(`/jobs/${encodeURIComponent(job.job_id)}/cancel`, { method: "POST" });
-    announce(`${name}: cancelled`);
-    await this.refresh();
+    try {
+      await call(`/jobs/${encodeURIComponent(job.job_id)}/cancel`, { method: "POST" });
+      announce(`${name}: cancelled`);
+    } finally {
+      await this.refresh();         // it may have ended a moment ago
+    }
   }
 
   /** @param {Job} job @param {string} name */
