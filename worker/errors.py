@@ -32,6 +32,7 @@
     │   └── DiskFull              the disk that holds it has no room
     ├── WorkerLost              a job's workers died, as often as it may be tried
     ├── Cancelled
+    ├── ServerUnreachable       of the Python client: nobody answers there, or the connection broke
     └── InternalError           a fault of ours; its id is in the log
 
 Each class has `code` (what users match on), `status` (HTTP) and `retryable` (whether the same request may work later).
@@ -212,6 +213,12 @@ class WorkerLost(AviaryError):
 class Cancelled(AviaryError):
     code = "cancelled"
     status = 499
+
+
+class ServerUnreachable(AviaryError):
+    code = "server_unreachable"
+    status = 503
+    retryable = True
 
 
 class InternalError(AviaryError):

@@ -1,0 +1,16 @@
+"""JSONL manifests of any length: each line's object comes back with what was asked for, in order, once, whatever happens.
+
+    process(manifest, output, ask)      run.py    the core: reads, asks in threads, writes in order; goes on where it stopped
+    process_manifest(...)               asks.py   the same, asking a server or a Runpod endpoint
+    with_engine(engine, task)           asks.py   an `ask` that runs in this process
+
+A line is an object with the audio's path (relative to the manifest) or URL in `audio_filepath`, `audio`, `source`, `path` or
+`url`. NeMo's `offset`, with its `duration`, makes it a segment of a file; a `duration` alone describes the file. Blank lines
+count for nothing. The output has each line's fields and `pred_text` (transcribe), `caption`, `embedding_path` (an .npy,
+relative to the output), or `error`.
+"""
+from worker.manifest.asks import output_path, process_manifest, with_engine
+from worker.manifest.lines import Line
+from worker.manifest.run import Answer, Ask, Summary, process
+
+__all__ = ["Answer", "Ask", "Line", "Summary", "output_path", "process", "process_manifest", "with_engine"]

@@ -1,0 +1,105 @@
+"""Who is asked about a manifest's lines: a server, a Runpod endpoint, or the engine of this process."""
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from worker.errors import Cancelled, RequestError
+from worker.manifest.lines import Line
+from worker.manifest.run import Answer, Ask, Summary, process
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from worker.engine import Engine
+
+Task = Literal["transcribe", "caption", "embed", "analyze"]
+
+RETRIES = 8             # some two minutes: a server may be restarted meanwhile
+
+
+async def process_manifest(manifest_path: str | Path, output_dir: str | Path, server_url: str = "http://localhost:8000",
+                           concurrency: int = 16, *, task: Task = "analyze", api_key: str | None = None,
+                           retry_failed: bool = False, progress: Callable[[Summary], None] = lambda summary: None,
+                           **options: Any) -> Path:
+    """Asks a server, or a Runpod endpoint, about every line; gives the output's path: <output_dir>/<manifest>.<task>.jsonl.
+
+    `options`: the client's for this task (model, style, ...). Otherwise as `process`, whose errors it raises.
+    """
+    from worker.client import AsyncClient
+
+    output = output_path(manifest_path, output_dir, task)
+    loop, stop = asyncio.get_running_loop(), threading.Event()
+    asked: set[Future[Any]] = set()
+    async with AsyncClient(server_url, api_key, retries=RETRIES) as client:
+        def ask(line: Line) -> Answer:
+            future = asyncio.run_coroutine_threadsafe(getattr(client, task)(line.audio(), **options), loop)
+            asked.add(future)
+            try:
+                result = future.result()
+            except concurrent.futures.CancelledError:
+                raise Cancelled("stopped") from None
+            finally:
+                asked.discard(future)
+            return _answer(getattr(result, "text", None), getattr(result, "caption", None), getattr(result, "embedding", None))
+
+        work = asyncio.ensure_future(asyncio.to_thread(process, manifest_path, output, ask, concurrency=concurrency, stop=stop,
+                                                       retry_failed=retry_failed, progress=progress))
+        try:
+            summary = await asyncio.shield(work)
+        except asyncio.CancelledError:
+            stop.set()
+            for future in list(asked):
+                future.cancel()
+            await asyncio.wait([work])
+            raise
+    return summary.output
+
+
+def output_path(manifest: str | Path, folder: str | Path, task: Task) -> Path:
+    """Where a task's output goes: each task has its own."""
+    if task not in get_args(Task):
+        raise RequestError(f"task {task!r} is none of {', '.join(get_args(Task))}", param="task")
+    return Path(folder) / f"{Path(manifest).stem}.{task}.jsonl"
+
+
+def with_engine(engine: Engine, task: Task, **options: Any) -> Ask:
+    """Asks the engine of this process, which may read any path. `options`: the request's fields (model, style, ...)."""
+    import tempfile
+
+    from worker.request import parse
+    from worker.types import Analysis, Caption, Embedding, Failure, Reply, Transcript
+
+    def ask(line: Line) -> Answer:
+        audio = line.audio()
+        with contextlib.ExitStack() as stack:
+            files = {}
+            if isinstance(audio, bytes):
+                files["segment"] = stack.enter_context(tempfile.TemporaryFile())
+                files["segment"].write(audio)
+                files["segment"].flush()
+            source = "segment" if files else audio
+            request = parse({"task": task, **options, "inputs": [source]}, engine.settings, trusted=True, files=files)
+            (outcome,) = engine.submit(request).result().results
+        if isinstance(outcome, Failure):
+            raise outcome.error
+        output = outcome.output
+        if isinstance(output, Analysis):
+            return _answer(None, output.caption.text, output.embedding.values)
+        if isinstance(output, Embedding):
+            return _answer(None, None, output.values)
+        return _answer(output.text if isinstance(output, Transcript | Reply) else None,
+                       output.text if isinstance(output, Caption) else None, None)
+
+    return ask
+
+
+def _answer(text: str | None, caption: str | None, embedding: np.ndarray | None) -> Answer:
+    told = {"pred_text": text, "caption": caption}
+    return Answer({name: value for name, value in told.items() if value is not None}, embedding)
