@@ -132,7 +132,7 @@ def problem(response: httpx.Response) -> AviaryError:
 def error_of(body: Mapping[str, Any], status: int = 500, retry_after_sec: float | None = None) -> AviaryError:
     """The error of this `code`, as the worker raised it; of a code nobody knows, the one that is nearest to the status."""
     code, message = body.get("code"), str(body.get("message") or "no reason was given")
-    kind = _known(AviaryError, code)
+    kind = _known(AviaryError, code) if isinstance(code, str) else None
     if kind is None:
         kind = _BY_STATUS.get(status, RequestError if status < 500 else InternalError)
     error = kind(message)
@@ -144,7 +144,7 @@ def error_of(body: Mapping[str, Any], status: int = 500, retry_after_sec: float 
     return error
 
 
-def _known(root: type[AviaryError], code: Any) -> type[AviaryError] | None:
+def _known(root: type[AviaryError], code: str) -> type[AviaryError] | None:
     """The class nearest to the root that has this code as its own."""
     level = [root]
     while level:

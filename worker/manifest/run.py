@@ -132,6 +132,8 @@ class _Run:
                     self._write(journal, *waiting.popleft())
             while waiting:
                 self._write(journal, *waiting.popleft())
+            if next(earlier, None) is not None:
+                raise self._changed()
         finally:
             self._over.set()
             pool.shutdown(wait=False, cancel_futures=True)
