@@ -1,0 +1,387 @@
+"""The Python API. Blocking calls, no asyncio; safe to call from several threads and as often as one likes.
+
+    import worker as runner
+
+    with runner.load_model(model="whisper") as bundle:          # or model_dir="/path/to/checkpoint"
+        bundle.transcribe("a.wav", timestamps=True).output.words
+        bundle.transcribe(samples, sample_rate=48_000)          # an array, as worker.arrays has it
+        for one in bundle.as_completed("caption", paths): ...
+
+Audio is a path, an http(s), s3, file or data URL, the bytes of a file, or an array with its `sample_rate`; a list or tuple of
+them is many. Of one, what is wrong raises an AviaryError; of many, it stands as a Failure in the place of the answer, and only
+what is wrong with the call as a whole raises. Paths are trusted. Many share batches: one call with many is faster than many
+calls.
+
+`load_model`, `transcribe_file`, `transcribe_files` and `evaluate_folder` answer in plain dicts.
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import time
+import weakref
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Literal, TypedDict, TypeVar, overload
+
+from worker import catalog
+from worker.config import ConfigError, Settings
+from worker.errors import ModelNotFound, ModelUnavailable, RequestError
+from worker.types import Analysis, Caption, Embedding, Failure, Level, Output, Reply, Request, Result, Task, Transcript
+
+if TYPE_CHECKING:
+    import numpy as np
+    from typing_extensions import Unpack
+
+    from worker.arrays import Shelf
+    from worker.engine import Engine
+    from worker.scoring.scorer import Score
+
+    Audio = str | os.PathLike[str] | bytes | np.ndarray
+    Many = list[Any] | tuple[Any, ...]
+
+Json = dict[str, Any]
+T = TypeVar("T", bound=Output)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer(Generic[T]):
+    """What a model made of one input. index: its place in the call; file: its path or URL, or `input N` for what has none;
+    elapsed_sec: from the call until it was done; warning: what the decoder complained of, where it went on."""
+
+    index: int
+    file: str
+    output: T
+    duration_sec: float
+    elapsed_sec: float
+    warning: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Done:
+    """An input that is done. `elapsed_sec`: since the request was sent."""
+
+    outcome: Result | Failure
+    elapsed_sec: float
+
+
+class _Given(TypedDict, total=False):
+    """sample_rate: of arrays, in Hz. progress: shows a bar on stderr, or in the notebook."""
+
+    sample_rate: int
+    progress: bool
+
+
+class Writing(_Given, total=False):
+    """Of models that write token by token. Without a temperature, or at 0, they always write the same."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+
+
+class SpeechOptions(Writing, total=False):
+    timestamps: bool | list[Level]
+    language: str
+    target_language: str
+    prompt: str
+    punctuation: bool
+
+
+class CaptionOptions(Writing, total=False):
+    prompt: str
+    style: Literal["detailed", "brief", "technical"]
+
+
+class EmbedOptions(_Given, total=False):
+    pooling: Literal["none", "mean"]
+
+
+class AnalyzeOptions(CaptionOptions, total=False):
+    pooling: Literal["none", "mean"]
+
+
+class ModelBundle:
+    """A model that is loaded. Closing it twice is fine; one that is dropped is closed too.
+
+    `named`: the name by which the caller chose the model; None where settings did.
+    """
+
+    def __init__(self, engine: Engine, named: str | None = None) -> None:
+        self.engine, self.settings = engine, engine.settings
+        self.row = catalog.find(named or self.settings.default_model)
+        self._named = named
+        self._close = weakref.finalize(self, engine.close)
+
+    @property
+    def model(self) -> str:
+        """The model's id."""
+        return self.row.id
+
+    @overload
+    def transcribe(self, audio: Audio, **options: Unpack[SpeechOptions]) -> Answer[Transcript]: ...
+    @overload
+    def transcribe(self, audio: Many, **options: Unpack[SpeechOptions]) -> list[Answer[Transcript] | Failure]: ...
+    def transcribe(self, audio: Any, **options: Any) -> Any:
+        """What is said. Spans are there where `timestamps` asks for them."""
+        return self._ask("transcribe", audio, options)
+
+    @overload
+    def translate(self, audio: Audio, **options: Unpack[SpeechOptions]) -> Answer[Transcript]: ...
+    @overload
+    def translate(self, audio: Many, **options: Unpack[SpeechOptions]) -> list[Answer[Transcript] | Failure]: ...
+    def translate(self, audio: Any, **options: Any) -> Any:
+        """What is said, in another language: `target_language`, by default English."""
+        return self._ask("translate", audio, options)
+
+    @overload
+    def caption(self, audio: Audio, **options: Unpack[CaptionOptions]) -> Answer[Caption]: ...
+    @overload
+    def caption(self, audio: Many, **options: Unpack[CaptionOptions]) -> list[Answer[Caption] | Failure]: ...
+    def caption(self, audio: Any, **options: Any) -> Any:
+        """What is to be heard, in words."""
+        return self._ask("caption", audio, options)
+
+    @overload
+    def embed(self, audio: Audio, **options: Unpack[EmbedOptions]) -> Answer[Embedding]: ...
+    @overload
+    def embed(self, audio: Many, **options: Unpack[EmbedOptions]) -> list[Answer[Embedding] | Failure]: ...
+    def embed(self, audio: Any, **options: Any) -> Any:
+        """Vectors: (frames, width), or (width,) with pooling="mean"."""
+        return self._ask("embed", audio, options)
+
+    @overload
+    def chat(self, audio: Audio, messages: str | Sequence[Mapping[str, Any]], **options: Unpack[Writing]) -> Answer[Reply]: ...
+    @overload
+    def chat(self, audio: Many, messages: str | Sequence[Mapping[str, Any]],
+             **options: Unpack[Writing]) -> list[Answer[Reply] | Failure]: ...
+    def chat(self, audio: Any, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Any:
+        """The reply to a question, or to turns of `role` and `content`, the last the user's."""
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(turn) for turn in messages]
+        return self._ask("chat", audio, {**options, "messages": turns})
+
+    @overload
+    def analyze(self, audio: Audio, **options: Unpack[AnalyzeOptions]) -> Answer[Analysis]: ...
+    @overload
+    def analyze(self, audio: Many, **options: Unpack[AnalyzeOptions]) -> list[Answer[Analysis] | Failure]: ...
+    def analyze(self, audio: Any, **options: Any) -> Any:
+        """A caption and an embedding, from one pass."""
+        return self._ask("analyze", audio, options)
+
+    @overload
+    def score(self, audio: Audio, reference: Audio, **options: Unpack[_Given]) -> Score: ...
+    @overload
+    def score(self, audio: Many, reference: Audio, **options: Unpack[_Given]) -> list[Score | Failure]: ...
+    def score(self, audio: Any, reference: Any, **options: Any) -> Any:
+        """How alike recordings and a reference sound, and what is said in them: `model`, `sim_score`, `audio_sim_score`,
+        `text_sim_score`, as worker.scoring has them. The model must both transcribe and embed; what is wrong with the
+        reference raises."""
+        from worker import compare
+
+        many = isinstance(audio, list | tuple)
+        shown = options.pop("progress", False)
+        with self._request({"inputs": [reference, *(audio if many else [audio])], **options}) as given:
+            for failure in given.rejected:
+                raise failure.error
+            asked = compare.request(self.row, [item.source for item in given.items])
+            outcomes = [done.outcome for done in self._run(asked, shown=shown)]
+        scores = compare.scores(self.row, sorted(outcomes, key=lambda one: one.index))
+        if many:
+            return scores
+        (one,) = scores
+        if isinstance(one, Failure):
+            raise one.error
+        return one
+
+    def as_completed(self, task: Task, audio: Sequence[Any], **options: Any) -> Iterator[Answer[Any] | Failure]:
+        """Each answer as it is done, in any order; `index` says whose it is. The options are those of the task's own method.
+        Ending early drops what is left to do."""
+        names = [_name(index, one) for index, one in enumerate(audio)]
+        with contextlib.closing(self.outcomes({"task": task, "inputs": list(audio), **options})) as running:
+            for done in running:
+                yield _answer(done, names)
+
+    def outcomes(self, payload: Mapping[str, Any]) -> Generator[Done, None, None]:
+        """Runs a payload whose `inputs` are any audio; gives each outcome as it is done. Closing it drops what is left to do.
+        Raises RequestError before anything is begun."""
+        fields = dict(payload)
+        shown = fields.pop("progress", False)
+        with self._request(fields) as request:
+            yield from self._run(request, shown=shown)
+
+    def naming(self, options: Mapping[str, Any]) -> Json:
+        """The options that are not None, as a payload for this model."""
+        given = {name: value for name, value in options.items() if value is not None}
+        return {"model": self._named, **given} if self._named else given
+
+    def close(self) -> None:
+        """Ends the engine. What is under way is answered as cancelled."""
+        self._close()
+
+    def __enter__(self) -> ModelBundle:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _ask(self, task: Task, audio: Any, options: Mapping[str, Any]) -> Any:
+        if not isinstance(audio, list | tuple):
+            (one,) = self._ask(task, [audio], options)
+            if isinstance(one, Failure):
+                raise one.error
+            return one
+        answers = self.as_completed(task, audio, **options) if audio else iter(())
+        return sorted(answers, key=lambda answer: answer.index)
+
+    @contextlib.contextmanager
+    def _request(self, payload: Mapping[str, Any]) -> Iterator[Request]:
+        """The payload's request, whose audio lasts until the end of the block."""
+        from worker.arrays import Shelf
+        from worker.request import parse
+
+        fields = self.naming(payload)
+        audio, rate = fields.pop("inputs"), fields.pop("sample_rate", None)
+        settings = self.settings.model_copy(update={"max_inputs": max(self.settings.max_inputs, len(audio))})
+        files: dict[str, BinaryIO] = {}
+        with contextlib.closing(Shelf(settings.data_dir)) as shelf:
+            inputs = [_source(index, one, rate, shelf, files) for index, one in enumerate(audio)]
+            yield parse({**fields, "inputs": inputs}, settings, trusted=True, files=files)
+
+    def _run(self, request: Request, *, shown: bool) -> Generator[Done, None, None]:
+        from worker.progress import bar
+
+        if not self._close.alive:
+            raise ModelUnavailable("this bundle is closed")
+        finished: queue.SimpleQueue[Done | None] = queue.SimpleQueue()
+        started = time.monotonic()
+        with bar(request.size, shown=shown) as add:
+            future = self.engine.submit(request, on_result=lambda one: finished.put(Done(one, time.monotonic() - started)))
+            future.add_done_callback(lambda _future: finished.put(None))
+            try:
+                while (done := finished.get()) is not None:
+                    add(done.outcome)
+                    yield done
+            finally:
+                future.cancel()
+
+
+def load_model(model_dir: str | os.PathLike[str] | None = None, model: str | None = None, *, device: str | None = None,
+               dtype: str | None = None) -> ModelBundle:
+    """Loads a model and waits until it is ready; the rest are the environment's settings.
+
+    model_dir: a checkpoint's own folder, which then is the model unless one is named, or a folder of checkpoints. model: an
+    alias or id of the catalog, a repository, a .nemo file or a folder; by default MODEL. device, dtype: as DEVICE and DTYPE.
+    Raises ModelNotFound, ModelUnavailable (missing, gated, too big: the message says what to do), ConfigError.
+    """
+    return load(settings_of(model, model_dir, device=device, dtype=dtype), named=model)
+
+
+def load(settings: Settings, named: str | None = None) -> ModelBundle:
+    """The default model of the settings, loaded. `named`: what the caller called it, if they did. Raises as `load_model`."""
+    from worker.engine import Engine
+
+    row = catalog.find(settings.default_model)
+    engine = Engine(settings)
+    try:
+        engine.load(row.id).result()
+    except BaseException:
+        engine.close()
+        raise
+    return ModelBundle(engine, named)
+
+
+def settings_of(model: str | None = None, model_dir: str | os.PathLike[str] | None = None, *, config: Path | None = None,
+                **flags: Any) -> Settings:
+    """The settings, with the checkpoint that MODEL_DIR is itself as the model, where none is named. Raises ConfigError."""
+    settings = Settings.of(config, model=model, model_dir=model_dir, **flags)
+    folder = settings.model_dir
+    if folder is None:
+        return settings
+    if not (folder.is_dir() or settings.skip_model_load):
+        raise ConfigError(f"MODEL_DIR={str(folder)!r} is not allowed: there is no such folder")
+    by_environment = model_dir is None and {"model", "model_name", "parakeet_model"} & settings.model_fields_set
+    if model is None and not by_environment:
+        with contextlib.suppress(ModelNotFound):
+            return settings.model_copy(update={"model": catalog.find(str(folder.expanduser().absolute())).id})
+    return settings
+
+
+def transcribe_file(path: str | os.PathLike[str], model_bundle: ModelBundle, prompt: str | None = None,
+                    max_new_tokens: int = 128) -> Json:
+    """{"file", "text", "tokens_generated", "elapsed_sec"}. Raises AviaryError, as a model that takes no prompt does for one.
+
+    max_new_tokens is for models that write token by token; tokens_generated is theirs, and None for others.
+    """
+    answer = model_bundle.transcribe(path, **_options(model_bundle, prompt, max_new_tokens))
+    return _file_json(os.fspath(path), answer)
+
+
+def transcribe_files(paths: Sequence[str | os.PathLike[str]], model_bundle: ModelBundle, prompt: str | None = None,
+                     max_new_tokens: int = 128, *, progress: bool = False) -> list[Json]:
+    """The same for many at once, in their order. A file that failed has `error` (`code`, `message`, `retryable`) in place of
+    the rest. elapsed_sec counts from the call."""
+    options = _options(model_bundle, prompt, max_new_tokens)
+    options["progress"] = progress
+    answers = model_bundle.transcribe(list(paths), **options)
+    return [_file_json(os.fspath(path), answer) for path, answer in zip(paths, answers, strict=True)]
+
+
+def evaluate_folder(audio_dir: str | os.PathLike[str], gt_dir: str | os.PathLike[str], model_bundle: ModelBundle,
+                    match_mode: str = "exact", prompt: str | None = None, max_new_tokens: int = 128, *,
+                    normalizer: str = "basic", progress: bool = False) -> Json:
+    """{"summary", "details"}: what is heard in a folder's audio, against the .txt files of another; see worker.evaluation.
+
+    Raises RequestError for folders that are not there, and where no audio has a label.
+    """
+    from worker.evaluation import evaluate, read_folder
+    from worker.progress import bar
+
+    corpus = read_folder(os.fspath(audio_dir), os.fspath(gt_dir))
+    with bar(len(corpus.pairs), shown=progress) as add:
+        return evaluate(model_bundle.engine, corpus, model_bundle.naming(_options(model_bundle, prompt, max_new_tokens)),
+                        match_mode=match_mode, normalizer=normalizer, trusted=True, on_result=add)
+
+
+def _options(bundle: ModelBundle, prompt: str | None, max_new_tokens: int | None) -> SpeechOptions:
+    """The options that were given, but for a bound on new tokens where the model writes none."""
+    options: SpeechOptions = {}
+    if prompt is not None:
+        options["prompt"] = prompt
+    if max_new_tokens is not None and "max_new_tokens" in bundle.row.options:
+        options["max_new_tokens"] = max_new_tokens
+    return options
+
+
+def _source(index: int, audio: Any, rate: int | None, shelf: Shelf, files: dict[str, BinaryIO]) -> str:
+    """What stands in the payload for an input: its path or URL, or a name that no path can have."""
+    if isinstance(audio, str | os.PathLike):
+        return os.fsdecode(audio)
+    if not isinstance(audio, bytes | bytearray | memoryview) and not hasattr(audio, "__array__"):
+        raise RequestError(f"{_name(index, audio)} must be a path, a URL, bytes or an array, not {type(audio).__name__}",
+                           param="inputs")
+    name = f"\0{index}"
+    files[name] = shelf.hold(audio, rate)
+    return name
+
+
+def _name(index: int, audio: Any) -> str:
+    return os.fsdecode(audio) if isinstance(audio, str | os.PathLike) else f"input {index}"
+
+
+def _answer(done: Done, names: Sequence[str]) -> Answer[Any] | Failure:
+    one = done.outcome
+    if isinstance(one, Failure):
+        return one
+    return Answer(one.index, names[one.index], one.output, one.duration_sec, done.elapsed_sec, one.warning)
+
+
+def _file_json(file: str, answer: Answer[Transcript] | Failure) -> Json:
+    if isinstance(answer, Failure):
+        from worker.render import error_json
+
+        return {"file": file, "error": error_json(answer.error)}
+    transcript = answer.output
+    return {"file": file, "text": transcript.text, "tokens_generated": transcript.tokens_generated,
+            "elapsed_sec": round(answer.elapsed_sec, 3)}
