@@ -1,0 +1,81 @@
+"""What is typed as inputs → the sources, in order: files, URLs, folders (their audio, with all subfolders), patterns that the
+shell left alone, and `-` for a list on stdin, one a line.
+"""
+from __future__ import annotations
+
+import glob
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from worker.errors import RequestError
+
+
+class Input(NamedTuple):
+    """`place`: where its result belongs in a folder of results, with the input's own suffix."""
+
+    source: str
+    place: PurePath
+
+
+def expand(given: Sequence[str]) -> list[Input]:
+    """The inputs. Raises RequestError for a folder without audio, and where there is none at all."""
+    inputs = [found for text in given for found in _expand(text)]
+    if not inputs:
+        raise RequestError("no inputs: give files, folders or URLs")
+    return inputs
+
+
+def places(inputs: Sequence[Input], suffix: str) -> list[PurePath]:
+    """A file for each input's result: a/b.wav → a/b.srt; b.wav.srt where b.mp3 is there too; b.wav-2.srt if that is taken."""
+    short = [one.place.with_suffix(suffix) for one in inputs]
+    shared = {place for place, count in Counter(short).items() if count > 1}
+    taken: set[str] = set()
+    chosen: list[PurePath] = []
+    for one, place in zip(inputs, short, strict=True):
+        name = one.place.name if place in shared else one.place.stem
+        number, free = 1, place.with_name(name + suffix)
+        while str(free).casefold() in taken:
+            number += 1
+            free = place.with_name(f"{name}-{number}{suffix}")
+        taken.add(str(free).casefold())
+        chosen.append(free)
+    return chosen
+
+
+def _expand(text: str) -> Iterator[Input]:
+    if text == "-":
+        for line in sys.stdin:
+            if line.strip():
+                yield from _expand(line.rstrip("\r\n"))
+    elif "://" in text or text.startswith("data:"):
+        last = urlsplit(text).path.rsplit("/", maxsplit=1)[-1] if "://" in text else ""
+        yield Input(text, PurePath(re.sub(r"[^\w.-]", "_", last).strip(".") or "input"))
+    elif os.path.isdir(text):
+        yield from _folder(Path(text))
+    elif glob.has_magic(text) and not os.path.exists(text):
+        found = sorted(glob.glob(text, recursive=True))
+        if not found:
+            raise RequestError(f"nothing matches {text}")
+        for match in found:
+            yield from _expand(match)
+    else:
+        yield Input(text, PurePath(PurePath(text).name or "input"))
+
+
+def _folder(folder: Path) -> Iterator[Input]:
+    from worker.evaluation.folders import AUDIO
+
+    files: list[Path] = []
+    for where, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(where, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in AUDIO]
+    if not files:
+        raise RequestError(f"there is no audio in {folder}")
+    for path in sorted(files):
+        yield Input(str(path), path.relative_to(folder))
