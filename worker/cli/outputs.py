@@ -94,7 +94,7 @@ class _Document(Sink):
         good = [result for result in results if "error" not in result]
         if self._form == "json":
             vectors = any("embedding" in result for result in results)      # one number a line helps nobody
-            data = dumps({"model": summary.pop("model", None), "results": results, **summary}, indent=None if vectors else 2)
+            data = dumps({"results": results, **summary}, indent=None if vectors else 2)
         elif self._count == 1:
             data = _one(self._form, good[0]) if good else b""
         elif self._form == "verbose_json":

@@ -1,0 +1,320 @@
+"""The Python API: what a notebook sees. The engine is real; its model is a dry run, pocketsphinx, or one that echoes."""
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import DIGITS, LABELS, tone
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import worker as runner
+from worker import api, arrays
+from worker.backends.base import Backend
+from worker.config import ConfigError, Settings
+from worker.engine import Engine
+from worker.errors import AviaryError, InputError, ModelNotFound, ModelUnavailable, RequestError, SourceNotFound, Unsupported
+from worker.types import Analysis, Batch, Caption, Embedding, Failure, Output, Reply, Transcript
+
+ROOT = Path(__file__).resolve().parent.parent
+WEEK = ROOT / "samples" / "week.wav"
+PUBLIC = ["Analysis", "Answer", "AviaryError", "Caption", "Embedding", "Failure", "ModelBundle", "Reply", "Span", "Transcript",
+          "evaluate_folder", "load_model", "transcribe_file", "transcribe_files"]
+
+
+class Echo(Backend):
+    """Hears how loud it is, and gives the samples themselves as the embedding, or their spectrum when pooled."""
+
+    def load(self) -> None:
+        pass
+
+    def infer(self, batch: Batch) -> list[Output]:
+        return [self._one(piece.options, piece.clip.samples) for piece in batch.pieces]
+
+    @staticmethod
+    def _one(options, samples) -> Output:
+        if options.task == "transcribe":
+            return Transcript("loud" if np.abs(samples).max() > 0.3 else "soft")
+        pooled = options.pooling == "mean"
+        return Embedding(np.abs(np.fft.rfft(samples, 16_000)).astype(np.float32) if pooled else samples[:, None], 16_000.0,
+                         options.pooling)
+
+
+@pytest.fixture(scope="module")
+def dry():
+    with api.load(Settings(skip_model_load=True, model="audio-flamingo"), "audio-flamingo") as bundle:
+        yield bundle
+
+
+@pytest.fixture(scope="module")
+def echo():
+    engine = Engine(Settings(model="whisper-tiny", models_memory_gb=1), create_backend=lambda model: Echo())
+    with api.ModelBundle(engine) as bundle:
+        yield bundle
+
+
+@pytest.fixture(scope="module")
+def ears():
+    with runner.load_model(model="pocketsphinx") as bundle:
+        yield bundle
+
+
+# The package
+
+
+def test_the_public_names_are_these_and_all_are_there():
+    assert sorted(runner.__all__) == PUBLIC
+    assert set(PUBLIC) <= set(dir(runner))
+    assert all(getattr(runner, name) is not None for name in PUBLIC)
+    with pytest.raises(AttributeError, match="no attribute 'nonesuch'"):
+        _ = runner.nonesuch
+
+
+def test_type_checkers_see_the_same_names():
+    tree = ast.parse((ROOT / "worker" / "__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    assert sorted(alias.name for node in block.body for alias in node.names) == PUBLIC
+    homes = {alias.name: node.module for node in block.body for alias in node.names}
+    assert homes == {name: home for home, names in runner._HOMES.items() for name in names}
+    assert (ROOT / "worker" / "py.typed").is_file()
+
+
+def test_importing_the_package_loads_nothing():
+    code = "import sys; before = set(sys.modules); import worker; print(sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True, timeout=30).stdout
+    assert not {"numpy", "pydantic", "torch", "requests", "soundfile"} & set(ast.literal_eval(loaded))
+
+
+# The plain functions
+
+
+def test_the_plain_functions_answer_in_the_seed_s_shapes(ears):
+    result = runner.transcribe_file(path=str(WEEK), model_bundle=ears, prompt=None, max_new_tokens=128)
+    assert result == {"file": str(WEEK), "text": "see you next week", "tokens_generated": None, "elapsed_sec": result["elapsed_sec"]}
+    results = runner.transcribe_files(paths=[str(WEEK), "/nowhere/a.wav", WEEK.with_name("train.mp4")], model_bundle=ears,
+                                      max_new_tokens=128)
+    assert [one["file"] for one in results] == [str(WEEK), "/nowhere/a.wav", str(WEEK.with_name("train.mp4"))]
+    assert results[0]["text"] == "see you next week"
+    assert results[1]["error"]["code"] == "source_not_found"
+    assert results[2]["text"]
+    assert results[2].keys() == {"file", "text", "tokens_generated", "elapsed_sec"}
+
+
+def test_a_bound_on_tokens_reaches_the_models_that_write_and_only_them(dry, ears):
+    assert "max_new_tokens" in api._options(dry, None, 128)
+    assert api._options(ears, None, 128) == {}
+    with pytest.raises(Unsupported, match="takes no prompt"):
+        runner.transcribe_file(str(WEEK), ears, prompt="Transcribe this audio:")
+    assert runner.transcribe_file(str(WEEK), dry, prompt="Transcribe this audio:")["text"].startswith("[dry-run]")
+
+
+def test_one_bad_file_raises_and_no_files_are_no_results(dry):
+    with pytest.raises(SourceNotFound):
+        runner.transcribe_file("/nowhere/a.wav", dry)
+    assert runner.transcribe_files([], dry) == []
+
+
+def test_a_folder_is_evaluated(tmp_path, dry):
+    for name in ("00", "01"):
+        (tmp_path / f"{name}.txt").write_text(LABELS[f"{name}.flac"])
+        (tmp_path / f"{name}.flac").symlink_to(DIGITS / f"{name}.flac")
+    answer = runner.evaluate_folder(audio_dir=tmp_path, gt_dir=tmp_path, model_bundle=dry, match_mode="exact")
+    assert answer["summary"]["count"] == answer["summary"]["fp"] == 2
+    assert [detail["file"] for detail in answer["details"]] == ["00.flac", "01.flac"]
+    with pytest.raises(RequestError, match="not a folder"):
+        runner.evaluate_folder(tmp_path / "none", tmp_path, dry)
+
+
+# Typed answers
+
+
+def test_each_task_has_its_own_output(dry):
+    path = str(WEEK)
+    for answer, kind in ((dry.transcribe(path), Transcript), (dry.caption(path, style="brief"), Caption),
+                         (dry.embed(path), Embedding), (dry.chat(path, "What is it?"), Reply), (dry.analyze(path), Analysis)):
+        assert isinstance(answer.output, kind)
+        assert answer.file == path
+        assert answer.duration_sec == pytest.approx(1.268, abs=0.001)
+    assert dry.embed(path, pooling="mean").output.values.shape == (1280,)
+    with pytest.raises(Unsupported, match="cannot translate"):
+        dry.translate(path)
+
+
+def test_times_are_there_when_asked_for(ears):
+    assert ears.transcribe(WEEK).output.words == ()
+    assert [word.text for word in ears.transcribe(WEEK, timestamps=True).output.words] == ["see", "you", "next", "week"]
+
+
+def test_many_answer_in_order_with_errors_in_place(dry):
+    data = WEEK.read_bytes()
+    answers = dry.transcribe([str(WEEK), "/nowhere.wav", data, b"no audio", np.zeros(16_000)], sample_rate=16_000)
+    assert [one.index for one in answers] == [0, 1, 2, 3, 4]
+    assert [one.error.code for one in answers if isinstance(one, Failure)] == ["source_not_found", "decode_failed"]
+    assert (answers[2].file, answers[2].duration_sec) == ("input 2", answers[0].duration_sec)
+    assert dry.transcribe([]) == []
+
+
+@pytest.mark.parametrize("wrong", [None, 3, object(), [["a.wav"]]])
+def test_what_is_no_audio_is_an_error_of_the_call(dry, wrong):
+    with pytest.raises(RequestError, match="must be a path, a URL, bytes or an array"):
+        dry.transcribe(wrong)
+
+
+def test_answers_come_as_they_are_done_and_leaving_early_drops_the_rest(dry):
+    paths = [str(path) for path in sorted(DIGITS.glob("*.flac"))[:6]]
+    assert sorted(one.index for one in dry.as_completed("caption", paths)) == [0, 1, 2, 3, 4, 5]
+    for one in dry.as_completed("caption", paths):
+        assert one.file in paths
+        break
+    assert len(dry.caption(paths, progress=True)) == 6
+
+
+def test_more_inputs_than_a_payload_may_have(dry):
+    few = Settings(skip_model_load=True, max_inputs=2)
+    with api.load(few) as bundle:
+        assert len(bundle.transcribe([str(WEEK)] * 5)) == 5
+
+
+def test_threads_share_a_bundle(dry):
+    texts: list[str] = []
+    threads = [threading.Thread(target=lambda: texts.append(dry.transcribe(WEEK).output.text)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(texts) == 4
+    assert len(set(texts)) == 1
+
+
+def test_recordings_are_scored_against_a_reference(echo, tmp_path):
+    low, silent = tone(tmp_path / "low.wav", 1.0), tmp_path / "silent.wav"
+    soundfile.write(silent, np.zeros(16_000), 16_000)
+    assert echo.score(low, low)["sim_score"] == pytest.approx(1.0)
+    same, quiet, missing = echo.score([low, silent, tmp_path / "none.wav"], low)
+    assert (same["audio_sim_score"], quiet["audio_sim_score"]) == (pytest.approx(1.0), 0.0)
+    assert quiet["text_sim_score"] < 1 == same["text_sim_score"]
+    assert (missing.index, missing.error.code) == (2, "source_not_found")
+    with pytest.raises(SourceNotFound):
+        echo.score([low], tmp_path / "none.wav")
+
+
+# Arrays
+
+
+def wave(rate: int, channels: int = 1, seconds: float = 0.5) -> np.ndarray:
+    mono = 0.5 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)
+    return mono if channels == 1 else np.repeat(mono[:, None], channels, axis=1)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])
+@pytest.mark.parametrize("shape", [lambda x: x, lambda x: x.astype(np.float32), lambda x: (x * 32_767).astype(np.int16),
+                                   lambda x: np.stack([x, x]), lambda x: np.stack([x] * 3, axis=1), lambda x: x[None],
+                                   lambda x: (np.stack([x, x]) * 32_767).astype(np.int16)],
+                         ids=["float64", "float32", "int16", "channels first", "channels last", "one channel", "int16 stereo"])
+def test_an_array_is_heard_as_the_same_tone_at_16_khz(echo, rate, shape):
+    heard = echo.embed(shape(wave(rate)), sample_rate=rate).output.values[:, 0]
+    expected = wave(16_000)
+    assert len(heard) == len(expected)
+    middle = slice(800, -800)                                   # a resampler rings at the ends
+    np.testing.assert_allclose(heard[middle], expected[middle], atol=2e-3)
+
+
+def test_at_16_khz_not_a_sample_is_changed(echo):
+    samples = np.random.default_rng(1).uniform(-2, 2, 5_000).astype(np.float32)
+    np.testing.assert_array_equal(echo.embed(samples, sample_rate=16_000).output.values[:, 0], samples)
+
+
+def test_a_wrong_array_is_an_error_in_its_place(echo):
+    wrong = [np.zeros((3, 4, 5)), np.zeros((7, 7)), np.zeros(10, np.int32), np.array(["a"]), np.full(900, np.nan), np.zeros(0)]
+    answers = echo.embed([*wrong, wave(16_000)], sample_rate=16_000)
+    assert [one.error.code for one in answers[:-1]] == ["invalid_input"] * 4 + ["decode_failed", "empty_audio"]
+    assert len(answers[-1].output.values) == 8_000
+    with pytest.raises(InputError, match="floats or int16, not int32"):
+        echo.embed(wrong[2], sample_rate=16_000)
+
+
+@pytest.mark.parametrize("rate", [None, 0, 10**7])
+def test_an_array_needs_a_sample_rate(echo, rate):
+    with pytest.raises(RequestError, match="sample_rate"):
+        echo.embed(wave(16_000), **({} if rate is None else {"sample_rate": rate}))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 8), st.integers(9, 300), st.booleans(), st.booleans())
+def test_channels_are_the_shorter_axis_and_mixed_by_their_mean(channels, samples, first, whole):
+    array = np.random.default_rng(samples).uniform(-1, 1, (samples, channels))
+    array = (array * 32_767).astype(np.int16) if whole else array
+    mixed = arrays.mono(array.T if first else array)
+    floats = mixed / 32_768 if mixed.dtype == np.int16 else mixed
+    np.testing.assert_allclose(floats, array.mean(axis=1) / (32_768 if whole else 1), atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="no CUDA device")
+def test_torchaudio_resamples_on_the_gpu():
+    pytest.importorskip("torch")
+    pytest.importorskip("torchaudio")
+    done = arrays._by_torchaudio(wave(48_000).astype(np.float32), 48_000)
+    np.testing.assert_allclose(done[800:-800], wave(16_000)[800:-800], atol=2e-3)
+
+
+def test_hundreds_of_arrays_need_few_open_files():
+    code = ("import resource, numpy; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)); import worker\n"
+            "with worker.load_model() as bundle:\n"
+            "    answers = bundle.transcribe([numpy.zeros(1600) for _ in range(300)], sample_rate=16000)\n"
+            "print(sum(isinstance(one, worker.Answer) for one in answers))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "SKIP_MODEL_LOAD": "1"}, check=True,
+                          capture_output=True, text=True, timeout=60)
+    assert done.stdout == "300\n"
+
+
+# Loading and closing
+
+
+def test_closing_twice_is_fine_and_afterwards_it_says_so():
+    bundle = api.load(Settings(skip_model_load=True))
+    with bundle:
+        pass
+    bundle.close()
+    with pytest.raises(ModelUnavailable, match="closed"):
+        bundle.transcribe(WEEK)
+
+
+def test_a_program_that_never_closes_ends():
+    code = "import worker; print(worker.load_model().transcribe('samples/week.wav').output.text)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "SKIP_MODEL_LOAD": "1"},
+                          check=True, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("[dry-run] transcribe of 1.27 s\n", "")
+
+
+def test_a_folder_that_is_a_checkpoint_is_the_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODEL", "pocketsphinx")
+    own = tmp_path / "mine"
+    own.mkdir()
+    (own / "config.json").write_text('{"architectures": ["WhisperForConditionalGeneration"]}')
+    assert api.settings_of(model_dir=own).default_model == str(own)
+    assert api.settings_of(model_dir=tmp_path).default_model == "pocketsphinx"           # a folder of checkpoints
+    assert api.settings_of("parakeet", own).default_model == "parakeet"
+    monkeypatch.setenv("MODEL_DIR", str(own))
+    assert api.settings_of().default_model == "pocketsphinx"                             # both are named
+    monkeypatch.delenv("MODEL")
+    assert api.settings_of().default_model == str(own)
+
+
+def test_what_cannot_be_loaded_says_why_and_leaves_nothing(tmp_path):
+    before = threading.active_count()
+    with pytest.raises(ModelNotFound, match="nonesuch"):
+        runner.load_model(model="nonesuch")
+    with pytest.raises(ConfigError, match="no such folder"):
+        runner.load_model(model_dir=tmp_path / "none")
+    with pytest.raises(AviaryError, match=r"no such file|not a whole|nemo"):
+        runner.load_model(model=str(tmp_path / "none.nemo"))
+    assert threading.active_count() <= before + 1
