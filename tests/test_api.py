@@ -88,9 +88,10 @@ def test_type_checkers_see_the_same_names():
 
 
 def test_importing_the_package_loads_nothing():
-    code = "import sys; before = set(sys.modules); import worker; print(sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+    code = "import sys; before = set(sys.modules); import worker; print(sorted(set(sys.modules) - before))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True, timeout=30).stdout
-    assert not {"numpy", "pydantic", "torch", "requests", "soundfile"} & set(ast.literal_eval(loaded))
+    assert "worker" in ast.literal_eval(loaded)
+    assert not {"numpy", "pydantic", "torch", "requests", "worker.api"} & set(ast.literal_eval(loaded))
 
 
 # The plain functions
@@ -98,7 +99,8 @@ def test_importing_the_package_loads_nothing():
 
 def test_the_plain_functions_answer_in_the_seed_s_shapes(ears):
     result = runner.transcribe_file(path=str(WEEK), model_bundle=ears, prompt=None, max_new_tokens=128)
-    assert result == {"file": str(WEEK), "text": "see you next week", "tokens_generated": None, "elapsed_sec": result["elapsed_sec"]}
+    assert result.pop("elapsed_sec") > 0
+    assert result == {"file": str(WEEK), "text": "see you next week", "tokens_generated": None}
     results = runner.transcribe_files(paths=[str(WEEK), "/nowhere/a.wav", WEEK.with_name("train.mp4")], model_bundle=ears,
                                       max_new_tokens=128)
     assert [one["file"] for one in results] == [str(WEEK), "/nowhere/a.wav", str(WEEK.with_name("train.mp4"))]

@@ -356,13 +356,17 @@ def _options(bundle: ModelBundle, prompt: str | None, max_new_tokens: int | None
 
 def _source(index: int, audio: Any, rate: int | None, shelf: Shelf, files: dict[str, BinaryIO]) -> str:
     """What stands in the payload for an input: its path or URL, or a name that no path can have."""
+    name = f"\0{index}"
     if isinstance(audio, str | os.PathLike):
-        return os.fsdecode(audio)
-    if not isinstance(audio, bytes | bytearray | memoryview) and not hasattr(audio, "__array__"):
+        path = os.fsdecode(audio)
+        if path.isascii() or path.encode("utf-8", "replace").decode() == path:
+            return path
+        files[name] = shelf.copy(path)
+    elif isinstance(audio, bytes | bytearray | memoryview) or hasattr(audio, "__array__"):
+        files[name] = shelf.hold(audio, rate)
+    else:
         raise RequestError(f"{_name(index, audio)} must be a path, a URL, bytes or an array, not {type(audio).__name__}",
                            param="inputs")
-    name = f"\0{index}"
-    files[name] = shelf.hold(audio, rate)
     return name
 
 

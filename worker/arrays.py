@@ -8,6 +8,7 @@ shorter is the channels, which are mixed down to one. Floats are nominally in [-
 """
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 import threading
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from worker.errors import InputError, RequestError
+from worker.errors import InputError, RequestError, SourceNotFound
 from worker.types import SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ class Shelf:
             raise RequestError(f"sample_rate is in Hz, from {RATES[0]} to {RATES[1]}, not {sample_rate}", param="sample_rate")
         rate = sample_rate
         return cast(BinaryIO, _Held(lambda: self._lend(lambda file: _write(file, audio, rate))))
+
+    def copy(self, path: str) -> BinaryIO:
+        """The same for a file whose name no payload can hold: its bytes are not UTF-8."""
+        return cast(BinaryIO, _Held(lambda: self._lend(lambda file: _copy(path, file))))
 
     def close(self) -> None:
         """Closes what is open; what the engine asks for afterwards is gone."""
@@ -100,6 +105,14 @@ def mono(audio: Any) -> np.ndarray:
         raise InputError(f"an array of audio is (samples,), (samples, channels) or (channels, samples), not {array.shape}")
     mixed: np.ndarray = array.mean(axis=int(np.argmin(array.shape)), dtype=np.float32)
     return mixed / 32_768 if array.dtype == np.int16 else mixed
+
+
+def _copy(path: str, file: BinaryIO) -> None:
+    try:
+        with open(path, "rb") as original:
+            shutil.copyfileobj(original, file)
+    except OSError as error:
+        raise SourceNotFound(f"cannot read {path.encode('utf-8', 'replace').decode()}: {error.strerror}") from error
 
 
 def _write(file: BinaryIO, audio: Any, rate: int) -> None:

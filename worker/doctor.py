@@ -9,6 +9,7 @@ without torch, and where packages are missing.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import shutil
 import subprocess
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
     from worker.catalog import Model
     from worker.config import Settings
 
-# requirements-base.txt, by the names of its packages.
-PACKAGES = ("runpod", "requests", "tenacity", "boto3", "huggingface_hub", "pydantic", "pydantic-settings", "numpy", "soundfile",
-            "av", "soxr", "rapidfuzz", "ffmpeg-python", "imageio-ffmpeg", "pocketsphinx", "fastapi", "uvicorn",
-            "python-multipart", "prometheus-client", "limits", "pyyaml", "jiwer", "whisper-normalizer", "tqdm")
 PYTHONS = ((3, 10), (3, 12))
 GIB = 1024**3
 # What runs a model beside the base: the module, and what it is installed as.
@@ -64,7 +61,7 @@ def run(given: argparse.Namespace) -> int:
 def findings(model: str | None = None, model_dir: Path | None = None, device: str | None = None) -> Iterator[Finding]:
     """Each thing that was looked at. What needs settings is left out where they cannot be read."""
     yield _python()
-    yield _packages()
+    yield from _safely("packages", _packages)
     try:
         from worker.api import settings_of
 
@@ -74,12 +71,15 @@ def findings(model: str | None = None, model_dir: Path | None = None, device: st
                       else "install what is missing")
         return
     yield Finding("settings", "all values are allowed")
-    checks: tuple[Callable[[Settings], Iterator[Finding]], ...] = (_ffmpeg, _device, _disk, _model, _s3)
-    for check in checks:
-        try:
-            yield from check(settings)
-        except Exception as error:  # noqa: BLE001  a check that fails is a finding too
-            yield Finding(check.__name__.strip("_"), f"{type(error).__name__}: {error}", "install or repair what it names")
+    for about, check in (("ffmpeg", _ffmpeg), ("device", _device), ("disk", _disk), ("model", _model), ("S3", _s3)):
+        yield from _safely(about, functools.partial(check, settings))
+
+
+def _safely(about: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from check()
+    except Exception as error:  # noqa: BLE001  a check that fails is a finding too
+        yield Finding(about, f"{type(error).__name__}: {error}", "install or repair what it names")
 
 
 def _python() -> Finding:
@@ -89,19 +89,27 @@ def _python() -> Finding:
     return Finding("Python", version, "use Python 3.10, 3.11 or 3.12")
 
 
-def _packages() -> Finding:
-    missing = [name for name in PACKAGES if not _installed(name)]
-    if missing:
-        return Finding("packages", f"missing: {', '.join(missing)}", "pip install -r requirements-base.txt")
-    return Finding("packages", f"all {len(PACKAGES)} of requirements-base.txt are there")
+def _packages() -> Iterator[Finding]:
+    """Those of requirements-base.txt, which lies beside the package or is in its metadata."""
+    from packaging.requirements import Requirement
+
+    listed = Path(__file__).parent.parent / "requirements-base.txt"
+    lines = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else metadata.requires("aviary-worker") or []
+    needed = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    here = [one for one in needed if one.marker is None or one.marker.evaluate()]
+    wrong = [f"{one.name} ({_version(one.name) or 'missing'}, not {one.specifier})" for one in here
+             if not one.specifier.contains(_version(one.name) or "0", prereleases=True)]
+    if wrong:
+        yield Finding("packages", ", ".join(wrong), "pip install -r requirements-base.txt")
+    else:
+        yield Finding("packages", f"all {len(here)} of requirements-base.txt")
 
 
-def _installed(name: str) -> bool:
+def _version(name: str) -> str | None:
     try:
-        metadata.version(name)
+        return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return False
-    return True
+        return None
 
 
 def _ffmpeg(_settings: Settings) -> Iterator[Finding]:

@@ -1,0 +1,287 @@
+"""The command line, as processes of its own: what is typed, what is written where, exit codes, Ctrl-C."""
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path, PurePath
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.cli import arguments, main
+from worker.cli.inputs import Input, expand, places
+from worker.errors import RequestError
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLES = ROOT / "samples"
+WEEK = str(SAMPLES / "week.wav")
+DRY = {"SKIP_MODEL_LOAD": "1"}
+
+
+def command(*typed: str | Path) -> list[str]:
+    return [sys.executable, "-m", "worker", *map(str, typed)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    ours = {"MODEL", "MODEL_DIR", "MODEL_NAME", "PARAKEET_MODEL", "SKIP_MODEL_LOAD"}
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
+    return {**kept, "PYTHONPATH": str(ROOT), **more}
+
+
+def aviary(*typed: str | Path, cwd: Path = ROOT, code: int = 0, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(*typed), cwd=cwd, env=environment(**(env or DRY)), input=stdin, capture_output=True, text=True,
+                          timeout=60, check=False)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def here(capsys: pytest.CaptureFixture[str], *typed: str | Path) -> str:
+    """What a dry run in this process writes to stdout."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKIP_MODEL_LOAD", "1")
+        assert main([str(one) for one in typed]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *typed: str | Path) -> str:
+    """What is said to a command that is refused before anything is begun."""
+    try:
+        code = main([str(one) for one in typed])
+    except SystemExit as end:               # argparse's own
+        code = end.code
+    assert code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    return said.err
+
+
+# The seed's commands
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """The seed's folders: audio1.wav, audio2.mp3, audio3.flac, audio/ and labels/."""
+    shutil.copy(WEEK, tmp_path / "audio1.wav")
+    shutil.copy(SAMPLES / "people.mp3", tmp_path / "audio2.mp3")
+    shutil.copy(SAMPLES / "doctor.flac", tmp_path / "audio3.flac")
+    for folder in ("audio", "labels", "model"):
+        (tmp_path / folder).mkdir()
+    for name, label in (("week.wav", " See you\n next week"), ("people.mp3", "something else")):
+        shutil.copy(SAMPLES / name, tmp_path / "audio")
+        (tmp_path / "labels" / name).with_suffix(".txt").write_text(label)
+    return tmp_path
+
+
+def test_the_seed_s_transcribe_of_one_file(data):
+    done = aviary("--model-dir", "model", "transcribe", "--path", "audio1.wav", "--prompt", "Transcribe this audio:",
+                  "--max-new-tokens", "128", "--output", "results.json", cwd=data)
+    assert done.stdout == ""
+    (result,) = json.loads((data / "results.json").read_text())["results"]
+    assert (result["file"], result["text"]) == ("audio1.wav", "[dry-run] transcribe of 1.27 s")
+    assert {"tokens_generated", "elapsed_sec"} <= result.keys()
+
+
+def test_the_seed_s_transcribe_of_many_files(data):
+    done = aviary("transcribe", "--paths", "audio1.wav", "audio2.mp3", "audio3.flac", "--max-new-tokens", "128", cwd=data)
+    answer = json.loads(done.stdout)
+    assert [one["file"] for one in answer["results"]] == ["audio1.wav", "audio2.mp3", "audio3.flac"]
+    assert answer["usage"]["inputs"] == 3
+    assert {path.name for path in data.iterdir()} == {"audio1.wav", "audio2.mp3", "audio3.flac", "audio", "labels", "model"}
+
+
+def test_the_seed_s_evaluate(data):
+    aviary("evaluate", "--audio-dir", "audio", "--gt-dir", "labels", "--max-new-tokens", "128", "--match-mode", "exact",
+           "--output", "eval_results.json", "--html", "page.html", cwd=data, MODEL="pocketsphinx")
+    answer = json.loads((data / "eval_results.json").read_text())
+    assert (answer["summary"]["count"], answer["summary"]["tp"], answer["summary"]["fp"]) == (2, 1, 1)
+    assert [(one["file"], one["match"]) for one in answer["details"]] == [("people.mp3", 0), ("week.wav", 1)]
+    assert "something else" in (data / "page.html").read_text()
+
+
+# Inputs and results
+
+
+def test_a_bad_input_stands_in_its_place_and_makes_the_exit_code_1():
+    done = aviary("transcribe", WEEK, "nope.mp3", SAMPLES / "people.mp3", code=1)
+    first, bad, last = json.loads(done.stdout)["results"]
+    assert (first["text"], last["text"]) == ("[dry-run] transcribe of 1.27 s", "[dry-run] transcribe of 3.07 s")
+    assert bad == {"index": 1, "file": "nope.mp3", "error": {"code": "source_not_found", "message": "no such file: nope.mp3",
+                                                             "retryable": False}}
+    assert done.stderr == "aviary: nope.mp3: source_not_found: no such file: nope.mp3\naviary: 1 of 3 inputs failed\n"
+
+
+def test_lines_of_a_list_on_stdin_and_nothing_else_in_a_pipe():
+    done = aviary("transcribe", "-", "--format", "jsonl", stdin=f"{WEEK}\n\n{SAMPLES / 'people.mp3'}\n", MODEL="pocketsphinx")
+    lines = sorted((json.loads(line) for line in done.stdout.splitlines()), key=lambda line: line["index"])
+    assert [line["text"] for line in lines] == ["see you next week", "there were more than two hundred people in the room"]
+    assert done.stderr == ""
+
+
+def test_a_folder_of_subtitles_keeps_names_and_resolves_those_that_meet(tmp_path):
+    (tmp_path / "in" / "deep" / ".hidden").mkdir(parents=True)
+    for name in ("a.wav", "a.mp3", "deep/a.wav", "deep/.hidden/b.wav", "notes.txt"):
+        shutil.copy(WEEK, tmp_path / "in" / name)
+    aviary("transcribe", tmp_path / "in", tmp_path / "in" / "a.wav", tmp_path / "none.wav", "--format", "srt", "--output",
+           f"{tmp_path}/out/", code=1)
+    made = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert made == {"a.wav.srt", "a.mp3.srt", "a.wav-2.srt", "deep/a.srt"}
+    cue = "1\n00:00:00,000 --> 00:00:01,268\n[dry-run] transcribe of 1.27 s\n"
+    assert (tmp_path / "out" / "deep" / "a.srt").read_text() == cue
+
+
+def test_each_format_of_one_and_of_many(capsys):
+    one = {form: here(capsys, "transcribe", WEEK, "--format", form) for form in ("txt", "text", "vtt", "verbose_json")}
+    assert one["txt"] == one["text"] == "[dry-run] transcribe of 1.27 s\n"
+    assert one["vtt"].startswith("WEBVTT\n\n00:00:00.000 --> ")
+    assert json.loads(one["verbose_json"])["duration"] == 1.268
+    people = str(SAMPLES / "people.mp3")
+    assert here(capsys, "caption", WEEK, people, "--format", "txt") == (
+        f"==> {WEEK} <==\n[dry-run] caption of 1.27 s\n\n==> {people} <==\n[dry-run] caption of 3.07 s\n")
+    many = json.loads(here(capsys, "transcribe", WEEK, people, "--format", "verbose_json", "--language", "en"))
+    assert [(one["file"], one["language"]) for one in many] == [(WEEK, "en"), (people, "en")]
+
+
+def test_vectors_and_answers(capsys, tmp_path):
+    here(capsys, "embed", WEEK, "--format", "npy", "--output", tmp_path / "week.npy")
+    assert np.load(tmp_path / "week.npy").shape == (32, 1280)
+    (result,) = json.loads(here(capsys, "chat", WEEK, "--prompt", "What is it?", "--system", "Be brief."))["results"]
+    assert result["finish_reason"] == "stop"
+    (result,) = json.loads(here(capsys, "analyze", WEEK, "--pooling", "mean"))["results"]
+    assert (result["caption"], result["shape"]) == ("[dry-run] analyze of 1.27 s", [1280])
+    (result,) = json.loads(here(capsys, "score", WEEK, "--reference", WEEK, "--model", "whisper"))["results"]
+    assert (result["file"], result["text_sim_score"]) == (WEEK, 1.0)
+    (result,) = json.loads(here(capsys, "transcribe", WEEK, "--timestamps", "word,segment"))["results"]
+    assert result["timestamps"].keys() == {"word", "segment"}
+
+
+def test_a_name_that_is_not_utf_8(tmp_path):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.wav"
+    shutil.copy(WEEK, path)
+    assert json.loads(aviary("transcribe", os.fsdecode(path)).stdout)["results"][0]["file"] == f"{tmp_path}/caf?.wav"
+
+
+@given(st.lists(st.sampled_from(["a.wav", "a.mp3", "A.wav", "b/a.wav", "a.wav.mp3", "a", "a-2.wav", "a.wav-2"]), max_size=8))
+def test_no_two_results_share_a_file(names):
+    chosen = places([Input(name, PurePath(name)) for name in names], ".srt")
+    assert len({str(place).casefold() for place in chosen}) == len(names)
+    assert [place.parent for place in chosen] == [PurePath(name).parent for name in names]
+    assert all(place.suffix == ".srt" for place in chosen)
+
+
+def test_inputs_are_files_folders_patterns_and_urls(tmp_path):
+    for name in ("b.wav", "a.flac", "[1].wav"):
+        (tmp_path / name).touch()
+    assert [one.source for one in expand([str(tmp_path)])] == [f"{tmp_path}/{name}" for name in ("[1].wav", "a.flac", "b.wav")]
+    assert [one.source for one in expand([f"{tmp_path}/*.wav"])] == [f"{tmp_path}/[1].wav", f"{tmp_path}/b.wav"]
+    assert [one.source for one in expand([f"{tmp_path}/[1].wav"])] == [f"{tmp_path}/[1].wav"]
+    (url,) = expand(["https://host/x/..%2fa b.mp3?token=1"])
+    assert url == ("https://host/x/..%2fa b.mp3?token=1", PurePath("_2fa_b.mp3"))
+    with pytest.raises(RequestError, match="nothing matches"):
+        expand([f"{tmp_path}/*.ogg"])
+
+
+# Usage
+
+
+@pytest.mark.parametrize(("typed", "said"), [
+    (["transcribe"], "no inputs"),
+    (["transcribe", WEEK, "--model", "nonesuch"], "model 'nonesuch' is not known"),
+    (["transcribe", WEEK, "--format", "mp3"], "invalid choice: 'mp3'"),
+    (["transcribe", WEEK, "--timestamps", "word,sentence"], "'sentence' is not one of word, segment, char"),
+    (["transcribe", WEEK, WEEK, "--format", "srt"], "srt of 2 inputs needs a folder"),
+    (["transcribe", WEEK, "--output", "/nowhere/results.json"], "cannot write /nowhere/results.json"),
+    (["transcribe", WEEK, "--output", "/dev/null/"], "cannot write to /dev/null"),
+    (["transcribe", WEEK, "--model", "pocketsphinx", "--language", "de"], "does not know language 'de'"),
+    (["transcribe", WEEK, "--model-dir", "/nowhere"], "there is no such folder"),
+    (["embed", WEEK, "--model", "parakeet"], "cannot embed"),
+    (["chat", WEEK], "--prompt"),
+    (["score", WEEK], "--reference"),
+    (["score", WEEK, "--config", "c.json"], "--uid"),
+    (["evaluate"], "--audio-dir"),
+    (["evaluate", "--audio-dir", str(SAMPLES)], "no audio with a label"),
+    (["evaluate", "--audio-dir", str(SAMPLES), "--gt-dir", "/nowhere"], "not a folder"),
+    (["sing"], "invalid choice: 'sing'"),
+], ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "")
+def test_what_cannot_be_is_told_before_anything_is_begun(capsys, typed, said):
+    assert said in refused(capsys, *typed)
+
+
+def test_a_bound_on_tokens_is_no_reason_to_refuse():
+    done = aviary("transcribe", WEEK, "--max-new-tokens", "128", MODEL="pocketsphinx")
+    assert json.loads(done.stdout)["results"][0]["text"] == "see you next week"
+    assert "--max-new-tokens changes nothing" in done.stderr
+
+
+@pytest.mark.parametrize("typed", [["--model", "whisper", "transcribe", "a"], ["transcribe", "a", "--model", "whisper"],
+                                   ["--model", "canary", "transcribe", "--model", "whisper", "a"]])
+def test_the_model_may_stand_before_the_command(typed):
+    assert arguments.parser().parse_args(typed).model == "whisper"
+
+
+def test_help_loads_nothing():
+    code = ("import sys, contextlib; from worker.cli import main\n"
+            "with contextlib.suppress(SystemExit): main(sys.argv[1:])\n"
+            "assert not {'pydantic', 'numpy', 'torch', 'requests'} & set(sys.modules), sys.modules.keys()")
+    for typed in (["--help"], ["transcribe", "--help"]):
+        called = [sys.executable, "-c", code, *typed]
+        assert "--model-dir" in subprocess.run(called, cwd=ROOT, check=True, capture_output=True, text=True, timeout=30).stdout
+
+
+# Terminals, pipes and signals
+
+
+def test_a_bar_on_a_terminal_and_results_in_the_pipe():
+    terminal, end = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    with subprocess.Popen(command("transcribe", SAMPLES), env=environment(**DRY), cwd=ROOT, stdout=subprocess.PIPE,
+                          stderr=end) as process:
+        os.close(end)
+        shown = b""
+        with contextlib.suppress(OSError):          # the terminal's end, on Linux
+            while block := os.read(terminal, 4096):
+                shown += block
+        assert process.stdout is not None
+        assert len(json.loads(process.stdout.read())["results"]) == 6
+    os.close(terminal)
+    assert b"6/6" in shown
+    assert b"s of audio/s" in shown
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    with subprocess.Popen(command("transcribe", SAMPLES, "--format", "jsonl"), env=environment(**DRY), cwd=ROOT,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        assert process.wait(20) == 1
+
+
+def test_ctrl_c_keeps_what_is_done(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(30)
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/never.wav"
+        typed = command("transcribe", WEEK, url, "--output", tmp_path / "out.json")
+        env = environment(**DRY, ALLOW_PRIVATE_URLS="1", DECODE_WORKERS="1")
+        with subprocess.Popen(typed, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process, silent.accept()[0]:
+            time.sleep(1)                   # one reader: the first is decoded, and done as soon as its batch has waited
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said == "aviary: interrupted: 1 of 2 inputs are done, and written\n"
+    (result,) = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert result["text"] == "[dry-run] transcribe of 1.27 s"
