@@ -1,0 +1,150 @@
+"""The doctor: what it finds on a machine that is well, and what it says to do where one is not."""
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from conftest import MODEL
+
+from worker import doctor
+
+ROOT = Path(__file__).resolve().parent.parent
+OFF = {"MODEL": "pocketsphinx", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture
+def find(monkeypatch) -> Callable[..., dict[str, doctor.Finding]]:
+    """The findings in an environment, by what they are about; of several the last."""
+    def look(model: str | None = None, **environment: str) -> dict[str, doctor.Finding]:
+        for name, value in {**OFF, **environment}.items():
+            monkeypatch.setenv(name, value)
+        return {found.about: found for found in doctor.findings(model)}
+
+    return look
+
+
+def aviary(*typed: str, before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """`aviary doctor` in a process where `before` is run first."""
+    code = f"import sys; {before}\nfrom worker.cli import main; sys.exit(main(['doctor', *sys.argv[1:]]))"
+    return subprocess.run([sys.executable, "-c", code, *typed], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+                          env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **OFF, **environment})
+
+
+def test_a_machine_that_is_well(find):
+    found = find()
+    assert list(found) == ["Python", "packages", "settings", "ffmpeg", "device", "disk", "model", "S3"]
+    assert all(one.ok for one in found.values()), found
+    assert found["ffmpeg"].says.startswith("ffmpeg version")
+    assert "GiB free" in found["disk"].says
+
+
+def test_the_command_works_without_torch_and_says_all_is_well():
+    done = aviary(before="sys.modules['torch'] = None; sys.meta_path.insert(0, type('No', (), {'find_spec': staticmethod("
+                         "lambda name, *_: (_ for _ in ()).throw(ImportError(name)) if name == 'torch' else None)}))")
+    assert "torch" not in done.stderr
+    lines = done.stdout.splitlines()
+    assert (done.returncode, lines[-1]) == (0, "all is well"), done.stdout
+    assert sum(line.startswith("ok ") for line in lines) == 8
+
+
+def test_the_command_ends_with_1_where_there_is_a_problem_and_says_what_to_do():
+    done = aviary("--model", "parakeet", DTYPE="float8")
+    assert done.returncode == 1
+    assert "problem  settings  DTYPE='float8' is not allowed" in done.stdout
+    assert "-> correct it" in done.stdout
+    assert done.stdout.endswith("1 problem\n")
+
+
+def test_a_missing_package_is_named_not_raised():
+    done = aviary(before="sys.modules['pydantic_settings'] = None")
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert "problem  settings" in done.stdout
+
+
+def test_packages_that_are_missing_or_of_another_version(monkeypatch):
+    real = doctor.metadata.version
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: {"numpy": "1.26.4"}.get(name) or real(
+        "nonesuch" if name == "soxr" else name))
+    (found,) = doctor._packages()
+    assert found.says == "numpy (1.26.4, not <2.6,>=2.0), soxr (missing, not <2,>=0.5)"
+    assert "requirements-base.txt" in found.advice
+
+
+@pytest.mark.parametrize(("model", "environment", "says"), [
+    (str(MODEL), {}, f"weights in {MODEL}"),
+    ("/nowhere/a.nemo", {}, "no such file: /nowhere/a.nemo"),
+    ("parakeet", {}, "HF_HUB_OFFLINE is set"),
+    ("whisper", {"SKIP_MODEL_LOAD": "1"}, "a dry run"),
+    ("nonesuch", {}, "is not known"),
+])
+def test_the_model_s_weights(find, tmp_path, model, environment, says):
+    found = find(model, HF_HOME=str(tmp_path), HOME=str(tmp_path), **environment)["model"]
+    assert says in found.says
+    assert found.ok == (model == str(MODEL) or "SKIP_MODEL_LOAD" in environment)
+
+
+def test_weights_in_model_dir(find, tmp_path):
+    folder = tmp_path / "whisper-tiny"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    assert not find("whisper-tiny", MODEL_DIR=str(tmp_path), HF_HOME=str(tmp_path), HOME=str(tmp_path))["model"].ok
+    (folder / "model.safetensors").touch()
+    assert find("whisper-tiny", MODEL_DIR=str(tmp_path))["model"].says.endswith(f"weights in {folder}")
+
+
+@pytest.mark.parametrize(("code", "sign", "says", "advice"), [
+    (403, "GatedRepo", "is gated", "accept its licence"),
+    (401, "RepoNotFound", "is not on the hub, or is private", "HF_TOKEN"),
+    (200, "", "the hub gives it at the first start", None),
+    (None, "", "the hub cannot be reached", "MODEL_DIR"),
+])
+def test_what_the_hub_says_of_weights_that_are_not_here(tmp_path, code, sign, says, advice):
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(code)
+            if sign:
+                self.send_header("X-Error-Code", sign)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Hub) as hub:
+        thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        port = hub.server_address[1] if code else 9
+        try:
+            done = aviary("--model", "openai/whisper-tiny", HF_HUB_OFFLINE="0", HF_ENDPOINT=f"http://127.0.0.1:{port}",
+                          HF_HOME=str(tmp_path), before="sys.modules['torch'] = None")
+        finally:
+            hub.shutdown()
+            thread.join()
+    at = next(number for number, line in enumerate(done.stdout.splitlines()) if " model " in line and says in line)
+    assert advice is None or advice in done.stdout.splitlines()[at + 1]
+
+
+def test_half_a_bucket_and_a_full_disk(find):
+    found = find(BUCKET_NAME="clips", DATA_DIR="/dev/null/data", MAX_AUDIO_BYTES="1000")
+    assert found["S3"].says == "BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY not set, though others are"
+    assert not found["disk"].ok
+    full = find(BUCKET_ACCESS_KEY_ID="a", BUCKET_SECRET_ACCESS_KEY="hidden", DATA_DIR="/tmp", MAX_AUDIO_BYTES=str(10**18))
+    assert full["S3"].ok
+    assert "hidden" not in full["S3"].says
+    assert "make room" in full["disk"].advice
+
+
+def test_a_device_that_is_not_there(find):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    found = find(DEVICE="cuda")["device"]
+    assert "sees no CUDA device" in found.says
+    assert not found.ok
