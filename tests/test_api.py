@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,23 @@ def test_answers_come_as_they_are_done_and_leaving_early_drops_the_rest(dry):
     assert len(dry.caption(paths, progress=True)) == 6
 
 
+def test_leaving_early_drops_what_is_left_to_do():
+    heard: list[float] = []
+
+    class Slow(Echo):
+        def infer(self, batch: Batch) -> list[Output]:
+            heard.append(time.sleep(0.05) or batch.padded_sec)
+            return super().infer(batch)
+
+    engine = Engine(Settings(model="pocketsphinx", batch_max_items=1, models_memory_gb=1), create_backend=lambda model: Slow())
+    with api.ModelBundle(engine) as bundle:
+        clips = [np.full(1600, 0.5)] * 40
+        for _ in zip(bundle.as_completed("transcribe", clips, sample_rate=16_000), range(2), strict=False):
+            pass
+        bundle.transcribe(clips[0], sample_rate=16_000)
+        assert len(heard) < 20
+
+
 def test_more_inputs_than_a_payload_may_have(dry):
     few = Settings(skip_model_load=True, max_inputs=2)
     with api.load(few) as bundle:
@@ -282,10 +300,13 @@ def test_hundreds_of_arrays_need_few_open_files():
 
 
 def test_closing_twice_is_fine_and_afterwards_it_says_so():
+    before = threading.active_count()
     bundle = api.load(Settings(skip_model_load=True))
+    assert threading.active_count() > before
     with bundle:
         pass
     bundle.close()
+    assert threading.active_count() <= before + 1           # the loader's own may be about to end
     with pytest.raises(ModelUnavailable, match="closed"):
         bundle.transcribe(WEEK)
 

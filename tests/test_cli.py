@@ -36,7 +36,7 @@ def command(*typed: str | Path) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    ours = {"MODEL", "MODEL_DIR", "MODEL_NAME", "PARAKEET_MODEL", "SKIP_MODEL_LOAD"}
+    ours = {"MODEL", "MODEL_DIR", "MODEL_NAME", "PARAKEET_MODEL", "SKIP_MODEL_LOAD", "PYTHONUNBUFFERED"}
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     return {**kept, "PYTHONPATH": str(ROOT), **more}
 
@@ -261,8 +261,9 @@ def test_a_bar_on_a_terminal_and_results_in_the_pipe():
     assert b"s of audio/s" in shown
 
 
-def test_a_reader_that_has_seen_enough_is_no_error():
-    with subprocess.Popen(command("transcribe", SAMPLES, "--format", "jsonl"), env=environment(**DRY), cwd=ROOT,
+@pytest.mark.parametrize("typed", [["transcribe", SAMPLES, "--format", "jsonl"], ["models"]], ids=lambda typed: typed[0])
+def test_a_reader_that_has_seen_enough_is_no_error(typed):
+    with subprocess.Popen(command(*typed), env=environment(**DRY), cwd=ROOT,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.close()
@@ -285,3 +286,8 @@ def test_ctrl_c_keeps_what_is_done(tmp_path):
     assert said == "aviary: interrupted: 1 of 2 inputs are done, and written\n"
     (result,) = json.loads((tmp_path / "out.json").read_text())["results"]
     assert result["text"] == "[dry-run] transcribe of 1.27 s"
+
+
+def test_the_console_script_is_this_command():
+    assert 'aviary = "worker.cli:main"' in (ROOT / "pyproject.toml").read_text()
+    assert aviary("models").stdout.startswith("parakeet ")

@@ -26,13 +26,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments.parser()
     given = parser.parse_args(argv)
     try:
-        return _run(parser, given)
+        code = _run(parser, given)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:                 # `| head` has seen enough: nothing more may be written, not even at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    return code
 
 
 def _run(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
