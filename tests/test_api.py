@@ -27,8 +27,8 @@ from worker.types import Analysis, Batch, Caption, Embedding, Failure, Output, R
 
 ROOT = Path(__file__).resolve().parent.parent
 WEEK = ROOT / "samples" / "week.wav"
-PUBLIC = ["Analysis", "Answer", "AviaryError", "Caption", "Embedding", "Failure", "ModelBundle", "Reply", "Span", "Transcript",
-          "evaluate_folder", "load_model", "transcribe_file", "transcribe_files"]
+PUBLIC = ["Analysis", "Answer", "AsyncClient", "AviaryError", "Caption", "Client", "Embedding", "Failure", "ModelBundle", "Reply",
+          "Span", "Transcript", "evaluate_folder", "load_model", "process_manifest", "transcribe_file", "transcribe_files"]
 
 
 class Echo(Backend):

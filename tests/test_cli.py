@@ -291,3 +291,24 @@ def test_ctrl_c_keeps_what_is_done(tmp_path):
 def test_the_console_script_is_this_command():
     assert 'aviary = "worker.cli:main"' in (ROOT / "pyproject.toml").read_text()
     assert aviary("models").stdout.startswith("parakeet ")
+
+
+def test_a_manifest_is_answered_line_by_line_and_goes_on_where_it_stopped(tmp_path):
+    rows = [{"audio_filepath": WEEK, "speaker": 7}, {"audio_filepath": "none.wav"}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:1]))
+    typed = ("manifest", tmp_path / "in.jsonl", "--output", tmp_path / "out")
+    assert aviary(*typed).stdout == f"{tmp_path}/out/in.transcribe.jsonl\n"
+    with (tmp_path / "in.jsonl").open("a") as file:
+        file.write(json.dumps(rows[1]) + "\n")
+    done = aviary(*typed, code=1)
+    assert done.stderr == "aviary: 1 lines failed; --retry-failed asks about them again\n"
+    first, second = map(json.loads, (tmp_path / "out" / "in.transcribe.jsonl").read_text().splitlines())
+    assert first == {**rows[0], "pred_text": "[dry-run] transcribe of 1.27 s"}
+    assert second["error"]["code"] == "source_not_found"
+
+
+def test_a_manifest_by_a_server_that_is_not_there(capsys, monkeypatch, tmp_path):
+    (tmp_path / "in.jsonl").write_text(json.dumps({"audio_filepath": WEEK}))
+    monkeypatch.setattr("worker.manifest.asks.RETRIES", 0)
+    assert "127.0.0.1:9" in refused(capsys, "manifest", tmp_path / "in.jsonl", "--output", tmp_path, "--server",
+                                    "http://127.0.0.1:9")

@@ -4,6 +4,8 @@
     with worker.load_model(model="parakeet") as bundle:
         print(bundle.transcribe("a.wav").output.text)
 
+A server's or an endpoint's users want `Client`, `AsyncClient` and `process_manifest` (`worker.client`, `worker.manifest`).
+
 Importing this loads nothing; a name's module is imported when it is first asked for. The rest is in `worker.api`.
 """
 from __future__ import annotations
@@ -13,18 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from worker.api import Answer, ModelBundle, evaluate_folder, load_model, transcribe_file, transcribe_files
+    from worker.client import AsyncClient, Client
     from worker.errors import AviaryError
+    from worker.manifest import process_manifest
     from worker.types import Analysis, Caption, Embedding, Failure, Reply, Span, Transcript
 
 _HOMES = {
     "worker.api": ("Answer", "ModelBundle", "evaluate_folder", "load_model", "transcribe_file", "transcribe_files"),
+    "worker.client": ("AsyncClient", "Client"),
     "worker.errors": ("AviaryError",),
+    "worker.manifest": ("process_manifest",),
     "worker.types": ("Analysis", "Caption", "Embedding", "Failure", "Reply", "Span", "Transcript"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["Analysis", "Answer", "AviaryError", "Caption", "Embedding", "Failure", "ModelBundle", "Reply", "Span", "Transcript",
-           "evaluate_folder", "load_model", "transcribe_file", "transcribe_files"]
+__all__ = ["Analysis", "Answer", "AsyncClient", "AviaryError", "Caption", "Client", "Embedding", "Failure", "ModelBundle",
+           "Reply", "Span", "Transcript", "evaluate_folder", "load_model", "process_manifest", "transcribe_file",
+           "transcribe_files"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
     transcribe, translate, caption, embed, chat, analyze     any number of files, folders and URLs, as one request
     score        recordings against a reference clip
     evaluate     labelled audio: error rates
+    manifest     a JSONL manifest of any length, by this machine or a server
     serve        the HTTP server
     models       the catalog
     doctor       whether this machine is set up, and what to do about it

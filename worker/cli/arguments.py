@@ -14,7 +14,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="aviary", description="One worker for NVIDIA's speech and audio models.")
     _model(top, default=None)
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
-    for add in (_transcribe, _translate, _caption, _embed, _chat, _analyze, _score, _evaluate, _serve, _models, _doctor):
+    for add in (_transcribe, _translate, _caption, _embed, _chat, _analyze, _score, _evaluate, _manifest, _serve, _models,
+                _doctor):
         add(commands)
     return top
 
@@ -84,6 +85,21 @@ def _evaluate(commands: Any) -> None:
     command.add_argument("--output", metavar="FILE", help="in place of stdout")
     command.add_argument("--html", metavar="FILE", help="also a page with every file beside its label")
     command.set_defaults(run=_lazily("worker.cli.evaluating"))
+
+
+def _manifest(commands: Any) -> None:
+    command = commands.add_parser("manifest", help="a JSONL manifest of any length; goes on where it stopped")
+    _model(command)
+    command.add_argument("manifest", metavar="FILE.jsonl", help="a JSON object a line, with audio_filepath")
+    command.add_argument("--output", required=True, metavar="FOLDER", help="where <manifest>.<task>.jsonl goes")
+    command.add_argument("--task", default="transcribe", help="transcribe (default), caption, embed, analyze")
+    command.add_argument("--server", metavar="URL", help="ask this server, or Runpod endpoint; by default this machine")
+    command.add_argument("--api-key", help="the server's")
+    command.add_argument("--concurrency", type=int, default=16, metavar="N", help="lines asked about at a time (16)")
+    command.add_argument("--retry-failed", action="store_true", help="ask about lines that failed again")
+    command.add_argument("--language", help="what is spoken (ISO code)")
+    command.add_argument("--prompt", help="what the model is told")
+    command.set_defaults(run=_lazily("worker.cli.manifests"))
 
 
 def _serve(commands: Any) -> None:
