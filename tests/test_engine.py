@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import encode, tone
 
-from worker import engine as engine_module
+from worker import lane
 from worker.audio import ingest
 from worker.backends.base import Backend
 from worker.config import Settings
@@ -249,7 +249,7 @@ def test_somebody_who_waits_goes_before_the_background(settings, tmp_path):
 
 
 def test_the_background_gets_its_turn_however_many_wait(settings, tmp_path, monkeypatch):
-    for module in (ingest, engine_module):
+    for module in (ingest, lane):
         monkeypatch.setattr(module, "BACKGROUND_SEC", 0.3)
     model, stop = Slow(), threading.Event()
     model.gate.set()

@@ -264,7 +264,7 @@ def test_interrupted_it_drops_what_is_left(tmp_path):
         timer.join()
         model.gate.set()
         deadline = time.monotonic() + 5
-        while engine._ingest._held_sec > 1e-6 and time.monotonic() < deadline:
+        while engine.held_sec > 1e-6 and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert engine._ingest._held_sec == pytest.approx(0, abs=1e-6)
+        assert engine.held_sec == pytest.approx(0, abs=1e-6)
     assert sum(model.batches) <= 1

@@ -265,3 +265,19 @@ def test_a_device_lost_while_a_model_loads_loses_the_lane():
         time.sleep(0.01)
     assert isinstance(lane.lost, DeviceLost)
     lane.close()
+
+
+def test_who_waits_overtakes_a_background_however_old():
+    model = Model(fails=lambda b: time.sleep(0.01))
+    gate, futures = threading.Event(), {}
+    lane = Lane(LIMITS, lambda _row: gate.wait(5) and model)
+    given = [dataclasses.replace(piece(1, i), background=True) for i in range(40)] + [piece(2, 1000)]
+    for one in given:
+        futures[one] = Future()
+        lane.put(one, futures[one].set_result)
+    gate.set()
+    for future in futures.values():
+        future.result(10)
+    assert [b.pieces for b in model.batches].index((given[-1],)) <= 1, "at most the one batch that age had earned was before it"
+    assert all(len({p.background for p in b.pieces}) == 1 for b in model.batches)
+    lane.close()

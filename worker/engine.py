@@ -18,7 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 
 from worker import catalog, windows
-from worker.audio.ingest import BACKGROUND_SEC, Decoded, Ingest, Queue, Unit
+from worker.audio.ingest import Decoded, Ingest, Queue, Unit
 from worker.backends import create
 from worker.backends.base import Backend
 from worker.backends.device import weights_budget
@@ -144,7 +144,7 @@ class Engine:
         elif row.max_sec and clip.duration_sec > row.max_sec and options.task != "embed":
             raise TooLong(f"{clip.duration_sec:.1f} s is longer than the {row.max_sec:g} s that {row.id} hears for one "
                           f"{options.task}")
-        order = time.monotonic() + run.request.background * BACKGROUND_SEC
+        order = time.monotonic()
         teller = run.teller(items)
         parts = _Parts(len(spans), functools.partial(self._answer, run, clip, items, using), teller if len(spans) > 1 else None)
         for number, (start, end) in enumerate(spans):

@@ -1,9 +1,10 @@
 """The one thread on the device: gathers pieces across requests into batches, runs them, and survives what they do.
 
 `put(piece, deliver)` queues a piece; `deliver(outcome)` is called exactly once, on the lane's thread, with a Done or with
-an error. A batch that fails is split in halves until only the culprit fails. Out of memory does the same and lowers
-the model's budget. A lost device fails everything queued and all that comes after: `lost` says so, and the worker must be
-replaced. Whatever happens, the thread goes on.
+an error. What somebody waits for goes before the background, which still has a batch every BACKGROUND_SEC. A batch that fails
+is split in halves until only the culprit fails. Out of memory does the same and lowers the model's budget. A lost device
+fails everything queued and all that comes after: `lost` says so, and the worker must be replaced. Whatever happens, the
+thread goes on.
 """
 from __future__ import annotations
 
@@ -23,6 +24,8 @@ from worker.residency import Residency
 from worker.types import Batch, Output, Piece
 
 log = logging.getLogger(__name__)
+
+BACKGROUND_SEC = 5.0     # the background waits for all that somebody waits for, but its next batch no longer than so
 
 
 class Done(NamedTuple):
@@ -56,6 +59,7 @@ class Lane:
         self._waiting: dict[Piece, _Waiting] = {}
         self._changed = threading.Condition()
         self._closed = False
+        self._background_at = 0.0       # when a batch of the background was last run
         self.lost: DeviceLost | None = None
         self._thread = threading.Thread(target=self._live, name="lane", daemon=True)
         self._thread.start()
@@ -111,7 +115,10 @@ class Lane:
         models: dict[str, list[_Waiting]] = {}
         for waiting in self._waiting.values():
             models.setdefault(waiting.piece.options.model, []).append(waiting)
-        for model, own in sorted(models.items(), key=lambda group: min(one.piece.order for one in group[1])):
+        aged = time.monotonic() - self._background_at > BACKGROUND_SEC
+        groups = models.items() if aged else [(model, _waited_for(own) or own) for model, own in models.items()]
+        for model, own in sorted(groups, key=lambda group: min((one.piece.background and not aged, one.piece.order)
+                                                               for one in group[1])):
             try:
                 backend = self._residency.claim(model)
             except AviaryError as error:
@@ -124,6 +131,8 @@ class Lane:
                 batch = next_batch([waiting.piece for waiting in own], limits)
                 patience = own[0].since + self._wait_sec - time.monotonic()
                 if patience <= 0 or is_full(batch, limits) or not self._coming():
+                    if batch.pieces[0].background:
+                        self._background_at = time.monotonic()
                     return functools.partial(self._run_claimed, model, backend, self._take(batch.pieces))
             except BaseException:
                 self._residency.release(model)
@@ -192,6 +201,10 @@ class Lane:
         with self._changed:
             waiting, self._waiting = list(self._waiting.values()), {}
         _deliver_all(waiting, error)
+
+
+def _waited_for(group: list[_Waiting]) -> list[_Waiting]:
+    return [one for one in group if not one.piece.background]
 
 
 def known(error: BaseException) -> AviaryError:
