@@ -2,13 +2,20 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from worker.backends.pocketsphinx import Pocketsphinx
+from worker.catalog import find
 from worker.config import Settings
 from worker.engine import Engine
+from worker.errors import ModelError
 from worker.request import parse
+from worker.types import Batch, Clip, Options, Piece
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 TEXTS: dict[str, str] = json.loads((SAMPLES / "texts.json").read_text())
@@ -37,3 +44,45 @@ def test_a_clip_is_heard_alike_whatever_was_heard_before():
                 outputs[name] = engine.submit(request).result(60).results[0].output
             heard.append(outputs)
     assert heard[0] == heard[1]
+
+
+def backend() -> Pocketsphinx:
+    made = Pocketsphinx(find("pocketsphinx"), Settings())
+    made.load()
+    return made
+
+
+def batch(seconds: float) -> Batch:
+    return Batch((Piece(Clip(np.zeros(round(seconds * 16_000), np.float32)), Options("pocketsphinx")),))
+
+
+def test_others_go_on_while_it_hears():
+    gaps, done = [], threading.Event()
+
+    def watch():
+        while not done.is_set():
+            before = time.perf_counter()
+            time.sleep(0.001)
+            gaps.append(time.perf_counter() - before)
+
+    engine = backend()
+    watching = threading.Thread(target=watch)
+    watching.start()
+    started = time.perf_counter()
+    engine.infer(batch(60))
+    took = time.perf_counter() - started
+    done.set()
+    watching.join()
+    engine.close()
+    assert max(gaps) < took / 2
+
+
+def test_a_process_that_died_is_told_and_begun_anew():
+    engine = backend()
+    engine._process.kill()
+    engine._process.wait()
+    with pytest.raises(ModelError, match="crashed"):
+        engine.infer(batch(1))
+    assert engine.infer(batch(1))[0].text == ""
+    engine.close()
+    engine.close()

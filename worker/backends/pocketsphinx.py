@@ -1,11 +1,15 @@
 """The embedded engine: CMU pocketsphinx, whose English model is in its wheel. Real words on any CPU, no downloads.
 
 It hears clear read English; it is for trying the worker and testing a pipeline, not for archives. It gives no punctuation.
-Clips of a batch run one after another: it has no batches. Each gets a decoder in its first state, because the engine
-adapts its noise tracking and its mean normalisation to what it heard before, and a text must not depend on that.
+Clips of a batch run one after another, in a process of its own (pocketsphinx_process.py), which is begun anew if it ends.
 """
 from __future__ import annotations
 
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,52 +18,59 @@ from worker.backends.base import Backend
 from worker.backends.timing import chars, segments
 from worker.catalog import Model
 from worker.config import Settings
-from worker.errors import ModelUnavailable
-from worker.types import SAMPLE_RATE, Batch, Output, Piece, Span, Transcript
+from worker.errors import Cancelled, ModelError, ModelUnavailable
+from worker.types import Batch, Output, Piece, Span, Transcript
 
-_FILLER = ("<", "[", "+")
+_CHILD = Path(__file__).with_name("pocketsphinx_process.py")
 
 
 class Pocketsphinx(Backend):
     overhead_sec = 0.0
 
     def __init__(self, model: Model, settings: Settings) -> None:
-        self._decoder: Any = None
-        self._fresh_cmn = ""
+        self._process: subprocess.Popen[bytes] | None = None
 
     def load(self) -> None:
-        try:
-            import pocketsphinx
-        except ImportError as error:
-            raise ModelUnavailable("pocketsphinx is not installed: pip install pocketsphinx") from error
-        self._decoder = pocketsphinx.Decoder(samprate=SAMPLE_RATE, loglevel="FATAL")
-        self._fresh_cmn = self._decoder.get_cmn(False)
+        self._process = subprocess.Popen([sys.executable, str(_CHILD)], stdin=subprocess.PIPE,  # noqa: S603
+                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        answer = self._answer()
+        if "ready" not in answer:
+            self.close()
+            raise ModelUnavailable(f"pocketsphinx does not start ({answer.get('error', 'no reason given')}): "
+                                   "pip install pocketsphinx")
 
     def infer(self, batch: Batch) -> list[Output]:
         return [self._hear(piece) for piece in batch.pieces]
 
     def close(self) -> None:
-        self._decoder = None
+        if self._process is not None:
+            process, self._process = self._process, None
+            process.kill()
+            process.communicate()
 
     def _hear(self, piece: Piece) -> Transcript:
-        decoder = self._decoder
+        if piece.cancelled():
+            raise Cancelled("cancelled")
+        if self._process is None:
+            self.load()
+        assert self._process is not None
+        assert self._process.stdin is not None
         pcm = (np.clip(piece.clip.samples, -1.0, 1.0) * 32767).astype("<i2").tobytes()
-        decoder.reinit_feat()               # noise tracking, which set_cmn leaves as the clip before left it
-        decoder.set_cmn(self._fresh_cmn)
-        decoder.start_utt()
-        decoder.process_raw(pcm, full_utt=True)
-        decoder.end_utt()
-        hypothesis = decoder.hyp()
-        if hypothesis is None:
-            return Transcript("", language="en")
-        frame_sec = 1 / decoder.config["frate"]
-        words = tuple(Span(_spelling(s.word), s.start_frame * frame_sec, min((s.end_frame + 1) * frame_sec, piece.duration_sec))
-                      for s in decoder.seg() if not s.word.startswith(_FILLER))
-        text = " ".join(word.text for word in words)
-        return Transcript(text, words, segments(words), chars(words), "en")
+        try:
+            self._process.stdin.write(struct.pack("<I", len(pcm)) + pcm)
+            self._process.stdin.flush()
+            heard = self._answer()
+        except BrokenPipeError:
+            heard = {}
+        if "words" not in heard:
+            self.close()
+            raise ModelError("pocketsphinx crashed on this input")
+        words = tuple(Span(word, start, min(end, piece.duration_sec)) for word, start, end in heard["words"])
+        return Transcript(" ".join(word.text for word in words), words, segments(words), chars(words), "en")
 
-
-def _spelling(word: str) -> str:
-    """The word without the number of its pronunciation: 'the(2)' is 'the'."""
-    return word.split("(", 1)[0]
-
+    def _answer(self) -> dict[str, Any]:
+        """The process's next line; empty when it has ended."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        return json.loads(line) if line else {}
