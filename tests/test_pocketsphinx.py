@@ -83,6 +83,6 @@ def test_a_process_that_died_is_told_and_begun_anew():
     engine._process.wait()
     with pytest.raises(ModelError, match="crashed"):
         engine.infer(batch(1))
-    assert engine.infer(batch(1))[0].text == ""
+    assert len(engine.infer(batch(1))) == 1
     engine.close()
     engine.close()

@@ -21,7 +21,8 @@ from worker.config import Settings
 from worker.errors import Cancelled, ModelError, ModelUnavailable
 from worker.types import Batch, Output, Piece, Span, Transcript
 
-_CHILD = Path(__file__).with_name("pocketsphinx_process.py")
+_CHILD = "worker.backends.pocketsphinx_process"
+_ROOT = Path(__file__).parent.parent.parent     # where that name is found, wherever this process was started
 
 
 class Pocketsphinx(Backend):
@@ -31,7 +32,7 @@ class Pocketsphinx(Backend):
         self._process: subprocess.Popen[bytes] | None = None
 
     def load(self) -> None:
-        self._process = subprocess.Popen([sys.executable, str(_CHILD)], stdin=subprocess.PIPE,  # noqa: S603
+        self._process = subprocess.Popen([sys.executable, "-m", _CHILD], cwd=_ROOT, stdin=subprocess.PIPE,  # noqa: S603
                                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         answer = self._answer()
         if "ready" not in answer:

@@ -1,6 +1,6 @@
 """The process in which pocketsphinx hears: it holds Python's interpreter lock all the while, which a server cannot spare.
 
-Run as a script, it answers on stdout to what comes on stdin: first {"ready": true} or {"error": text}, then for each clip (a
+Run with -m, it answers on stdout to what comes on stdin: first {"ready": true} or {"error": text}, then for each clip (a
 little-endian uint32 of its bytes, and those: int16 at 16 kHz) a line of JSON, {"words": [[word, start, end] …]} in seconds. It
 ends when stdin does.
 
