@@ -181,8 +181,8 @@ def test_private_addresses_are_not_connected_to(store, receiver, tmp_path):
     port = receiver.server_address[1]
     for host in ("127.0.0.1", "localhost", "0x7f000001", "[::ffff:127.0.0.1]"):
         finished(store, f"http://{host}:{port}/")
+    assert left(tmp_path)
     with sending(store, allow_private=False):
-        assert left(tmp_path)
         until(lambda: not left(tmp_path))
     assert not receiver.got
 
