@@ -1,12 +1,16 @@
-"""Runs the HTTP server in this process until it is told to end.
+"""Runs the HTTP server until it is told to end: in this process, or, with WORKERS, in several behind one port.
 
 SIGTERM and Ctrl-C: no new connections, what is under way is finished within DRAIN_SEC, then the engine ends.
 """
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 import tempfile
+from pathlib import Path
+
+from starlette.types import ASGIApp
 
 from worker import logs
 from worker.config import Settings
@@ -21,15 +25,58 @@ SWITCH_SEC = 0.0005      # the event loop gets the interpreter back from decodin
 
 def run(settings: Settings) -> int:
     """Serves; returns the exit code. Raises ConfigError when the settings do not allow it."""
-    import uvicorn
-
-    check_address(settings)
-    sys.setswitchinterval(SWITCH_SEC)
+    if settings.audio_score_server_socket is None:
+        check_address(settings)
     logs.configure(settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
+    if settings.workers != 1:
+        from worker.gateway import nginx, supervisor
+        from worker.gateway.seats import seats
+
+        if len(taken := seats(settings)) > 1:
+            return supervisor.run(settings, taken, nginx.find())
+    return serve(settings, uds=settings.audio_score_server_socket)
+
+
+def serve(settings: Settings, *, uds: Path | None = None, shared: tuple[str, int] | None = None,
+          front: Path | None = None) -> int:
+    """Serves in this process: on HOST and PORT or, where it is given, on the Unix socket `uds`, and then also on the address
+    `shared`, which other processes serve as well. Whoever reaches `uds` is trusted to say for whom it asks. `front`: the
+    Unix socket of who adds up the numbers of all processes."""
+    import uvicorn
+
+    logs.configure(settings)
+    sys.setswitchinterval(SWITCH_SEC)
     tempfile.tempdir = str(settings.data_dir)       # uploads pass through here too
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), host=settings.host, port=settings.port, log_config=None,
-                                           access_log=False, timeout_graceful_shutdown=DRAIN_SEC))
-    log.info("serving on http://%s:%d: the page is /ui, the documentation /docs", settings.host, settings.port)
-    server.run()
+    app: ASGIApp = create_app(settings)
+    if shared is not None and front is not None:
+        from worker.gateway.front import Relay
+
+        app = Relay(app, front)
+    server = uvicorn.Server(uvicorn.Config(
+        app, host=settings.host, port=settings.port, log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_SEC,
+        forwarded_allow_ips="*" if uds and not shared else None))
+    if uds is None:
+        log.info("serving on http://%s:%d: the page is /ui, the documentation /docs", settings.host, settings.port)
+    server.run(_sockets(uds, shared))
     return 0 if server.started else 1
+
+
+def _sockets(uds: Path | None, shared: tuple[str, int] | None) -> list[socket.socket] | None:
+    """The sockets to serve on; None: uvicorn makes its own."""
+    if uds is None:
+        return None
+    private = socket.socket(socket.AF_UNIX)
+    uds.unlink(missing_ok=True)
+    private.bind(str(uds))
+    return [private] + ([share(*shared)] if shared else [])
+
+
+def share(host: str, port: int) -> socket.socket:
+    """A socket bound to an address that others bind to as well."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    shared = socket.socket(family, kind, protocol)
+    shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    shared.bind(address)
+    return shared

@@ -1,0 +1,150 @@
+"""What several workers are made of: seats on devices, nginx's configuration, sums of numbers."""
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from worker.config import ConfigError, Settings
+from worker.gateway import nginx, seats, sums, supervisor
+
+GPUS = [seats.Gpu("GPU-a", 80 * 1024**3), seats.Gpu("GPU-b", 80 * 1024**3)]
+
+
+# Seats
+
+@given(st.integers(1, 12), st.lists(st.integers(0, 63), min_size=1, max_size=24, unique=True).map(sorted))
+def test_cores_are_divided_without_overlap_where_they_suffice(count, cores):
+    taken = seats.place(Settings(), count, [], cores)
+    blocks = [seat.cores for seat in taken]
+    assert len(blocks) == count
+    if count <= len(cores):
+        assert sorted(core for block in blocks for core in block) == cores
+        assert max(map(len, blocks)) - min(map(len, blocks)) <= 1
+    else:
+        assert set(blocks) == {tuple(cores)}
+
+
+def test_each_worker_sees_one_gpu_and_those_that_share_one_share_its_memory():
+    taken = seats.place(Settings(device="cuda"), 3, GPUS, list(range(16)))
+    assert [seat.environment["CUDA_VISIBLE_DEVICES"] for seat in taken] == ["GPU-a", "GPU-b", "GPU-a"]
+    assert [seat.settings.models_memory_gb for seat in taken] == [pytest.approx(32), None, pytest.approx(32)]
+    assert {seat.settings.workers for seat in taken} == {1}
+    assert {seat.settings.decode_workers for seat in taken} == {5}
+    (one, other) = seats.place(Settings(device="cuda:1", decode_workers=3, models_memory_gb=7), 2, [GPUS[1]], [0])
+    assert one.environment == other.environment == {"CUDA_VISIBLE_DEVICES": "GPU-b"}
+    assert (one.settings.device, one.settings.decode_workers, one.settings.models_memory_gb) == ("cuda", 3, 7)
+
+
+def test_without_gpus_one_seat_is_enough_and_a_gpu_that_is_asked_for_is_missed():
+    assert len(seats.seats(Settings(workers=0, device="cpu"))) == 1
+    assert len(seats.seats(Settings(workers=4, skip_model_load=True))) == 4
+    if not seats._gpus():
+        with pytest.raises(ConfigError, match="torch sees 0 CUDA devices"):
+            seats.seats(Settings(workers=0, device="cuda"))
+
+
+# nginx
+
+@pytest.mark.skipif(nginx.find() is None, reason="nginx is not installed")
+@pytest.mark.parametrize("values", [
+    {}, {"api_key": "k", "host": "0.0.0.0"}, {"rate_limit": "5/hour", "host": "::1"},
+    {"api_key": "off", "request_timeout_sec": 0.5}, {"audio_score_server_socket": "/tmp/aviary-test.sock"}])
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_nginx_takes_what_is_written_for_it(tmp_path, values, count):
+    text = nginx.configuration(Settings(port=18999, **values), tmp_path, [tmp_path / f"{i}-1" for i in range(count)])
+    (tmp_path / "nginx.conf").write_text(text)
+    tried = subprocess.run([nginx.find(), "-t", "-p", tmp_path, "-c", tmp_path / "nginx.conf"], capture_output=True, text=True,
+                           check=False)
+    assert tried.returncode == 0, tried.stderr
+    assert ("auth_request" in text) == (values.get("api_key") == "k" or "rate_limit" in values)
+
+
+def test_limits_and_times_are_the_settings(tmp_path):
+    text = nginx.configuration(Settings(max_audio_bytes=1000, max_json_bytes=5_000_000, request_timeout_sec=7), tmp_path, [])
+    assert "client_max_body_size 5000000;" in text
+    assert "proxy_read_timeout 37000ms;" in text
+    assert "proxy_next_upstream_timeout 7000ms;" in text
+    assert "proxy_buffering off;" in text
+
+
+def test_a_folder_too_deep_for_sockets_is_said(tmp_path):
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    with pytest.raises(ConfigError, match="too long a path"):
+        supervisor.run(Settings(data_dir=deep), [], None)
+    assert not list(deep.iterdir())
+
+
+# Sums
+
+def worker_text(requests: dict[str, int], sizes: list[float], waiting: float) -> str:
+    registry = CollectorRegistry()
+    counter = Counter("aviary_requests", "Requests", ["route"], registry=registry)
+    for route, count in requests.items():
+        counter.labels(route).inc(count)
+    histogram = Histogram("aviary_sizes", "Sizes", buckets=(1, 4, 16), registry=registry)
+    for size in sizes:
+        histogram.observe(size)
+    Gauge("aviary_waiting", "Waiting", registry=registry).set(waiting)
+    return generate_latest(registry).decode()
+
+
+workers = st.builds(worker_text, st.dictionaries(st.sampled_from(["/a", "/b", 'with "quotes"\n']), st.integers(0, 9)),
+                    st.lists(st.integers(0, 20).map(float)), st.integers(0, 5))
+
+
+def read(text: str) -> dict[tuple, float]:
+    return {(one.name, *sorted(one.labels.items())): one.value
+            for family in text_string_to_metric_families(text) for one in family.samples}
+
+
+def summed(totals: sums.Totals) -> dict[tuple, float]:
+    registry = CollectorRegistry()
+    registry.register(totals)
+    return read(generate_latest(registry).decode())
+
+
+@given(st.lists(workers, min_size=1, max_size=4))
+def test_every_series_is_the_sum_of_the_workers(texts):
+    totals = sums.Totals()
+    totals.add({str(i): text for i, text in enumerate(texts)}, [str(i) for i in range(len(texts))])
+    found = summed(totals)
+    expected: dict[tuple, float] = {}
+    for text in texts:
+        for key, value in read(text).items():
+            expected[key] = expected.get(key, 0) + value
+    assert found == expected
+
+
+@given(workers, workers)
+def test_what_a_process_has_counted_outlives_it_and_what_it_held_does_not(old, new):
+    totals = sums.Totals()
+    totals.add({"0-1": old}, ["0-1"])
+    totals.add({}, ["0-1"])
+    assert summed(totals) == read(old), "busy, but there"
+    totals.add({"0-2": new}, ["0-2"])
+    found = summed(totals)
+    for key, value in found.items():
+        assert value == read(new).get(key, 0) + (read(old).get(key, 0) if key[0] != "aviary_waiting" else 0)
+
+
+def stats(requests: int, busy: float, rtfx: float | None, padding: float | None, models: dict[str, str]) -> dict:
+    return {"uptime_sec": float(requests), "requests": requests, "audio_sec": 1.5,
+            "inputs": {"answered": requests, "failed": {"decode_failed": 1} if requests > 5 else {}, "in_flight": 1},
+            "batches": {"count": requests, "device_busy_sec": busy, "rtfx": rtfx, "padding_share": padding}, "models": models}
+
+
+def test_stats_add_up_and_rates_are_of_all_device_seconds():
+    whole = sums.add_stats([stats(4, 1.0, 100.0, 0.5, {"a": "ready"}), stats(6, 3.0, 20.0, 0.0, {"a": "loading", "b": "failed"}),
+                            stats(0, 0.0, None, None, {})])
+    assert whole["requests"] == 10
+    assert whole["uptime_sec"] == 6.0
+    assert whole["audio_sec"] == 4.5
+    assert whole["inputs"] == {"answered": 10, "failed": {"decode_failed": 1}, "in_flight": 3}
+    assert whole["batches"] == {"count": 10, "device_busy_sec": 4.0, "rtfx": 40.0, "padding_share": round(100 / 260, 4)}
+    assert whole["models"] == {"a": "ready", "b": "failed"}

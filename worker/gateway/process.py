@@ -1,0 +1,155 @@
+"""A worker's process, from both sides: what starts and watches it, and (`python -m worker.gateway.process`) what it runs.
+
+The two share a pipe, the process's stdin. Its first line is the plan; after that nothing comes, and when it ends, the one who
+started the process is gone, however that came about: the worker then drains and ends as on SIGTERM.
+"""
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from worker.config import Settings
+from worker.gateway.seats import Seat
+from worker.server import serve
+
+log = logging.getLogger(__name__)
+
+State = Literal["down", "starting", "loading", "ready", "unhealthy", "leaving"]
+_STATES: dict[str, State] = {"healthy": "ready", "loading": "loading", "unhealthy": "unhealthy"}
+KILL_SEC = 10
+
+
+class Worker:
+    """One of the workers: its seat, and its process of the moment, each of which has a socket of its own in `folder`.
+    `shared`: an address that all workers listen to beside it. For one event loop; `ask`, `state` and `socket` for any thread."""
+
+    def __init__(self, number: int, seat: Seat, folder: Path, shared: tuple[str, int] | None = None) -> None:
+        self.number, self.seat = number, seat
+        self._folder, self._shared = folder, shared
+        self._process: asyncio.subprocess.Process | None = None
+        self.state: State = "down"
+        self.lost = False               # its device is
+        self.starts = 0
+        self.started = 0.0              # on time.monotonic()
+
+    @property
+    def socket(self) -> Path:
+        return self._folder / f"{self.number}-{self.starts}"
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def loading(self) -> bool:
+        return self.state in ("starting", "loading")
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "ready"
+
+    @property
+    def sent_away(self) -> bool:
+        return self.state == "leaving"
+
+    def leave(self) -> bool:
+        """Nobody is to be sent to this process any more; False when there is none."""
+        if self.state != "down":
+            self.state = "leaving"
+        return self.sent_away
+
+    async def start(self) -> None:
+        """Starts a process; `wait` must have told that there is none."""
+        self.starts += 1
+        self.state, self.lost, self.started = "starting", False, time.monotonic()
+        plan = {"settings": self.seat.settings.model_dump(mode="json"), "socket": str(self.socket), "cores": self.seat.cores,
+                "shared": self._shared, "front": str(self._folder / "front")}
+        variables = [f"{name}={value}" for name, value in self.seat.environment.items()]
+        self._process = await asyncio.create_subprocess_exec(
+            "env", *variables, sys.executable, "-m", "worker.gateway.process",
+            stdin=asyncio.subprocess.PIPE, start_new_session=True)      # Ctrl-C is for the supervisor alone
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(plan).encode() + b"\n")
+
+    async def wait(self) -> int:
+        """The exit code of the process, once it has ended; below 0: the signal that ended it."""
+        assert self._process is not None
+        code = await self._process.wait()
+        self.socket.unlink(missing_ok=True)
+        return code
+
+    async def stop(self) -> None:
+        """Ends the process: what is under way is finished first, within DRAIN_SEC."""
+        if self._process is None or self._process.returncode is not None:
+            return
+        self._process.terminate()
+        try:
+            await asyncio.wait_for(self._process.wait(), serve.DRAIN_SEC + KILL_SEC)
+        except asyncio.TimeoutError:
+            log.warning("worker %d does not end, and is killed", self.number)
+            self.kill()
+            await self._process.wait()
+
+    def kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    async def look(self) -> None:
+        """Brings `state` and `lost` up to date."""
+        try:
+            status, body = await asyncio.to_thread(self.ask, "/health/live")
+            state = _STATES[json.loads(body)["status"]]
+        except (OSError, http.client.HTTPException, ValueError):
+            return                      # not listening yet, or too busy to say
+        if self.state not in ("leaving", "down"):
+            self.state, self.lost = state, status == 503
+
+    def ask(self, path: str, headers: dict[str, str] | None = None, wait_sec: float = 10) -> tuple[int, bytes]:
+        """GET path → status and body. Raises OSError, HTTPException."""
+        return ask(self.socket, path, headers, wait_sec)
+
+
+def ask(path_of_socket: Path, path: str, headers: dict[str, str] | None = None, wait_sec: float = 10) -> tuple[int, bytes]:
+    """GET path from who serves on the Unix socket → status and body. Raises OSError, HTTPException."""
+    connection = http.client.HTTPConnection("worker", timeout=wait_sec)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    try:
+        connection.sock.settimeout(wait_sec)
+        connection.sock.connect(str(path_of_socket))
+        connection.request("GET", path, headers=headers or {})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+# The other side
+
+def main() -> int:
+    """What the process runs. Returns its exit code."""
+    plan: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_leash, name="leash", daemon=True).start()
+    if plan["cores"] and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, plan["cores"])      # before torch counts them
+    settings = Settings(**plan["settings"])
+    shared, front = plan["shared"], Path(plan["front"])
+    return serve.serve(settings, uds=Path(plan["socket"]), shared=tuple(shared) if shared else None, front=front)
+
+
+def _leash() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
