@@ -1,0 +1,115 @@
+"""Several workers on one machine: what a second one adds, and what the gateway costs.
+
+Alone on its machine only: whatever else runs there takes from two workers what it leaves to one.
+"""
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import soundfile
+
+from benchmarks import corpus
+from benchmarks.measures import NAME, ROOT, Row, seconds
+
+SEATS = 2
+_SERVE = """
+import sys
+from worker.config import Settings
+from worker.gateway import nginx, seats, supervisor
+settings = Settings()
+sys.exit(supervisor.run(settings, seats.seats(settings)[:int(sys.argv[1])], nginx.find()))
+"""
+
+
+@contextlib.contextmanager
+def served(count: int) -> Iterator[tuple[httpx.Client, Path]]:
+    """A client of a gateway before `count` workers, each with a half of the cores, and the folder with their sockets."""
+    with tempfile.TemporaryDirectory() as name, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        values = {"MODEL": NAME, "DEVICE": "cpu", "WORKERS": str(SEATS), "DATA_DIR": name, "PORT": str(port)}
+        process = subprocess.Popen([sys.executable, "-c", _SERVE, str(count)], cwd=ROOT, env=os.environ | values)
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
+                _until_ready(client, process)
+                (folder,) = Path(name).glob("gateway-*")
+                yield client, folder
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _until_ready(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None:
+        with contextlib.suppress(httpx.HTTPError, KeyError, ValueError):
+            if {worker["state"] for worker in client.get("/stats").json()["workers"]} == {"ready"}:
+                return
+        time.sleep(0.2)
+    raise RuntimeError("the workers did not start")
+
+
+def clip(sec: float, number: int) -> bytes:
+    """A wav of speech; each number another one."""
+    spoken = [audio for audio, _ in corpus.readings()]
+    turned = itertools.islice(itertools.cycle(spoken), number, None)
+    parts: list[np.ndarray] = []
+    while sum(map(len, parts)) < sec * 16_000:
+        parts.append(next(turned))
+    file = io.BytesIO()
+    soundfile.write(file, np.concatenate(parts)[:round(sec * 16_000)], 16_000, format="WAV")
+    return file.getvalue()
+
+
+def ask(client: httpx.Client, audio: bytes) -> None:
+    client.post("/v1/audio/transcriptions", files={"file": audio}, data={"model": NAME}).raise_for_status()
+
+
+def _all(client: httpx.Client, clips: list[bytes], at_once: int) -> None:
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(lambda audio: ask(client, audio), clips))
+
+
+def scaling() -> list[Row]:
+    """The same 64 clips of 20 s, 16 at once, with one worker on half of the cores and with two on both halves."""
+    clips = [clip(20, number) for number in range(64)]
+    taken = {}
+    for count in (1, SEATS):
+        with served(count) as (client, _):
+            _all(client, clips[:16], 16)
+            taken[count] = seconds(lambda client=client: _all(client, clips, 16), 3)
+    ratio = taken[1] / taken[SEATS]
+    shown = f"{ratio:.2f} x ({taken[SEATS]:.2f} s against {taken[1]:.2f} s for {20 * len(clips)} s of audio)"
+    return [Row("two pinned workers against one, end to end", shown, "at least 1.7 x", ratio >= 1.7)]
+
+
+def gateway() -> list[Row]:
+    """One request after another of 5 s clips to one worker: through nginx, and in turn by the worker's own socket."""
+    clips = [clip(5, number) for number in range(40)]
+    through, direct = [], []
+    with served(1) as (client, folder):
+        (worker,) = folder.glob("0-*")
+        with httpx.Client(base_url="http://worker", transport=httpx.HTTPTransport(uds=str(worker)), timeout=300) as beside:
+            for audio in [*clips[:5], *clips]:
+                direct.append(seconds(lambda audio=audio: ask(beside, audio)))
+                through.append(seconds(lambda audio=audio: ask(client, audio)))
+    mine, other = statistics.median(through[5:]) * 1000, statistics.median(direct[5:]) * 1000
+    shown = f"{mine / other - 1:.1%} ({mine:.1f} against {other:.1f} ms a request of 5 s)"
+    return [Row("what the gateway costs", shown, "under 5%", mine < 1.05 * other)]
+
+
+ALL = {measure.__name__: measure for measure in (scaling, gateway)}

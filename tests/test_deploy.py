@@ -1,0 +1,129 @@
+"""The files of deploy/ agree with the code: settings, flags, routes, ports, metrics. That Docker, Kubernetes, Prometheus and
+Grafana take them is not tried here."""
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from worker import cli, cluster
+from worker.config import Settings
+from worker.engine import Engine
+from worker.gateway.front import Front
+from worker.server import serve
+from worker.server.app import create_app
+from worker.server.metrics import Meters
+
+DEPLOY = Path(__file__).parent.parent / "deploy"
+LONGEST_END_SEC = 2 * serve.DRAIN_SEC + 10
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((DEPLOY / name).read_text())
+
+
+COMPOSE = read("docker-compose.yml")
+MANIFESTS = {one["kind"]: one for one in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())}
+POD = MANIFESTS["Deployment"]["spec"]["template"]["spec"]
+CONTAINER = POD["containers"][0]
+
+
+def settings_of(command: list[str]) -> Settings:
+    assert command[:3] == ["python", "-m", "worker"]
+    given = cli._parser().parse_args(command[3:])
+    return Settings.of(None, host=given.host, port=given.port, workers=given.workers)
+
+
+def test_every_file_is_one_that_is_checked_here():
+    files = {str(path.relative_to(DEPLOY)) for path in DEPLOY.rglob("*") if path.is_file()}
+    assert files == {"docker-compose.yml", "prometheus.yml", "kubernetes.yaml", "ray-serve.yaml", "grafana/datasource.yml",
+                     "grafana/provider.yml", "grafana/dashboard.json"}
+
+
+@pytest.mark.parametrize("names", [
+    list(COMPOSE["services"]["aviary"]["environment"]), [one["name"] for one in CONTAINER["env"]],
+    list(read("ray-serve.yaml")["applications"][0]["runtime_env"]["env_vars"])], ids=["compose", "kubernetes", "ray"])
+def test_every_variable_is_a_setting_and_a_key_is_asked_for(names):
+    assert {name.lower() for name in names} <= set(Settings.model_fields)
+    assert "API_KEY" in names
+
+
+def test_compose():
+    assert COMPOSE.keys() == {"services", "secrets", "volumes"}
+    services = COMPOSE["services"]
+    for name, service in services.items():
+        assert service.keys() <= {"build", "image", "command", "init", "environment", "ports", "volumes", "stop_grace_period",
+                                  "deploy", "secrets"}
+        assert "build" in service or re.search(r":v?\d+\.\d+\.\d+$", service["image"]), f"{name}: a version, not latest"
+        for volume in service["volumes"]:
+            source = volume.split(":")[0]
+            assert (DEPLOY / source).is_file() if source.startswith(".") else source in COMPOSE["volumes"], volume
+    ours = services["aviary"]
+    served = settings_of(ours["command"])
+    assert (served.host, served.workers) == ("0.0.0.0", 0)
+    assert ours["ports"] == [f"{served.port}:{served.port}"]
+    assert int(ours["stop_grace_period"].removesuffix("s")) > LONGEST_END_SEC
+    assert all(port.startswith("127.0.0.1:") for name in ("prometheus", "grafana") for port in services[name]["ports"])
+
+
+def test_prometheus_reads_what_compose_serves():
+    (job,) = read("prometheus.yml")["scrape_configs"]
+    host, _, port = job["static_configs"][0]["targets"][0].partition(":")
+    assert COMPOSE["services"][host]["ports"] == [f"{port}:{port}"]
+    secret = Path(job["authorization"]["credentials_file"]).name
+    assert secret in COMPOSE["services"]["prometheus"]["secrets"]
+    assert secret in COMPOSE["secrets"]
+
+
+def test_grafana_shows_metrics_that_there_are():
+    dashboard = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
+    (source,) = read("grafana/datasource.yml")["datasources"]
+    (provider,) = read("grafana/provider.yml")["providers"]
+    mounted = [volume.split(":")[1] for volume in COMPOSE["services"]["grafana"]["volumes"]]
+    assert any(path.startswith(f"{provider['options']['path']}/") for path in mounted)
+    assert {panel["datasource"]["uid"] for panel in dashboard["panels"]} == {source["uid"]}
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    shown = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    assert shown.count("(") == shown.count(")")
+    names = {name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum").removesuffix("_total")
+             for name in re.findall(r"aviary_\w+", shown)}
+    assert names <= metrics() | {"aviary_device_memory_bytes"}, "which only a GPU has"
+
+
+def metrics() -> set[str]:
+    settings, meters, both = Settings(skip_model_load=True), Meters(), CollectorRegistry()
+    both.register(Front(settings, []))
+    with Engine(settings) as engine:
+        meters.watch(engine)
+        text = generate_latest(meters.registry).decode() + generate_latest(both).decode()
+    return {family.name for family in text_string_to_metric_families(text)}
+
+
+def test_kubernetes():
+    assert MANIFESTS.keys() == {"Deployment", "Service"}
+    assert [one["apiVersion"] for one in MANIFESTS.values()] == ["apps/v1", "v1"]
+    labels = MANIFESTS["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert MANIFESTS["Deployment"]["spec"]["selector"]["matchLabels"] == MANIFESTS["Service"]["spec"]["selector"] == labels
+    assert CONTAINER["ports"][0]["containerPort"] == settings_of(CONTAINER["args"]).port
+    assert MANIFESTS["Service"]["spec"]["ports"][0]["targetPort"] == CONTAINER["ports"][0]["name"]
+    assert POD["terminationGracePeriodSeconds"] > LONGEST_END_SEC
+    assert {one["name"] for one in CONTAINER["volumeMounts"]} == {one["name"] for one in POD["volumes"]}
+    with Engine(Settings(skip_model_load=True)) as engine:
+        routes = set(create_app(Settings(skip_model_load=True), engine).openapi()["paths"])
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert CONTAINER[probe]["httpGet"]["path"] in routes
+
+
+def test_ray():
+    (application,) = read("ray-serve.yaml")["applications"]
+    module, _, name = application["import_path"].partition(":")
+    assert module == cluster.__name__
+    assert callable(getattr(cluster, name))
+    for option in application["args"]:
+        assert f"`{option}`" in str(cluster.app.__doc__)
