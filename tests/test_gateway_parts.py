@@ -1,8 +1,13 @@
 """What several workers are made of: seats on devices, nginx's configuration, sums of numbers."""
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
+import time
+from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,8 +15,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.parser import text_string_to_metric_families
 
 from worker.config import ConfigError, Settings
-from worker.gateway import nginx, seats, sums, supervisor
+from worker.gateway import front, nginx, seats, sums, supervisor
 
+ROOT = Path(__file__).parent.parent
 GPUS = [seats.Gpu("GPU-a", 80 * 1024**3), seats.Gpu("GPU-b", 80 * 1024**3)]
 
 
@@ -78,6 +84,60 @@ def test_a_folder_too_deep_for_sockets_is_said(tmp_path):
     with pytest.raises(ConfigError, match="too long a path"):
         supervisor.run(Settings(data_dir=deep), [], None)
     assert not list(deep.iterdir())
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """A client of a supervisor's own server that has no workers yet."""
+    settings = Settings(api_key="k", rate_limit="2/minute")
+    with front.serving(front.Front(settings, []), tmp_path / "front"), \
+            httpx.Client(base_url="http://front", transport=httpx.HTTPTransport(uds=str(tmp_path / "front"))) as client:
+        yield client
+
+
+def test_the_gate_counts_keys_and_lets_questions_pass(asked):
+    key = {"Authorization": "Bearer k"}
+    assert asked.post("/gate/v1/models").status_code == 401
+    assert asked.options("/gate/v1/models").status_code == 204
+    assert asked.get("/gate/health").status_code == 204
+    assert [asked.post("/gate/v1/x?a=b", headers=key).status_code for _ in range(3)] == [204, 204, 403]
+    assert int(asked.post("/gate/v1/x", headers=key).headers["retry-after"]) > 0
+    assert [asked.get("/gate/v1/x", headers=key).status_code for _ in range(3)] == [204, 204, 204]
+
+
+def test_without_keys_an_address_is_counted_as_nginx_says_it(tmp_path):
+    with front.serving(front.Front(Settings(rate_limit="1/minute"), []), tmp_path / "front"), \
+            httpx.Client(base_url="http://front", transport=httpx.HTTPTransport(uds=str(tmp_path / "front"))) as client:
+        told = [client.post("/gate/v1/x", headers={"X-Forwarded-For": who}).status_code
+                for who in ("1.2.3.4", "5.6.7.8", "1.2.3.4")]
+    assert told == [204, 204, 403]
+    text = nginx.configuration(Settings(rate_limit="1/minute"), tmp_path, [])
+    assert text.count("proxy_set_header X-Forwarded-For $remote_addr;") == text.count("X-Forwarded-For") == 2
+
+
+def test_numbers_need_the_key_and_are_there_before_any_worker(asked):
+    assert asked.get("/metrics").status_code == asked.get("/stats").status_code == 401
+    key = {"Authorization": "Bearer k"}
+    assert read(asked.get("/metrics", headers=key).text)["aviary_workers", ("state", "ready")] == 0
+    early = asked.get("/stats", headers=key)
+    assert early.status_code == 503
+    assert early.json()["error"]["code"] == "model_loading"
+
+
+def test_one_worker_serves_on_a_unix_socket(tmp_path):
+    path = tmp_path / "scores.sock"
+    values = {"SKIP_MODEL_LOAD": "1", "AUDIO_SCORE_SERVER_SOCKET": str(path), "DATA_DIR": str(tmp_path), "HOST": "0.0.0.0"}
+    process = subprocess.Popen([sys.executable, "-m", "worker", "serve"], cwd=ROOT, env=os.environ | values)
+    try:
+        deadline = time.monotonic() + 30
+        while not path.is_socket() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path), retries=5), base_url="http://socket") as client:
+            assert client.get("/health").status_code == 200
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+    assert not path.exists()
 
 
 # Sums

@@ -35,7 +35,7 @@ from worker.server import problems
 from worker.server.gate import Gate
 
 _GATE = "/gate"
-_VERDICTS = {401: 401, 429: 403}        # as nginx's auth_request wants them; whatever else the gate says, the worker will
+_VERDICTS = {429: 403}       # nginx's auth_request knows 2xx, 401 and 403
 
 
 class Front:
@@ -138,11 +138,7 @@ async def _pass(scope: Scope, receive: Receive, send: Send) -> None:
 def _verdict(send: Send) -> Send:
     async def told(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["status"] = _VERDICTS.get(message["status"], 204)
-            if message["status"] == 204:
-                message["headers"] = []
-        elif message["type"] == "http.response.body" and not message.get("more_body"):
-            message["body"] = b""
+            message["status"] = _VERDICTS.get(message["status"], message["status"])
         await send(message)
 
     return told

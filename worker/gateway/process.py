@@ -109,7 +109,7 @@ class Worker:
         try:
             status, body = await asyncio.to_thread(self.ask, "/health/live")
             state = _STATES[json.loads(body)["status"]]
-        except (OSError, http.client.HTTPException, ValueError):
+        except (OSError, http.client.HTTPException, ValueError, KeyError):
             return                      # not listening yet, or too busy to say
         if self.state not in ("leaving", "down"):
             self.state, self.lost = state, status == 503

@@ -45,6 +45,8 @@ def run(settings: Settings, seats: Sequence[Seat], gateway: Path | None) -> int:
     Raises ConfigError for what cannot be served so."""
     if gateway is None and settings.audio_score_server_socket is not None:
         raise ConfigError("several workers on one Unix socket (AUDIO_SCORE_SERVER_SOCKET) need nginx")
+    if settings.audio_score_server_socket is not None:
+        serve.clear(settings.audio_score_server_socket)
     if settings.port == 0:
         with serve.share(settings.host, 0) as free:
             settings = settings.model_copy(update={"port": free.getsockname()[1]})

@@ -5,6 +5,7 @@ SIGTERM and Ctrl-C: no new connections, what is under way is finished within DRA
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import sys
 import tempfile
@@ -25,6 +26,7 @@ SWITCH_SEC = 0.0005      # the event loop gets the interpreter back from decodin
 
 def run(settings: Settings) -> int:
     """Serves; returns the exit code. Raises ConfigError when the settings do not allow it."""
+    settings = _addressed(settings)
     if settings.audio_score_server_socket is None:
         check_address(settings)
     logs.configure(settings)
@@ -58,8 +60,27 @@ def serve(settings: Settings, *, uds: Path | None = None, shared: tuple[str, int
         forwarded_allow_ips="*" if uds and not shared else None))
     if uds is None:
         log.info("serving on http://%s:%d: the page is /ui, the documentation /docs", settings.host, settings.port)
-    server.run(_sockets(uds, shared))
+    for number in (signal.SIGTERM, signal.SIGINT):      # uvicorn raises what it was sent again, when it has drained
+        signal.signal(number, lambda *_: sys.exit(0))
+    try:
+        server.run(_sockets(uds, shared))
+    finally:
+        if uds is not None:
+            clear(uds)
     return 0 if server.started else 1
+
+
+def clear(uds: Path) -> None:
+    """Removes a Unix socket that was left; nothing else."""
+    if uds.is_socket():
+        uds.unlink()
+
+
+def _addressed(settings: Settings) -> Settings:
+    """HOST and PORT, by their other names AUDIO_SCORE_SERVER_HOST and _PORT too."""
+    others = {"host": settings.audio_score_server_host, "port": settings.audio_score_server_port}
+    return settings.model_copy(update={name: value for name, value in others.items()
+                                       if value is not None and name not in settings.model_fields_set})
 
 
 def _sockets(uds: Path | None, shared: tuple[str, int] | None) -> list[socket.socket] | None:
@@ -67,7 +88,7 @@ def _sockets(uds: Path | None, shared: tuple[str, int] | None) -> list[socket.so
     if uds is None:
         return None
     private = socket.socket(socket.AF_UNIX)
-    uds.unlink(missing_ok=True)
+    clear(uds)
     private.bind(str(uds))
     return [private] + ([share(*shared)] if shared else [])
 
