@@ -147,7 +147,8 @@ def main() -> int:
 
 
 def _leash() -> None:
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 1):       # not by sys.stdin, whose lock an interpreter that ends wants to have
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 
