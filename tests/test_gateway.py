@@ -89,6 +89,8 @@ def test_what_nginx_itself_refuses_is_openai_s_error(host):
 
 
 def test_a_worker_killed_under_load_costs_no_answer(host):
+    assert host.transcribe().status_code == 200
+    restarts = [worker["restarts"] for worker in host.stats()["workers"]]
     counted = samples(host.client.get("/metrics").text)["aviary_inputs_total", ("outcome", "ok"), ("task", "transcribe")]
     victim = host.pids()[1]
     with ThreadPoolExecutor(100) as pool, holding() as (url, released):
@@ -101,12 +103,13 @@ def test_a_worker_killed_under_load_costs_no_answer(host):
     assert statuses == [200] * 100
     host.until(host.all_ready)
     assert victim not in host.pids()
-    assert [worker["restarts"] for worker in host.stats()["workers"]] == [0, 1, 0]
+    restarts[1] += 1
+    assert [worker["restarts"] for worker in host.stats()["workers"]] == restarts
     assert "worker 1 (cores" in host.log.read_text()
     assert "has ended by signal SIGKILL" in host.log.read_text()
     after = samples(host.client.get("/metrics").text)
     assert after["aviary_inputs_total", ("outcome", "ok"), ("task", "transcribe")] >= counted, "counters never fall"
-    assert after["aviary_worker_restarts_total",] == 1
+    assert after["aviary_worker_restarts_total",] == sum(restarts)
 
 
 def test_a_rolling_restart_under_load_refuses_nobody(host):
