@@ -13,7 +13,7 @@ FROM ${CUDA_IMAGE}
 # hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-        ca-certificates ffmpeg python3 python3-venv \
+        ca-certificates ffmpeg nginx-light python3 python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
 ENV PATH=/opt/venv/bin:$PATH \

@@ -194,7 +194,8 @@ def test_a_client_that_hangs_up_frees_its_place(tmp_path, stream):
                 time.sleep(0.01)
             assert ask(http).status_code == 429
         deadline = time.monotonic() + 5
-        while http.get("/stats").json()["inputs"]["in_flight"] and time.monotonic() < deadline:
+        while http.get("/stats").json()["inputs"]["in_flight"]:
+            assert time.monotonic() < deadline, "its place is not free"
             time.sleep(0.01)
         first.start()
         backend.gate.set()

@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     allowed_models: Annotated[tuple[str, ...], NoDecode] = Field(default_factory=tuple, description="Models that HTTP requests may name, separated by commas, `*`: any; unset: the catalog's, `MODEL` and `MODELS`")
 
     # Storage
-    data_dir: Path = Field(default_factory=lambda: Path(tempfile.gettempdir()) / "aviary", description="Where downloads pass through (unlinked at once)")
+    data_dir: Path = Field(default_factory=lambda: Path(tempfile.gettempdir()) / "aviary", description="Jobs, uploads and what processes share; downloads pass through it (unlinked at once)")
     bucket_endpoint_url: str | None = Field(None, description="S3 endpoint for large results and s3:// inputs")
     bucket_access_key_id: str | None = Field(None, description="Its key")
     bucket_secret_access_key: str | None = Field(None, repr=False, description="Its secret")

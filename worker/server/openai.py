@@ -18,10 +18,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 
 from worker import catalog, openai_route, render
 from worker.bucket import Bucket
-from worker.errors import AviaryError, ModelNotFound, RequestError
+from worker.errors import AviaryError, Cancelled, ModelNotFound, RequestError
 from worker.server import body, problems, schemas
 from worker.server.body import Body
-from worker.server.service import Service
+from worker.server.service import Service, hung_up
 from worker.types import Embedding
 from worker.types import Response as Answer
 
@@ -40,7 +40,7 @@ def router(service: Service) -> APIRouter:
             if stream is not None:
                 verbose = payload.get("format") == "verbose_json"
                 payload["format"] = "verbose_json"
-                return await _events(_transcription_events(service, payload, given, verbose))
+                return await _events(http, _transcription_events(service, payload, given, verbose))
             answer = await _answer(service, http, payload, given)
         finally:
             given.close()
@@ -67,7 +67,7 @@ def router(service: Service) -> APIRouter:
         given, payload, shape, stream = await _read(http)
         given.close()
         if stream is not None:
-            return await _events(_chat_events(service, payload, stream))
+            return await _events(http, _chat_events(service, payload, stream))
         return _json(shape(await _answer(service, http, payload, given)))
 
     @routes.get("/v1/models", **schemas.models())
@@ -135,13 +135,23 @@ def _json(shaped: Json) -> Response:
 
 # Streams
 
-async def _events(events: AsyncGenerator[Event, None]) -> Response:
+async def _events(http: Request, events: AsyncGenerator[Event, None]) -> Response:
     """The events as a stream. What goes wrong before the first one is an error like any other; a client waits for its
-    headers no longer than KEEP_ALIVE_SEC."""
-    first = asyncio.ensure_future(anext(events))
-    await asyncio.wait({first}, timeout=KEEP_ALIVE_SEC)
-    if first.done() and (error := first.exception()) is not None:
-        raise error
+    headers no longer than KEEP_ALIVE_SEC, and need not wait for anything: when it hangs up, the work is given up."""
+    first, gone = asyncio.ensure_future(anext(events)), asyncio.ensure_future(hung_up(http))
+    try:
+        await asyncio.wait({first, gone}, timeout=KEEP_ALIVE_SEC, return_when=asyncio.FIRST_COMPLETED)
+        if gone.done() and not first.done():
+            raise Cancelled("the client hung up")
+        if first.done() and (error := first.exception()) is not None:
+            raise error
+    except BaseException:
+        first.cancel()
+        await asyncio.wait({first})
+        await events.aclose()
+        raise
+    finally:
+        gone.cancel()
     return StreamingResponse(_written(first, events), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 

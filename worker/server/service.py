@@ -164,7 +164,7 @@ class Service:
     async def wait(self, http: HttpRequest, future: Future[Any]) -> Any:
         """The future's result; it is cancelled when the client hangs up or REQUEST_TIMEOUT_SEC is over."""
         answer = asyncio.ensure_future(asyncio.wrap_future(future))
-        gone = asyncio.ensure_future(_hung_up(http))
+        gone = asyncio.ensure_future(hung_up(http))
         try:
             await asyncio.wait({answer, gone}, timeout=self.settings.request_timeout_sec, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
@@ -200,7 +200,7 @@ class Service:
                                 "as a job (/run, /transcribe/async)", retry_after_sec=LOADING_SEC)
 
 
-async def _hung_up(http: HttpRequest) -> None:
+async def hung_up(http: HttpRequest) -> None:
     """Returns when the client has closed its connection. The body must have been read."""
     while (await http.receive())["type"] != "http.disconnect":
         pass
