@@ -12,7 +12,8 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from worker import cli, cluster
+from worker import cluster
+from worker.cli import arguments
 from worker.config import Settings
 from worker.engine import Engine
 from worker.gateway.front import Front
@@ -36,7 +37,7 @@ CONTAINER = POD["containers"][0]
 
 def settings_of(command: list[str]) -> Settings:
     assert command[:3] == ["python", "-m", "worker"]
-    given = cli._parser().parse_args(command[3:])
+    given = arguments.parser().parse_args(command[3:])
     return Settings.of(None, host=given.host, port=given.port, workers=given.workers)
 
 

@@ -1,4 +1,4 @@
-"""serve: the HTTP server, in this process."""
+"""serve: the HTTP server, in this process or in several."""
 from __future__ import annotations
 
 import argparse
