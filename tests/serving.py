@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import httpx
 import uvicorn
 
 from worker.config import Settings
@@ -15,19 +16,23 @@ from worker.server.app import create_app
 
 
 @contextlib.contextmanager
-def serving(settings: Settings, engine: Engine | None = None, *, loop: str = "auto") -> Iterator[str]:
-    """The base URL of a server that runs until the end of the block."""
+def serving(settings: Settings, engine: Engine | None = None, *, loop: str = "auto",
+            wait: bool = True) -> Iterator[str]:
+    """The base URL of a server that runs until the end of the block. `wait`: until its model has loaded, or could not be."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(create_app(settings, engine), log_level="warning", lifespan="on", loop=loop))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not server.started and time.monotonic() < deadline:
             time.sleep(0.01)
         assert server.started
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        while wait and httpx.get(f"{url}/ping").status_code == 204 and time.monotonic() < deadline:
+            time.sleep(0.02)
         try:
-            yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+            yield url
         finally:
             server.should_exit = True
             thread.join(20)

@@ -42,11 +42,8 @@ class Held(Backend):
 def held(tmp_path, *, loading: bool = False, **options):
     settings = Settings(model="pocketsphinx", data_dir=tmp_path / "data", **options)
     backend = Held(loading=loading)
-    with Engine(settings, create_backend=lambda _row: backend) as engine, serving(settings, engine) as url, \
+    with Engine(settings, create_backend=lambda _row: backend) as engine, serving(settings, engine, wait=not loading) as url, \
             httpx.Client(base_url=url, timeout=30) as http:
-        if not loading:
-            while http.get("/ping").status_code != 200:
-                time.sleep(0.01)
         try:
             yield http, backend, engine
         finally:
