@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import signal
 import socket
@@ -137,25 +138,38 @@ def throughput() -> list[Row]:
 
 
 def uploads() -> list[Row]:
-    """Two hundred uploads at once in the dry run against a route that stores them and does nothing else."""
+    """Two hundred uploads at once in the dry run against a route that stores them and does nothing else: files of 5 s and of a
+    minute."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "stored").mkdir()
-        clips = [path.read_bytes() for path in _speech(folder, 20)]
+        paths = _speech(folder, 20)
         with _served(folder, SKIP_MODEL_LOAD="1") as ours, \
                 _served(folder, "-c", _BARE, str(folder / "stored"), "{port}") as bare:
-            ratios, rates = [], []
-            for _ in range(6):
-                mine = 400 / asyncio.run(_ask_all(ours, _upload("/v1/audio/transcriptions", clips), 400, 200))
-                theirs = 400 / asyncio.run(_ask_all(bare, _upload("/store", clips), 400, 200))
-                ratios.append(mine / theirs)
-                rates.append((mine, theirs))
-        ratio = statistics.median(ratios[1:])
-        mine, theirs = (statistics.median(pair[i] for pair in rates[1:]) for i in (0, 1))
-        rows.append(Row("200 dry-run uploads at once", f"{ratio:.2f} ({mine:.0f} against {theirs:.0f} a second)",
-                        "at least 0.8 of a route that only stores them", ratio >= 0.8))
+            for seconds, count in ((5, 400), (60, 200)):
+                clips = [_longer(path, seconds) for path in paths]
+                rates = []
+                for _ in range(6):
+                    mine = count / asyncio.run(_ask_all(ours, _upload("/v1/audio/transcriptions", clips), count, 200))
+                    theirs = count / asyncio.run(_ask_all(bare, _upload("/store", clips), count, 200))
+                    for stored in (folder / "stored").iterdir():
+                        stored.unlink()
+                    rates.append((mine, theirs))
+                ratio = statistics.median(mine / theirs for mine, theirs in rates[1:])
+                mine, theirs = (statistics.median(pair[i] for pair in rates[1:]) for i in (0, 1))
+                shown = f"{ratio:.2f} ({mine:.0f} against {theirs:.0f} a second)"
+                rows.append(Row(f"200 dry-run uploads of {seconds} s at once", shown,
+                                "at least 0.8 of a route that only stores them", ratio >= 0.8))
     return rows
+
+
+def _longer(path: Path, seconds: int) -> bytes:
+    """The clip of 5 s, over and over."""
+    samples, rate = soundfile.read(path, dtype="int16")
+    whole = io.BytesIO()
+    soundfile.write(whole, np.tile(samples, seconds // 5), rate, format="WAV", subtype="PCM_16")
+    return whole.getvalue()
 
 
 def backlog() -> list[Row]:

@@ -157,7 +157,7 @@ def test_decoded_audio_in_flight_is_bounded_and_all_given_back(settings, tmp_pat
         model.gate.set()
         assert len(future.result(30).results) == 20
         assert max(held) >= 20
-        assert max(held) <= 20 + bounded.decode_workers * 5 + 0.1
+        assert max(held) <= 20 + bounded.decode_workers * ingest.FETCHERS * 5 + 0.1
         assert engine._ingest.held_sec == pytest.approx(0, abs=1e-6)
 
 
@@ -290,3 +290,43 @@ def test_what_waits_for_a_model_to_load_holds_up_no_other(settings, tmp_path):
         assert not waiting.done()
         gate.set()
         waiting.result(10)
+
+
+def test_cancelled_requests_leave_a_queue_that_is_full(settings, tmp_path):
+    model = Slow()
+    paths = [str(tone(tmp_path / f"{i}.wav", 5)) for i in range(30)]
+    with Engine(settings.model_copy(update={"read_ahead_sec": 5.0}), create_backend=lambda _row: model) as engine:
+        first = engine.submit(parse({"inputs": paths}, engine.settings))
+        while engine.held_sec < 5:
+            time.sleep(0.01)
+        futures = [engine.submit(parse({"inputs": paths}, engine.settings)) for _ in range(20)]
+        for future in futures:
+            future.cancel()
+        assert sum(map(len, engine._ingest._turns.values())) <= 1
+        model.gate.set()
+        assert len(first.result(30).results) == 30
+
+
+def test_slow_addresses_keep_no_file_from_its_decoder(settings, tmp_path):
+    going = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            going.wait(20)
+            self.send_error(404)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    with Engine(settings.model_copy(update={"allow_private_urls": True, "fetch_timeout_sec": 30})) as engine:
+        slow = engine.submit(parse({"inputs": [f"{url}/{i}" for i in range(settings.decode_workers)]}, engine.settings))
+        time.sleep(0.2)
+        assert isinstance(ask(engine, {"inputs": [str(tone(tmp_path / "a.wav", 1))]}).results[0], Result)
+        assert not slow.done()
+        going.set()
+        slow.result(20)
+    server.shutdown()
+    server.server_close()

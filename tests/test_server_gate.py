@@ -16,6 +16,7 @@ from serving import serving
 from worker.backends.base import Backend
 from worker.config import ConfigError, Settings
 from worker.engine import Engine
+from worker.server import openai as openai_routes
 from worker.server.gate import Gate, check_address
 from worker.types import Transcript
 
@@ -94,6 +95,22 @@ def test_a_rate_is_kept_for_each_key(tmp_path):
         assert ask(http, headers={"authorization": "Bearer b"}).status_code == 200
 
 
+def test_spaces_make_no_other_key_of_one(tmp_path):
+    with serving(Settings(skip_model_load=True, data_dir=tmp_path, api_key="a", rate_limit="2/minute")) as url, \
+            httpx.Client(base_url=url) as http:
+        answers = [ask(http, headers={"authorization": "Bearer" + " " * n + "a"}).status_code for n in range(1, 5)]
+        assert answers == [200, 200, 429, 429]
+
+
+@pytest.mark.parametrize("key", [" ", ",", " ,\n"])
+def test_a_blank_key_is_none(key):
+    settings = Settings(host="0.0.0.0", api_key=key)
+    with pytest.raises(ConfigError, match="holds no key"):
+        check_address(settings)
+    with pytest.raises(ConfigError, match="holds no key"):
+        Gate(None, settings)
+
+
 def test_a_rate_that_is_none_is_told_at_start():
     with pytest.raises(ConfigError, match="60/minute"):
         Gate(None, Settings(rate_limit="often"))
@@ -112,6 +129,8 @@ def test_a_body_is_cut_off_at_its_limit(tmp_path):
 
         untold = httpx.post(f"{url}/v1/chat/completions", content=endless(), headers={"content-type": "application/json"})
         assert untold.status_code == 413
+        shouted = httpx.post(f"{url}/v1/chat/completions", content=b" " * 3000, headers={"content-type": "APPLICATION/JSON"})
+        assert shouted.status_code == 413
 
 
 def test_no_page_of_elsewhere_may_call_unless_it_is_configured(tmp_path):
@@ -200,3 +219,50 @@ def test_a_client_that_hangs_up_frees_its_place(tmp_path, stream):
         assert ask(http).status_code == 200
         assert backend.seen <= 3
         assert engine.held_sec == pytest.approx(0, abs=1e-6)
+
+
+def test_an_upload_may_be_read_long_after_its_stream_began(tmp_path, monkeypatch):
+    monkeypatch.setattr(openai_routes, "KEEP_ALIVE_SEC", 0.1)
+    with held(tmp_path, read_ahead_sec=1.0) as (http, backend, _), ThreadPoolExecutor(1) as pool:
+        first = pool.submit(ask, http)
+        while http.get("/stats").json()["queue"]["decoded_sec_held"] < 1:
+            time.sleep(0.01)
+        threading.Timer(0.6, backend.gate.set).start()
+        late = ask(http, data={"stream": "true"})
+        assert ": still working" in late.text
+        assert '"text": "heard"' in late.text
+        assert first.result().status_code == 200
+
+
+@pytest.mark.parametrize(("route", "body"), [
+    ("/runsync", {"input": {"input": {"model": "evil/parakeet-x", "audio": WEEK}}}),
+    ("/run", {"input": {"task": "transcribe", "input": {"model": "evil/parakeet-x", "audio": WEEK}}}),
+    ("/runsync", {"input": {"task": "score", "input": {"model": "evil/parakeet-x", "audio": WEEK}}}),
+    ("/runsync", {"input": {"openai_route": "/v1/audio/transcriptions",
+                            "openai_input": {"model": "evil/parakeet-x", "audio": WEEK}}}),
+    ("/evaluate", {"input": {"model": "evil/parakeet-x", "audio": WEEK}})])
+def test_no_nesting_hides_a_model(tmp_path, route, body):
+    with serving(Settings(skip_model_load=True, data_dir=tmp_path)) as url:
+        answer = httpx.post(url + route, json=body)
+        assert answer.status_code in (400, 404) or answer.json()["status"] == "FAILED", answer.text
+        assert "evil/parakeet-x' is not one of" in answer.text or "not a field" in answer.text
+
+
+def test_the_proxys_routes_over_http(tmp_path):
+    with serving(Settings(skip_model_load=True, data_dir=tmp_path)) as url:
+        listed = httpx.post(f"{url}/runsync", json={"input": {"openai_route": "/v1/models"}}).json()
+        assert listed["output"]["object"] == "list"
+        body = {"openai_route": "/v1/audio/transcriptions", "openai_input": {"audio": WEEK}}
+        assert httpx.post(f"{url}/runsync", json={"input": body}).json()["output"]["text"].startswith("[dry-run]")
+
+
+@pytest.mark.parametrize(("route", "content"), [
+    ("/score", b'{"audio": []}'), ("/transcribe/async", b'{"file": {}}'), ("/transcribe", b'{"paths": ["\\ud800"]}'),
+    ("/v1/chat/completions", b'{"model": 5, "stream": true, "messages": []}'), ("/evaluate", b'{"audio_dir": "a\\u0000"}'),
+    ("/runsync", b'{"input": {"inputs": [{"source": "x", "id": "\\ud800"}]}}')])
+def test_what_no_client_should_send_is_told_as_theirs(tmp_path, route, content):
+    with serving(Settings(skip_model_load=True, data_dir=tmp_path)) as url:
+        answer = httpx.post(url + route, content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == 400, answer.text
+        form = {"prompt": (None, "a"), "prompt[]": (None, "b")}
+        assert httpx.post(f"{url}/v1/audio/captions", files=form).status_code == 400

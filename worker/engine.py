@@ -73,9 +73,15 @@ class Engine:
             groups.setdefault(item.source, []).append(item)
         if groups:
             queue = Queue(request.items[0].options.model, request.background)
-            self._ingest.submit((self._unit(run, queue, source, items) for source, items in groups.items()), queue)
-        run.future.add_done_callback(lambda future: self._lane.nudge() if future.cancelled() else None)
+            self._ingest.submit((self._unit(run, queue, source, items) for source, items in groups.items()), queue,
+                                run.future.cancelled)
+        run.future.add_done_callback(self._ended)
         return run.future
+
+    def _ended(self, future: Future[Response]) -> None:
+        if future.cancelled():
+            self._ingest.drop_cancelled()
+            self._lane.nudge()
 
     def _nudge(self) -> None:
         self._lane.nudge()

@@ -96,14 +96,13 @@ def parse(payload: Any, settings: Settings, *, s3: S3Access | None = None, trust
 
 
 def unwrapped(payload: Any) -> Mapping[str, Any]:
-    """The request itself: bare, or what stands under `input`. Raises RequestError."""
+    """The request itself: bare, or what stands under `input`, however deep. Raises RequestError."""
     if not isinstance(payload, Mapping):
         raise RequestError(f"the payload must be a JSON object, not {type(payload).__name__}")
-    if isinstance(payload.get("input"), Mapping):
-        inner: Mapping[str, Any] = payload["input"]
-        return inner
-    if "input" in payload:
-        raise RequestError("input must be a JSON object that holds the request", param="input")
+    while "input" in payload:
+        payload = payload["input"]
+        if not isinstance(payload, Mapping):
+            raise RequestError("input must be a JSON object that holds the request", param="input")
     return payload
 
 

@@ -17,7 +17,6 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from worker import openai_route
 from worker.config import Settings
 from worker.errors import AviaryError, InternalError, ResultTooLarge
 from worker.types import S3Access
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROGRESS_SEC = 2.0
-_MODELS = object()
 
 
 class Door:
@@ -105,15 +103,9 @@ class Door:
         from worker.bucket import Bucket
 
         own = _s3_access(job.get("s3Config"))
-        payload, shape = _by_route(job.get("input"))
-        if payload is _MODELS:
-            listing = openai_route.models()
-            return _strict(listing)
-        work = await asyncio.to_thread(self.tasks.prepare, payload, s3=own)
+        work = await asyncio.to_thread(self.tasks.prepare, job.get("input"), s3=own)
         answer = await asyncio.to_thread(work.finish, await self._run(job, work))
         bucket = Bucket(self.settings, own)
-        if shape is not None and "error" not in answer:
-            answer = shape(answer)
         answer, data = await asyncio.to_thread(_strict, answer)
         if len(data) > self.settings.max_result_bytes:
             answer = await asyncio.to_thread(self._elsewhere, answer, data, bucket)
@@ -197,16 +189,6 @@ class Door:
             load.result()
         if self.settings.audio_score_config is not None:
             self.tasks.scorer.ready.result()
-
-
-def _by_route(payload: Any) -> tuple[Any, openai_route.Shape | None]:
-    """The payload, and what shapes its answer where it came through Runpod's OpenAI proxy. _MODELS asks for the models."""
-    if not isinstance(payload, Mapping) or "openai_route" not in payload:
-        return payload, None
-    route = str(payload["openai_route"])
-    if route == "/v1/models":
-        return _MODELS, None
-    return openai_route.translate(route, payload.get("openai_input"))
 
 
 def _s3_access(config: Any) -> S3Access | None:

@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from worker import render
+from worker import openai_route, render
 from worker.audio.fetch import check_allowed
 from worker.bucket import Bucket
 from worker.config import Settings
 from worker.engine import Engine, OnResult
-from worker.errors import AviaryError, InputError, RequestError, TooManyInputs, Unsupported
+from worker.errors import AviaryError, Cancelled, DeviceLost, InputError, RequestError, TooManyInputs, Unsupported
 from worker.lane import known
 from worker.request import parse, source_of, unwrapped, validated
-from worker.types import S3Access, Source
+from worker.types import Failure, Response, S3Access, Source
 
 if TYPE_CHECKING:
-    from worker.evaluation import Corpus
+    from worker.evaluation import Corpus, Evaluation
     from worker.scoring.scorer import Score, Scorer
 
 Json = dict[str, Any]
@@ -43,7 +43,7 @@ class Work:
     size: int
     model: str | None
     start: Callable[[OnResult | None], Future[Any]]
-    finish: Callable[[Any], Json]
+    finish: Callable[[Any], Any]
 
 
 class _Pair(BaseModel):
@@ -102,6 +102,8 @@ class Tasks:
         s3: the job's own bucket. files: as in `worker.request.parse`. background: as in Request.
         """
         body = unwrapped(payload)
+        if "openai_route" in body:
+            return self._routed(body, s3=s3, files=files, background=background)
         task = body.get("task")
         if task == "score":
             return self._score(body, s3, files or {})
@@ -111,6 +113,22 @@ class Tasks:
         put = Bucket(self._settings, s3).put
         return Work(request.size, request.model, lambda on_result: self._engine.submit(request, on_result=on_result),
                     lambda response: render.to_json(response, put))
+
+    def _routed(self, body: Mapping[str, Any], **options: Any) -> Work:
+        """What came through Runpod's OpenAI proxy: a route's body, answered in that route's shape."""
+        route = str(body["openai_route"])
+        if route == "/v1/models":
+            listed: Future[Any] = Future()
+            listed.set_result(None)
+            return Work(0, None, lambda _on_result: listed, lambda _outcome: openai_route.models())
+        payload, shape = openai_route.translate(route, body.get("openai_input"))
+        work = self.prepare(payload, **options)
+
+        def finish(outcome: Any) -> Any:
+            answer = work.finish(outcome)
+            return answer if "error" in answer else shape(answer)
+
+        return dataclasses.replace(work, finish=finish)
 
     @property
     def scorer(self) -> Scorer:
@@ -140,7 +158,7 @@ class Tasks:
                                       normalizer=given.normalizer, s3=s3)
         request = dataclasses.replace(prepared.request, background=background)
         return Work(request.size, request.model, lambda on_result: self._engine.submit(request, on_result=on_result),
-                    lambda response: {"model": response.model, **prepared.score(response)})
+                    lambda response: _counted(prepared, response))
 
     def _corpus(self, given: _Evaluate) -> Corpus:
         from worker.evaluation import Corpus, Pair, read_folder, read_manifest
@@ -182,6 +200,14 @@ class Tasks:
             return _all([_started(scorer, one, source, given.model) for one, source in zip(recordings, sources, strict=True)])
 
         return Work(len(recordings), given.model, start, lambda outcomes: _score_json(recordings, outcomes))
+
+
+def _counted(prepared: Evaluation, response: Response) -> Json:
+    """Raises what took the worker from under the request: that says nothing about the model."""
+    for one in response.results:
+        if isinstance(one, Failure) and isinstance(one.error, DeviceLost | Cancelled):
+            raise one.error.with_traceback(None)
+    return {"model": response.model, **prepared.score(response)}
 
 
 def _started(scorer: Scorer, one: _Recording, source: Source, model: str | None) -> Future[Score]:

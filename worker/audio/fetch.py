@@ -286,7 +286,7 @@ def check_allowed(path: Path, settings: Settings) -> None:
     """Raises SourceForbidden for a path that leads out of ALLOWED_PATHS, by whatever links."""
     try:
         real = path.resolve()
-    except (OSError, RuntimeError):                              # a loop of links
+    except (OSError, RuntimeError, ValueError):                  # a loop of links, or no path at all
         real = Path("/")
     if not any(real.is_relative_to(folder.resolve()) for folder in settings.allowed_paths):
         raise SourceForbidden(f"{path} is outside the folders this worker may read (ALLOWED_PATHS)")

@@ -3,18 +3,20 @@
 A Unit is one source to be opened and decoded once, however many inputs name it. Requests take turns, unit by unit, so
 that a job of ten thousand files does not hold up one of a single file; those of the background take theirs BACKGROUND_SEC
 later. Decoded seconds are held from the moment decoding begins (as the file's header or size foretells) until `release`;
-while a queue (a model's, apart for the background) holds `read_ahead_sec`, nothing of it begins, so ten thousand inputs need
-no more memory than a hundred, and what waits for a model to load holds up no other.
+while a queue (a model's, apart for the background) holds `read_ahead_sec`, nothing of it begins (what has begun is finished),
+so ten thousand inputs need no more memory than a hundred, and what waits for a model to load holds up no other.
 """
 from __future__ import annotations
 
+import dataclasses
+import heapq
 import logging
 import threading
 import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from worker.audio.decode import Decoder, expected_sec
@@ -25,7 +27,11 @@ from worker.types import Clip, Source
 
 log = logging.getLogger(__name__)
 
+FETCHERS = 4             # for each decoder: a slow address keeps a thread waiting, and should keep no file from its decoder
 BACKGROUND_SEC = 5.0     # what is in the background waits as if it had come so much later
+
+
+_CLOSING = "the worker is shutting down"
 
 
 class Queue(NamedTuple):
@@ -53,17 +59,13 @@ class Unit:
     cancelled: Callable[[], bool]
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, order=True)
 class _Turns:
     """One request's units. due: when its next turn is; the earliest of all goes first."""
 
-    units: Iterator[Unit]
-    queue: Queue
     due: float
-
-    def take(self) -> Unit | None:
-        self.due = time.monotonic() + self.queue.background * BACKGROUND_SEC
-        return next(self.units, None)
+    units: Iterator[Unit] = field(compare=False)
+    cancelled: Callable[[], bool] = field(compare=False)
 
 
 class Ingest:
@@ -72,24 +74,40 @@ class Ingest:
     def __init__(self, settings: Settings, *, delivered: Callable[[], None] = lambda: None) -> None:
         self._fetcher, self._decoder = Fetcher(settings), Decoder(settings)
         self._read_ahead_sec, self._delivered = settings.read_ahead_sec, delivered
-        self._turns: list[_Turns] = []
+        self._turns: dict[Queue, list[_Turns]] = defaultdict(list)      # each a heap
         self._held_sec: dict[Queue, float] = defaultdict(float)
         self._busy = 0
+        self._decoding = threading.Semaphore(settings.decode_workers)
         self._closed = False
         self._changed = threading.Condition()
         self._threads = [threading.Thread(target=self._live, name=f"ingest-{i}", daemon=True)
-                         for i in range(settings.decode_workers)]
+                         for i in range(settings.decode_workers * FETCHERS)]
         for thread in self._threads:
             thread.start()
 
-    def submit(self, units: Iterator[Unit], queue: Queue) -> None:
+    def submit(self, units: Iterator[Unit], queue: Queue, cancelled: Callable[[], bool] = lambda: False) -> None:
         """Queues the units of one request; each is made only when its turn comes."""
         with self._changed:
             if not self._closed:
-                self._turns.append(_Turns(units, queue, time.monotonic() + queue.background * BACKGROUND_SEC))
+                heapq.heappush(self._turns[queue], _Turns(_due(queue), units, cancelled))
                 self._changed.notify_all()
                 return
-        _cancel(units)
+        _cancel(units, _CLOSING)
+
+    def drop_cancelled(self) -> None:
+        """Delivers what of cancelled requests is not begun, though its queue may be full and its turn far."""
+        gone: list[_Turns] = []
+        with self._changed:
+            for queue, waiting in list(self._turns.items()):
+                gone += [turns for turns in waiting if turns.cancelled()]
+                left = [turns for turns in waiting if not turns.cancelled()]
+                heapq.heapify(left)
+                if left:
+                    self._turns[queue] = left
+                else:
+                    del self._turns[queue]
+        for turns in gone:
+            _cancel(turns.units, "cancelled before it was read")
 
     def coming(self) -> int:
         """How many units are being fetched and decoded right now."""
@@ -115,24 +133,23 @@ class Ingest:
         self._decoder.close()
         self._fetcher.close()
         with self._changed:
-            left, self._turns = self._turns, []
+            left, self._turns = [turns for waiting in self._turns.values() for turns in waiting], {}
         for turns in left:
-            _cancel(turns.units)
+            _cancel(turns.units, _CLOSING)
 
     def _live(self) -> None:
         while True:
             with self._changed:
-                while (turns := self._first()) is None and not self._closed:
+                while (queue := self._first()) is None and not self._closed:
                     self._changed.wait()
-                if turns is None or self._closed:
+                if queue is None or self._closed:
                     return
-                unit = turns.take()
+                unit = self._take(queue)
                 if unit is None:
-                    self._turns.remove(turns)
                     continue
                 self._busy += 1
             try:
-                self._work(unit, turns.queue)
+                self._work(unit, queue)
             except Exception:
                 log.exception("a delivery failed")
             finally:
@@ -140,9 +157,22 @@ class Ingest:
                     self._busy -= 1
                 self._delivered()
 
-    def _first(self) -> _Turns | None:
-        free = (turns for turns in self._turns if self._held_sec.get(turns.queue, 0.0) < self._read_ahead_sec)
-        return min(free, key=lambda turns: turns.due, default=None)
+    def _first(self) -> Queue | None:
+        """Whose turn it is, of those that may read ahead."""
+        free = [queue for queue in self._turns if self._held_sec.get(queue, 0.0) < self._read_ahead_sec]
+        return min(free, key=lambda queue: self._turns[queue][0].due, default=None)
+
+    def _take(self, queue: Queue) -> Unit | None:
+        """The next unit of the request whose turn it is; None if it has no more."""
+        waiting = self._turns[queue]
+        unit = next(waiting[0].units, None)
+        if unit is None:
+            heapq.heappop(waiting)
+        else:
+            heapq.heapreplace(waiting, dataclasses.replace(waiting[0], due=_due(queue)))
+        if not waiting:
+            del self._turns[queue]
+        return unit
 
     def _work(self, unit: Unit, queue: Queue) -> None:
         try:
@@ -162,14 +192,16 @@ class Ingest:
         with self._fetcher.open(unit.source, cancelled=unit.cancelled) as file:
             fetched = time.monotonic()
             expected = expected_sec(file)
-            self._hold(queue, expected)
-            try:
-                clip = self._decoder.decode(file, cancelled=unit.cancelled)
-            except BaseException:
-                self._hold(queue, -expected)
-                raise
+            with self._decoding:
+                began = time.monotonic()
+                self._hold(queue, expected)
+                try:
+                    clip = self._decoder.decode(file, cancelled=unit.cancelled)
+                except BaseException:
+                    self._hold(queue, -expected)
+                    raise
         self._hold(queue, clip.duration_sec - expected)
-        return Decoded(clip, fetched - started, time.monotonic() - fetched)
+        return Decoded(clip, fetched - started, time.monotonic() - began)
 
     def _hold(self, queue: Queue, seconds: float) -> None:
         with self._changed:
@@ -180,6 +212,10 @@ class Ingest:
                 self._changed.notify_all()
 
 
-def _cancel(units: Iterator[Unit]) -> None:
+def _cancel(units: Iterator[Unit], why: str) -> None:
     for unit in units:
-        unit.deliver(Cancelled("the worker is shutting down"))
+        unit.deliver(Cancelled(why))
+
+
+def _due(queue: Queue) -> float:
+    return time.monotonic() + queue.background * BACKGROUND_SEC

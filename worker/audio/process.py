@@ -117,11 +117,11 @@ def answer(sock: socket.socket, descriptor: int) -> None:
     waiting = 0
 
     def send() -> None:
-        data = numpy.concatenate(ready).tobytes() if ready else b""
+        data = numpy.ascontiguousarray(ready[0] if len(ready) == 1 else numpy.concatenate(ready)) if ready else None
         ready.clear()
-        if data:
-            sock.sendall(struct.pack("<I", len(data)))
-            sock.sendall(data)
+        if data is not None and data.nbytes:
+            sock.sendall(struct.pack("<I", data.nbytes))
+            sock.sendall(data.data)
 
     blocks = by_sndfile(descriptor) if is_for_sndfile(os.pread(descriptor, 12, 0)) else by_libav(descriptor)
     try:

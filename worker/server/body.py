@@ -11,13 +11,14 @@ import json
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from fastapi.requests import Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect
 
-from worker.errors import DiskFull, RequestError
+from worker.errors import Cancelled, DiskFull, RequestError
 
 _LARGE = 1 << 18           # JSON that takes some milliseconds to read is not read on the event loop
 
@@ -37,6 +38,11 @@ class Body:
     files: dict[str, BinaryIO] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
 
+    def is_file(self, name: str) -> bool:
+        """Whether the field is an uploaded file."""
+        value = self.fields.get(name)
+        return isinstance(value, str) and value in self.files
+
     def close(self) -> None:
         with ExitStack() as stack:
             for file in self.files.values():
@@ -49,8 +55,13 @@ def is_form(request: Request) -> bool:
 
 async def read(request: Request) -> Body:
     """The body. Raises RequestError for what is neither, or not whole."""
-    if is_form(request):
-        return await _form(request)
+    try:
+        return await (_form(request) if is_form(request) else _json(request))
+    except ClientDisconnect as error:
+        raise Cancelled("the client hung up") from error
+
+
+async def _json(request: Request) -> Body:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise NotReadable("send application/json or multipart/form-data")
@@ -59,9 +70,19 @@ async def read(request: Request) -> Body:
         fields = json.loads(data) if len(data) < _LARGE else await asyncio.to_thread(json.loads, data)
     except (ValueError, RecursionError) as error:
         raise RequestError("the body is not JSON") from error
+    if b"\\ud" in data.lower():
+        _refuse_surrogates(fields)
     if not isinstance(fields, dict):
         raise RequestError(f"the body must be a JSON object, not {type(fields).__name__}")
     return Body(fields)
+
+
+def _refuse_surrogates(fields: Any) -> None:
+    """Half characters, which JSON can spell and no answer could repeat. Raises RequestError."""
+    try:
+        json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise RequestError("the body holds half a character (a lone surrogate)") from error
 
 
 async def _form(request: Request) -> Body:
@@ -82,13 +103,27 @@ def _gather(form: FormData) -> Body:
         given: Any = value
         if isinstance(value, UploadFile):
             given = f"upload:{len(body.files)}"
-            body.files[given] = os.fdopen(os.dup(value.file.fileno()), "rb")
+            body.files[given] = _kept(value)
             body.names[given] = value.filename or "audio"
-        if name.endswith("[]"):
-            body.fields.setdefault(name[:-2], []).append(given)
-        elif name in body.fields:
+        plain = name.removesuffix("[]")
+        kept = body.fields.get(plain)
+        if plain != name and isinstance(kept, list):
+            kept.append(given)
+        elif plain in body.fields:
             body.close()
-            raise RequestError(f"{name} is given twice", param=name)
+            raise RequestError(f"{plain} is given twice", param=plain)
         else:
-            body.fields[name] = given
+            body.fields[plain] = given if plain == name else [given]
     return body
+
+
+def _kept(upload: UploadFile) -> BinaryIO:
+    """The upload's bytes in an open file that outlives the form. What the form still has in memory stays there where the
+    system can: making a file on disk takes longer than all else that a small upload needs."""
+    file = upload.file
+    if hasattr(os, "memfd_create") and upload._in_memory:
+        held = os.fdopen(os.memfd_create("upload"), "w+b", buffering=0)
+        file.seek(0)
+        held.write(file.read())
+        return cast(BinaryIO, held)
+    return os.fdopen(os.dup(file.fileno()), "rb")

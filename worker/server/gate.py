@@ -28,7 +28,7 @@ def check_address(settings: Settings) -> None:
         loopback = ipaddress.ip_address(settings.host).is_loopback
     except ValueError:
         loopback = settings.host == "localhost"
-    if not loopback and not settings.api_key:
+    if not loopback and settings.api_key != "off" and not _keys(settings):
         raise ConfigError(f"HOST={settings.host!r} can be reached from outside: set API_KEY to the key that clients must send, "
                           "or to off if something before this server checks them")
 
@@ -38,8 +38,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app, self._settings = app, settings
-        keys = settings.api_key if settings.api_key != "off" else None
-        self._keys = [key.strip().encode() for key in (keys or "").split(",") if key.strip()]
+        self._keys = _keys(settings)
         try:
             self._rate = parse_rate(settings.rate_limit) if settings.rate_limit else None
         except ValueError:
@@ -66,16 +65,27 @@ class Gate:
             given = key.strip().encode()
             if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, mine) for mine in self._keys):
                 raise Unauthorized("send the API key as a bearer token: Authorization: Bearer <key>")
-            who = key
+            who = key.strip()
         if self._rate and scope["method"] == "POST" and not self._limiter.hit(self._rate, who):
             again = self._limiter.get_window_stats(self._rate, who).reset_time - time.time()
             raise RateLimited(f"more than {self._settings.rate_limit} (RATE_LIMIT)", retry_after_sec=max(1.0, again))
-        limit = self._settings.max_json_bytes if "json" in headers.get("content-type", "") \
-            else self._settings.max_audio_bytes + FORM_BYTES
+        form = headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data"
+        limit = self._settings.max_audio_bytes + FORM_BYTES if form else self._settings.max_json_bytes
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > limit:
             raise _too_large(limit)
         return limit
+
+
+def _keys(settings: Settings) -> list[bytes]:
+    """Raises ConfigError for an API_KEY that is set and holds none: an empty secret must not open the server."""
+    given = settings.api_key
+    if given is None or given == "off":
+        return []
+    keys = [key.strip().encode() for key in given.split(",") if key.strip()]
+    if not keys:
+        raise ConfigError("API_KEY is set, but holds no key")
+    return keys
 
 
 def _too_large(limit: int) -> TooLarge:

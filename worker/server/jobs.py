@@ -14,11 +14,11 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.requests import Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
 from worker.errors import RequestError, WrongJobState
 from worker.jobs.store import STATES, Job
-from worker.server import body, runpod_api, schemas, seeds
+from worker.server import answers, body, runpod_api, schemas, seeds
 from worker.server.background import UPLOAD, Background
 from worker.server.service import Service
 
@@ -64,14 +64,14 @@ def router(service: Service, background: Background) -> APIRouter:
         return JSONResponse(await asyncio.to_thread(read))
 
     @routes.get("/jobs/{name}/status", **schemas.job())
-    async def status(name: str) -> JSONResponse:
+    async def status(name: str) -> Response:
         job = await background.find(name)
         position = await asyncio.to_thread(store.position, name) if job.state == "pending" else None
-        result = await asyncio.to_thread(_result, job, store.result(name)) if job.state == "completed" else None
-        return JSONResponse(_status(job, position) | {"result": result})
+        return await answers.of(lambda: _status(job, position) | {
+            "result": _result(job, store.result(name)) if job.state == "completed" else None})
 
     @routes.get("/jobs/{name}/result", **schemas.job_result())
-    async def result(name: str) -> JSONResponse:
+    async def result(name: str) -> Response:
         job = await background.find(name)
         if job.state == "failed":
             told = job.error or {}
@@ -81,7 +81,7 @@ def router(service: Service, background: Background) -> APIRouter:
             return JSONResponse({"error": error}, 500)
         if job.state != "completed":
             raise WrongJobState(f"the job is {job.state}: there is no result" + (" yet" if job.state != "cancelled" else ""))
-        return JSONResponse(_result(job, await asyncio.to_thread(store.result, name)))
+        return await answers.of(lambda: _result(job, store.result(name)))
 
     @routes.post("/jobs/{name}/cancel", **schemas.cancel())
     async def cancel(name: str) -> JSONResponse:

@@ -18,8 +18,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 
 from worker import catalog, openai_route, render
 from worker.bucket import Bucket
-from worker.errors import AviaryError, Cancelled, ModelNotFound, RequestError
-from worker.server import body, problems, schemas
+from worker.errors import Cancelled, ModelNotFound, RequestError
+from worker.lane import known
+from worker.server import answers, body, problems, schemas
 from worker.server.body import Body
 from worker.server.service import Service, hung_up
 from worker.types import Embedding
@@ -36,16 +37,14 @@ def router(service: Service) -> APIRouter:
 
     async def speech(http: Request) -> Response:
         given, payload, shape, stream = await _read(http)
+        if stream is not None:
+            return await _transcription_stream(service, http, payload, given)
         try:
-            if stream is not None:
-                verbose = payload.get("format") == "verbose_json"
-                payload["format"] = "verbose_json"
-                return await _events(http, _transcription_events(service, payload, given, verbose))
             answer = await _answer(service, http, payload, given)
         finally:
             given.close()
         shaped = shape(answer)
-        return PlainTextResponse(shaped) if isinstance(shaped, str) else _json(shaped)
+        return PlainTextResponse(shaped) if isinstance(shaped, str) else JSONResponse(shaped)
 
     async def sound(http: Request) -> Response:
         given, payload, shape, stream = await _read(http)
@@ -55,7 +54,7 @@ def router(service: Service) -> APIRouter:
             answer = await _answer(service, http, payload, given)
         finally:
             given.close()
-        return await asyncio.to_thread(lambda: _json(shape(answer)))
+        return await answers.of(lambda: shape(answer))
 
     for name in ("transcriptions", "translations"):
         routes.add_api_route(f"/v1/audio/{name}", speech, methods=["POST"], name=name, **schemas.speech(name))
@@ -68,7 +67,7 @@ def router(service: Service) -> APIRouter:
         given.close()
         if stream is not None:
             return await _events(http, _chat_events(service, payload, stream))
-        return _json(shape(await _answer(service, http, payload, given)))
+        return JSONResponse(shape(await _answer(service, http, payload, given)))
 
     @routes.get("/v1/models", **schemas.models())
     async def models() -> Response:
@@ -76,13 +75,13 @@ def router(service: Service) -> APIRouter:
         states = service.engine.models
         listed["data"] = [one | {"loaded": states.get(one["id"]) == "ready", "default": one["id"] == service.default}
                           for one in _with_own(listed["data"], service)]
-        return _json(listed)
+        return JSONResponse(listed)
 
     @routes.get("/v1/models/{name:path}", **schemas.model())
     async def model(name: str) -> Response:
         for one in _with_own(openai_route.models()["data"], service):
             if name == one["id"] or name in one["aliases"]:
-                return _json(one)
+                return JSONResponse(one)
         raise ModelNotFound(f"model {name!r} is not one of this server's", param="model")
 
     return routes
@@ -123,16 +122,6 @@ async def _answer(service: Service, http: Request, payload: Json, given: Body) -
     return render.to_json(response, put)
 
 
-def _json(shaped: Json) -> Response:
-    """As JSONResponse, but a large embedding's rows one by one, so that other threads come to their turn."""
-    rows = shaped.get("embedding")
-    if not isinstance(rows, list) or not rows or not isinstance(rows[0], list):
-        return JSONResponse(shaped)
-    head = json.dumps({name: value for name, value in shaped.items() if name != "embedding"}, ensure_ascii=False)
-    text = f'{head[:-1]}, "embedding": [{",".join(json.dumps(row) for row in rows)}]}}'
-    return Response(text, media_type="application/json")
-
-
 # Streams
 
 async def _events(http: Request, events: AsyncGenerator[Event, None]) -> Response:
@@ -166,8 +155,8 @@ async def _written(coming: asyncio.Future[Event], events: AsyncGenerator[Event, 
                 event = coming.result()
             except StopAsyncIteration:
                 return
-            except AviaryError as error:
-                event = problems.to_json(error)
+            except Exception as error:  # noqa: BLE001  the status is long sent: an event is what is left
+                event = problems.to_json(known(error))
             yield f"data: {event if isinstance(event, str) else json.dumps(event, ensure_ascii=False)}\n\n"
             if isinstance(event, dict) and "error" in event:
                 return
@@ -176,6 +165,16 @@ async def _written(coming: asyncio.Future[Event], events: AsyncGenerator[Event, 
         coming.cancel()
         await asyncio.wait({coming})
         await events.aclose()
+
+
+async def _transcription_stream(service: Service, http: Request, payload: Json, given: Body) -> Response:
+    """The upload stays open until the stream has ended: it may be read long after the answer has begun."""
+    verbose = payload.get("format") == "verbose_json"
+    try:
+        return await _events(http, _transcription_events(service, payload | {"format": "verbose_json"}, given, verbose))
+    except BaseException:
+        given.close()
+        raise
 
 
 async def _transcription_events(service: Service, payload: Json, given: Body, verbose: bool) -> AsyncGenerator[Event, None]:
@@ -194,12 +193,13 @@ async def _transcription_events(service: Service, payload: Json, given: Body, ve
             yield {"type": "transcript.text.done", "text": done["text"], **more, "usage": done["usage"]}
     finally:
         await stream.aclose()
+        given.close()
     yield "[DONE]"
 
 
 async def _chat_events(service: Service, payload: Json, options: Json) -> AsyncGenerator[Event, None]:
     head: Json = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion.chunk", "created": int(time.time()),
-                  "model": catalog.find(payload.get("model") or service.settings.default_model).id}
+                  "model": service.parse(payload).model}
 
     def chunk(delta: Json, reason: str | None = None) -> Json:
         return head | {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}

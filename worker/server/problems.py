@@ -31,7 +31,7 @@ def to_json(error: AviaryError) -> dict[str, Any]:
 
 
 def status_of(error: AviaryError) -> int:
-    """The HTTP status; 499 is for clients that are gone, who are there to read it only when the worker is what goes."""
+    """The HTTP status; of clients that are gone nobody reads it, so what is cancelled is told as a worker that goes."""
     return 503 if isinstance(error, Cancelled) else error.status
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.requests import Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
 from worker.errors import AviaryError, RequestError
 from worker.jobs.store import Job
-from worker.server import body, schemas
+from worker.server import answers, body, schemas
 from worker.server.background import Background
 from worker.server.service import Service
 
@@ -40,7 +40,7 @@ def router(service: Service, background: Background) -> APIRouter:
         return JSONResponse({"id": job.id, "status": _STATES[job.state]})
 
     @routes.post("/runsync", **schemas.run())
-    async def runsync(http: Request) -> JSONResponse:
+    async def runsync(http: Request) -> Response:
         given = await body.read(http)
         given.close()
         payload, webhook = _payload(given.fields)
@@ -50,19 +50,18 @@ def router(service: Service, background: Background) -> APIRouter:
         answer: Json = {"id": f"sync-{uuid.uuid4()}", "delayTime": 0}
         try:
             output = await service.run(http, payload)
-            failed = "error" in output
+            failed = isinstance(output, dict) and "error" in output
             answer |= {"status": "FAILED" if failed else "COMPLETED", "output": output}
             answer |= {"error": output["error"]} if failed else {}
         except AviaryError as error:
             if error.status in (401, 429, 503):
                 raise
             answer |= {"status": "FAILED", "error": error.message, "output": {"error": error.message, "code": error.code}}
-        return JSONResponse(answer | {"executionTime": round((time.monotonic() - started) * 1000)})
+        return await answers.of(lambda: answer | {"executionTime": round((time.monotonic() - started) * 1000)})
 
-    async def runpod_status(name: str) -> JSONResponse:
+    async def runpod_status(name: str) -> Response:
         job = await background.find(name)
-        output = await asyncio.to_thread(background.store.result, name) if job.state in ("completed", "failed") else None
-        return JSONResponse(shape(job) | ({} if output is None else {"output": output}))
+        return await answers.of(lambda: shape(job) | _output(background.store.result(name)))
 
     for method in ("GET", "POST"):
         routes.add_api_route("/status/{name}", runpod_status, methods=[method], operation_id=f"runpod_status_{method.lower()}",
@@ -87,6 +86,10 @@ def _payload(fields: Json) -> tuple[Json, str | None]:
         raise RequestError("s3Config is Runpod's alone: set BUCKET_* on the server", param="s3Config")
     webhook = fields.get("webhook")
     return payload, webhook
+
+
+def _output(output: Any) -> Json:
+    return {} if output is None else {"output": output}
 
 
 def shape(job: Job) -> Json:

@@ -46,6 +46,8 @@ def router(service: Service) -> APIRouter:
     async def evaluate(http: Request) -> Response:
         given = await body.read(http)
         given.close()
+        if "input" in given.fields:
+            raise RequestError("input is not a field of this route", param="input")
         answer = await service.run(http, {**given.fields, "task": "evaluate"})
         return JSONResponse(answer)
 
@@ -53,7 +55,7 @@ def router(service: Service) -> APIRouter:
     async def score(http: Request) -> Response:
         given = await body.read(http)
         try:
-            if given.fields.get("audio") not in given.files:
+            if not given.is_file("audio"):
                 raise RequestError("audio is missing: send the recording as a file", param="audio")
             answer = await service.run(http, {**given.fields, "task": "score"}, given.files)
         finally:
@@ -78,12 +80,12 @@ def upload_payload(given: Body, service: Service) -> tuple[Json, str]:
     unknown = fields.keys() - {"file", "model", "language", "include_timestamps"}
     if unknown:
         raise RequestError(f"{min(unknown)} is not a field of this route", param=min(unknown))
-    source = fields.get("file")
-    if source not in given.files:
+    if not given.is_file("file"):
         raise RequestError("file is missing: send the audio as a file", param="file")
     wanted = fields.get("include_timestamps")
     if wanted not in (None, "true", "false", "True", "False", "1", "0"):
         raise RequestError("include_timestamps must be true or false", param="include_timestamps")
+    source: str = fields["file"]
     payload = {"audio": source} | {name: fields[name] for name in ("model", "language") if fields.get(name)}
     service.allow(payload)
     model = catalog.find(fields.get("model") or service.settings.default_model)

@@ -22,7 +22,7 @@ from worker import catalog
 from worker.config import Settings
 from worker.engine import Engine, OnResult
 from worker.errors import AviaryError, Cancelled, DeadlineExceeded, ModelNotFound, QueueFull, StillLoading
-from worker.request import parse
+from worker.request import parse, unwrapped
 from worker.server.metrics import Meters
 from worker.tasks import Tasks
 from worker.types import Failure, Request, Response, Result
@@ -97,7 +97,7 @@ class Service:
         finally:
             self.leave(work.size)
         if isinstance(outcome, list) and len(outcome) == 1 and isinstance(outcome[0], AviaryError):
-            raise outcome[0]
+            raise outcome[0].with_traceback(None)
         return await asyncio.to_thread(work.finish, outcome)
 
     async def stream(self, payload: Payload, files: Mapping[str, BinaryIO] | None = None) \
@@ -177,8 +177,10 @@ class Service:
 
     def allow(self, payload: Payload) -> None:
         """Raises ModelNotFound for a model that HTTP may not name; a scoring model's key is not one of the catalog."""
-        name = payload.get("model")
-        if not isinstance(name, str) or payload.get("task") == "score":
+        body = unwrapped(payload)
+        asked = body.get("openai_input", body) if "openai_route" in body else body
+        name = asked.get("model") if isinstance(asked, Mapping) else None
+        if not isinstance(name, str) or body.get("task") == "score":
             return
         own = {self.settings.default_model, *self.settings.models}
         allowed = self.settings.allowed_models
@@ -209,7 +211,7 @@ async def hung_up(http: HttpRequest) -> None:
 def _raise(response: Response) -> None:
     (outcome,) = response.results
     if isinstance(outcome, Failure):
-        raise outcome.error
+        raise outcome.error.with_traceback(None)        # one that is shared would keep the frames of all who raised it
     assert isinstance(outcome, Result)
 
 
