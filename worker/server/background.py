@@ -5,7 +5,6 @@ mentions that file as UPLOAD. A client's own payload stands under `input` alone,
 """
 from __future__ import annotations
 
-import asyncio
 import errno
 import shutil
 import uuid
@@ -49,17 +48,17 @@ class Background:
                 (self.store.uploads / upload).unlink(missing_ok=True)
             raise
 
-    async def find(self, name: str) -> Job:
-        """Raises JobNotFound."""
-        job = await asyncio.to_thread(self.store.get, name)
+    def find(self, name: str) -> Job:
+        """Blocks, as a read of the database does. Raises JobNotFound."""
+        job = self.store.get(name)
         if job is None:
             raise JobNotFound(f"there is no job {name[:64]!r}; finished ones are kept for JOBS_KEEP_SEC")
         return job
 
-    async def cancel(self, name: str) -> Job:
-        """Raises JobNotFound, WrongJobState."""
-        outcome = await asyncio.to_thread(self.runner.cancel, name)
-        job = await self.find(name)
+    def cancel(self, name: str) -> Job:
+        """Blocks. Raises JobNotFound, WrongJobState."""
+        outcome = self.runner.cancel(name)
+        job = self.find(name)
         if outcome == "finished":
             raise WrongJobState(f"the job is {job.state} already")
         return job

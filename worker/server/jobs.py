@@ -16,7 +16,7 @@ from fastapi import APIRouter
 from fastapi.requests import Request
 from fastapi.responses import JSONResponse, Response
 
-from worker.errors import RequestError, WrongJobState
+from worker.errors import AviaryError, RequestError, WrongJobState
 from worker.jobs.store import STATES, Job
 from worker.server import answers, body, runpod_api, schemas, seeds
 from worker.server.background import UPLOAD, Background
@@ -25,6 +25,14 @@ from worker.server.service import Service
 Json = dict[str, Any]
 
 MOST_LISTED = 500
+
+
+class JobFailed(AviaryError):
+    """The result of a job that failed is its own error, with its own code."""
+
+    def __init__(self, error: Json) -> None:
+        super().__init__(error.get("message", "failed"), retryable=bool(error.get("retryable")))
+        self.code = error.get("code", self.code)
 
 
 def router(service: Service, background: Background) -> APIRouter:
@@ -63,29 +71,32 @@ def router(service: Service, background: Background) -> APIRouter:
 
         return JSONResponse(await asyncio.to_thread(read))
 
+    # Each of these hops to a thread once, for all it does: under load a hop is what takes longest.
+
     @routes.get("/jobs/{name}/status", **schemas.job())
     async def status(name: str) -> Response:
-        job = await background.find(name)
-        position = await asyncio.to_thread(store.position, name) if job.state == "pending" else None
-        return await answers.of(lambda: _status(job, position) | {
-            "result": _result(job, store.result(name)) if job.state == "completed" else None})
+        def told() -> Json:
+            job = background.find(name)
+            position = store.position(name) if job.state == "pending" else None
+            return _status(job, position) | {"result": _result(job, store.result(name)) if job.state == "completed" else None}
+
+        return await answers.of(told)
 
     @routes.get("/jobs/{name}/result", **schemas.job_result())
     async def result(name: str) -> Response:
-        job = await background.find(name)
-        if job.state == "failed":
-            told = job.error or {}
-            kind = "server_error" if told.get("retryable") else "invalid_request_error"
-            error = {"message": told.get("message", "failed"), "type": kind, "param": None,
-                     "code": told.get("code", "internal_error")}
-            return JSONResponse({"error": error}, 500)
-        if job.state != "completed":
-            raise WrongJobState(f"the job is {job.state}: there is no result" + (" yet" if job.state != "cancelled" else ""))
-        return await answers.of(lambda: _result(job, store.result(name)))
+        def told() -> Any:
+            job = background.find(name)
+            if job.state == "failed":
+                raise JobFailed(job.error or {})
+            if job.state != "completed":
+                raise WrongJobState(f"the job is {job.state}: there is no result" + (" yet" if job.state != "cancelled" else ""))
+            return _result(job, store.result(name))
+
+        return await answers.of(told)
 
     @routes.post("/jobs/{name}/cancel", **schemas.cancel())
     async def cancel(name: str) -> JSONResponse:
-        job = await background.cancel(name)
+        job = await asyncio.to_thread(background.cancel, name)
         return JSONResponse({"message": f"Job {job.id} cancelled", "status": job.state})
 
     return routes

@@ -60,8 +60,7 @@ def router(service: Service, background: Background) -> APIRouter:
         return await answers.of(lambda: answer | {"executionTime": round((time.monotonic() - started) * 1000)})
 
     async def runpod_status(name: str) -> Response:
-        job = await background.find(name)
-        return await answers.of(lambda: shape(job) | _output(background.store.result(name)))
+        return await answers.of(lambda: shape(background.find(name)) | _output(background.store.result(name)))
 
     for method in ("GET", "POST"):
         routes.add_api_route("/status/{name}", runpod_status, methods=[method], operation_id=f"runpod_status_{method.lower()}",
@@ -69,7 +68,7 @@ def router(service: Service, background: Background) -> APIRouter:
 
     @routes.post("/cancel/{name}", **schemas.cancel())
     async def runpod_cancel(name: str) -> JSONResponse:
-        return JSONResponse(shape(await background.cancel(name)))
+        return JSONResponse(shape(await asyncio.to_thread(background.cancel, name)))
 
     return routes
 
