@@ -131,5 +131,6 @@ def _answer(status: int, error: AviaryError) -> str:
     shown = error.status if status in _VERDICTS else status
     again = "add_header Retry-After $again always; " if isinstance(error, RateLimited) else ""
     text = json.dumps(problems.to_json(error))
+    # A refused request's body is not read: what else came on its connection would be lost with it, so clients are told.
     return (f"error_page {status} ={shown} @{status}; "
-            f"location @{status} {{ default_type application/json; {again}return {shown} '{text}'; }}")
+            f"location @{status} {{ keepalive_timeout 0; default_type application/json; {again}return {shown} '{text}'; }}")

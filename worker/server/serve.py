@@ -21,7 +21,6 @@ from worker.server.gate import check_address
 log = logging.getLogger(__name__)
 
 DRAIN_SEC = 30
-SWITCH_SEC = 0.0005      # the event loop gets the interpreter back from decoding and rendering ten times sooner than it would
 
 
 def run(settings: Settings) -> int:
@@ -48,7 +47,6 @@ def serve(settings: Settings, *, uds: Path | None = None, shared: tuple[str, int
     import uvicorn
 
     logs.configure(settings)
-    sys.setswitchinterval(SWITCH_SEC)
     tempfile.tempdir = str(settings.data_dir)       # uploads pass through here too
     app: ASGIApp = create_app(settings)
     if shared is not None and front is not None:
