@@ -157,7 +157,7 @@ def test_decoded_audio_in_flight_is_bounded_and_all_given_back(settings, tmp_pat
         model.gate.set()
         assert len(future.result(30).results) == 20
         assert max(held) >= 20
-        assert max(held) <= 20 + bounded.decode_workers * ingest.FETCHERS * 5 + 0.1
+        assert max(held) <= 20 + bounded.decode_workers * 5 + 0.1
         assert engine._ingest.held_sec == pytest.approx(0, abs=1e-6)
 
 

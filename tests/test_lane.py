@@ -183,7 +183,7 @@ def test_cancelled_pieces_are_dropped_before_they_run():
 
 def test_an_idle_device_waits_for_what_is_coming_but_not_long():
     model = Model()
-    lane = Lane(LIMITS, lambda _row: model, wait_sec=0.3, coming=lambda: 1)
+    lane = Lane(LIMITS, lambda _row: model, wait_sec=0.3, coming=lambda background: 1)
     lane._residency.load(MODEL).result(5)
     futures = [Future() for _ in range(3)]
     started = time.monotonic()

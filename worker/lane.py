@@ -48,11 +48,12 @@ class _Waiting:
 
 
 class Lane:
-    """One device. `residency` holds its models; `coming` tells how many pieces are about to be put; `on_batch` is told of each
+    """One device. `residency` holds its models; `coming` tells how many pieces, of the background or not of it, are
+    about to be put; `on_batch` is told of each
     batch that was run, and its seconds."""
 
     def __init__(self, limits: Limits, residency: Residency, *, wait_sec: float = 0.05,
-                 coming: Callable[[], int] = lambda: 0, on_batch: OnBatch = lambda batch, seconds: None) -> None:
+                 coming: Callable[[bool], int] = lambda background: 0, on_batch: OnBatch = lambda batch, seconds: None) -> None:
         self._on_batch = on_batch
         self._limits, self._residency, self._wait_sec, self._coming = limits, residency, wait_sec, coming
         self._budgets: dict[str, Limits] = {}
@@ -130,7 +131,7 @@ class Lane:
                 limits = self._budgets.setdefault(model, dataclasses.replace(self._limits, max_waste_sec=backend.overhead_sec))
                 batch = next_batch([waiting.piece for waiting in own], limits)
                 patience = own[0].since + self._wait_sec - time.monotonic()
-                if patience <= 0 or is_full(batch, limits) or not self._coming():
+                if patience <= 0 or is_full(batch, limits) or not self._coming(batch.pieces[0].background):
                     if batch.pieces[0].background:
                         self._background_at = time.monotonic()
                     return functools.partial(self._run_claimed, model, backend, self._take(batch.pieces))

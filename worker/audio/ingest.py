@@ -17,7 +17,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from worker.audio.decode import Decoder, expected_sec
 from worker.audio.fetch import Fetcher
@@ -76,8 +76,8 @@ class Ingest:
         self._read_ahead_sec, self._delivered = settings.read_ahead_sec, delivered
         self._turns: dict[Queue, list[_Turns]] = defaultdict(list)      # each a heap
         self._held_sec: dict[Queue, float] = defaultdict(float)
-        self._busy = 0
-        self._decoding = threading.Semaphore(settings.decode_workers)
+        self._busy = self._behind = self._downloading = 0        # _behind: those of the background
+        self._decoders, self._decoding = settings.decode_workers, threading.Semaphore(settings.decode_workers)
         self._closed = False
         self._changed = threading.Condition()
         self._threads = [threading.Thread(target=self._live, name=f"ingest-{i}", daemon=True)
@@ -109,9 +109,9 @@ class Ingest:
         for turns in gone:
             _cancel(turns.units, "cancelled before it was read")
 
-    def coming(self) -> int:
-        """How many units are being fetched and decoded right now."""
-        return self._busy
+    def coming(self, background: bool) -> int:
+        """How many units, of the background or not of it, are being fetched and decoded right now."""
+        return self._behind if background else self._busy - self._behind
 
     def warm(self) -> None:
         self._decoder.warm()
@@ -148,6 +148,7 @@ class Ingest:
                 if unit is None:
                     continue
                 self._busy += 1
+                self._behind += queue.background
             try:
                 self._work(unit, queue)
             except Exception:
@@ -155,10 +156,14 @@ class Ingest:
             finally:
                 with self._changed:
                     self._busy -= 1
+                    self._behind -= queue.background
+                    self._changed.notify()
                 self._delivered()
 
     def _first(self) -> Queue | None:
-        """Whose turn it is, of those that may read ahead."""
+        """Whose turn it is, of those that may read ahead; nobody's while all decoders have something to do."""
+        if self._busy - self._downloading >= self._decoders:
+            return None
         free = [queue for queue in self._turns if self._held_sec.get(queue, 0.0) < self._read_ahead_sec]
         return min(free, key=lambda queue: self._turns[queue][0].due, default=None)
 
@@ -189,7 +194,7 @@ class Ingest:
         if unit.cancelled():
             raise Cancelled("cancelled before it was read")
         started = time.monotonic()
-        with self._fetcher.open(unit.source, cancelled=unit.cancelled) as file:
+        with self._open(unit) as file:
             fetched = time.monotonic()
             expected = expected_sec(file)
             with self._decoding:
@@ -202,6 +207,21 @@ class Ingest:
                     raise
         self._hold(queue, clip.duration_sec - expected)
         return Decoded(clip, fetched - started, time.monotonic() - began)
+
+    def _open(self, unit: Unit) -> BinaryIO:
+        """A download waits for others, and keeps no decoder from its work meanwhile."""
+        download = unit.source.kind in ("url", "s3")
+        self._note(download)
+        try:
+            return self._fetcher.open(unit.source, cancelled=unit.cancelled)
+        finally:
+            self._note(-download)
+
+    def _note(self, downloads: int) -> None:
+        if downloads:
+            with self._changed:
+                self._downloading += downloads
+                self._changed.notify_all()
 
     def _hold(self, queue: Queue, seconds: float) -> None:
         with self._changed:
