@@ -1,4 +1,4 @@
-"""The plain worker that seed-style services write, for comparison: correct, and in no hurry.
+"""The plain worker that such services often are, for comparison: correct, and in no hurry.
 
 One ffmpeg to a temporary WAV and one probe a file, one after another; batches packed in arrival order up to 16 clips and
 1,200 seconds; `model.transcribe(paths)` with its default batch size. Where there is no ffprobe, as with the ffmpeg of

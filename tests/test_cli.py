@@ -69,12 +69,12 @@ def refused(capsys: pytest.CaptureFixture[str], *typed: str | Path) -> str:
     return said.err
 
 
-# The seed's commands
+# The offline runner's commands
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """The seed's folders: audio1.wav, audio2.mp3, audio3.flac, audio/ and labels/."""
+    """The folders of its document: audio1.wav, audio2.mp3, audio3.flac, audio/ and labels/."""
     shutil.copy(WEEK, tmp_path / "audio1.wav")
     shutil.copy(SAMPLES / "people.mp3", tmp_path / "audio2.mp3")
     shutil.copy(SAMPLES / "doctor.flac", tmp_path / "audio3.flac")

@@ -127,7 +127,7 @@ def problem(error: errors.AviaryError):
 
 # Against the server
 
-SEED = '''
+EXAMPLE = '''
 client = Client(base_url="http://localhost:8000")
 
 # Generate caption
@@ -170,7 +170,7 @@ def test_the_first_clients_examples_work(dry, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("song", "song1", "song2"):
         tone(tmp_path / f"{name}.wav", 1)
-    for code in (SEED, ASYNC_SEED):
+    for code in (EXAMPLE, ASYNC_SEED):
         exec(code.replace("http://localhost:8000", dry), {"Client": Client, "AsyncClient": AsyncClient})
     lines = capsys.readouterr().out.splitlines()
     assert lines[:4] == ["[dry-run] caption of 1.00 s", "(25, 1280)", "[dry-run] analyze of 1.00 s", "(25, 1280)"]

@@ -1,4 +1,4 @@
-"""Settings: seed names and defaults, and errors that say what is allowed."""
+"""Settings: names and defaults that users know, and errors that say what is allowed."""
 from __future__ import annotations
 
 import pytest

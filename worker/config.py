@@ -146,7 +146,7 @@ class Settings(BaseSettings):
         return self.runpod_serverless
 
 
-# The sections of seed 001's files, and what their keys are called here.
+# The sections that configuration files of Music Flamingo servers have, and what their keys are called here.
 _SECTIONS: dict[str, dict[str, str | None]] = {
     "model": {"model_id": "model", "device": "device", "dtype": "dtype", "compile": "compile"},
     "audio": {"max_duration": "max_audio_sec", "sample_rate": None},

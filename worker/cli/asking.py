@@ -57,7 +57,7 @@ def _payload(given: argparse.Namespace, row: catalog.Model) -> Json:
 
 
 def _result(task: str, file: str, shape: Json, elapsed_sec: float) -> Json:
-    """A result as people read it here: by its file, with the seed's fields."""
+    """A result as people read it here: by its file."""
     result = {"index": shape["index"], "file": file, **{name: shape[name] for name in shape if name not in ("index", "id")}}
     if "error" not in result:
         if task in ("transcribe", "translate"):

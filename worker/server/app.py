@@ -1,7 +1,7 @@
 """The HTTP door: `create_app(settings)` puts the routes on one engine.
 
     /v1/...                      openai.py      OpenAI's routes, captions, embeddings, analyze, models
-    /transcribe, /evaluate ...   seeds.py       the routes of the servers that Aviary replaces
+    /transcribe, /evaluate ...   earlier.py     the routes of the servers that Aviary replaces
     /transcribe/async, /jobs...  jobs.py        what outlives a restart
     /run, /runsync, /status...   runpod_api.py  the same, as Runpod's API
     /health..., /ping, /metrics  health.py      for those who watch
@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.config import Settings
 from worker.engine import Engine
-from worker.server import health, jobs, openai, problems, runpod_api, seeds
+from worker.server import earlier, health, jobs, openai, problems, runpod_api
 from worker.server.background import Background
 from worker.server.gate import Gate
 from worker.server.metrics import Meter, Meters
@@ -62,7 +62,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["GET", "POST"],
                            allow_headers=["Authorization", "Content-Type"], expose_headers=["Retry-After"])
-    for routes in (openai, seeds, health):
+    for routes in (openai, earlier, health):
         app.include_router(routes.router(service))
     for stored in (jobs, runpod_api):
         app.include_router(stored.router(service, background))

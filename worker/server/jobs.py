@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse, Response
 
 from worker.errors import AviaryError, RequestError, WrongJobState
 from worker.jobs.store import STATES, Job
-from worker.server import answers, body, runpod_api, schemas, seeds
+from worker.server import answers, body, earlier, runpod_api, schemas
 from worker.server.background import UPLOAD, Background
 from worker.server.service import Service
 
@@ -45,7 +45,7 @@ def router(service: Service, background: Background) -> APIRouter:
         given = await body.read(http)
         try:
             webhook = given.fields.pop("webhook", None)
-            payload, filename = seeds.upload_payload(given, service)
+            payload, filename = earlier.upload_payload(given, service)
             file = given.files[payload.pop("audio")]
             job = await asyncio.to_thread(background.submit, "transcribe", {"audio": UPLOAD, **payload}, file=file,
                                           filename=filename, webhook=webhook)

@@ -30,7 +30,7 @@ Json = dict[str, Any]
 
 def router(service: Service) -> APIRouter:
     """The routes, on one service."""
-    routes = APIRouter(tags=["Seeds"])
+    routes = APIRouter(tags=["Earlier servers'"])
 
     @routes.post("/transcribe", **schemas.transcribe())
     async def transcribe(http: Request) -> Response:
@@ -122,7 +122,7 @@ async def _paths(service: Service, http: Request, fields: Json) -> Json:
 
 
 def _check_paths(service: Service, paths: list[str]) -> None:
-    """Raises RequestError for the first that cannot be read: nothing is done then, as the seed says."""
+    """Raises RequestError for the first that cannot be read: nothing is done then."""
     fetcher = Fetcher(service.settings)
     for index, path in enumerate(paths):
         try:

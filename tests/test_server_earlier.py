@@ -1,4 +1,4 @@
-"""The seeds' routes, each asked as its own document shows."""
+"""The routes of the servers that Aviary replaces, each asked as its own document shows."""
 from __future__ import annotations
 
 import json
