@@ -5,6 +5,7 @@ import contextlib
 import socket
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -266,3 +267,31 @@ def test_what_no_client_should_send_is_told_as_theirs(tmp_path, route, content):
         assert answer.status_code == 400, answer.text
         form = {"prompt": (None, "a"), "prompt[]": (None, "b")}
         assert httpx.post(f"{url}/v1/audio/captions", files=form).status_code == 400
+
+
+def test_a_client_that_hangs_up_amid_its_upload_is_no_fault_of_ours(tmp_path, caplog):
+    with serving(Settings(skip_model_load=True, data_dir=tmp_path)) as url:
+        with socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as raw:
+            raw.sendall(b"POST /transcribe HTTP/1.1\r\nhost: x\r\ncontent-length: 9999\r\n"
+                        b"content-type: multipart/form-data; boundary=y\r\n\r\n--y\r\n")
+            time.sleep(0.2)
+        deadline = time.monotonic() + 5
+        while 'route="/transcribe"' not in (told := httpx.get(f"{url}/metrics").text) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert 'aviary_http_requests_total{method="POST",route="/transcribe",status="503"} 1.0' in told
+    assert "Traceback" not in caplog.text
+
+
+def test_an_error_that_is_shared_keeps_no_frames(tmp_path):
+    lost = RuntimeError("CUDA error: an illegal memory access was encountered")
+    settings = Settings(model="pocketsphinx", data_dir=tmp_path)
+    broken = Held()
+    broken.gate.set()
+    broken.infer = lambda batch: (_ for _ in ()).throw(lost)
+    with Engine(settings, create_backend=lambda _row: broken) as engine, serving(settings, engine) as url, \
+            httpx.Client(base_url=url) as http:
+        depths = []
+        for _ in range(4):
+            assert ask(http).json()["error"]["code"] == "device_lost"
+            depths.append(len(list(traceback.walk_tb(engine.lost.__traceback__))))
+        assert depths[-1] <= depths[1]

@@ -111,7 +111,8 @@ def test_runsync_of_something_wrong_fails_as_on_runpod(server):
     wrong = server.post("/runsync", json={"input": {"inputs": []}}).json()
     assert wrong["status"] == "FAILED"
     assert "inputs is empty" in wrong["error"]
-    for body in ({}, {"input": []}, {"input": {}, "s3Config": {}}, {"input": {"audio": "x"}, "speed": 1}):
+    for body in ({}, {"input": []}, {"input": {}, "s3Config": {}}, {"input": {"audio": "x"}, "speed": 1},
+                 {"input": {"audio": "x"}, "policy": {"ttl": 1}}):
         assert server.post("/run", json=body).status_code == 400
 
 

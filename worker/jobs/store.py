@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -98,16 +97,6 @@ class Outcome:
         return cls("failed", None if answer is None else _encode(answer), _encode(error), progress)
 
 
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """A job that is being submitted: written, or not, together with those that came with it."""
-
-    row: dict[str, Any]
-    body: str
-    number: int | None = None
-    error: Exception | None = None
-
-
 class JobStore:
     """`url`: sqlite:////path/jobs.db or postgresql://…; `uploads`: the folder of uploaded files. Thread-safe."""
 
@@ -115,8 +104,6 @@ class JobStore:
                  clock: Callable[[], float] = time.time) -> None:
         self._database = Database(url)
         self.uploads, self._max_attempts, self._clock = uploads, max_attempts, clock
-        self._entries: list[_Entry] = []
-        self._entering, self._writing = threading.Lock(), threading.Lock()
         uploads.mkdir(parents=True, exist_ok=True)
 
     @classmethod
@@ -139,34 +126,13 @@ class JobStore:
         row: dict[str, Any] = {
             "id": str(uuid.uuid4()), "kind": kind, "filename": _storable(filename), "upload": upload, "webhook": webhook,
             "state": "pending", "created_at": self._clock(), "done": 0, "total": 0, "attempts": 0}
-        entry = _Entry(row | {"bytes": len(body)}, body)
-        with self._entering:
-            self._entries.append(entry)
-        with self._writing:             # who comes first writes for all who wait: one transaction
-            if entry.number is None and entry.error is None:
-                with self._entering:
-                    entries, self._entries = self._entries, []
-                self._enter(entries)
-        if entry.error is not None:
-            raise entry.error
-        assert entry.number is not None
-        return Job(number=entry.number, **row, **_NEW)
-
-    def _enter(self, entries: list[_Entry]) -> None:
-        try:
-            with self._database.write() as connection:
-                rows = [one.row | {"payload": one.body if len(one.body) <= INLINE_CHARS else None} for one in entries]
-                numbers = connection.scalars(_SUBMIT, rows).all()
-                large = [{"number": number, "name": "payload", "body": one.body}
-                         for number, one in zip(numbers, entries, strict=True) if len(one.body) > INLINE_CHARS]
-                if large:
-                    connection.execute(_DOCUMENT, large)
-        except Exception as error:  # noqa: BLE001  each of them raises it
-            for one in entries:
-                one.error = error
-        else:
-            for number, one in zip(numbers, entries, strict=True):
-                one.number = number
+        small = len(body) <= INLINE_CHARS
+        with self._database.write() as connection:
+            number: int = connection.execute(
+                _SUBMIT, row | {"bytes": len(body), "payload": body if small else None}).inserted_primary_key[0]  # type: ignore[index]
+            if not small:
+                connection.execute(_DOCUMENT, {"number": number, "name": "payload", "body": body})
+        return Job(number=number, **row, **_NEW)
 
     def get(self, job_id: str) -> Job | None:
         if not _ID.fullmatch(job_id):
@@ -375,7 +341,7 @@ _WAITING: dict[str, Any] = {"state": "pending", "started_at": None, "done": 0, "
 _NEW: dict[str, Any] = dict.fromkeys(("started_at", "completed_at", "error", "lease_owner", "lease_until"))
 
 # Made once, for those that every job needs: building a statement takes longer than running it.
-_SUBMIT = jobs.insert().returning(jobs.c.number, sort_by_parameter_order=True)
+_SUBMIT = jobs.insert()
 _DOCUMENT = documents.insert()
 _GET = sa.select(*_COLUMNS).where(jobs.c.id == sa.bindparam("job"))
 _FINISH = jobs.update().where(jobs.c.number == sa.bindparam("the_number")).values(

@@ -78,7 +78,7 @@ def _payload(fields: Json) -> tuple[Json, str | None]:
     payload = fields.get("input")
     if not isinstance(payload, dict):
         raise RequestError("input must be a JSON object that holds the request", param="input")
-    unknown = fields.keys() - {"input", "webhook", "policy", "s3Config", "id"}
+    unknown = fields.keys() - {"input", "webhook", "s3Config"}
     if unknown:
         raise RequestError(f"{min(unknown)} is not a field of this route", param=min(unknown))
     if "s3Config" in fields:
