@@ -5,7 +5,6 @@ import contextlib
 import socket
 import threading
 import time
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -280,18 +279,3 @@ def test_a_client_that_hangs_up_amid_its_upload_is_no_fault_of_ours(tmp_path, ca
             time.sleep(0.02)
     assert 'aviary_http_requests_total{method="POST",route="/transcribe",status="503"} 1.0' in told
     assert "Traceback" not in caplog.text
-
-
-def test_an_error_that_is_shared_keeps_no_frames(tmp_path):
-    lost = RuntimeError("CUDA error: an illegal memory access was encountered")
-    settings = Settings(model="pocketsphinx", data_dir=tmp_path)
-    broken = Held()
-    broken.gate.set()
-    broken.infer = lambda batch: (_ for _ in ()).throw(lost)
-    with Engine(settings, create_backend=lambda _row: broken) as engine, serving(settings, engine) as url, \
-            httpx.Client(base_url=url) as http:
-        depths = []
-        for _ in range(4):
-            assert ask(http).json()["error"]["code"] == "device_lost"
-            depths.append(len(list(traceback.walk_tb(engine.lost.__traceback__))))
-        assert depths[-1] <= depths[1]
