@@ -59,6 +59,14 @@ def test_every_kind_of_file_has_the_right_length_pitch_and_level(decoder, tmp_pa
         assert np.abs(clip.samples[8000:-8000]).max() == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.parametrize("suffix", ["wav", "flac", "aiff"])
+def test_samples_are_those_of_the_file(decoder, tmp_path, suffix):
+    samples = np.random.default_rng(0).integers(-2**15, 2**15, 400_000).astype(np.int16)
+    samples[:2] = -2**15, 2**15 - 1
+    soundfile.write(tmp_path / f"a.{suffix}", samples, 16_000)
+    assert np.array_equal(decode(decoder, tmp_path / f"a.{suffix}").samples, samples / np.float32(2**15))
+
+
 def test_video(decoder, tmp_path):
     source = tone(tmp_path / "source.wav", 2.0)
     video = encode(source, tmp_path / "a.mp4", "-f", "lavfi", "-i", "color=c=blue:s=64x64:d=2", "-map", "1:v", "-map", "0:a")

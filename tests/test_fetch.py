@@ -5,6 +5,7 @@ import base64
 import contextlib
 import gzip
 import os
+import tempfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -276,3 +277,14 @@ def test_s3_without_credentials_says_which_to_set(settings, monkeypatch):
     monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
     with pytest.raises(FetchFailed, match="BUCKET_ACCESS_KEY_ID"):
         read(settings, "s3://clips/a.wav", "s3")
+
+
+def test_an_upload_that_is_read_twice_at_once_is_read_whole_each_time(settings):
+    """As a scored recording is, for its text and for its features."""
+    with tempfile.TemporaryFile() as upload:
+        upload.write(BODY)
+        upload.flush()
+        source, fetcher = Source("file", "upload:0", file=upload), Fetcher(settings)
+        with fetcher.open(source) as one, fetcher.open(source) as other:
+            assert one.read(1000) == other.read(1000) == BODY[:1000]
+            assert one.read() == other.read() == BODY[1000:]

@@ -57,7 +57,7 @@ class Engine:
     def __init__(self, settings: Settings, *, create_backend: Callable[[catalog.Model], Backend] | None = None,
                  on_batch: OnBatch = lambda batch, seconds: None) -> None:
         self.settings = settings
-        self._ingest = Ingest(settings, delivered=self._nudge)
+        self._ingest = Ingest(settings, idle=self._nudge)
         self._residency = Residency(create_backend or (lambda model: create(model, settings)), changed=self._nudge,
                                     budget=lambda: weights_budget(settings), idle_sec=settings.model_idle_sec)
         self._lane = Lane(Limits.of(settings), self._residency, wait_sec=settings.batch_wait_sec, coming=self._ingest.coming,

@@ -2,14 +2,15 @@
 
 Nothing is decoded in this process. Decoding processes are kept running (`worker.audio.process`): no start-up per file, yet a
 crash there costs one item. What libsndfile reads well (WAV, FLAC, Ogg, MP3, AIFF) it reads there, the rest libav. What
-they refuse (damage, more than two channels, odd codecs) goes to one ffmpeg with its output piped. All are read as they
-come, so that the limits on length and time hold while decoding, not after it.
+they refuse (damage, more than two channels, odd codecs) goes to one ffmpeg with its output piped. The limits on length and
+time hold while decoding, not after it.
 
 Raises DecodeFailed, EmptyAudio, TooLong, Cancelled. A file that is damaged yet partly readable gives a Clip with `warning`.
 """
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import queue
@@ -33,6 +34,7 @@ from worker.types import SAMPLE_RATE, Clip
 
 _POLL_SEC = 0.25
 _CHUNK = 1 << 20
+_KEPT = 1 << 24            # memory that a decoding process keeps for the next file
 
 
 class Decoder:
@@ -45,12 +47,14 @@ class Decoder:
 
     def decode(self, file: BinaryIO, *, cancelled: Callable[[], bool] = lambda: False) -> Clip:
         """The whole file's first audio track. The file must be seekable; it is left open."""
-        sink = _Sink(self._settings, cancelled)
-        refusal = self._by_process(file, sink)
-        if refusal is not None:
-            sink.restart()
-            _by_ffmpeg(file, sink, refusal)
-        return sink.clip()
+        limits = _Limits(self._settings, cancelled)
+        try:
+            clip = self._by_process(file, limits)
+        except _Refused as refused:
+            clip = _by_ffmpeg(file, limits, str(refused))
+        if not len(clip.samples):
+            raise EmptyAudio("holds no audio samples")
+        return clip
 
     def warm(self) -> None:
         """Starts the decoding processes ahead of the first request, once."""
@@ -65,140 +69,148 @@ class Decoder:
             while True:
                 self._idle.get_nowait().close()
 
-    def _by_process(self, file: BinaryIO, sink: _Sink) -> str | None:
-        """None when decoded into the sink, else why the libraries could not."""
+    def _by_process(self, file: BinaryIO, limits: _Limits) -> Clip:
         try:
             process = self._idle.get_nowait()
         except queue.Empty:
             process = _Process()
         try:
-            refusal = process.decode(file, sink)
-        except BaseException:
-            process.close()
+            return process.decode(file, limits)
+        except _Refused:
             raise
-        if process.alive and not self._closed:
-            self._idle.put(process)
-        else:
-            process.close()
-        return refusal
+        except BaseException:
+            process.alive = False
+            raise
+        finally:
+            if process.alive and not self._closed:
+                self._idle.put(process)
+            else:
+                process.close()
 
 
-class _Sink:
-    """Collects samples and enforces what must hold while they come: length, time, cancellation."""
+class _Limits:
+    """What must hold while a file is decoded: length, time, and that somebody still wants it."""
 
     def __init__(self, settings: Settings, cancelled: Callable[[], bool]) -> None:
-        self._limit_sec = settings.max_audio_sec
-        self._timeout_sec = settings.decode_timeout_sec
+        self._sec, self._timeout_sec = settings.max_audio_sec, settings.decode_timeout_sec
         self._deadline = time.monotonic() + settings.decode_timeout_sec
         self._cancelled = cancelled
-        self.restart()
+        self.bytes = int(settings.max_audio_sec * SAMPLE_RATE) * 4
 
-    def restart(self) -> None:
-        self._blocks: list[bytes | bytearray] = []
-        self._bytes = 0
-        self.warning: str | None = None
-
-    @property
-    def empty(self) -> bool:
-        return self._bytes == 0
-
-    def add(self, block: bytes | bytearray) -> None:
-        self._blocks.append(block)
-        self._bytes += len(block)
-        if self._bytes > self._limit_sec * SAMPLE_RATE * 4:
-            raise TooLong(f"longer than the {self._limit_sec:g} s allowed (MAX_AUDIO_SEC)")
-
-    def check(self) -> None:
+    def check(self, size: int = 0) -> None:
+        """Raises Cancelled, DecodeFailed (too slow), TooLong (more bytes of audio than allowed)."""
         if self._cancelled():
             raise Cancelled("cancelled while decoding")
         if time.monotonic() > self._deadline:
             raise DecodeFailed(f"decoding took longer than {self._timeout_sec:g} s (DECODE_TIMEOUT_SEC)")
+        if size > self.bytes:
+            raise TooLong(f"longer than the {self._sec:g} s allowed (MAX_AUDIO_SEC)")
 
-    def clip(self) -> Clip:
-        if self.empty:
-            raise EmptyAudio("holds no audio samples")
-        data = self._blocks[0] if len(self._blocks) == 1 else b"".join(self._blocks)
-        samples = np.frombuffer(data, dtype="<f4", count=len(data) // 4)
-        if not np.isfinite(samples).all():
-            raise DecodeFailed("holds samples that are not numbers (NaN or infinite)")
-        return Clip(samples, self.warning)
+
+class _Refused(Exception):
+    """The libraries could not decode it, and why."""
 
 
 class _Process:
-    """One decoding process and the socket to it."""
+    """One decoding process, the socket to it, and the memory into which it decodes."""
 
     def __init__(self) -> None:
+        self._memory = _anonymous_file()
         self._socket, theirs = socket.socketpair()
         with theirs:
+            passed = (theirs.fileno(), self._memory.fileno())
             self._process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-m", "worker.audio.process", str(theirs.fileno())], pass_fds=(theirs.fileno(),),
+                [sys.executable, "-m", "worker.audio.process", *map(str, passed)], pass_fds=passed,
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=_ROOT)
         self._socket.settimeout(_POLL_SEC)
         self.alive = True
 
-    def decode(self, file: BinaryIO, sink: _Sink) -> str | None:
-        """None when decoded into the sink, else the reason why not."""
+    def decode(self, file: BinaryIO, limits: _Limits) -> Clip:
+        """Raises _Refused."""
+        limits.check()
         try:
-            socket.send_fds(self._socket, [b"f"], [file.fileno()])
-            while size := struct.unpack("<I", self._receive(4, sink))[0]:
-                sink.add(self._receive(size, sink))
-            status = json.loads(self._receive(struct.unpack("<I", self._receive(4, sink))[0], sink))
+            socket.send_fds(self._socket, [struct.pack("<Q", limits.bytes)], [file.fileno()])
+            status = json.loads(self._answer(limits))
         except (EOFError, OSError):
             self.alive = False
-            return "the decoder crashed"
-        sink.warning = status["warning"]
-        error: str | None = status["error"]
-        return error
+            raise _Refused("the decoder crashed") from None
+        if status["error"]:
+            raise _Refused(status["error"])
+        limits.check(status["bytes"])
+        return Clip(self._samples(status["bytes"]), status["warning"])
 
     def close(self) -> None:
         self._socket.close()
         self._process.kill()
         self._process.wait()
+        self._memory.close()
 
-    def _receive(self, size: int, sink: _Sink) -> bytearray:
-        data = bytearray(size)
-        view = memoryview(data)
-        while view:
-            sink.check()
+    def _answer(self, limits: _Limits) -> bytes:
+        line = b""
+        while not line.endswith(b"\n"):
             try:
-                got = self._socket.recv_into(view)
+                got = self._socket.recv(1 << 16)
             except TimeoutError:
+                limits.check()
                 continue
             if not got:
                 raise EOFError
-            view = view[got:]
-        return data
+            line += got
+        return line
+
+    def _samples(self, size: int) -> np.ndarray:
+        samples = np.empty(size // 4, "<f4")
+        left = samples.data.cast("B")
+        self._memory.seek(0)
+        while left:
+            left = left[self._memory.readinto(left):]
+        if size > _KEPT:
+            self._memory.truncate(0)
+        return samples
 
 
-def _by_ffmpeg(file: BinaryIO, sink: _Sink, refusal: str | None) -> None:
-    """Decodes into the sink with one ffmpeg. `refusal`: why the libraries could not, told when ffmpeg does not say."""
+def _anonymous_file() -> io.FileIO:
+    """A file without a name: in memory where the system has such files."""
+    if hasattr(os, "memfd_create"):
+        return io.FileIO(os.memfd_create("audio"), "r+")
+    return tempfile.TemporaryFile(buffering=0)
+
+
+def _by_ffmpeg(file: BinaryIO, limits: _Limits, refusal: str) -> Clip:
+    """Decodes with one ffmpeg. `refusal`: why the libraries could not, told when ffmpeg does not say."""
     file.seek(0)
+    blocks: list[bytes] = []
+    size = 0
     with tempfile.TemporaryFile() as stderr, subprocess.Popen(  # noqa: S603
             ffmpeg.command(file.fileno()), pass_fds=(file.fileno(),), stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=stderr) as process:
         assert process.stdout is not None
         try:
-            for block in _read(process.stdout, sink):
-                sink.add(block)
+            for block in _read(process.stdout, limits):
+                blocks.append(block)
+                size += len(block)
+                limits.check(size)
             status = process.wait(timeout=5)
         except BaseException:
             process.kill()
             raise
         stderr.seek(0)
         said = _last_words(stderr.read(8192).decode(errors="replace"))
-    if sink.empty and (status or said):
-        raise DecodeFailed(f"not readable as audio: {said or refusal or f'ffmpeg ended with status {status}'}")
-    if status or said:
-        sink.warning = f"the decoder went on after: {said or f'status {status}'}"
+    if not size and (status or said):
+        raise DecodeFailed(f"not readable as audio: {said or refusal}")
+    samples = np.frombuffer(bytearray().join(blocks), "<f4", count=size // 4)
+    if not np.isfinite(samples).all():
+        raise DecodeFailed("holds samples that are not numbers (NaN or infinite)")
+    return Clip(samples, f"the decoder went on after: {said or f'status {status}'}" if status or said else None)
 
 
-def _read(pipe: IO[bytes], sink: _Sink) -> Iterator[bytes]:
-    """The pipe's bytes as they come, with the sink's limits checked while nothing does."""
+def _read(pipe: IO[bytes], limits: _Limits) -> Iterator[bytes]:
+    """The pipe's bytes as they come, with the limits checked while nothing does."""
     descriptor = pipe.fileno()
     with selectors.DefaultSelector() as selector:
         selector.register(descriptor, selectors.EVENT_READ)
         while True:
-            sink.check()
+            limits.check()
             if selector.select(_POLL_SEC):
                 block = os.read(descriptor, _CHUNK)
                 if not block:
@@ -208,10 +220,7 @@ def _read(pipe: IO[bytes], sink: _Sink) -> Iterator[bytes]:
 
 def expected_sec(file: BinaryIO) -> float:
     """Roughly how many seconds the file will decode to, from its header where that tells, else from its size."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    head = file.read(32)
-    file.seek(0)
+    size, head = os.fstat(file.fileno()).st_size, os.pread(file.fileno(), 32, 0)
     if head[:4] == b"RIFF" and head[12:16] == b"fmt " and len(head) == 32:
         return size / max(1, int.from_bytes(head[28:32], "little"))
     if head[:4] == b"fLaC" and len(head) == 32:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import io
 import os
 import stat
 import tempfile
@@ -33,6 +34,7 @@ REDIRECTS = 5
 CONNECT_SEC = 10.0
 READ_SEC = 30.0
 _CHUNK = 1 << 18
+_FILES = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else None     # the open files by their numbers; Linux
 
 
 class Fetcher:
@@ -76,18 +78,17 @@ class Fetcher:
         return cast(requests.Session, getattr(self._local, name))
 
     def _again(self, source: Source) -> BinaryIO:
-        """A door's open file, by a descriptor of its own: the door may close its own meanwhile."""
+        """A door's open file, opened anew: the door may close its own meanwhile, and others read it at the same time."""
         assert source.file is not None
         try:
-            descriptor = os.dup(source.file.fileno())
+            held = source.file.fileno()
+            file = io.FileIO(os.dup(held) if _FILES is None else os.open(f"{_FILES}/{held}", os.O_RDONLY | os.O_CLOEXEC))
         except (OSError, ValueError) as error:
             raise Cancelled("the upload is gone") from error
-        file = os.fdopen(descriptor, "rb")
-        if not os.fstat(descriptor).st_size:
+        if not os.fstat(file.fileno()).st_size:
             file.close()
             raise EmptyAudio("holds no bytes")
-        file.seek(0)
-        return file
+        return cast(BinaryIO, file)
 
     # Paths
 
@@ -105,9 +106,8 @@ class Fetcher:
         except OSError as error:
             raise FetchFailed(f"cannot read {text}: {error.strerror}", retryable=False) from error
         try:
-            opened = Path(f"/proc/self/fd/{descriptor}")
-            if opened.exists():
-                self._allow(Path(os.readlink(opened)), source)      # what was opened, whatever became of the path
+            if _FILES is not None:
+                self._allow(Path(os.readlink(f"{_FILES}/{descriptor}")), source)    # what was opened, whatever became of the path
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise SourceForbidden(f"not a regular file: {text}")
@@ -118,7 +118,7 @@ class Fetcher:
         except BaseException:
             os.close(descriptor)
             raise
-        return os.fdopen(descriptor, "rb")
+        return cast(BinaryIO, io.FileIO(descriptor))
 
     def _allow(self, path: Path, source: Source) -> None:
         if not source.trusted:

@@ -69,11 +69,11 @@ class _Turns:
 
 
 class Ingest:
-    """`delivered` is called whenever a unit has been delivered."""
+    """`idle` is called when the last unit, of the background or not of it, that was being read has been delivered."""
 
-    def __init__(self, settings: Settings, *, delivered: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, settings: Settings, *, idle: Callable[[], None] = lambda: None) -> None:
         self._fetcher, self._decoder = Fetcher(settings), Decoder(settings)
-        self._read_ahead_sec, self._delivered = settings.read_ahead_sec, delivered
+        self._read_ahead_sec, self._idle = settings.read_ahead_sec, idle
         self._turns: dict[Queue, list[_Turns]] = defaultdict(list)      # each a heap
         self._held_sec: dict[Queue, float] = defaultdict(float)
         self._busy = self._behind = self._downloading = 0        # _behind: those of the background
@@ -90,7 +90,7 @@ class Ingest:
         with self._changed:
             if not self._closed:
                 heapq.heappush(self._turns[queue], _Turns(_due(queue), units, cancelled))
-                self._changed.notify_all()
+                self._changed.notify()
                 return
         _cancel(units, _CLOSING)
 
@@ -138,27 +138,41 @@ class Ingest:
             _cancel(turns.units, _CLOSING)
 
     def _live(self) -> None:
-        while True:
+        done: Queue | None = None
+        while not self._closed:
             with self._changed:
-                while (queue := self._first()) is None and not self._closed:
-                    self._changed.wait()
-                if queue is None or self._closed:
-                    return
-                unit = self._take(queue)
-                if unit is None:
-                    continue
-                self._busy += 1
-                self._behind += queue.background
+                if done is not None:
+                    self._count(done, -1)
+                begun = self._begin()
+            if done is not None and not self.coming(done.background):
+                self._idle()
+            done = None
+            if begun is None:
+                with self._changed:
+                    while not self._closed and self._first() is None:
+                        self._changed.wait()
+                continue
+            unit, queue = begun
             try:
                 self._work(unit, queue)
             except Exception:
                 log.exception("a delivery failed")
-            finally:
-                with self._changed:
-                    self._busy -= 1
-                    self._behind -= queue.background
+            done = queue
+
+    def _begin(self) -> tuple[Unit, Queue] | None:
+        """The unit whose turn it is. Where there is another, one more thread is woken for it: only as many as have work."""
+        while (queue := self._first()) is not None:
+            unit = self._take(queue)
+            if unit is not None:
+                self._count(queue, 1)
+                if self._first() is not None:
                     self._changed.notify()
-                self._delivered()
+                return unit, queue
+        return None
+
+    def _count(self, queue: Queue, units: int) -> None:
+        self._busy += units
+        self._behind += units * queue.background
 
     def _first(self) -> Queue | None:
         """Whose turn it is, of those that may read ahead; nobody's while all decoders have something to do."""
@@ -221,15 +235,16 @@ class Ingest:
         if downloads:
             with self._changed:
                 self._downloading += downloads
-                self._changed.notify_all()
+                self._changed.notify()
 
     def _hold(self, queue: Queue, seconds: float) -> None:
         with self._changed:
-            self._held_sec[queue] += seconds
-            if abs(self._held_sec[queue]) < 1e-6:
+            before = self._held_sec[queue]
+            self._held_sec[queue] = after = before + seconds
+            if abs(after) < 1e-6:
                 del self._held_sec[queue]       # no model's name is kept for ever
-            if seconds < 0:
-                self._changed.notify_all()
+            if before >= self._read_ahead_sec > after:
+                self._changed.notify()
 
 
 def _cancel(units: Iterator[Unit], why: str) -> None:

@@ -1,14 +1,16 @@
 """The decoding process: libsndfile and libav in a process of its own, kept running, so that no file pays for starting one.
 
-`python -m worker.audio.process FD` serves a Unix socket. A request is one byte with a file descriptor attached (SCM_RIGHTS);
-libsndfile takes the formats it reads as well as ffmpeg does, libav the others. The answer is blocks, each a little-endian
-uint32 of its size and that many bytes of float32 at 16 kHz mono; a size of 0 ends them, then comes one more sized block: JSON
-{"error": null | text, "warning": null | text}.
+`python -m worker.audio.process SOCKET MEMORY` serves a Unix socket. A request is a little-endian uint64, the most bytes that the
+audio may have, with the file's descriptor attached (SCM_RIGHTS); libsndfile takes the formats it reads as well as ffmpeg
+does, libav the others. The audio, float32 at 16 kHz mono, is written to the beginning of the file MEMORY, which the asking
+process has open as well: a socket would carry it in small pieces, each a turn for the interpreter there. The answer is a line of
+JSON {"bytes": so many, "error": null | text, "warning": null | text}; more bytes than allowed: it was ended there.
 
 Knows nothing of the worker: if a hostile file crashes or hangs a library, this process is killed and replaced.
 """
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -47,10 +49,13 @@ def by_sndfile(descriptor: int) -> Generator[Any, None, str | None]:
             raise ValueError(LAYOUT)
         promised = promised_frames(file) * RATE // file.samplerate
         resampler = None if file.samplerate == RATE else soxr.ResampleStream(file.samplerate, RATE, 1, dtype="float32")
+        whole = file.subtype == "PCM_16"        # numpy makes floats of them four times as fast as libsndfile, and the same
         last = False
         while not last:
-            block = file.read(file.samplerate * BLOCK_SEC, dtype="float32", always_2d=True)
+            block = file.read(file.samplerate * BLOCK_SEC, dtype="int16" if whole else "float32", always_2d=True)
             last = len(block) == 0
+            if whole:
+                block = numpy.multiply(block, 2**-15, dtype=numpy.float32)
             mono = block.mean(axis=1) if file.channels == 2 else block[:, 0]
             if resampler is not None:
                 mono = resampler.resample_chunk(mono, last=last)
@@ -110,49 +115,64 @@ def promised_frames(file: soundfile.SoundFile) -> int:
     return frames
 
 
-def answer(sock: socket.socket, descriptor: int) -> None:
-    """Decodes the descriptor's file onto the socket, then says how it went."""
-    error = warning = None
+def gathered(blocks: Generator[Any, None, str | None]) -> Generator[Any, None, str | None]:
+    """The same in blocks of about BLOCK_SEC, however small they come."""
     ready: list[Any] = []
-    waiting = 0
+    while True:
+        try:
+            ready.append(next(blocks))
+        except StopIteration as end:
+            yield from ready if len(ready) < 2 else [numpy.concatenate(ready)]
+            return end.value  # type: ignore[no-any-return]
+        if sum(map(len, ready)) >= RATE * BLOCK_SEC:
+            yield numpy.concatenate(ready)
+            ready.clear()
 
-    def send() -> None:
-        data = numpy.ascontiguousarray(ready[0] if len(ready) == 1 else numpy.concatenate(ready)) if ready else None
-        ready.clear()
-        if data is not None and data.nbytes:
-            sock.sendall(struct.pack("<I", data.nbytes))
-            sock.sendall(data.data)
 
+def stored(blocks: Generator[Any, None, str | None], memory: int, limit: int) -> tuple[int, str | None]:
+    """Writes the blocks into the memory; how many bytes, and the warning. Goes no further than past the limit."""
+    written = 0
+    while written <= limit:
+        try:
+            block = next(blocks)
+        except StopIteration as end:
+            return written, end.value
+        if not numpy.isfinite(block).all():
+            raise ValueError("it holds samples that are not numbers")
+        if os.pwrite(memory, block.data, written) < block.nbytes:
+            raise OSError("no memory for its audio")
+        written += block.nbytes
+    return written, None
+
+
+def answer(descriptor: int, memory: int, limit: int) -> dict[str, Any]:
+    """Decodes the descriptor's file into the memory; how it went."""
     blocks = by_sndfile(descriptor) if is_for_sndfile(os.pread(descriptor, 12, 0)) else by_libav(descriptor)
     try:
-        while True:
-            try:
-                ready.append(next(blocks))
-            except StopIteration as end:
-                warning = end.value
-                break
-            waiting += len(ready[-1])
-            if waiting >= RATE * BLOCK_SEC:
-                waiting = 0
-                send()
-        send()
-    except BrokenPipeError:
-        raise
+        written, warning = stored(gathered(blocks), memory, limit)
     except Exception as fault:  # noqa: BLE001  whatever a library raises means: not by this one
-        error = f"{type(fault).__name__}: {fault}"
-    status = json.dumps({"error": error, "warning": warning}).encode()
-    sock.sendall(struct.pack("<II", 0, len(status)) + status)
+        return {"bytes": 0, "error": f"{type(fault).__name__}: {fault}", "warning": None}
+    return {"bytes": written, "error": None, "warning": warning}
+
+
+def keep_memory() -> None:
+    """What is freed stays this process's: getting every file's pages anew takes longer than decoding it."""
+    allocator = getattr(ctypes.CDLL(None), "mallopt", None)     # glibc's
+    if allocator is not None:
+        for option, size in ((-3, 1 << 25), (-1, 1 << 26)):     # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            allocator(option, size)
 
 
 def main() -> None:
+    keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)     # Ctrl-C reaches the whole group; the parent decides
-    sock = socket.socket(fileno=int(sys.argv[1]))
+    sock, memory = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     while True:
-        asked, descriptors, _, _ = socket.recv_fds(sock, 1, 1)
+        asked, descriptors, _, _ = socket.recv_fds(sock, 8, 1)
         if not asked:
             return
         try:
-            answer(sock, descriptors[0])
+            sock.sendall(json.dumps(answer(descriptors[0], memory, *struct.unpack("<Q", asked))).encode() + b"\n")
         except BrokenPipeError:
             return
         finally:
