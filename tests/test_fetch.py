@@ -288,3 +288,18 @@ def test_an_upload_that_is_read_twice_at_once_is_read_whole_each_time(settings):
         with fetcher.open(source) as one, fetcher.open(source) as other:
             assert one.read(1000) == other.read(1000) == BODY[:1000]
             assert one.read() == other.read() == BODY[1000:]
+
+
+def test_an_allowed_folder_may_be_a_link_that_is_changed(settings, tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.wav").write_bytes(name.encode())
+    current = tmp_path / "current"
+    current.symlink_to(tmp_path / "old")
+    linked = settings.model_copy(update={"allowed_paths": (current,)})
+    assert read(linked, str(current / "a.wav"), "path") == b"old"
+    current.unlink()
+    current.symlink_to(tmp_path / "new")
+    assert read(linked, str(current / "a.wav"), "path") == b"new"
+    with pytest.raises(SourceForbidden):
+        read(linked, str(tmp_path / "old" / "a.wav"), "path")

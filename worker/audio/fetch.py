@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import functools
 import io
 import os
 import stat
@@ -98,7 +99,8 @@ class Fetcher:
             text = unquote(urlsplit(text).path)
         if "\0" in text:
             raise SourceNotFound("no such file")
-        self._allow(Path(text), source)
+        if not source.trusted:
+            check_allowed(Path(text), self._settings)
         try:
             descriptor = os.open(text, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -106,8 +108,8 @@ class Fetcher:
         except OSError as error:
             raise FetchFailed(f"cannot read {text}: {error.strerror}", retryable=False) from error
         try:
-            if _FILES is not None:
-                self._allow(Path(os.readlink(f"{_FILES}/{descriptor}")), source)    # what was opened, whatever became of the path
+            if _FILES is not None and not source.trusted:       # what was opened, whatever became of the path
+                _check_real(Path(os.readlink(f"{_FILES}/{descriptor}")), Path(text), self._settings)
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise SourceForbidden(f"not a regular file: {text}")
@@ -119,10 +121,6 @@ class Fetcher:
             os.close(descriptor)
             raise
         return cast(BinaryIO, io.FileIO(descriptor))
-
-    def _allow(self, path: Path, source: Source) -> None:
-        if not source.trusted:
-            check_allowed(path, self._settings)
 
     # data: URIs
 
@@ -285,8 +283,22 @@ def _kind(error: Any) -> str:
 def check_allowed(path: Path, settings: Settings) -> None:
     """Raises SourceForbidden for a path that leads out of ALLOWED_PATHS, by whatever links."""
     try:
-        real = path.resolve()
-    except (OSError, RuntimeError, ValueError):                  # a loop of links, or no path at all
-        real = Path("/")
-    if not any(real.is_relative_to(folder.resolve()) for folder in settings.allowed_paths):
-        raise SourceForbidden(f"{path} is outside the folders this worker may read (ALLOWED_PATHS)")
+        real = os.path.realpath(path)
+    except (OSError, ValueError):
+        real = os.sep                   # no path at all
+    _check_real(Path(real), path, settings)
+
+
+def _check_real(real: Path, path: Path, settings: Settings) -> None:
+    """The same for a path whose links are followed already."""
+    for _ in range(2):
+        if any(real.is_relative_to(_real(folder)) for folder in settings.allowed_paths):
+            return
+        _real.cache_clear()             # a folder may be a link that leads elsewhere by now
+    raise SourceForbidden(f"{path} is outside the folders this worker may read (ALLOWED_PATHS)")
+
+
+@functools.lru_cache(maxsize=256)
+def _real(folder: Path) -> Path:
+    """Kept: to follow it anew for each file takes longer than to open the file."""
+    return folder.resolve()
