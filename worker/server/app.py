@@ -39,7 +39,7 @@ _POLICY = "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data
 def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     """The application. `engine`: made of the settings, and closed with the app, unless given."""
     meters = Meters()
-    own = engine is None
+    ours = engine is None
     running = engine or Engine(settings, on_batch=meters.batch)
     meters.watch(running)
     service = Service(settings, running, meters)
@@ -52,7 +52,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         yield
         await asyncio.to_thread(background.close)
         await asyncio.to_thread(service.close)
-        if own:
+        if ours:
             await asyncio.to_thread(running.close)
 
     app = FastAPI(title="Aviary", summary="One worker for NVIDIA's speech and audio models", lifespan=lifespan)
@@ -62,10 +62,9 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["GET", "POST"],
                            allow_headers=["Authorization", "Content-Type"], expose_headers=["Retry-After"])
-    for routes in (openai, earlier, health):
-        app.include_router(routes.router(service))
-    for stored in (jobs, runpod_api):
-        app.include_router(stored.router(service, background))
+    for own in (openai.router(service), runpod_api.router(service, background), jobs.router(service, background),
+                earlier.router(service), health.router(service)):
+        app.router.routes.extend(own.routes)        # not included: a router within a router costs every request a search
 
     @app.get("/", tags=["Health"])
     async def root() -> JSONResponse:
