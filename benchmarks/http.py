@@ -173,7 +173,7 @@ def _longer(path: Path, seconds: int) -> bytes:
 
 
 def backlog() -> list[Row]:
-    """What somebody waits for beside 3,000 clips in the background."""
+    """What somebody waits for beside 3,000 clips in the background, whose batches are timed while nobody waits."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = _speech(folder, 60)
@@ -186,13 +186,14 @@ def backlog() -> list[Row]:
                 await times(10)
                 idle = await times(60)
                 async with aiohttp.ClientSession(url) as http:
-                    before = await (await http.get("/stats")).json()
                     sent = {"input": {"inputs": [str(path) for path in paths]}}
                     for _ in range(50):
                         await (await http.post("/run", json=sent)).read()
-                    await asyncio.sleep(1)
-                    busy = await times(60)
+                    await asyncio.sleep(2)          # by now all that may be read ahead is
+                    before = await (await http.get("/stats")).json()
+                    await asyncio.sleep(2)
                     after = await (await http.get("/stats")).json()
+                    busy = await times(60)
                     left = (await (await http.get("/jobs?limit=1")).json())["counts"]
                 spent = [one["batches"]["device_busy_sec"] for one in (before, after)]
                 batches = [one["batches"]["count"] for one in (before, after)]
@@ -201,7 +202,7 @@ def backlog() -> list[Row]:
             idle, busy, batch, still = asyncio.run(measure())
     alone, beside = (float(np.percentile(one, 95)) for one in (idle, busy))
     limit = 1.5 * alone + batch
-    shown = f"{beside * 1000:.0f} ms against {alone * 1000:.0f} ms alone; a batch took {batch * 1000:.0f} ms in the mean" \
+    shown = f"{beside * 1000:.0f} ms against {alone * 1000:.0f} ms alone; a batch of the backlog took {batch * 1000:.0f} ms" \
         + ("" if still else " (the backlog ended early)")
     kept = beside <= limit and still
     return [Row("p95 of a request beside a backlog", shown, "at most 1.5 of its p95 alone, and a batch", kept)]

@@ -248,6 +248,27 @@ def test_somebody_who_waits_goes_before_the_background(settings, tmp_path):
         assert len(background.result(30).results) == 100
 
 
+@pytest.mark.parametrize("somebody_waits", [True, False])
+def test_the_background_reads_far_ahead_only_while_nobody_waits(settings, tmp_path, somebody_waits):
+    model, one = Slow(), str(tone(tmp_path / "one.wav", 1))
+    many = [str(tone(tmp_path / f"{i}.wav", 1)) for i in range(30)]
+    bounded = settings.model_copy(update={"read_ahead_sec": 25.0, "batch_max_total_sec": 5.0})
+    with Engine(bounded, create_backend=lambda _row: model) as engine:
+        waiting = engine.submit(dataclasses.replace(parse({"inputs": [one]}, engine.settings), background=not somebody_waits))
+        while engine.held_sec < 1:
+            time.sleep(0.01)
+        background = engine.submit(dataclasses.replace(parse({"inputs": many}, engine.settings), background=True))
+        held = []
+        while len(held) < 20 or held[-1] != held[-20]:
+            time.sleep(0.02)
+            held.append(engine.held_sec)
+        most = 1 + 5 if somebody_waits else 25
+        assert most <= held[-1] <= most + settings.decode_workers
+        model.gate.set()
+        assert len(waiting.result(10).results) == 1
+        assert len(background.result(10).results) == 30
+
+
 def test_the_background_gets_its_turn_however_many_wait(settings, tmp_path, monkeypatch):
     for module in (ingest, lane):
         monkeypatch.setattr(module, "BACKGROUND_SEC", 0.3)

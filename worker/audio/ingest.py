@@ -4,7 +4,8 @@ A Unit is one source to be opened and decoded once, however many inputs name it.
 that a job of ten thousand files does not hold up one of a single file; those of the background take theirs BACKGROUND_SEC
 later. Decoded seconds are held from the moment decoding begins (as the file's header or size foretells) until `release`;
 while a queue (a model's, apart for the background) holds `read_ahead_sec`, nothing of it begins (what has begun is finished),
-so ten thousand inputs need no more memory than a hundred, and what waits for a model to load holds up no other.
+so ten thousand inputs need no more memory than a hundred, and what waits for a model to load holds up no other. While
+somebody waits for an answer the background holds no more than a batch: the cores are for what comes first.
 """
 from __future__ import annotations
 
@@ -74,6 +75,7 @@ class Ingest:
     def __init__(self, settings: Settings, *, idle: Callable[[], None] = lambda: None) -> None:
         self._fetcher, self._decoder = Fetcher(settings), Decoder(settings)
         self._read_ahead_sec, self._idle = settings.read_ahead_sec, idle
+        self._behind_sec = min(settings.read_ahead_sec, settings.batch_max_total_sec)
         self._turns: dict[Queue, list[_Turns]] = defaultdict(list)      # each a heap
         self._held_sec: dict[Queue, float] = defaultdict(float)
         self._busy = self._behind = self._downloading = 0        # _behind: those of the background
@@ -90,7 +92,7 @@ class Ingest:
         with self._changed:
             if not self._closed:
                 heapq.heappush(self._turns[queue], _Turns(_due(queue), units, cancelled))
-                self._changed.notify()
+                self._wake()
                 return
         _cancel(units, _CLOSING)
 
@@ -160,15 +162,19 @@ class Ingest:
             done = queue
 
     def _begin(self) -> tuple[Unit, Queue] | None:
-        """The unit whose turn it is. Where there is another, one more thread is woken for it: only as many as have work."""
+        """The unit whose turn it is."""
         while (queue := self._first()) is not None:
             unit = self._take(queue)
             if unit is not None:
                 self._count(queue, 1)
-                if self._first() is not None:
-                    self._changed.notify()
+                self._wake()
                 return unit, queue
         return None
+
+    def _wake(self) -> None:
+        """Wakes a thread if there is something for it, which does the same when it has begun: more would wake in vain."""
+        if self._first() is not None:
+            self._changed.notify()
 
     def _count(self, queue: Queue, units: int) -> None:
         self._busy += units
@@ -178,7 +184,9 @@ class Ingest:
         """Whose turn it is, of those that may read ahead; nobody's while all decoders have something to do."""
         if self._busy - self._downloading >= self._decoders:
             return None
-        free = [queue for queue in self._turns if self._held_sec.get(queue, 0.0) < self._read_ahead_sec]
+        waited_for = any(not queue.background for queue in self._held_sec)
+        free = [queue for queue in self._turns if self._held_sec.get(queue, 0.0) <
+                (self._behind_sec if queue.background and waited_for else self._read_ahead_sec)]
         return min(free, key=lambda queue: self._turns[queue][0].due, default=None)
 
     def _take(self, queue: Queue) -> Unit | None:
@@ -235,16 +243,15 @@ class Ingest:
         if downloads:
             with self._changed:
                 self._downloading += downloads
-                self._changed.notify()
+                self._wake()
 
     def _hold(self, queue: Queue, seconds: float) -> None:
         with self._changed:
-            before = self._held_sec[queue]
-            self._held_sec[queue] = after = before + seconds
-            if abs(after) < 1e-6:
+            self._held_sec[queue] += seconds
+            if abs(self._held_sec[queue]) < 1e-6:
                 del self._held_sec[queue]       # no model's name is kept for ever
-            if before >= self._read_ahead_sec > after:
-                self._changed.notify()
+            if seconds < 0:
+                self._wake()
 
 
 def _cancel(units: Iterator[Unit], why: str) -> None:
