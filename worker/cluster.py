@@ -1,6 +1,6 @@
 """The same routes on several machines: a Ray Serve application with an engine on each GPU. Ray is not among the requirements.
 
-    pip install "ray[serve]"
+    pip install "aviary-worker[ray]"
     serve run worker.cluster:app max_replicas=8          or deploy/ray-serve.yaml
 
 A replica takes requests once its models have loaded, one whose device is lost is replaced, and replicas come and go with the

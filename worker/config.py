@@ -193,3 +193,10 @@ def _explain(error: Any) -> str:
 def quiet_runpod_sdk() -> None:
     """The SDK's default level logs each result, i.e. people's transcripts: lower it before the SDK is imported."""
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")
+
+
+def keep_ray_here() -> None:
+    """A cluster that Ray starts in this process listens on loopback alone, and tells nobody that it is used. To be called
+    before Ray is imported."""
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"       # off those systems too: node addresses are 127.0.0.1
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
