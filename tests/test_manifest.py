@@ -25,7 +25,7 @@ from serving import serving
 from worker import errors
 from worker.config import Settings
 from worker.engine import Engine
-from worker.manifest import Answer, output_path, process, process_manifest, with_engine
+from worker.manifest import Answer, on_ray, output_path, process, process_manifest, with_engine
 from worker.manifest.run import WINDOW
 
 ROOT = Path(__file__).parent.parent
@@ -118,6 +118,12 @@ def test_tasks_on_the_engine(tmp_path, task, added):
         if "embedding_path" in row:
             assert np.load(tmp_path / "out" / row["embedding_path"]).dtype == np.float32
     assert len({row.get("embedding_path", id(row)) for row in rows(summary.output)}) == 3
+
+
+def test_where_ray_is_not_installed_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(errors.RequestError, match=r"pip install 'aviary-worker\[ray\]'"), on_ray(Settings(), "transcribe"):
+        pass
 
 
 # Lines

@@ -93,9 +93,14 @@ def _manifest(commands: Any) -> None:
     command.add_argument("manifest", metavar="FILE.jsonl", help="a JSON object a line, with audio_filepath")
     command.add_argument("--output", required=True, metavar="FOLDER", help="where <manifest>.<task>.jsonl goes")
     command.add_argument("--task", default="transcribe", help="transcribe (default), caption, embed, analyze")
-    command.add_argument("--server", metavar="URL", help="ask this server, or Runpod endpoint; by default this machine")
+    whom = command.add_mutually_exclusive_group()
+    whom.add_argument("--server", metavar="URL", help="ask this server, or Runpod endpoint; by default this machine")
+    whom.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS",
+                      help="ask engines on this Ray cluster (auto, ray://host:port); without an address, on one of this machine")
     command.add_argument("--api-key", help="the server's")
-    command.add_argument("--concurrency", type=int, default=16, metavar="N", help="lines asked about at a time (16)")
+    command.add_argument("--engines", type=_at_least_1, metavar="N", help="--ray: how many; by default one a GPU, or machine")
+    command.add_argument("--concurrency", type=_at_least_1, default=16, metavar="N",
+                         help="lines asked about at a time (16); --ray: by each engine")
     command.add_argument("--retry-failed", action="store_true", help="ask about lines that failed again")
     command.add_argument("--language", help="what is spoken (ISO code)")
     command.add_argument("--prompt", help="what the model is told")
@@ -183,6 +188,13 @@ def _levels(text: str) -> list[str]:
     if unknown := [level for level in levels if level not in LEVELS]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(LEVELS)}")
     return levels
+
+
+def _at_least_1(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
 
 
 def _lazily(module: str) -> Any:

@@ -1,15 +1,17 @@
-"""manifest: the same is asked about every line of a JSONL manifest, by the engine of this process or by a server."""
+"""manifest: the same is asked about every line of a JSONL manifest, of the engine of this process, of a Ray cluster's, or of a
+server."""
 from __future__ import annotations
 
 import argparse
 import asyncio
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from worker import api
 from worker.cli import session
-from worker.manifest import Summary, output_path, process, process_manifest, with_engine
+from worker.manifest import Ask, Summary, on_ray, output_path, process, process_manifest, with_engine
 
 
 def run(given: argparse.Namespace) -> int:
@@ -17,6 +19,7 @@ def run(given: argparse.Namespace) -> int:
     is done is written, and the same command goes on there."""
     output = output_path(given.manifest, given.output, given.task)
     options = {name: value for name in ("language", "prompt") if (value := getattr(given, name)) is not None}
+    options |= {"model": given.model} if given.model else {}
     failed = 0
 
     def note(summary: Summary) -> None:
@@ -25,21 +28,29 @@ def run(given: argparse.Namespace) -> int:
 
     with session.quiet_stdout(), contextlib.ExitStack() as stack:
         if given.server is None:
-            settings = api.settings_of(given.model, given.model_dir, device=given.device)
-            bundle = stack.enter_context(api.load(settings, given.model))
-            ask = with_engine(bundle.engine, given.task, **bundle.naming(options))
+            ask, concurrency = _asks(given, options, stack)
             told = stack.enter_context(_bar(note))
-            process(given.manifest, output, ask, concurrency=given.concurrency, retry_failed=given.retry_failed, progress=told)
+            process(given.manifest, output, ask, concurrency=concurrency, retry_failed=given.retry_failed, progress=told)
         else:
-            named = {"model": given.model} if given.model else {}
             told = stack.enter_context(_bar(note))
             asyncio.run(process_manifest(
                 given.manifest, given.output, given.server, given.concurrency, task=given.task, api_key=given.api_key,
-                retry_failed=given.retry_failed, progress=told, **named, **options))
+                retry_failed=given.retry_failed, progress=told, **options))
     print(output)
     if failed:
         session.say(f"{failed} lines failed; --retry-failed asks about them again")
     return 1 if failed else 0
+
+
+def _asks(given: argparse.Namespace, options: Mapping[str, Any], stack: contextlib.ExitStack) -> tuple[Ask, int]:
+    """Who is asked, for as long as the stack is open, and about how many lines at a time."""
+    settings = api.settings_of(given.model, given.model_dir, device=given.device)
+    if given.ray is None:
+        bundle = stack.enter_context(api.load(settings))
+        return with_engine(bundle.engine, given.task, **options), given.concurrency
+    cluster = stack.enter_context(on_ray(settings, given.task, address=given.ray, engines=given.engines, each=given.concurrency,
+                                         **options))
+    return cluster, cluster.concurrency
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
     process(manifest, output, ask)      run.py    the core: reads, asks in threads, writes in order; goes on where it stopped
     process_manifest(...)               asks.py   the same, asking a server or a Runpod endpoint
     with_engine(engine, task)           asks.py   an `ask` that runs in this process
+    on_ray(settings, task)              cluster.py   an `ask` of engines on a Ray cluster
 
 A line is an object with the audio's path (relative to the manifest) or URL in `audio_filepath`, `audio`, `source`, `path` or
 `url`. NeMo's `offset`, with its `duration`, makes it a segment of a file; a `duration` alone describes the file. Blank lines
@@ -10,7 +11,8 @@ count for nothing. The output has each line's fields and `pred_text` (transcribe
 relative to the output), or `error`.
 """
 from worker.manifest.asks import output_path, process_manifest, with_engine
+from worker.manifest.cluster import on_ray
 from worker.manifest.lines import Line
 from worker.manifest.run import Answer, Ask, Summary, process
 
-__all__ = ["Answer", "Ask", "Line", "Summary", "output_path", "process", "process_manifest", "with_engine"]
+__all__ = ["Answer", "Ask", "Line", "Summary", "on_ray", "output_path", "process", "process_manifest", "with_engine"]

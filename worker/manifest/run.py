@@ -1,7 +1,6 @@
 """The core: every line is asked about once, in threads, and written in the manifest's order.
 
 `ask` is the seam: a function of one Line that may be called by many threads at a time and blocks until it has the Answer.
-What asks in another way (a cluster's actors) maps it over Lines of its own.
 
 Memory is that of the window, not of the manifest: embeddings are on disk before a line waits for those before it. What is no
 line's own fault (nobody answers, a wrong key, no such model, a lost device) ends the run with that error, and the next run
