@@ -318,20 +318,6 @@ def test_a_program_that_never_closes_ends():
     assert (done.stdout, done.stderr) == ("[dry-run] transcribe of 1.27 s\n", "")
 
 
-def test_a_folder_that_is_a_checkpoint_is_the_model(tmp_path, monkeypatch):
-    monkeypatch.setenv("MODEL", "pocketsphinx")
-    own = tmp_path / "mine"
-    own.mkdir()
-    (own / "config.json").write_text('{"architectures": ["WhisperForConditionalGeneration"]}')
-    assert api.settings_of(model_dir=own).default_model == str(own)
-    assert api.settings_of(model_dir=tmp_path).default_model == "pocketsphinx"           # a folder of checkpoints
-    assert api.settings_of("parakeet", own).default_model == "parakeet"
-    monkeypatch.setenv("MODEL_DIR", str(own))
-    assert api.settings_of().default_model == "pocketsphinx"                             # both are named
-    monkeypatch.delenv("MODEL")
-    assert api.settings_of().default_model == str(own)
-
-
 def test_what_cannot_be_loaded_says_why_and_leaves_nothing(tmp_path):
     before = threading.active_count()
     with pytest.raises(ModelNotFound, match="nonesuch"):

@@ -67,6 +67,7 @@ def folder(path, *, shards=(), index=None):
 
 
 def test_a_checkpoint_is_found_where_it_is_whole(tmp_path):
+    (tmp_path / "models").mkdir()
     settings = Settings(hf_hub_offline=True, hf_home=tmp_path / "hf", model_dir=tmp_path / "models")
     cache = tmp_path / "hf" / "hub" / "models--openai--whisper-small" / "snapshots"
     folder(cache / "aaa")                                        # only its config was ever looked at

@@ -23,12 +23,11 @@ import time
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Literal, TypedDict, TypeVar, overload
 
 from worker import catalog
-from worker.config import ConfigError, Settings
-from worker.errors import ModelNotFound, ModelUnavailable, RequestError
+from worker.config import Settings
+from worker.errors import ModelUnavailable, RequestError
 from worker.types import Analysis, Caption, Embedding, Failure, Level, Output, Reply, Request, Result, Task, Transcript
 
 if TYPE_CHECKING:
@@ -275,7 +274,7 @@ def load_model(model_dir: str | os.PathLike[str] | None = None, model: str | Non
     alias or id of the catalog, a repository, a .nemo file or a folder; by default MODEL. device, dtype: as DEVICE and DTYPE.
     Raises ModelNotFound, ModelUnavailable (missing, gated, too big: the message says what to do), ConfigError.
     """
-    return load(settings_of(model, model_dir, device=device, dtype=dtype), named=model)
+    return load(Settings.of(model=model, model_dir=model_dir, device=device, dtype=dtype), named=model)
 
 
 def load(settings: Settings, named: str | None = None) -> ModelBundle:
@@ -290,22 +289,6 @@ def load(settings: Settings, named: str | None = None) -> ModelBundle:
         engine.close()
         raise
     return ModelBundle(engine, named)
-
-
-def settings_of(model: str | None = None, model_dir: str | os.PathLike[str] | None = None, *, config: Path | None = None,
-                **flags: Any) -> Settings:
-    """The settings, with the checkpoint that MODEL_DIR is itself as the model, where none is named. Raises ConfigError."""
-    settings = Settings.of(config, model=model, model_dir=model_dir, **flags)
-    folder = settings.model_dir
-    if folder is None:
-        return settings
-    if not (folder.is_dir() or settings.skip_model_load):
-        raise ConfigError(f"MODEL_DIR={str(folder)!r} is not allowed: there is no such folder")
-    by_environment = model_dir is None and {"model", "model_name", "parakeet_model"} & settings.model_fields_set
-    if model is None and not by_environment:
-        with contextlib.suppress(ModelNotFound):
-            return settings.model_copy(update={"model": catalog.find(str(folder.expanduser().absolute())).id})
-    return settings
 
 
 def transcribe_file(path: str | os.PathLike[str], model_bundle: ModelBundle, prompt: str | None = None,

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from worker.errors import ModelNotFound
 
 VOLUME = Path("/runpod-volume")
 
@@ -29,7 +32,7 @@ class Settings(BaseSettings):
     model: str | None = Field(None, description="Default model: an alias or id of the catalog, a .nemo file or a folder; falls back to `MODEL_NAME`, then `PARAKEET_MODEL`")
     model_name: str | None = Field(None, description="Another name for `MODEL`")
     parakeet_model: str = Field("nvidia/parakeet-tdt-0.6b-v3", description="Default model where `MODEL` is not set")
-    model_dir: Path | None = Field(None, description="Folder with checkpoints, looked into before any cache")
+    model_dir: Path | None = Field(None, description="Folder with checkpoints, looked into before any cache; one that is a checkpoint itself is the default model, where none is named")
     skip_model_load: bool = Field(False, description="`1`: dry run, everything is real but the model")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="`auto` is bfloat16 on a GPU that has it, else float32")
@@ -113,6 +116,8 @@ class Settings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigError("; ".join(_explain(e) for e in error.errors())) from None
+        if self.model_dir is not None and not (self.skip_model_load or self.model_dir.is_dir()):
+            raise ConfigError(f"MODEL_DIR={str(self.model_dir)!r} is not allowed: there is no such folder")
 
     @classmethod
     def of(cls, file: Path | None = None, **flags: Any) -> Settings:
@@ -122,7 +127,14 @@ class Settings(BaseSettings):
         """
         below = _from_file(file) if file is not None else {}
         unset = {name: value for name, value in below.items() if not os.environ.get(name.upper())}
-        return cls(**unset | {name: value for name, value in flags.items() if value is not None})
+        given = {name: value for name, value in flags.items() if value is not None}
+        return cls(**unset | _own_model(given) | given)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _checkpoint_alone(cls, values: dict[str, Any]) -> dict[str, Any]:
+        named = any(values.get(name) for name in ("model", "model_name", "parakeet_model"))
+        return values if named else values | _own_model(values)
 
     @field_validator("models", "cors_origins", "allowed_models", "audio_score_model_keys", "audio_score_model_key", mode="before")
     @classmethod
@@ -144,6 +156,19 @@ class Settings(BaseSettings):
         if self.runpod_serverless is None:
             return self.runpod_webhook_get_job is not None
         return self.runpod_serverless
+
+
+def _own_model(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The model that a `model_dir` is itself, if it is a checkpoint and not a folder of them."""
+    folder = values.get("model_dir")
+    if not isinstance(folder, str | os.PathLike):
+        return {}
+    from worker import catalog
+
+    try:
+        return {"model": catalog.find(str(Path(folder).expanduser().absolute())).id}
+    except ModelNotFound:
+        return {}
 
 
 # The sections that configuration files of Music Flamingo servers have, and what their keys are called here.

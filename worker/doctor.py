@@ -63,9 +63,9 @@ def findings(model: str | None = None, model_dir: Path | None = None, device: st
     yield _python()
     yield from _safely("packages", _packages)
     try:
-        from worker.api import settings_of
+        from worker.config import Settings
 
-        settings = settings_of(model, model_dir, device=device)
+        settings = Settings.of(model=model, model_dir=model_dir, device=device)
     except Exception as error:  # noqa: BLE001  a missing package, or a value that is not allowed: told either way
         yield Finding("settings", str(error), "correct it, see the README's table" if isinstance(error, ValueError)
                       else "install what is missing")

@@ -10,6 +10,7 @@ from worker import api, catalog, render
 from worker.bucket import Bucket
 from worker.cli import outputs, session
 from worker.cli.inputs import expand
+from worker.config import Settings
 from worker.request import parse
 from worker.types import Response, Timing
 
@@ -24,7 +25,7 @@ def run(given: argparse.Namespace) -> int:
     """Raises RequestError, ConfigError and ModelUnavailable before anything is written."""
     inputs = expand(session.typed(given))
     sink = outputs.create(given.format, given.output, inputs, sys.stdout.buffer)
-    settings = api.settings_of(given.model, given.model_dir, device=given.device)
+    settings = Settings.of(model=given.model, model_dir=given.model_dir, device=given.device)
     payload = _payload(given, catalog.find(settings.default_model))
     named = {"model": given.model} if given.model else {}
     parse({**payload, **named, "inputs": ["any"]}, settings)        # what is wrong with the options is told before loading

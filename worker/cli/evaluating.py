@@ -7,6 +7,7 @@ from pathlib import Path
 
 from worker import api, catalog
 from worker.cli import outputs, session
+from worker.config import Settings
 from worker.errors import RequestError
 from worker.evaluation import Corpus, evaluate, prepare, read_folder, read_manifest, to_html
 from worker.progress import bar
@@ -18,7 +19,7 @@ def run(given: argparse.Namespace) -> int:
     for output in (given.output, given.html):
         if output is not None:
             outputs.check_writable(output)
-    settings = api.settings_of(given.model, given.model_dir, device=given.device)
+    settings = Settings.of(model=given.model, model_dir=given.model_dir, device=given.device)
     options = {"model": given.model, "language": given.language, "prompt": given.prompt}
     if "max_new_tokens" in catalog.find(settings.default_model).options:
         options["max_new_tokens"] = given.max_new_tokens

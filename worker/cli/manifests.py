@@ -11,6 +11,7 @@ from typing import Any
 
 from worker import api
 from worker.cli import session
+from worker.config import Settings
 from worker.manifest import Ask, Summary, on_ray, output_path, process, process_manifest, with_engine
 
 
@@ -44,10 +45,10 @@ def run(given: argparse.Namespace) -> int:
 
 def _asks(given: argparse.Namespace, options: Mapping[str, Any], stack: contextlib.ExitStack) -> tuple[Ask, int]:
     """Who is asked, for as long as the stack is open, and about how many lines at a time."""
-    settings = api.settings_of(given.model, given.model_dir, device=given.device)
+    settings = Settings.of(model=given.model, model_dir=given.model_dir, device=given.device)
     if given.ray is None:
-        bundle = stack.enter_context(api.load(settings))
-        return with_engine(bundle.engine, given.task, **options), given.concurrency
+        bundle = stack.enter_context(api.load(settings, given.model))
+        return with_engine(bundle.engine, given.task, **bundle.naming(options)), given.concurrency
     cluster = stack.enter_context(on_ray(settings, given.task, address=given.ray, engines=given.engines, each=given.concurrency,
                                          **options))
     return cluster, cluster.concurrency

@@ -42,11 +42,12 @@ def _by_reference(given: argparse.Namespace, sources: list[str]) -> Iterator[Jso
 
 def _by_config(given: argparse.Namespace, sources: list[str]) -> Iterator[Json]:
     """`--model` is a key of the config."""
+    from worker.config import Settings
     from worker.engine import Engine
     from worker.request import source_of
     from worker.scoring.scorer import Scorer
 
-    settings = api.settings_of(None, given.model_dir, device=given.device)
+    settings = Settings.of(model_dir=given.model_dir, device=given.device)
     with Engine(settings) as engine, Scorer.open(given.config, engine, settings) as scorer:
         scorer.check(given.uid, given.cid, given.model)
         scores = [scorer.score(given.uid, given.cid, source_of(source, trusted=True), given.model) for source in sources]

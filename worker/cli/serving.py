@@ -6,8 +6,8 @@ import argparse
 
 def run(given: argparse.Namespace) -> int:
     """Serves until told to end. Raises ConfigError."""
-    from worker import api
+    from worker.config import Settings
     from worker.server import serve
 
-    return serve.run(api.settings_of(given.model, given.model_dir, config=given.config, device=given.device, host=given.host,
-                                     port=given.port, workers=given.workers))
+    return serve.run(Settings.of(given.config, model=given.model, model_dir=given.model_dir, device=given.device,
+                                 host=given.host, port=given.port, workers=given.workers))
