@@ -188,6 +188,7 @@ def test_real_words_of_every_kind_of_input(speaking):
             result = client.transcribe(given, **options)
             assert result.text == "see you next week"
             assert result.duration == pytest.approx(1.268, abs=0.001)
+            assert (result.language, result.words) == ("en", ())
         timed = client.transcribe(WEEK, timestamps=True)
     assert [word.text for word in timed.words] == ["see", "you", "next", "week"]
     assert [segment.text for segment in timed.segments] == ["see you next week"]
@@ -516,7 +517,8 @@ def endpoint(answer):
 
 def test_a_runpod_endpoint_answers_as_a_server_does(door, dry):
     api = Api(door)
-    calls = [("transcribe", (WEEK,), {"timestamps": True, "language": "en"}), ("caption", (WEEK,), {}), ("embed", (WEEK,), {}),
+    calls = [("transcribe", (WEEK,), {"timestamps": True, "language": "en"}), ("transcribe", (WEEK,), {"language": "en"}),
+             ("transcribe", (WEEK,), {}), ("caption", (WEEK,), {}), ("embed", (WEEK,), {}),
              ("analyze", (WEEK,), {"pooling": "mean"}), ("chat", (WEEK, "What?"), {})]
 
     async def ask_all():
@@ -528,7 +530,7 @@ def test_a_runpod_endpoint_answers_as_a_server_does(door, dry):
         for (name, args, options), other in zip(calls, asyncio.run(ask_all()), strict=True):
             mine, theirs = getattr(client, name)(*args, **options), getattr(direct, name)(*args, **options)
             assert repr(mine) == repr(other)
-            for field in ("text", "caption", "words", "segments", "finish_reason"):
+            for field in ("text", "language", "caption", "words", "segments", "finish_reason"):
                 assert getattr(mine, field, None) == getattr(theirs, field, None)
             if hasattr(mine, "embedding"):
                 np.testing.assert_array_equal(mine.embedding, theirs.embedding)

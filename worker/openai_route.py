@@ -128,8 +128,12 @@ def _first(answer: Json) -> Json:
 
 
 def _speech_shape(answer: Json) -> Any:
+    """OpenAI's json has no language: it is here where the model tells it, for who asks for no times."""
     one = answer["results"][0]
-    return one.get("formatted", {"text": one["text"], "usage": {"type": "duration", "seconds": one["duration_sec"]}})
+    if "formatted" in one:
+        return one["formatted"]
+    told = {"language": one["language"]} if one["language"] else {}
+    return {"text": one["text"], **told, "usage": {"type": "duration", "seconds": one["duration_sec"]}}
 
 
 def _chat_shape(answer: Json) -> Json:

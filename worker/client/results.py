@@ -30,7 +30,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Transcribed(Answer):
-    """`words`, `segments`: with timestamps=True. `language`: with them too, and always from Runpod."""
+    """`words`, `segments`: with timestamps=True. `language`: what was heard, where the model tells it."""
 
     text: str
     language: str | None = None
