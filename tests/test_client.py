@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import socket
 import struct
 import subprocess
@@ -606,19 +607,69 @@ def test_a_result_in_the_bucket_is_fetched_without_the_key():
     assert keys == [("/v2/ep1/run", "Bearer secret"), ("/bucket/result.json", None)]
 
 
-def test_scores():
-    forms = []
+# Scores
 
-    def answer(_method, path, _headers, body):
-        forms.append((path, body))
-        return 200, {}, {"model": "whisper-base", "sim_score": 0.5, "audio_sim_score": 0.25, "text_sim_score": 1}
+@pytest.fixture(scope="module")
+def scorers(tmp_path_factory):
+    """A server and an endpoint with the same reference clip and a tiny Whisper."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from fixtures import tiny_whisper
 
-    with scripted(answer) as server, Client(server.url) as client:
-        scored = client.score(b"RIFF", uid="u", cid="c", model="whisper-base")
-    assert (scored.sim_score, scored.audio_sim_score, scored.text_sim_score) == (0.5, 0.25, 1.0)
-    (path, body), = forms
-    assert path == "/score"
-    assert [part in body for part in (b'name="uid"', b'name="cid"', b'name="audio"; filename=')] == [True] * 3
+    folder = tmp_path_factory.mktemp("scores")
+    tiny_whisper.save(folder / "models" / "whisper-small", positions=80, seed=3)
+    (folder / "clips").mkdir()
+    shutil.copy(WEEK, folder / "clips" / "week_1.wav")
+    (folder / "config.json").write_text(json.dumps({
+        "models": [{"key": key, "type": "whisper", "model_id": "openai/whisper-small"} for key in ("first", "other")],
+        "video_clip_dir": "clips", "cache_dir": "cache", "target_sampling_rate": 16000}))
+    configured = Settings(model="whisper-small", model_dir=folder / "models", device="cpu", hf_hub_offline=True,
+                          audio_score_config=folder / "config.json", data_dir=folder / "data", allow_private_urls=True)
+    with Engine(configured) as engine, serving(configured) as url, \
+            endpoint(Api(Door(configured, engine), ())) as ours:
+        yield {"server": url, "endpoint": ours.url}
+
+
+@pytest.fixture(scope="module")
+def hosted():
+    """The URL of a recording."""
+    class File(BaseHTTPRequestHandler):
+        def do_GET(self):
+            data = Path(WEEK).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), File) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/week.wav"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("way", ["server", "endpoint"])
+def test_scores_of_every_kind_of_input(scorers, hosted, way):
+    samples, rate = soundfile.read(WEEK, dtype="float32")
+    with Client(scorers[way]) as client:
+        for given, options in ((WEEK, {}), (Path(WEEK).read_bytes(), {}), (samples, {"sample_rate": rate}), (hosted, {}),
+                               (Path(WEEK).resolve().as_uri(), {"model": "other"})):
+            scored = client.score(given, uid="week", cid="1", **options)
+            assert scored.model == options.get("model", "first")
+            assert (scored.sim_score, scored.audio_sim_score, scored.text_sim_score) == pytest.approx((1, 1, 1), abs=1e-5)
+        assert client.score(np.zeros(rate, np.float32), uid="week", cid="1", sample_rate=rate).audio_sim_score < 0.9999
+
+
+@pytest.mark.parametrize("way", ["server", "endpoint"])
+@pytest.mark.parametrize(("given", "options", "kind"), [
+    (WEEK, {"cid": "2"}, errors.ClipNotFound), (WEEK, {"model": "third"}, errors.RequestError),
+    (WEEK, {"language": "en"}, errors.RequestError), (b"no audio" * 99, {}, errors.DecodeFailed),
+    ("file:///etc/hostname", {}, errors.SourceForbidden), ("gopher://host/a", {}, errors.InputError)])
+def test_a_score_that_cannot_be_is_an_error_of_the_workers(scorers, way, given, options, kind):
+    with Client(scorers[way]) as client, pytest.raises(kind) as caught:
+        client.score(given, **{"uid": "week", "cid": "1"} | options)
+    assert type(caught.value) is kind
 
 
 def test_the_client_loads_nothing_of_the_worker():

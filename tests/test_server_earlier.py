@@ -1,6 +1,7 @@
 """The routes of the servers that Aviary replaces, each asked as its own document shows."""
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from pathlib import Path
@@ -115,3 +116,7 @@ def test_score_against_references(tmp_path):
         unheard = http.post("/score", files={"audio": b"no audio" * 99}, data=fields)
         assert unheard.status_code == 415
         assert http.post("/score", data={"uid": "a"}).status_code == 415, "a form without a file is no multipart form"
+        for source in (str(WEEK), {"url": WEEK.resolve().as_uri()}, {"data": base64.b64encode(WEEK.read_bytes()).decode()}):
+            assert http.post("/score", json={**fields, "audio": source}).json()["text_sim_score"] == 1
+        for wrong in ({}, {"audio": 5}, {"audio": str(WEEK), "inputs": [str(WEEK)] * 2}):
+            assert http.post("/score", json={**fields, **wrong}).status_code == 400

@@ -54,12 +54,24 @@ def translate(route: str, body: Any) -> tuple[Json, Shape]:
     return _audio(_TASKS[name], body), _speech_shape if name in ("transcriptions", "translations") else _first
 
 
+def source(value: Any, name: str) -> str:
+    """A source as these bodies have it: a string, or an object with url or data. Raises RequestError."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping) and isinstance(value.get("url"), str):
+        return str(value["url"])
+    if isinstance(value, Mapping) and isinstance(value.get("data"), str):
+        data = str(value["data"])
+        return data if data.startswith("data:") else f"data:;base64,{data}"
+    raise RequestError(f"{name} must be a source, or an object with url or data", param=name)
+
+
 def _audio(task: str, body: Mapping[str, Any]) -> Json:
     renamed = {"response_format": "format", "timestamp_granularities": "timestamps", "encoding_format": "encoding"}
     payload: Json = {"task": task}
     for name, value in body.items():
         if name in ("audio", "file"):
-            payload["audio"] = _source(value, name)
+            payload["audio"] = source(value, name)
         elif name in renamed:
             payload[renamed[name]] = value
         elif name in _SAME:
@@ -103,24 +115,13 @@ def _turns(messages: Any) -> Json:
             if kind == "text" and isinstance(part.get("text"), str):
                 texts.append(str(part["text"]))
             elif kind in ("audio", "input_audio"):
-                audios.append(_source(part.get(kind), kind))
+                audios.append(source(part.get(kind), kind))
             else:
                 raise RequestError("a content part is text, input_audio or audio", param="messages")
         turns.append({"role": message.get("role"), "content": "\n".join(texts), "audio": len(audios) > before})
     if len(audios) != 1:
         raise RequestError(f"a chat needs exactly one audio, not {len(audios)}", param="messages")
     return {"messages": turns, "audio": audios[0]}
-
-
-def _source(value: Any, name: str) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Mapping) and isinstance(value.get("url"), str):
-        return str(value["url"])
-    if isinstance(value, Mapping) and isinstance(value.get("data"), str):
-        data = str(value["data"])
-        return data if data.startswith("data:") else f"data:;base64,{data}"
-    raise RequestError(f"{name} must be a source, or an object with url or data", param=name)
 
 
 def _first(answer: Json) -> Json:

@@ -35,11 +35,8 @@ class Server:
             body["response_format"] = "verbose_json" if timed else "json"
             if timed:
                 body["timestamp_granularities"] = ["word", "segment"]
-        name = "audio" if task == "score" else "file"
         if isinstance(source, Upload):
-            return Send("POST", url, form=_form(body), file=(name, source))
-        if task == "score":
-            return Send("POST", url, form=_form(body | {"audio": source}))
+            return Send("POST", url, form=_form(body), file=("audio" if task == "score" else "file", source))
         return Send("POST", url, json=body | {"audio": source})
 
 

@@ -77,11 +77,6 @@ def prepared(http: httpx.Client | httpx.AsyncClient, send: Send) -> Iterator[htt
             field, upload = send.file
             files = {field: (upload.name, stack.enter_context(upload.open()))}
             request = http.build_request(send.method, send.url, data=send.form, files=files)
-        elif send.form is not None:
-            # Fields without a file are multipart too, which is what the routes read.
-            fields = [(name, (None, text)) for name, value in send.form.items()
-                      for text in ([value] if isinstance(value, str) else value)]
-            request = http.build_request(send.method, send.url, files=fields)
         else:
             request = http.build_request(send.method, send.url)
         if send.bare:

@@ -3,7 +3,7 @@
     POST /transcribe     JSON {"paths", "prompt", "max_new_tokens"}, or a form with `file`, `model`, `language`,
                          `include_timestamps`: told apart by the content type
     POST /evaluate       JSON {"audio_dir", "gt_dir", "match_mode", "max_new_tokens"}
-    POST /score          a form with `uid`, `cid`, `audio`, `model`
+    POST /score          a form with `uid`, `cid`, `audio`, `model`; JSON too, whose `audio` is a source
 """
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastapi import APIRouter
 from fastapi.requests import Request
 from fastapi.responses import JSONResponse, Response
 
-from worker import catalog, render
+from worker import catalog, openai_route, render
 from worker.audio.fetch import Fetcher
 from worker.errors import InputError, RequestError
 from worker.request import source_of
@@ -55,9 +55,13 @@ def router(service: Service) -> APIRouter:
     async def score(http: Request) -> Response:
         given = await body.read(http)
         try:
-            if not given.is_file("audio"):
-                raise RequestError("audio is missing: send the recording as a file", param="audio")
-            answer = await service.run(http, {**given.fields, "task": "score"}, given.files)
+            unknown = given.fields.keys() - {"uid", "cid", "audio", "model"}
+            if unknown:
+                raise RequestError(f"{min(unknown)} is not a field of this route", param=min(unknown))
+            if "audio" not in given.fields:
+                raise RequestError("audio is missing: send the recording as a file, or its URL", param="audio")
+            audio = openai_route.source(given.fields["audio"], "audio")
+            answer = await service.run(http, {**given.fields, "audio": audio, "task": "score"}, given.files)
         finally:
             given.close()
         (one,) = answer["results"]

@@ -54,7 +54,7 @@ def described(summary: str, *, answer: Json | None = None, kinds: Json | None = 
         needed = [name for name in required if name in form] + (["file"] if "file" in form else [])
         bodies["multipart/form-data"] = {"schema": _object(form, needed, closed=True)}
     if json is not None:
-        needed = [name for name in required if name in json] + (["audio"] if "audio" in json else [])
+        needed = [name for name in json if name in required or name == "audio"]
         bodies["application/json"] = {"schema": _object(json, needed, closed=True)}
     if bodies:
         shape["openapi_extra"] = {"requestBody": {"required": True, "content": bodies}}
@@ -149,9 +149,10 @@ def evaluate() -> Json:
 
 def score() -> Json:
     numbers = dict.fromkeys(("sim_score", "audio_sim_score", "text_sim_score"), NUMBER)
+    named = {"uid": TEXT, "cid": TEXT, "model": TEXT}
     return described("Compare a recording with a reference clip",
                      answer=_object({"model": TEXT, **numbers}, ["model", *numbers]),
-                     form={"audio": FILE, "uid": TEXT, "cid": TEXT, "model": TEXT}, required=("audio", "uid", "cid"))
+                     form={"audio": FILE, **named}, json={"audio": SOURCE, **named}, required=("audio", "uid", "cid"))
 
 
 _STATE = {"enum": ["pending", "processing", "completed", "failed", "cancelled"]}
