@@ -296,13 +296,14 @@ def test_the_console_script_is_this_command():
 def test_a_manifest_is_answered_line_by_line_and_goes_on_where_it_stopped(tmp_path):
     rows = [{"audio_filepath": WEEK, "speaker": 7}, {"audio_filepath": "none.wav"}]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:1]))
-    typed = ("manifest", tmp_path / "in.jsonl", "--output", tmp_path / "out")
+    typed = ("manifest", tmp_path / "in.jsonl", "--output", tmp_path / "out", "--timestamps")
     assert aviary(*typed).stdout == f"{tmp_path}/out/in.transcribe.jsonl\n"
     with (tmp_path / "in.jsonl").open("a") as file:
         file.write(json.dumps(rows[1]) + "\n")
     done = aviary(*typed, code=1)
     assert done.stderr == "aviary: 1 lines failed; --retry-failed asks about them again\n"
     first, second = map(json.loads, (tmp_path / "out" / "in.transcribe.jsonl").read_text().splitlines())
+    assert [word["word"] for word in first.pop("timestamps")["word"]] == ["[dry-run]", "transcribe", "of", "1.27", "s"]
     assert first == {**rows[0], "pred_text": "[dry-run] transcribe of 1.27 s"}
     assert second["error"]["code"] == "source_not_found"
 

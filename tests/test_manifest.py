@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import io
 import json
@@ -14,6 +15,7 @@ import time
 import tracemalloc
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
@@ -83,6 +85,25 @@ def test_words_of_a_live_server_and_the_same_of_the_engine(tmp_path):
     assert (summary.lines, summary.failed, summary.resumed, summary.done) == (5, 3, 0, 1.0)
     assert summary.errors == {"source_not_found": 1, "invalid_input": 2}
     assert told[-1].lines == 5
+
+
+@pytest.mark.parametrize("levels", [True, False])
+def test_times_are_on_the_lines_where_they_are_asked_for(tmp_path, levels):
+    other = str(Path(WEEK).with_name("doctor.flac"))
+    manifest = write(tmp_path / "set.jsonl", {"path": WEEK, "timestamps": "of an earlier stage"}, {"path": other})
+    configured = Settings(model="pocketsphinx", data_dir=tmp_path / "scratch", allowed_paths=())
+    with Engine(configured) as engine, serving(configured, engine) as url:
+        for _ in range(2):      # the second time goes on where there is nothing left to do
+            output = asyncio.run(process_manifest(manifest, tmp_path, url, task="transcribe", timestamps=levels))
+            own = process(manifest, tmp_path / "own.jsonl", with_engine(engine, "transcribe", timestamps=levels))
+        asked = {"timestamps": levels, "audio_base64": base64.b64encode(Path(WEEK).read_bytes()).decode()}
+        answer = httpx.post(f"{url}/runsync", json={"input": asked}, timeout=60).json()["output"]["results"][0]
+    first, second = rows(output)
+    assert rows(own.output) == [first, second]
+    assert own.resumed == 2
+    assert first.get("timestamps") == (answer["timestamps"] if levels else "of an earlier stage")
+    assert ("timestamps" in second) is levels
+    assert "timestamps" not in answer or [word["word"] for word in answer["timestamps"]["word"]] == ["see", "you", "next", "week"]
 
 
 def test_the_first_clients_example_enriches(tmp_path, monkeypatch):

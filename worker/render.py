@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,11 @@ def error_json(error: AviaryError) -> Json:
     """An error as it stands in a result."""
     shape = {"code": error.code, "message": _text(error.message), "retryable": error.retryable}
     return shape | {"param": error.param} if error.param else shape
+
+
+def timestamps(spans: Mapping[Level, Sequence[Span]]) -> Json:
+    """Times as they stand in a result."""
+    return {level: [_span(level, span) for span in spans[level]] for level in spans}
 
 
 def subtitles(transcript: Transcript, duration_sec: float, *, vtt: bool = False) -> str:
@@ -112,8 +117,9 @@ def _transcript(transcript: Transcript, levels: tuple[Level, ...]) -> Json:
     if transcript.tokens_generated is not None:
         shape["tokens_generated"] = transcript.tokens_generated
     if levels:
-        spans = {"word": transcript.words, "segment": transcript.segments, "char": transcript.chars}
-        shape["timestamps"] = {level: [_span(level, span) for span in spans[level]] for level in levels}
+        spans: dict[Level, tuple[Span, ...]] = {"word": transcript.words, "segment": transcript.segments,
+                                                "char": transcript.chars}
+        shape["timestamps"] = timestamps({level: spans[level] for level in levels})
     return shape
 
 

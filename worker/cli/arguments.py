@@ -102,6 +102,7 @@ def _manifest(commands: Any) -> None:
     command.add_argument("--concurrency", type=_at_least_1, default=16, metavar="N",
                          help="lines asked about at a time (16); --ray: by each engine")
     command.add_argument("--retry-failed", action="store_true", help="ask about lines that failed again")
+    command.add_argument("--timestamps", action="store_true", default=None, help="transcribe: times of words and segments too")
     command.add_argument("--language", help="what is spoken (ISO code)")
     command.add_argument("--prompt", help="what the model is told")
     command.set_defaults(run=_lazily("worker.cli.manifests"))

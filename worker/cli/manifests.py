@@ -19,7 +19,7 @@ def run(given: argparse.Namespace) -> int:
     """Prints the output's path. What ends a run (RequestError, ModelUnavailable, a server that does not answer) is raised; what
     is done is written, and the same command goes on there."""
     output = output_path(given.manifest, given.output, given.task)
-    options = {name: value for name in ("language", "prompt") if (value := getattr(given, name)) is not None}
+    options = {name: value for name in ("timestamps", "language", "prompt") if (value := getattr(given, name)) is not None}
     options |= {"model": given.model} if given.model else {}
     failed = 0
 

@@ -5,11 +5,12 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from worker import render
 from worker.errors import Cancelled, RequestError
 from worker.manifest.lines import Line
 from worker.manifest.run import Answer, Ask, Summary, process
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from worker.engine import Engine
+    from worker.types import Level, Span
 
 Task = Literal["transcribe", "caption", "embed", "analyze"]
 
@@ -32,7 +34,7 @@ async def process_manifest(manifest_path: str | Path, output_dir: str | Path, se
 
     `options`: the client's for this task (model, style, ...). Otherwise as `process`, whose errors it raises.
     """
-    from worker.client import AsyncClient
+    from worker.client import AsyncClient, Transcribed
 
     output = output_path(manifest_path, output_dir, task)
     loop, stop = asyncio.get_running_loop(), threading.Event()
@@ -47,7 +49,9 @@ async def process_manifest(manifest_path: str | Path, output_dir: str | Path, se
                 raise Cancelled("stopped") from None
             finally:
                 asked.discard(future)
-            return _answer(getattr(result, "text", None), getattr(result, "caption", None), getattr(result, "embedding", None))
+            if isinstance(result, Transcribed):
+                return _said(result.text, {"word": result.words, "segment": result.segments} if options.get("timestamps") else {})
+            return _heard(getattr(result, "caption", None), getattr(result, "embedding", None))
 
         work = asyncio.ensure_future(asyncio.to_thread(process, manifest_path, output, ask, concurrency=concurrency, stop=stop,
                                                        retry_failed=retry_failed, progress=progress))
@@ -74,7 +78,7 @@ def with_engine(engine: Engine, task: Task, **options: Any) -> Ask:
     import tempfile
 
     from worker.request import parse
-    from worker.types import Analysis, Caption, Embedding, Failure, Reply, Transcript
+    from worker.types import Analysis, Caption, Embedding, Failure, Transcript
 
     def ask(line: Line) -> Answer:
         audio = line.audio()
@@ -91,15 +95,20 @@ def with_engine(engine: Engine, task: Task, **options: Any) -> Ask:
             raise outcome.error
         output = outcome.output
         if isinstance(output, Analysis):
-            return _answer(None, output.caption.text, output.embedding.values)
+            return _heard(output.caption.text, output.embedding.values)
         if isinstance(output, Embedding):
-            return _answer(None, None, output.values)
-        return _answer(output.text if isinstance(output, Transcript | Reply) else None,
-                       output.text if isinstance(output, Caption) else None, None)
+            return _heard(None, output.values)
+        if isinstance(output, Caption):
+            return _heard(output.text, None)
+        spans = {"word": output.words, "segment": output.segments, "char": output.chars} if isinstance(output, Transcript) else {}
+        return _said(output.text, {level: spans[level] for level in outcome.item.view.timestamps})
 
     return ask
 
 
-def _answer(text: str | None, caption: str | None, embedding: np.ndarray | None) -> Answer:
-    told = {"pred_text": text, "caption": caption}
-    return Answer({name: value for name, value in told.items() if value is not None}, embedding)
+def _said(text: str, spans: Mapping[Level, Sequence[Span]]) -> Answer:
+    return Answer({"pred_text": text} | ({"timestamps": render.timestamps(spans)} if spans else {}))
+
+
+def _heard(caption: str | None, embedding: np.ndarray | None) -> Answer:
+    return Answer({} if caption is None else {"caption": caption}, embedding)
