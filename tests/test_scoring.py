@@ -120,6 +120,35 @@ def test_nothing_is_more_alike_than_the_clip_itself(heard, key):
         assert all(audio[other] < 0.9995 for other in SPOKEN if other != name), audio
 
 
+def test_higgs_takes_the_features_of_the_processor_that_is_named(heard, tmp_path):
+    import torch
+    import transformers
+
+    from worker.backends import higgs, tower
+
+    _, engine, folder = heard
+    names = {"own": {"n_fft": 512}, "wide": {"feature_size": 128}}
+    for name, sizes in names.items():
+        transformers.WhisperFeatureExtractor(**sizes).save_pretrained(tmp_path / name)
+        shutil.copy(folder / "models" / "whisper-small" / "config.json", tmp_path / name)
+    config = write(tmp_path, HIGGS, *(HIGGS | {"key": name, "processor_id": str(tmp_path / name)} for name in names))
+    shutil.copy(SAMPLES / "doctor.flac", tmp_path / "clips" / "v_1.flac")
+    with Scorer.open(config, engine, engine.settings) as scorer:
+        scorer.ready.result(60)
+        assert scorer.progress.models["own"] == "loaded"
+        assert "hears 80 mel bands" in scorer.progress.models["wide"]
+        assert scorer.score("v", "1", at(SAMPLES / "doctor.flac"), "own").result(60)["audio_sim_score"] > 0.99999
+    features = {path.parents[2].name: np.array(json.loads(path.read_bytes())["features"]) for path in kept(tmp_path)}
+    assert features.keys() == {"higgs-audio-v2", "own"}
+    assert not np.allclose(features["own"], features["higgs-audio-v2"], atol=1e-3)
+    checkpoint = folder / "models" / "higgs-audio-v2-understanding-3B"
+    alone = tower.load_tower(checkpoint, higgs._config(transformers, checkpoint), torch.float32, torch.device("cpu"))
+    samples, _ = soundfile.read(SAMPLES / "doctor.flac", dtype="float32")
+    with torch.inference_mode():
+        (states,) = tower.states(alone, transformers.WhisperFeatureExtractor.from_pretrained(tmp_path / "own"), [samples])
+    assert np.allclose(features["own"], states.mean(axis=0), atol=1e-4)
+
+
 def test_audio_is_the_cosine_of_the_masked_states(heard, tmp_path):
     """Against the encoder called by hand. Over the padding too, whatever is said would be alike."""
     import torch
@@ -361,11 +390,10 @@ def fussy(settings: Settings):
 def test_a_model_that_cannot_be_loaded_is_left_out(folder, settings):
     write(folder, MISSING, BROKEN, {"key": "no-embedder", "type": "model", "model_id": "parakeet"},
           HIGGS | {"key": "not-higgs", "model_id": "whisper"}, WHISPER | {"key": "not-whisper", "model_id": "higgs"},
-          HIGGS | {"key": "processor", "processor_id": "openai/whisper-small"},
           {"key": "flamingo", "type": "model", "model_id": "audio-flamingo"})
     reasons = {"missing": "is not known", "broken": "the file is torn", "no-embedder": "cannot embed",
                "not-higgs": "is not of type higgs_audio", "not-whisper": "is not of type whisper",
-               "processor": "no processor_id but openai/whisper-large-v3-turbo", "flamingo": "loaded"}
+               "flamingo": "loaded"}
     with Counting(settings, create_backend=fussy(settings)) as engine, opened(folder, engine) as scorer:
         early = scorer.score("a-video", "part_1", at(folder / "tone.wav"))
         scorer.ready.result(60)

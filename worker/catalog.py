@@ -1,7 +1,8 @@
 """The catalog: one row describes a model. Everything else that names models or what they can do is derived from it.
 
 `find(name)` takes an alias, an id, a repository of a family that is known, or a path to a .nemo file or a checkpoint's folder
-(which is looked into), and gives its row. `check(model, options)` refuses what the model cannot do.
+(which is looked into), and gives its row. `:audio_tower` after a Flamingo's is its tower alone; `:` and a repository or folder
+after Higgs's is whose features it takes. `check(model, options)` refuses what the model cannot do.
 """
 from __future__ import annotations
 
@@ -155,6 +156,9 @@ def find(name: str) -> Model:
             return model
     if name.endswith(":audio_tower"):
         return _tower(find(name.removesuffix(":audio_tower")))
+    whole, _, processor = name.partition(":")
+    if processor and (row := next((one for one in MODELS if one.processor and whole in (one.id, *one.aliases)), None)):
+        return replace(row, id=f"{row.id}:{processor}", aliases=(), processor=processor)
     found = _of_path(name) if name.endswith(".nemo") or Path(name).is_dir() else None
     if found is None and (name.endswith(".nemo") or re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
         last = name.lower().rsplit("/", maxsplit=1)[-1]

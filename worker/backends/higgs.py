@@ -18,6 +18,7 @@ from worker.backends.base import Backend
 from worker.backends.device import device_of, dtype_of, libraries
 from worker.catalog import Model
 from worker.config import Settings
+from worker.errors import ModelUnavailable
 from worker.types import SAMPLE_RATE, Batch, Embedding, Output, Piece
 
 HEAD_WIDTH = 64          # of every Whisper encoder, where the checkpoint's configuration does not tell
@@ -38,7 +39,10 @@ class Higgs(Backend):
         self._dtype = dtype_of(self._settings, self._device)
         self._features = transformers.AutoFeatureExtractor.from_pretrained(
             weights.checkpoint(self._row.processor or "", self._settings, part=None))
-        self._tower = tower.load_tower(folder, _config(transformers, folder), self._dtype, self._device)
+        config = _config(transformers, folder)
+        if (made := self._features.feature_size) != config.num_mel_bins:
+            raise ModelUnavailable(f"{self._row.id} hears {config.num_mel_bins} mel bands, and its processor makes {made}")
+        self._tower = tower.load_tower(folder, config, self._dtype, self._device)
         self._transcriber.load()
         self.overhead_sec = self._transcriber.overhead_sec
         self._frame_rate = SAMPLE_RATE / self._features.hop_length / 4
@@ -57,7 +61,8 @@ class Higgs(Backend):
             self._torch.cuda.empty_cache()
 
     def _folder(self) -> Path:
-        return weights.checkpoint(self._row.id, self._settings, part=self._row.part or "")
+        own = self._row.id.removesuffix(f":{self._row.processor}")
+        return weights.checkpoint(own, self._settings, part=self._row.part or "")
 
     def _embedding(self, piece: Piece, states: np.ndarray) -> Embedding:
         pooling = piece.options.pooling

@@ -40,9 +40,9 @@ class ScoringModel:
         row = catalog.find(entry.model_id)
         if row.backend != _BACKENDS.get(entry.type, row.backend):
             raise Unsupported(f"{row.id} is not of type {entry.type}", param="model_id")
-        transcriber = row
         if entry.processor_id and entry.processor_id != row.processor:
-            raise Unsupported(f"{row.id} takes no processor_id but {row.processor}", param="processor_id")
+            row = catalog.find(f"{row.id}:{entry.processor_id}")
+        transcriber = row
         if entry.transcriber_id and catalog.find(entry.transcriber_id) != catalog.find(row.transcriber or ""):
             transcriber = catalog.find(entry.transcriber_id)
         catalog.check(row, Options(row.id, task="embed"))
