@@ -5,9 +5,9 @@ import sys
 
 
 def main() -> None:
-    from benchmarks import gpu, http, measures, models, scaling
+    from benchmarks import doors, gpu, http, measures, models, scaling
 
-    known = {**measures.ALL, **models.ALL, **http.ALL, **scaling.ALL, "gpu": gpu.measure}
+    known = {**measures.ALL, **models.ALL, **http.ALL, **doors.ALL, **scaling.ALL, "gpu": gpu.measure}
     wanted = sys.argv[1:] or list(known)
     if unknown := set(wanted) - set(known):
         sys.exit(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")

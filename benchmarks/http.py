@@ -42,7 +42,7 @@ Ask = Callable[[aiohttp.ClientSession, int], Awaitable[None]]
 
 
 @contextlib.contextmanager
-def _served(folder: Path, *command: str, **environment: str) -> Iterator[str]:
+def served(folder: Path, *command: str, **environment: str) -> Iterator[str]:
     """A server's base URL; `{port}` in the command is its port."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
@@ -71,7 +71,7 @@ async def _up(url: str) -> None:
     raise TimeoutError(url)
 
 
-async def _ask_all(url: str, ask: Ask, count: int, at_once: int) -> float:
+async def ask_all(url: str, ask: Ask, count: int, at_once: int) -> float:
     """Seconds for so many requests, so many of them at a time."""
     numbers = iter(range(count))
 
@@ -85,10 +85,11 @@ async def _ask_all(url: str, ask: Ask, count: int, at_once: int) -> float:
         return time.perf_counter() - started
 
 
-def _upload(path: str, clips: list[bytes]) -> Ask:
+def upload(path: str, clips: list[bytes], field: str = "file", **fields: str) -> Ask:
+    """Sends the clips in turn, in a form with these other fields."""
     async def ask(http: aiohttp.ClientSession, number: int) -> None:
-        form = aiohttp.FormData()
-        form.add_field("file", clips[number % len(clips)], filename=f"{number}.wav")
+        form = aiohttp.FormData(fields)
+        form.add_field(field, clips[number % len(clips)], filename=f"{number}.wav")
         async with http.post(path, data=form) as answer:
             assert answer.status == 200, await answer.text()
             await answer.read()
@@ -96,7 +97,7 @@ def _upload(path: str, clips: list[bytes]) -> Ask:
     return ask
 
 
-def _speech(folder: Path, count: int) -> list[Path]:
+def speech(folder: Path, count: int) -> list[Path]:
     """Clips of five seconds, of digits and silence."""
     rng, paths = np.random.default_rng(0), []
     digits = [soundfile.read(path, dtype="float32")[0] for path in sorted((corpus.FIXTURES / "digits").glob("*.flac"))]
@@ -114,21 +115,21 @@ def throughput() -> list[Row]:
     count, ratios, rates = 240, [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        paths = _speech(folder, count)
+        paths = speech(folder, count)
         clips = [path.read_bytes() for path in paths]
-        ask = _upload("/v1/audio/transcriptions", clips)
+        ask = upload("/v1/audio/transcriptions", clips)
         settings = Settings(model=NAME, allowed_paths=(folder,), data_dir=folder / "engine")
         with Engine(settings) as engine:
             engine.load(NAME).result()
             request = parse({"inputs": [str(path) for path in paths]}, settings)
             engine.submit(request).result()
-            with _served(folder, MODEL=NAME) as url:
-                asyncio.run(_ask_all(url, ask, count, 64))
+            with served(folder, MODEL=NAME) as url:
+                asyncio.run(ask_all(url, ask, count, 64))
                 for _ in range(3):
                     started = time.perf_counter()
                     engine.submit(request).result()
                     inside = time.perf_counter() - started
-                    outside = asyncio.run(_ask_all(url, ask, count, 64))
+                    outside = asyncio.run(ask_all(url, ask, count, 64))
                     ratios.append(inside / outside)
                     rates.append((count / outside, count / inside))
     best = max(range(3), key=lambda i: ratios[i])
@@ -144,15 +145,15 @@ def uploads() -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "stored").mkdir()
-        paths = _speech(folder, 20)
-        with _served(folder, SKIP_MODEL_LOAD="1") as ours, \
-                _served(folder, "-c", _BARE, str(folder / "stored"), "{port}") as bare:
+        paths = speech(folder, 20)
+        with served(folder, SKIP_MODEL_LOAD="1") as ours, \
+                served(folder, "-c", _BARE, str(folder / "stored"), "{port}") as bare:
             for seconds, count in ((5, 400), (60, 200)):
                 clips = [_longer(path, seconds) for path in paths]
                 rates = []
                 for _ in range(6):
-                    mine = count / asyncio.run(_ask_all(ours, _upload("/v1/audio/transcriptions", clips), count, 200))
-                    theirs = count / asyncio.run(_ask_all(bare, _upload("/store", clips), count, 200))
+                    mine = count / asyncio.run(ask_all(ours, upload("/v1/audio/transcriptions", clips), count, 200))
+                    theirs = count / asyncio.run(ask_all(bare, upload("/store", clips), count, 200))
                     for stored in (folder / "stored").iterdir():
                         stored.unlink()
                     rates.append((mine, theirs))
@@ -176,11 +177,11 @@ def backlog() -> list[Row]:
     """What somebody waits for beside 3,000 clips in the background, whose batches are timed while nobody waits."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        paths = _speech(folder, 60)
-        ask = _upload("/v1/audio/transcriptions", [paths[0].read_bytes()])
-        with _served(folder, MODEL=NAME) as url:
+        paths = speech(folder, 60)
+        ask = upload("/v1/audio/transcriptions", [paths[0].read_bytes()])
+        with served(folder, MODEL=NAME) as url:
             async def times(count: int) -> list[float]:
-                return [await _ask_all(url, ask, 1, 1) for _ in range(count)]
+                return [await ask_all(url, ask, 1, 1) for _ in range(count)]
 
             async def measure() -> tuple[list[float], list[float], float, bool]:
                 await times(10)
@@ -212,7 +213,7 @@ def stored_jobs() -> list[Row]:
     """A thousand dry-run jobs sent and finished, against the same sent to be waited for; and how quickly their status is told."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        path = _speech(folder, 1)[0]
+        path = speech(folder, 1)[0]
         body = {"input": {"inputs": [str(path)]}}
 
         def post(route: str) -> Ask:
@@ -238,18 +239,18 @@ def stored_jobs() -> list[Row]:
                     await asyncio.sleep(0.005)
             return times
 
-        with _served(folder, SKIP_MODEL_LOAD="1") as url:
-            asyncio.run(_ask_all(url, post("/runsync"), 200, 32))
+        with served(folder, SKIP_MODEL_LOAD="1") as url:
+            asyncio.run(ask_all(url, post("/runsync"), 200, 32))
 
             done, pairs = 0, []
             for _ in range(5):
-                waited = asyncio.run(_ask_all(url, post("/runsync"), 1000, 32))
+                waited = asyncio.run(ask_all(url, post("/runsync"), 1000, 32))
                 done += 1000
                 started = time.perf_counter()
-                asyncio.run(_ask_all(url, post("/run"), 1000, 32))
+                asyncio.run(ask_all(url, post("/run"), 1000, 32))
                 asyncio.run(finished(url, done))
                 pairs.append((time.perf_counter() - started, waited))
-        with _served(folder, MODEL=NAME) as url:
+        with served(folder, MODEL=NAME) as url:
             async def first() -> str:
                 async with aiohttp.ClientSession(url) as http:
                     return str((await (await http.post("/run", json=body)).json())["id"])
@@ -257,7 +258,7 @@ def stored_jobs() -> list[Row]:
             job = asyncio.run(first())
             asyncio.run(finished(url, 1))
             quiet = asyncio.run(told(url, job, 4))
-            asyncio.run(_ask_all(url, post("/run"), 1000, 32))
+            asyncio.run(ask_all(url, post("/run"), 1000, 32))
             busy = asyncio.run(told(url, job, 3))
             asyncio.run(finished(url, 1001))
     took, waited = sorted(pairs, key=lambda pair: pair[0] / pair[1])[2]
