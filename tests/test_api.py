@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import DIGITS, LABELS, tone
+from conftest import DIGITS, tone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -93,47 +93,6 @@ def test_importing_the_package_loads_nothing():
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True, timeout=30).stdout
     assert "worker" in ast.literal_eval(loaded)
     assert not {"numpy", "pydantic", "torch", "requests", "worker.api"} & set(ast.literal_eval(loaded))
-
-
-# The plain functions
-
-
-def test_the_plain_functions_answer_in_the_seed_s_shapes(ears):
-    result = runner.transcribe_file(path=str(WEEK), model_bundle=ears, prompt=None, max_new_tokens=128)
-    assert result.pop("elapsed_sec") > 0
-    assert result == {"file": str(WEEK), "text": "see you next week", "tokens_generated": None}
-    results = runner.transcribe_files(paths=[str(WEEK), "/nowhere/a.wav", WEEK.with_name("train.mp4")], model_bundle=ears,
-                                      max_new_tokens=128)
-    assert [one["file"] for one in results] == [str(WEEK), "/nowhere/a.wav", str(WEEK.with_name("train.mp4"))]
-    assert results[0]["text"] == "see you next week"
-    assert results[1]["error"]["code"] == "source_not_found"
-    assert results[2]["text"]
-    assert results[2].keys() == {"file", "text", "tokens_generated", "elapsed_sec"}
-
-
-def test_a_bound_on_tokens_reaches_the_models_that_write_and_only_them(dry, ears):
-    assert "max_new_tokens" in api._options(dry, None, 128)
-    assert api._options(ears, None, 128) == {}
-    with pytest.raises(Unsupported, match="takes no prompt"):
-        runner.transcribe_file(str(WEEK), ears, prompt="Transcribe this audio:")
-    assert runner.transcribe_file(str(WEEK), dry, prompt="Transcribe this audio:")["text"].startswith("[dry-run]")
-
-
-def test_one_bad_file_raises_and_no_files_are_no_results(dry):
-    with pytest.raises(SourceNotFound):
-        runner.transcribe_file("/nowhere/a.wav", dry)
-    assert runner.transcribe_files([], dry) == []
-
-
-def test_a_folder_is_evaluated(tmp_path, dry):
-    for name in ("00", "01"):
-        (tmp_path / f"{name}.txt").write_text(LABELS[f"{name}.flac"])
-        (tmp_path / f"{name}.flac").symlink_to(DIGITS / f"{name}.flac")
-    answer = runner.evaluate_folder(audio_dir=tmp_path, gt_dir=tmp_path, model_bundle=dry, match_mode="exact")
-    assert answer["summary"]["count"] == answer["summary"]["fp"] == 2
-    assert [detail["file"] for detail in answer["details"]] == ["00.flac", "01.flac"]
-    with pytest.raises(RequestError, match="not a folder"):
-        runner.evaluate_folder(tmp_path / "none", tmp_path, dry)
 
 
 # Typed answers

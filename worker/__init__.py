@@ -14,17 +14,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from worker.api import Answer, ModelBundle, evaluate_folder, load_model, transcribe_file, transcribe_files
+    from worker.api import Answer, ModelBundle, load_model
     from worker.client import AsyncClient, Client
     from worker.errors import AviaryError
     from worker.manifest import process_manifest
+    from worker.plain import evaluate_folder, transcribe_file, transcribe_files
     from worker.types import Analysis, Caption, Embedding, Failure, Reply, Span, Transcript
 
 _HOMES = {
-    "worker.api": ("Answer", "ModelBundle", "evaluate_folder", "load_model", "transcribe_file", "transcribe_files"),
+    "worker.api": ("Answer", "ModelBundle", "load_model"),
     "worker.client": ("AsyncClient", "Client"),
     "worker.errors": ("AviaryError",),
     "worker.manifest": ("process_manifest",),
+    "worker.plain": ("evaluate_folder", "transcribe_file", "transcribe_files"),
     "worker.types": ("Analysis", "Caption", "Embedding", "Failure", "Reply", "Span", "Transcript"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

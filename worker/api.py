@@ -10,9 +10,7 @@
 Audio is a path, an http(s), s3, file or data URL, the bytes of a file, or an array with its `sample_rate`; a list or tuple of
 them is many. Of one, what is wrong raises an AviaryError; of many, it stands as a Failure in the place of the answer, and only
 what is wrong with the call as a whole raises. Paths are trusted. Many share batches: one call with many is faster than many
-calls.
-
-`load_model`, `transcribe_file`, `transcribe_files` and `evaluate_folder` answer in plain dicts.
+calls. `worker.plain` has functions that answer in plain dicts.
 """
 from __future__ import annotations
 
@@ -291,52 +289,6 @@ def load(settings: Settings, named: str | None = None) -> ModelBundle:
     return ModelBundle(engine, named)
 
 
-def transcribe_file(path: str | os.PathLike[str], model_bundle: ModelBundle, prompt: str | None = None,
-                    max_new_tokens: int = 128) -> Json:
-    """{"file", "text", "tokens_generated", "elapsed_sec"}. Raises AviaryError, as a model that takes no prompt does for one.
-
-    max_new_tokens is for models that write token by token; tokens_generated is theirs, and None for others.
-    """
-    answer = model_bundle.transcribe(path, **_options(model_bundle, prompt, max_new_tokens))
-    return _file_json(os.fspath(path), answer)
-
-
-def transcribe_files(paths: Sequence[str | os.PathLike[str]], model_bundle: ModelBundle, prompt: str | None = None,
-                     max_new_tokens: int = 128, *, progress: bool = False) -> list[Json]:
-    """The same for many at once, in their order. A file that failed has `error` (`code`, `message`, `retryable`) in place of
-    the rest. elapsed_sec counts from the call."""
-    options = _options(model_bundle, prompt, max_new_tokens)
-    options["progress"] = progress
-    answers = model_bundle.transcribe(list(paths), **options)
-    return [_file_json(os.fspath(path), answer) for path, answer in zip(paths, answers, strict=True)]
-
-
-def evaluate_folder(audio_dir: str | os.PathLike[str], gt_dir: str | os.PathLike[str], model_bundle: ModelBundle,
-                    match_mode: str = "exact", prompt: str | None = None, max_new_tokens: int = 128, *,
-                    normalizer: str = "basic", progress: bool = False) -> Json:
-    """{"summary", "details"}: what is heard in a folder's audio, against the .txt files of another; see worker.evaluation.
-
-    Raises RequestError for folders that are not there, and where no audio has a label.
-    """
-    from worker.evaluation import evaluate, read_folder
-    from worker.progress import bar
-
-    corpus = read_folder(os.fspath(audio_dir), os.fspath(gt_dir))
-    with bar(len(corpus.pairs), shown=progress) as add:
-        return evaluate(model_bundle.engine, corpus, model_bundle.naming(_options(model_bundle, prompt, max_new_tokens)),
-                        match_mode=match_mode, normalizer=normalizer, trusted=True, on_result=add)
-
-
-def _options(bundle: ModelBundle, prompt: str | None, max_new_tokens: int | None) -> SpeechOptions:
-    """The options that were given, but for a bound on new tokens where the model writes none."""
-    options: SpeechOptions = {}
-    if prompt is not None:
-        options["prompt"] = prompt
-    if max_new_tokens is not None and "max_new_tokens" in bundle.row.options:
-        options["max_new_tokens"] = max_new_tokens
-    return options
-
-
 def _source(index: int, audio: Any, rate: int | None, shelf: Shelf, files: dict[str, BinaryIO]) -> str:
     """What stands in the payload for an input: its path or URL, or a name that no path can have."""
     name = f"\0{index}"
@@ -362,13 +314,3 @@ def _answer(done: Done, names: Sequence[str]) -> Answer[Any] | Failure:
     if isinstance(one, Failure):
         return one
     return Answer(one.index, names[one.index], one.output, one.duration_sec, done.elapsed_sec, one.warning)
-
-
-def _file_json(file: str, answer: Answer[Transcript] | Failure) -> Json:
-    if isinstance(answer, Failure):
-        from worker.render import error_json
-
-        return {"file": file, "error": error_json(answer.error)}
-    transcript = answer.output
-    return {"file": file, "text": transcript.text, "tokens_generated": transcript.tokens_generated,
-            "elapsed_sec": round(answer.elapsed_sec, 3)}
