@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import encode, tone
 
-from worker import lane
+from worker import pool
 from worker.audio import ingest
 from worker.backends.base import Backend
 from worker.config import Settings
@@ -133,7 +133,7 @@ def test_cancelling_drops_what_is_not_on_the_device(settings, tmp_path):
         paths = [str(tone(tmp_path / f"{i}.wav", 70 + i)) for i in range(5)]
         future = engine.submit(parse({"inputs": paths}, engine.settings.model_copy(update={"short_max_sec": 1})))
         deadline = time.monotonic() + 10
-        while not engine._lane._waiting and time.monotonic() < deadline:
+        while not engine.waiting and time.monotonic() < deadline:
             time.sleep(0.01)
         assert future.cancel()
         model.gate.set()
@@ -270,7 +270,7 @@ def test_the_background_reads_far_ahead_only_while_nobody_waits(settings, tmp_pa
 
 
 def test_the_background_gets_its_turn_however_many_wait(settings, tmp_path, monkeypatch):
-    for module in (ingest, lane):
+    for module in (ingest, pool):
         monkeypatch.setattr(module, "BACKGROUND_SEC", 0.3)
     model, stop = Slow(), threading.Event()
     model.gate.set()

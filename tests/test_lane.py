@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from worker import lane as lanes
 from worker import residency
 from worker.backends.base import Backend
 from worker.batching import Limits, next_batch
 from worker.errors import Cancelled, DeviceLost, ModelError, ModelUnavailable, OutOfMemory
-from worker.lane import Lane as _Lane
+from worker.pool import Pool
 from worker.residency import Residency
 from worker.types import Batch, Clip, Options, Piece, Transcript
 
@@ -27,9 +28,23 @@ def piece(seconds: float, order: int = 0, language: str | None = None) -> Piece:
     return Piece(Clip(np.broadcast_to(np.float32(0), (round(seconds * 16_000),))), Options(MODEL, language=language), order)
 
 
-def Lane(limits, create, **options) -> _Lane:
-    made: list[_Lane] = []
-    return made.append(_Lane(limits, Residency(create, changed=lambda: made and made[0].nudge()), **options)) or made[0]
+class Lane:
+    """A pool and the one lane that takes from it."""
+
+    def __init__(self, limits, create, **options) -> None:
+        self.pool = Pool(**options)
+        self.put = self.pool.put
+        self.residency = Residency(create, changed=self.pool.nudge)
+        self._lane = lanes.Lane(self.pool, self.residency, limits)
+        self._lane.start()
+
+    @property
+    def lost(self):
+        return self.pool.lost
+
+    def close(self) -> None:
+        self.pool.close()
+        self._lane.join()
 
 
 class Model(Backend):
@@ -161,7 +176,7 @@ def test_loading_ahead_reports_failure():
 
     lane = Lane(LIMITS, lambda _row: Model(load=fail))
     with pytest.raises(ModelUnavailable, match="gated"):
-        lane._residency.load(MODEL).result(5)
+        lane.residency.load(MODEL).result(5)
     lane.close()
 
 
@@ -184,7 +199,7 @@ def test_cancelled_pieces_are_dropped_before_they_run():
 def test_an_idle_device_waits_for_what_is_coming_but_not_long():
     model = Model()
     lane = Lane(LIMITS, lambda _row: model, wait_sec=0.3, coming=lambda background: 1)
-    lane._residency.load(MODEL).result(5)
+    lane.residency.load(MODEL).result(5)
     futures = [Future() for _ in range(3)]
     started = time.monotonic()
     for future in futures:
@@ -198,7 +213,7 @@ def test_an_idle_device_waits_for_what_is_coming_but_not_long():
 
 
 def test_a_fault_in_planning_fails_what_waits_and_the_lane_goes_on(monkeypatch):
-    from worker import lane as module
+    from worker import pool as module
 
     planned = iter([True, False])
     monkeypatch.setattr(module, "next_batch", lambda *given: 1 / 0 if next(planned, False) else next_batch(*given))
@@ -230,7 +245,7 @@ def test_a_backend_with_the_wrong_number_of_outputs_is_a_fault_of_ours():
 def test_closing_answers_what_waits_and_closes_the_model():
     model, gate = Model(), threading.Event()
     lane = Lane(LIMITS, lambda _row: model)
-    lane._residency.load(MODEL).result(5)
+    lane.residency.load(MODEL).result(5)
     model.infer = lambda batch: gate.wait(5) and [Transcript("") for _ in batch.pieces]
     running, waiting = Future(), Future()
     lane.put(piece(1), running.set_result)

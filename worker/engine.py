@@ -25,7 +25,8 @@ from worker.backends.device import weights_budget
 from worker.batching import Limits
 from worker.config import Settings
 from worker.errors import AviaryError, DeviceLost, TooLong
-from worker.lane import Done, Lane, OnBatch, known
+from worker.lane import Lane, OnBatch, known
+from worker.pool import Done, Pool
 from worker.residency import Residency
 from worker.types import (
     SAMPLE_RATE,
@@ -55,13 +56,14 @@ class Engine:
     `on_batch` is told of each batch that was run and of its seconds, on the device's thread."""
 
     def __init__(self, settings: Settings, *, create_backend: Callable[[catalog.Model], Backend] | None = None,
-                 on_batch: OnBatch = lambda batch, seconds: None) -> None:
+                 on_batch: OnBatch = lambda batch, seconds, device: None) -> None:
         self.settings = settings
         self._ingest = Ingest(settings, idle=self._nudge)
         self._residency = Residency(create_backend or (lambda model: create(model, settings)), changed=self._nudge,
                                     budget=lambda: weights_budget(settings), idle_sec=settings.model_idle_sec)
-        self._lane = Lane(Limits.of(settings), self._residency, wait_sec=settings.batch_wait_sec, coming=self._ingest.coming,
-                          on_batch=on_batch)
+        self._pool = Pool(wait_sec=settings.batch_wait_sec, coming=self._ingest.coming)
+        self._lane = Lane(self._pool, self._residency, Limits.of(settings), on_batch=on_batch)
+        self._lane.start()
 
     def submit(self, request: Request, *, on_result: OnResult | None = None, on_text: OnText | None = None) -> Future[Response]:
         """Runs the request. `on_result` is called for each input as it is done, `on_text` with an input's index and each
@@ -81,10 +83,10 @@ class Engine:
     def _ended(self, future: Future[Response]) -> None:
         if future.cancelled():
             self._ingest.drop_cancelled()
-            self._lane.nudge()
+            self._pool.nudge()
 
     def _nudge(self) -> None:
-        self._lane.nudge()
+        self._pool.nudge()
 
     def load(self, model: str) -> Future[None]:
         """Loads a model ahead of its first request, and starts the decoders."""
@@ -99,7 +101,7 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Pieces that are decoded and wait for the device."""
-        return len(self._lane)
+        return len(self._pool)
 
     @property
     def held_sec(self) -> float:
@@ -109,11 +111,12 @@ class Engine:
     @property
     def lost(self) -> DeviceLost | None:
         """Why this process must be replaced, or None."""
-        return self._lane.lost
+        return self._pool.lost
 
     def close(self) -> None:
         """Ends the threads and the decoding processes. What is queued is answered as cancelled."""
-        self._lane.close()
+        self._pool.close()
+        self._lane.join()
         self._ingest.close()
 
     def __enter__(self) -> Engine:
@@ -157,7 +160,7 @@ class Engine:
             part = Clip(clip.samples[start:end]) if len(spans) > 1 else clip
             piece = Piece(part, options, order, run.request.background, run.future.cancelled,
                           teller if len(spans) == 1 else None)
-            self._lane.put(piece, self._collect(run, parts, number, start))
+            self._pool.put(piece, self._collect(run, parts, number, start))
 
     @staticmethod
     def _answer(run: _Run, clip: Clip, items: list[Item], using: _Countdown, outcome: Output | AviaryError) -> None:

@@ -4,9 +4,10 @@
     load(model)     a Future that is done when the model is ready
 
 A load runs on a thread of its own, so that the models already there go on answering; one at a time, because two might not
-fit (downloads are not held up by it). To make room, models that nobody is using leave, the one longest unused first; so do
-those unused for `idle_sec`. A model that cannot be loaded raises its own ModelUnavailable, at once for RETRY_SEC, then it is
-tried anew. A device that is lost meanwhile is remembered in `lost`.
+fit (downloads are not held up by it), nor into the machine's memory, which devices have in common: they share the lock
+`loading`. To make room, models that nobody is using leave, the one longest unused first; so do those unused for `idle_sec`. A
+model that cannot be loaded raises its own ModelUnavailable, at once for RETRY_SEC, then it is tried anew. A device that is
+lost meanwhile is remembered in `lost`.
 
 `claim`, `release`, `warm` and `sweep` are for the lane's thread, on which models are warmed and closed; `load` and `close`
 for any.
@@ -50,11 +51,13 @@ class Residency:
     """`budget` gives the bytes that all weights together may take; `changed` is called when a load has ended."""
 
     def __init__(self, create: Callable[[catalog.Model], Backend], *, budget: Callable[[], float] = lambda: float("inf"),
-                 idle_sec: float = 0.0, changed: Callable[[], None] = lambda: None) -> None:
+                 idle_sec: float = 0.0, changed: Callable[[], None] = lambda: None,
+                 loading: threading.Lock | None = None) -> None:
         self._create, self._budget, self._idle_sec, self._changed = create, budget, idle_sec, changed
         self._residents: dict[str, _Resident] = {}
-        self._lock, self._loading = threading.Condition(), threading.Lock()
-        self._closed = self._waiting_for_room = False
+        self._lock, self._loading = threading.Condition(), loading or threading.Lock()
+        self._closed: AviaryError | None = None         # and why
+        self._waiting_for_room = False
         self.lost: DeviceLost | None = None
 
     def claim(self, model: str) -> Backend | None:
@@ -82,9 +85,10 @@ class Residency:
 
     @property
     def due(self) -> bool:
-        """Whether a model waits for `warm` or has to leave in `sweep`."""
+        """Whether a model waits for `warm` or has to leave in `sweep`, or the device is lost."""
         with self._lock:
-            return any(one.leaving or (one.backend is not None and one.fresh) for one in self._residents.values())
+            return self.lost is not None \
+                or any(one.leaving or (one.backend is not None and one.fresh) for one in self._residents.values())
 
     def warm(self) -> None:
         """Makes ready what has been loaded since."""
@@ -99,7 +103,7 @@ class Residency:
         future.set_running_or_notify_cancel()       # so that nobody can cancel what others wait for
         with self._lock:
             if self._closed:
-                future.set_exception(Cancelled("the worker is shutting down"))
+                future.set_exception(self._closed)
                 return future
             resident = self._residents.get(model)
             if resident is None or resident.error:
@@ -115,6 +119,15 @@ class Residency:
         with self._lock:
             return {name: "failed" if one.error else "loading" if one.backend is None or one.fresh else "ready"
                     for name, one in self._residents.items()}
+
+    def has(self, model: str) -> bool:
+        """Whether the model is ready."""
+        return self.states().get(model) == "ready"
+
+    def lose(self, error: DeviceLost) -> None:
+        """The device is lost, as whoever watches it says."""
+        self.lost = error
+        self._changed()
 
     def sweep(self) -> float | None:
         """Closes what has to make room or has been unused for `idle_sec`. Seconds until there may be more to do, or None."""
@@ -139,17 +152,17 @@ class Residency:
         left = [self._idle_sec - (now - resident.since) for resident in idle.values() if not resident.leaving]
         return min(left, default=None) if self._idle_sec else None
 
-    def close(self) -> None:
-        """Unloads everything. A load under way is abandoned to its thread."""
+    def close(self, why: AviaryError | None = None) -> None:
+        """Unloads everything. A load under way is abandoned to its thread; who waits for it is told `why`."""
         with self._lock:
-            self._closed = True
+            self._closed = closed = why or Cancelled("the worker is shutting down")
             residents, self._residents = list(self._residents.values()), {}
             futures = [future for resident in residents for future in resident.futures]
             for resident in residents:
                 resident.futures = []
             self._lock.notify_all()
         for future in futures:
-            future.set_exception(Cancelled("the worker is shutting down"))
+            future.set_exception(closed)
         for resident in residents:
             if resident.backend is not None:
                 _close(resident.backend)
@@ -172,7 +185,7 @@ class Residency:
                 self._make_room(model, weight)
                 backend.load()
                 with self._lock:
-                    if not self._closed:
+                    if self._closed is None:
                         resident.backend, resident.bytes, resident.since = backend, weight, time.monotonic()
             if resident.backend is None:
                 _close(backend)
@@ -185,7 +198,7 @@ class Residency:
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            raise Cancelled("the worker is shutting down")
+            raise self._closed
 
     def _make_room(self, model: str, weight: int) -> None:
         """Unloads the longest unused until the weight fits. Raises ModelUnavailable if it never can.

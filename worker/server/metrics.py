@@ -1,6 +1,7 @@
 """Numbers to watch: what Prometheus reads at /metrics, and the same for people at /stats.
 
-One registry an app. Labels are few and bounded: models of the catalog and MODELS, tasks, error codes, route templates.
+One registry an app. Labels are few and bounded: models of the catalog and MODELS, devices, tasks, error codes, route
+templates.
 """
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Meters:
-    """`batch` is called on the device's thread, `response` and `request` on the event loop."""
+    """`batch` is called on the devices' threads, `response` and `request` on the event loop."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -38,9 +39,9 @@ class Meters:
         self._tokens = counter("aviary_generated_tokens", "Tokens generated")
         self._stages = counter("aviary_stage_seconds", "Seconds spent by stage, summed over inputs", ["stage"])
         self._wait = histogram("aviary_queue_wait_seconds", "A request's inputs' mean wait for the device", buckets=_SECONDS)
-        self._batches = counter("aviary_batches", "Batches run", ["model"])
+        self._batches = counter("aviary_batches", "Batches run", ["model", "device"])
         self._sizes = histogram("aviary_batch_size", "Pieces in a batch", buckets=(1, 2, 4, 8, 16, 32, 64))
-        self._device = counter("aviary_device_seconds", "Seconds the device was busy", ["model"])
+        self._device = counter("aviary_device_seconds", "Seconds the device was busy", ["model", "device"])
         self._heard = counter("aviary_device_audio_seconds", "Seconds of audio the device was given", ["model"])
         self._padding = counter("aviary_padding_seconds", "Seconds of padding the device was given", ["model"])
         self._in_flight = Gauge("aviary_inputs_in_flight", "Inputs taken and not yet answered", registry=self.registry)
@@ -54,12 +55,12 @@ class Meters:
         self._taken = inputs
         self._in_flight.set(inputs)
 
-    def batch(self, batch: Batch, seconds: float) -> None:
+    def batch(self, batch: Batch, seconds: float, device: str) -> None:
         model = batch.options.model
         heard = sum(piece.duration_sec for piece in batch.pieces)
-        self._batches.labels(model).inc()
+        self._batches.labels(model, device).inc()
         self._sizes.observe(len(batch.pieces))
-        self._device.labels(model).inc(seconds)
+        self._device.labels(model, device).inc(seconds)
         self._heard.labels(model).inc(heard)
         self._padding.labels(model).inc(max(0.0, batch.padded_sec - heard))
 
