@@ -29,7 +29,8 @@ SEATS = 2
 _SERVE = """
 import sys
 from worker.config import Settings
-from worker.gateway import nginx, seats, supervisor
+from worker import seats
+from worker.gateway import nginx, supervisor
 settings = Settings()
 sys.exit(supervisor.run(settings, seats.seats(settings)[:int(sys.argv[1])], nginx.find()))
 """

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 WEEK = (ROOT / "samples" / "week.wav").read_bytes()
 # As `serve` does where there is no nginx.
 WITHOUT_NGINX = ("import sys; from worker import logs; from worker.config import Settings; "
-                 "from worker.gateway import supervisor, seats; s = Settings(); logs.configure(s); "
+                 "from worker import seats; from worker.gateway import supervisor; s = Settings(); logs.configure(s); "
                  "sys.exit(supervisor.run(s, seats.seats(s), None))")
 
 

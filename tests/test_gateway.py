@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from worker.config import Settings
 from worker.gateway import nginx, supervisor
 from worker.gateway.process import ask
-from worker.gateway.seats import Seat
+from worker.seats import Seat
 
 needs_nginx = pytest.mark.skipif(nginx.find() is None, reason="nginx is not installed")
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from worker import seats
 from worker.config import ConfigError, Settings
-from worker.gateway import front, nginx, seats, sums, supervisor
+from worker.gateway import front, nginx, sums, supervisor
 
 ROOT = Path(__file__).parent.parent
 GPUS = [seats.Gpu("GPU-a", 80 * 1024**3), seats.Gpu("GPU-b", 80 * 1024**3)]

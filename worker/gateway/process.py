@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from worker.config import Settings
-from worker.gateway.seats import Seat
+from worker.seats import Seat
 from worker.server import serve
 
 log = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from typing import Any
 from worker.config import ConfigError, Settings
 from worker.gateway import front, nginx
 from worker.gateway.process import Worker
-from worker.gateway.seats import Seat
+from worker.seats import Seat
 from worker.server import serve
 
 log = logging.getLogger(__name__)

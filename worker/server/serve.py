@@ -32,7 +32,7 @@ def run(settings: Settings) -> int:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     if settings.workers != 1:
         from worker.gateway import nginx, supervisor
-        from worker.gateway.seats import seats
+        from worker.seats import seats
 
         if len(taken := seats(settings)) > 1:
             return supervisor.run(settings, taken, nginx.find())
