@@ -148,3 +148,8 @@ def test_a_device_that_is_not_there(find):
     found = find(DEVICE="cuda")["device"]
     assert "sees no CUDA device" in found.says
     assert not found.ok
+
+
+def test_several_devices_are_counted(find):
+    pytest.importorskip("torch")
+    assert find(DEVICE="cpu,cpu")["device"].says.startswith("2 processes on the CPU")

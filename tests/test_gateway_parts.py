@@ -1,4 +1,4 @@
-"""What several workers are made of: seats on devices, nginx's configuration, sums of numbers."""
+"""What several workers are made of: nginx's configuration, sums of numbers."""
 from __future__ import annotations
 
 import os
@@ -14,45 +14,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from worker import seats
 from worker.config import ConfigError, Settings
 from worker.gateway import front, nginx, sums, supervisor
 
 ROOT = Path(__file__).parent.parent
-GPUS = [seats.Gpu("GPU-a", 80 * 1024**3), seats.Gpu("GPU-b", 80 * 1024**3)]
-
-
-# Seats
-
-@given(st.integers(1, 12), st.lists(st.integers(0, 63), min_size=1, max_size=24, unique=True).map(sorted))
-def test_cores_are_divided_without_overlap_where_they_suffice(count, cores):
-    taken = seats.place(Settings(), count, [], cores)
-    blocks = [seat.cores for seat in taken]
-    assert len(blocks) == count
-    if count <= len(cores):
-        assert sorted(core for block in blocks for core in block) == cores
-        assert max(map(len, blocks)) - min(map(len, blocks)) <= 1
-    else:
-        assert set(blocks) == {tuple(cores)}
-
-
-def test_each_worker_sees_one_gpu_and_those_that_share_one_share_its_memory():
-    taken = seats.place(Settings(device="cuda"), 3, GPUS, list(range(16)))
-    assert [seat.environment["CUDA_VISIBLE_DEVICES"] for seat in taken] == ["GPU-a", "GPU-b", "GPU-a"]
-    assert [seat.settings.models_memory_gb for seat in taken] == [pytest.approx(32), None, pytest.approx(32)]
-    assert {seat.settings.workers for seat in taken} == {1}
-    assert {seat.settings.decode_workers for seat in taken} == {5}
-    (one, other) = seats.place(Settings(device="cuda:1", decode_workers=3, models_memory_gb=7), 2, [GPUS[1]], [0])
-    assert one.environment == other.environment == {"CUDA_VISIBLE_DEVICES": "GPU-b"}
-    assert (one.settings.device, one.settings.decode_workers, one.settings.models_memory_gb) == ("cuda", 3, 7)
-
-
-def test_without_gpus_one_seat_is_enough_and_a_gpu_that_is_asked_for_is_missed():
-    assert len(seats.seats(Settings(workers=0, device="cpu"))) == 1
-    assert len(seats.seats(Settings(workers=4, skip_model_load=True))) == 4
-    if not seats._gpus():
-        with pytest.raises(ConfigError, match="torch sees 0 CUDA devices"):
-            seats.seats(Settings(workers=0, device="cuda"))
 
 
 # nginx

@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     parakeet_model: str = Field("nvidia/parakeet-tdt-0.6b-v3", description="Default model where `MODEL` is not set")
     model_dir: Path | None = Field(None, description="Folder with checkpoints, looked into before any cache; one that is a checkpoint itself is the default model, where none is named")
     skip_model_load: bool = Field(False, description="`1`: dry run, everything is real but the model")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda` or `cuda:N`")
+    device: str = Field("auto", pattern=r"^(auto|cuda|cpu(, ?cpu)*|cuda:\d+(, ?cuda:\d+)*)$", description="`auto` (every GPU that is visible, without one the CPU), `cpu`, `cuda` (the first) or `cuda:N`; several, separated by commas, have a process each")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="`auto` is bfloat16 on a GPU that has it, else float32")
     compile: bool = Field(False, description="`1`: torch.compile the audio encoders of Whisper and the Flamingos (slower start; needs a C++ compiler)")
     models: Annotated[tuple[str, ...], NoDecode] = Field(default_factory=tuple, description="Models loaded at start beside the default, separated by commas; others load on first use")
@@ -149,6 +149,11 @@ class Settings(BaseSettings):
     @property
     def default_model(self) -> str:
         return self.model or self.model_name or self.parakeet_model
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """What DEVICE names."""
+        return tuple(name.strip() for name in self.device.split(","))
 
     @property
     def on_runpod(self) -> bool:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from worker.catalog import Model
@@ -129,9 +129,8 @@ def _device(settings: Settings) -> Iterator[Finding]:
         return
     import torch
 
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        yield Finding("device", f"{properties.name}, {properties.total_memory / GIB:.0f} GiB, torch {torch.__version__}")
+    if torch.cuda.is_available() and settings.devices[0] != "cpu":
+        yield from _gpus(settings, torch)
     elif settings.device.startswith("cuda"):
         yield Finding("device", f"DEVICE={settings.device}, but torch {torch.__version__} sees no CUDA device",
                       "install the driver and requirements.txt, or set DEVICE=auto")
@@ -139,13 +138,26 @@ def _device(settings: Settings) -> Iterator[Finding]:
         yield Finding("device", f"there is an NVIDIA driver, but torch {torch.__version__} sees no CUDA device",
                       "install requirements.txt; its torch needs a driver of the 580 series or later")
     else:
-        yield Finding("device", f"CPU, torch {torch.__version__}")
+        many = f"{len(settings.devices)} processes on the " if len(settings.devices) > 1 else ""
+        yield Finding("device", f"{many}CPU, torch {torch.__version__}")
     if _importable("torchaudio"):
         try:
             importlib.import_module("torchaudio")
         except (ImportError, OSError) as error:
             yield Finding("device", f"torchaudio does not load beside this torch ({error}), nor then does NeMo",
                           "pip uninstall torchaudio, or install both as requirements.txt has them")
+
+
+def _gpus(settings: Settings, torch: Any) -> Iterator[Finding]:
+    """Those that DEVICE means."""
+    count = torch.cuda.device_count()
+    for number in range(count) if settings.device == "auto" else [int(name.partition(":")[2] or 0) for name in settings.devices]:
+        if number < count:
+            card = torch.cuda.get_device_properties(number)
+            yield Finding("device", f"cuda:{number}: {card.name}, {card.total_memory / GIB:.0f} GiB, torch {torch.__version__}")
+        else:
+            yield Finding("device", f"DEVICE={settings.device}, but torch {torch.__version__} sees {count} CUDA devices",
+                          "name one that is there, or set DEVICE=auto")
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:

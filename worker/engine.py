@@ -1,6 +1,6 @@
 """The engine: runs a Request to its Response. Every door ends here, and everything else is built on `submit`.
 
-    submit(request) ── distinct sources ──▶ ingest ── clips ──▶ lane ── outputs ──▶ Response, in the request's order
+    submit(request) ── distinct sources ──▶ ingest ── clips ──▶ pool ──▶ lanes ── outputs ──▶ Response, in the request's order
 
 `submit` returns at once; its Future never fails for one bad input, which becomes a Failure in its place. Cancelling the
 future (before its result is set) drops what is not yet on the device and stops downloads and decoding.
@@ -24,10 +24,13 @@ from worker.backends.base import Backend
 from worker.backends.device import weights_budget
 from worker.batching import Limits
 from worker.config import Settings
+from worker.devices.remote import Device
 from worker.errors import AviaryError, DeviceLost, TooLong
+from worker.futures import any_of
 from worker.lane import Lane, OnBatch, known
 from worker.pool import Done, Pool
 from worker.residency import Residency
+from worker.seats import devices
 from worker.types import (
     SAMPLE_RATE,
     Clip,
@@ -49,21 +52,44 @@ log = logging.getLogger(__name__)
 
 OnResult = Callable[[Result | Failure], None]
 OnText = Callable[[int, str], None]
+_STATES = ("ready", "loading", "failed")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Devices:
+    """How many there are, and how many of them are lost."""
+
+    count: int
+    lost: int
 
 
 class Engine:
-    """One device and what feeds it. Thread-safe; `create_backend` is the seam through which a test puts its own model.
-    `on_batch` is told of each batch that was run and of its seconds, on the device's thread."""
+    """The devices and what feeds them: one in this process, or several, each in a process of its own. Thread-safe;
+    `create_backend` is the seam through which a test puts its own models, which then are in this process, whatever there is.
+    `on_batch` is told of each batch that was run, its seconds and its device's number, on the device's thread."""
 
     def __init__(self, settings: Settings, *, create_backend: Callable[[catalog.Model], Backend] | None = None,
                  on_batch: OnBatch = lambda batch, seconds, device: None) -> None:
         self.settings = settings
         self._ingest = Ingest(settings, idle=self._nudge)
-        self._residency = Residency(create_backend or (lambda model: create(model, settings)), changed=self._nudge,
-                                    budget=lambda: weights_budget(settings), idle_sec=settings.model_idle_sec)
         self._pool = Pool(wait_sec=settings.batch_wait_sec, coming=self._ingest.coming)
-        self._lane = Lane(self._pool, self._residency, Limits.of(settings), on_batch=on_batch)
-        self._lane.start()
+        self._devices = [Device(seat) for seat in devices(settings)] if create_backend is None else []
+        loading = threading.Lock()
+
+        def lane(number: int, device: Device | None) -> Lane:
+            own = device.seat.settings if device else settings
+            make = device.create if device else create_backend or (lambda model: create(model, settings))
+            residency = Residency(make, changed=self._nudge, budget=lambda: weights_budget(own),
+                                  idle_sec=settings.model_idle_sec, loading=loading)
+            if device:
+                device.watch(residency.lose)
+            return Lane(self._pool, residency, Limits.of(settings), name=str(number), on_batch=on_batch,
+                        ended=device.close if device else lambda: None)
+
+        here = len(settings.devices) if create_backend else 1
+        self._lanes = [lane(number, device) for number, device in enumerate(self._devices or [None] * here)]
+        for one in self._lanes:
+            one.start()
 
     def submit(self, request: Request, *, on_result: OnResult | None = None, on_text: OnText | None = None) -> Future[Response]:
         """Runs the request. `on_result` is called for each input as it is done, `on_text` with an input's index and each
@@ -89,18 +115,31 @@ class Engine:
         self._pool.nudge()
 
     def load(self, model: str) -> Future[None]:
-        """Loads a model ahead of its first request, and starts the decoders."""
+        """Loads a model ahead of its first request, and starts the decoders. The future is done when the model is ready on all
+        devices, but for those that are lost or cannot load it, and fails when there is none but such."""
         self._ingest.warm()
-        return self._residency.load(model)
+        return any_of([lane.residency.load(model) for lane in self._left or self._lanes])
 
     @property
     def models(self) -> dict[str, str]:
-        """The models that are there: ready, loading or failed."""
-        return self._residency.states()
+        """The models that are there: ready (on any device), loading or failed."""
+        found: dict[str, str] = {}
+        for lane in self._left or self._lanes:
+            for model, state in lane.residency.states().items():
+                found[model] = min(state, found.get(model, state), key=_STATES.index)
+        return found
+
+    @property
+    def devices(self) -> Devices:
+        return Devices(len(self._lanes), len(self._lanes) - len(self._left))
+
+    @property
+    def _left(self) -> list[Lane]:
+        return [lane for lane in self._lanes if lane.lost is None]
 
     @property
     def waiting(self) -> int:
-        """Pieces that are decoded and wait for the device."""
+        """Pieces that are decoded and wait for a device."""
         return len(self._pool)
 
     @property
@@ -110,13 +149,16 @@ class Engine:
 
     @property
     def lost(self) -> DeviceLost | None:
-        """Why this process must be replaced, or None."""
+        """Why this process must be replaced, or None: the last of its devices is lost."""
         return self._pool.lost
 
     def close(self) -> None:
-        """Ends the threads and the decoding processes. What is queued is answered as cancelled."""
+        """Ends the threads and the processes. What is queued is answered as cancelled."""
         self._pool.close()
-        self._lane.join()
+        for lane in self._lanes:
+            lane.join()
+        for device in self._devices:
+            device.close()
         self._ingest.close()
 
     def __enter__(self) -> Engine:

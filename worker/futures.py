@@ -1,8 +1,9 @@
-"""One future after another, without a thread that waits."""
+"""One future after another, or of several, without a thread that waits."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from typing import Any, TypeVar
 
@@ -26,6 +27,29 @@ def into(target: Future[Any], step: Callable[[T], None]) -> Callable[[Future[T]]
             fail(target, known(error))
 
     return proceed
+
+
+def any_of(several: Sequence[Future[T]]) -> Future[None]:
+    """Done when all are (one at least): fails, with the first one's error, only if all of them have."""
+    target: Future[None] = Future()
+    target.set_running_or_notify_cancel()
+    left, lock = len(several), threading.Lock()
+
+    def count(_done: Future[T]) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            last = left == 0
+        if last:
+            errors = [error for one in several if (error := one.exception()) is not None]
+            if len(errors) == len(several):
+                target.set_exception(errors[0])
+            else:
+                target.set_result(None)
+
+    for one in several:
+        one.add_done_callback(count)
+    return target
 
 
 def settle(target: Future[T], value: T) -> None:

@@ -27,7 +27,7 @@ OnBatch = Callable[[Batch, float, str], None]
 
 class Lane:
     """One device. `residency` holds its models; `on_batch` is told of each batch that was run, its seconds, and the lane's
-    `name`; `ended` is called at the end of the thread, when the models are closed."""
+    `name`; `ended` gives the device up: called once its models are closed, before that where it is lost."""
 
     def __init__(self, pool: Pool, residency: Residency, limits: Limits, *, name: str = "0",
                  on_batch: OnBatch = lambda batch, seconds, device: None, ended: Callable[[], None] = lambda: None) -> None:
@@ -64,6 +64,8 @@ class Lane:
                 fault = InternalError("the batch could not be planned")
                 fault.__cause__ = error
                 self._pool.abandon(known(fault))
+        if self.lost is not None:
+            self._ended()           # a model might not close on a device like that
         self.residency.close(self.lost or Cancelled("the worker is shutting down"))
         self._ended()
 

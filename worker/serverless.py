@@ -4,7 +4,8 @@
     Door().start()       the SDK's loop on Runpod, its local API, or one run of test_input.json
 
 A job's cancellation (CancelledError) cancels its future: what is not yet on the device is dropped. Progress is posted from
-here and awaited before the result is returned, so that it cannot overtake it. A lost device asks for a fresh worker.
+here and awaited before the result is returned, so that it cannot overtake it. A lost device asks for a fresh worker, which
+ends this one at once: where others are left, only the last of the jobs under way asks.
 """
 from __future__ import annotations
 
@@ -36,6 +37,7 @@ class Door:
     def __init__(self, settings: Settings | None = None, engine: Engine | None = None) -> None:
         self._given, self._engine = settings, engine
         self._lock = threading.Lock()
+        self._under_way = 0
 
     @property
     def settings(self) -> Settings:
@@ -62,6 +64,7 @@ class Door:
         """The answer to one job; `error` at its top is what makes Runpod call the job failed."""
         name = str(job.get("id", ""))
         started = time.monotonic()
+        self._under_way += 1
         try:
             answer, data = await self._answer(job)
         except AviaryError as error:
@@ -73,7 +76,10 @@ class Door:
             log.exception("job %s failed", name)
             answer, data = {"error": f"a fault of the worker: {type(error).__name__} (see the log, job {name})",
                             "code": InternalError.code, "retryable": False}, b""
-        if self._engine is not None and self._engine.lost is not None and isinstance(answer, dict):
+        finally:
+            self._under_way -= 1
+        if self._engine is not None and isinstance(answer, dict) and self._engine.devices.lost \
+                and (self._engine.lost is not None or not self._under_way):
             answer["refresh_worker"] = True
         usage = answer.get("usage", {}) if isinstance(answer, dict) else {}
         log.info("job %s: %s inputs, %s failed, %s s of audio, %.2f s, %d bytes%s", name, usage.get("inputs", 1),
@@ -175,8 +181,8 @@ class Door:
         subprocess.run([ffmpeg.executable(), "-version"], check=True, stdout=subprocess.DEVNULL, timeout=30)  # noqa: S603
 
     def _check_device(self) -> None:
-        if self.settings.skip_model_load or not self.settings.device.startswith("cuda"):
-            return
+        if self.settings.skip_model_load or not self.settings.device.startswith("cuda") or len(self.settings.devices) > 1:
+            return          # several are looked at by their own processes
         import torch
 
         torch.zeros(8, device=self.settings.device).sum().item()

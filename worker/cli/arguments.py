@@ -144,7 +144,7 @@ def _model(command: Any, default: Any = SUPPRESS) -> None:
     command.add_argument("--model", default=default, help="alias, id, .nemo file or checkpoint folder (MODEL)")
     command.add_argument("--model-dir", default=default, type=Path, metavar="FOLDER",
                          help="a checkpoint, or a folder of checkpoints (MODEL_DIR)")
-    command.add_argument("--device", default=default, help="auto, cpu, cuda or cuda:N (DEVICE)")
+    command.add_argument("--device", default=default, help="auto, cpu, cuda, cuda:N, or several: cuda:0,cuda:1 (DEVICE)")
 
 
 def _inputs(command: Any) -> None:

@@ -1,6 +1,7 @@
 """How the server is: for people, for Kubernetes, for Runpod's load balancer, and in the shapes of the systems it replaces."""
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from fastapi import APIRouter
@@ -19,7 +20,8 @@ def router(service: Service) -> APIRouter:
 
     def state() -> dict[str, Any]:
         return {"status": _WORDS[service.state], "model_loaded": service.state == "ready", "model_name": service.default,
-                "device": service.settings.device, "models": service.engine.models}
+                "device": service.settings.device, "devices": dataclasses.asdict(service.engine.devices),
+                "models": service.engine.models}
 
     @routes.get("/health", **schemas.health())
     async def health() -> JSONResponse:

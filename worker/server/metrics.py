@@ -5,6 +5,7 @@ templates.
 """
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Iterable
@@ -97,6 +98,7 @@ class Meters:
             "batches": {"count": round(batches), "device_busy_sec": round(busy, 2),
                         "rtfx": round(heard / busy, 1) if busy else None,
                         "padding_share": round(padding / (heard + padding), 4) if heard else None},
+            "devices": dataclasses.asdict(engine.devices),
             "models": engine.models,
         }
 
@@ -138,6 +140,10 @@ class _EngineCollector:
         for model, state in self._engine.models.items():
             models.add_metric([model, state], 1)
         yield models
+        devices = GaugeMetricFamily("aviary_devices", "Devices, those that work and those that are lost", labels=["state"])
+        devices.add_metric(["working"], self._engine.devices.count - self._engine.devices.lost)
+        devices.add_metric(["lost"], self._engine.devices.lost)
+        yield devices
         memory = _device_memory()
         if memory is not None:
             yield GaugeMetricFamily("aviary_device_memory_bytes", "Device memory that tensors take", value=memory)

@@ -67,10 +67,11 @@ class Service:
         if self.engine.lost is not None:
             return "unhealthy"
         load = self._loads.get(self.default)
-        if load is not None and not load.done():
+        if load is None or self.engine.models.get(self.default) == "ready":
+            return "ready"
+        if not load.done():
             return "loading"
-        failed = load is not None and load.exception() is not None and self.engine.models.get(self.default) != "ready"
-        return "unhealthy" if failed else "ready"
+        return "unhealthy" if load.exception() else "ready"
 
     async def take(self, http: HttpRequest, payload: Payload, files: Mapping[str, BinaryIO] | None = None, *,
                    on_result: OnResult | None = None) -> Response:
@@ -194,7 +195,7 @@ class Service:
 
     def _refuse_while_loading(self, model: str | None) -> None:
         load = self._loads.get(model or "")
-        if load is not None and not load.done():
+        if load is not None and not load.done() and self.engine.models.get(model or "") != "ready":
             raise StillLoading(f"{model} is being loaded", retry_after_sec=LOADING_SEC)
 
     def _late(self) -> DeadlineExceeded:
