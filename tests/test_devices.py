@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
@@ -20,7 +21,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from runpod_host import REPO, Process, alive_in_session, clean_env
-from scripted import CLUE, FACTORY
+from scripted import CLUE, FACTORY, Scripted
+from serving import serving
 
 from worker import catalog
 from worker.backends.base import translate
@@ -164,10 +166,10 @@ def test_text_is_told_as_it_is_written_on_the_thread_that_asked(device):
 
 
 def test_what_is_cancelled_ends_and_its_neighbour_goes_on(device):
-    backend, cancelled = device.create(ROW), threading.Event()
-    threading.Timer(0.2, cancelled.set).start()
-    first, second = backend.infer(Batch((piece("write 3000", cancelled=cancelled.is_set), piece("write 5"))))
-    assert 5 < len(first.text.split()) < 100
+    backend, told = device.create(ROW), []
+    first, second = backend.infer(Batch((piece("write 3000", on_text=told.append, cancelled=lambda: len(told) > 10),
+                                         piece("write 5"))))
+    assert 10 < len(first.text.split()) < 3000
     assert second.text == "0 1 2 3 4 "
 
 
@@ -365,6 +367,39 @@ def test_the_handler_works_on_with_what_is_left_and_is_replaced_when_idle(script
         assert "refresh_worker" not in poisoned, "it would end the other job"
         assert slow["results"][0]["text"].startswith("0 1 2")
         assert slow["refresh_worker"] is True
+
+
+# The server
+
+def test_the_server_serves_from_the_first_that_is_ready_and_says_what_is_lost(settings, clips):
+    gate, made = threading.Event(), []
+
+    class Model(Scripted):
+        def load(self):
+            assert not made or gate.wait(10)        # the first is ready, the second not yet
+            made.append(self)
+
+    paths, _ = clips(1)
+    with Engine(settings, create_backend=lambda _row: Model()) as engine, serving(settings, engine) as url:
+        assert not engine.load(ROW.id).done()
+        assert httpx.post(f"{url}/transcribe", json={"paths": paths}).status_code == 200
+        gate.set()
+        engine.load(ROW.id).result(10)
+
+        def says() -> tuple:
+            health, metrics = httpx.get(f"{url}/health").json(), httpx.get(f"{url}/metrics").text
+            gauge = {state: f'aviary_devices{{state="{state}"}} {count}.0' in metrics
+                     for state, count in (("working", 2 - health["devices"]["lost"]), ("lost", health["devices"]["lost"]))}
+            assert all(gauge.values()), metrics
+            assert httpx.get(f"{url}/stats").json()["devices"] == health["devices"]
+            return health["devices"], health["status"], httpx.get(f"{url}/health/live").status_code
+
+        assert says() == ({"count": 2, "lost": 0}, "healthy", 200)
+        for lost, status, code in ((1, "healthy", 200), (2, "unhealthy", 503)):
+            engine._lanes[lost - 1].residency.lose(DeviceLost("it went"))
+            eventually(lambda lost=lost: engine.devices.lost == lost)
+            eventually(lambda: not engine._lanes[0]._thread.is_alive())
+            assert says() == ({"count": 2, "lost": lost}, status, code)
 
 
 # The end of it all

@@ -71,13 +71,13 @@ class Engine:
     def __init__(self, settings: Settings, *, create_backend: Callable[[catalog.Model], Backend] | None = None,
                  on_batch: OnBatch = lambda batch, seconds, device: None) -> None:
         self.settings = settings
+        self._devices = [Device(seat) for seat in devices(settings)] if create_backend is None else []
         self._ingest = Ingest(settings, idle=self._nudge)
         self._pool = Pool(wait_sec=settings.batch_wait_sec, coming=self._ingest.coming)
-        self._devices = [Device(seat) for seat in devices(settings)] if create_backend is None else []
         loading = threading.Lock()
 
         def lane(number: int, device: Device | None) -> Lane:
-            own = device.seat.settings if device else settings
+            own = device.seat.settings if device else settings.model_copy(update={"device": settings.devices[number]})
             make = device.create if device else create_backend or (lambda model: create(model, settings))
             residency = Residency(make, changed=self._nudge, budget=lambda: weights_budget(own),
                                   idle_sec=settings.model_idle_sec, loading=loading)
