@@ -1,4 +1,4 @@
-"""Several workers on one machine: what a second one adds, and what the gateway costs.
+"""Several workers, or several devices of one, on one machine: what a second one adds, and what the gateway costs.
 
 Alone on its machine only: whatever else runs there takes from two workers what it leaves to one.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import json
 import os
 import socket
 import statistics
@@ -33,6 +34,27 @@ from worker import seats
 from worker.gateway import nginx, supervisor
 settings = Settings()
 sys.exit(supervisor.run(settings, seats.seats(settings)[:int(sys.argv[1])], nginx.find()))
+"""
+
+_MIX = """
+import json, os, sys
+from pathlib import Path
+device, cores, folder, name = sys.argv[1:]
+os.sched_setaffinity(0, json.loads(cores))
+from benchmarks.measures import ask, seconds
+from worker.config import Settings
+from worker.engine import Engine
+texts = json.loads((Path(folder) / "texts.json").read_text())
+paths = [Path(folder) / file for file in texts]
+ran = {}
+def note(batch, seconds, device):
+    ran[device] = ran.get(device, 0) + len(batch.pieces)
+with Engine(Settings(model=name, device=device, allowed_paths=(folder,)), on_batch=note) as engine:
+    engine.load(name).result()
+    heard = ask(engine, paths)
+    ran.clear()
+    taken = seconds(lambda: ask(engine, paths), 5)
+print(json.dumps({"seconds": taken, "right": sum(map(str.__eq__, heard, texts.values())), "ran": ran}))
 """
 
 
@@ -113,4 +135,25 @@ def gateway() -> list[Row]:
     return [Row("what the gateway costs", shown, "under 5%", mine < 1.05 * other)]
 
 
-ALL = {measure.__name__: measure for measure in (scaling, gateway)}
+def devices() -> list[Row]:
+    """The 120 mixed files through one engine: with one device and all else on one core, with a device on each of two cores, and
+    with one device that has both."""
+    cores = sorted(os.sched_getaffinity(0))[:SEATS]
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        texts = {path.name: text for path, text in corpus.mixed(Path(name))}
+        (Path(name) / "texts.json").write_text(json.dumps(texts))
+        for kind, device, own in (("one", "cpu", cores[:1]), ("two", ",".join(["cpu"] * SEATS), cores), ("wide", "cpu", cores)):
+            environment = os.environ | {"OMP_NUM_THREADS": str(len(own) if kind == "wide" else 1)}
+            done = subprocess.run([sys.executable, "-c", _MIX, device, json.dumps(own), name, NAME], cwd=ROOT, check=True,
+                                  capture_output=True, text=True, env=environment)
+            found[kind] = json.loads(done.stdout.splitlines()[-1])
+    one, two, wide = (found[kind] for kind in ("one", "two", "wide"))
+    ratio = one["seconds"] / two["seconds"]
+    share = max(two["ran"].values()) / sum(two["ran"].values())
+    shown = (f"{ratio:.2f} x ({two['seconds']:.2f} s against {one['seconds']:.2f} s; {wide['seconds']:.2f} s for one device with "
+             f"both cores; {two['right']} of {len(texts)} texts right, {share:.0%} by the busier one)")
+    return [Row("two devices of one engine against one, a core each", shown, "at least 1.6 x", ratio >= 1.6)]
+
+
+ALL = {measure.__name__: measure for measure in (scaling, gateway, devices)}
