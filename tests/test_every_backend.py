@@ -166,7 +166,7 @@ def test_idle_models_leave_and_come_back(checkpoints, tmp_path):
 
         before = texts()
         deadline = time.monotonic() + 10
-        while engine._residency._residents and time.monotonic() < deadline:
+        while engine.models and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert not engine._residency._residents
+        assert not engine.models
         assert texts() == before

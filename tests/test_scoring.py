@@ -460,7 +460,7 @@ def test_open_returns_before_anything_is_heard_and_close_leaves_nobody_waiting(f
         for one in (future, scorer.ready, scorer.score("a-video", "part_2", at(folder / "tone.wav"))):
             with pytest.raises(Cancelled):
                 one.result(20)
-        assert set(threading.enumerate()) - before <= {engine._lane._thread}
+        assert set(threading.enumerate()) - before <= {lane._thread for lane in engine._lanes}
         backend.gate.set()
 
 

@@ -61,6 +61,7 @@ class Member(Protocol):
     """A lane, as the pool sees it."""
 
     residency: Residency
+    name: str
 
     def limits(self, model: str, backend: Backend) -> Limits: ...
 
@@ -146,7 +147,7 @@ class Pool:
             if not self._members:
                 self.lost = error
             self._changed.notify_all()
-        log.error("a device is lost, %d left: %r", len(self._members), error.__cause__)
+        log.error("device %s is lost, %d left: %r", member.name, len(self._members), error.__cause__)
         if self.lost is not None:
             self.abandon(error)
 
@@ -208,7 +209,7 @@ class Pool:
         """Notes that the model cannot be loaded for this lane; whether it cannot for any."""
         without = self._without.setdefault(model, set())
         if member not in without and len(self._members) > 1:
-            log.warning("a device goes without %s: %s", model, error.message)
+            log.warning("device %s goes without %s: %s", member.name, model, error.message)
         without.add(member)
         if without.issuperset(self._members):
             del self._without[model]
