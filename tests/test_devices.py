@@ -24,7 +24,7 @@ from runpod_host import REPO, Process, alive_in_session, clean_env
 from scripted import CLUE, FACTORY, Scripted
 from serving import serving
 
-from worker import catalog
+from worker import api, catalog
 from worker.backends.base import translate
 from worker.config import Settings
 from worker.devices import remote
@@ -449,3 +449,13 @@ def test_a_signal_for_the_whole_group_leaves_them_to_the_engine(holder, number):
     eventually(lambda: "closed" in holder.output)
     assert "Devices(count=2, lost=0)" in holder.output
     eventually(lambda: not alive_in_session(holder.pid))
+
+
+def test_python_begins_with_the_first_device_that_is_ready(scripted, settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "slow").touch()
+    with api.load(settings) as bundle:
+        assert (tmp_path / "first").exists(), "the other device is still loading"
+        assert bundle.engine.models[ROW.id] == "ready"
+        (tmp_path / "first").unlink()
+        bundle.engine.load(ROW.id).result(10)

@@ -14,6 +14,7 @@ calls. `worker.plain` has functions that answer in plain dicts.
 """
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import os
 import queue
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 T = TypeVar("T", bound=Output)
+
+LOOK_SEC = 0.05          # how often a load looks whether a first device is ready
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -282,7 +285,11 @@ def load(settings: Settings, named: str | None = None) -> ModelBundle:
     row = catalog.find(settings.default_model)
     engine = Engine(settings)
     try:
-        engine.load(row.id).result()
+        loading = engine.load(row.id)
+        while engine.models.get(row.id) != "ready" and not concurrent.futures.wait([loading], timeout=LOOK_SEC).done:
+            pass                        # of several devices the first that is ready may begin
+        if loading.done():
+            loading.result()
     except BaseException:
         engine.close()
         raise
