@@ -133,3 +133,28 @@ def test_formats_stand_beside_the_fields(form):
     assert one["text"] == "hello world."
     formatted = one["formatted"]
     assert "hello world." in (formatted["text"] if form == "verbose_json" else formatted)
+
+
+def test_subtitles_have_spaces_where_the_text_has_them():
+    text = "我用 iPhone 听歌。" + "今天天气很好我们去公园吧" * 3
+    words = tuple(Span(char, i * 0.1, i * 0.1 + 0.1) for i, char in enumerate(text.replace(" ", "")))
+    cues = render.subtitles(Transcript(text, words), 9.0).splitlines()
+    assert "".join(cues[2:4]) == text
+    assert max(map(len, cues)) <= render.LINE_CHARS
+
+
+def test_a_cue_ends_with_its_segment_however_words_are_timed():
+    words = (Span("One", 0.0, 0.4), Span("two.", 0.4, 0.9), Span("Three", 3.0, 3.5), Span("four.", 3.5, 4.1))
+    segments = (Span("One two.", 0.0, 1.02), Span("Three four.", 2.9, 4.0))
+    written = render.subtitles(Transcript("One two. Three four.", words, segments), 5.0)
+    assert written.split("\n\n") == ["1\n00:00:00,000 --> 00:00:00,900\nOne two.",
+                                     "2\n00:00:03,000 --> 00:00:04,100\nThree four.\n"]
+
+
+def test_a_word_without_length_is_shown_long_enough_to_be_read():
+    written = render.subtitles(Transcript("Yes.", (Span("Yes.", 1.0, 1.0),)), 2.0, vtt=True)
+    assert "00:00:01.000 --> 00:00:01.500\nYes." in written
+
+
+def test_an_empty_line_does_not_end_a_cue():
+    assert render.subtitles(Transcript("One.\n\nTwo."), 2.0) == "1\n00:00:00,000 --> 00:00:02,000\nOne. Two.\n"

@@ -234,6 +234,19 @@ def test_what_is_saved_is_what_the_server_would_have_written(visit, server):
             assert saved == reply.text
 
 
+@needs_browser
+def test_a_language_without_spaces_is_shown_without_spaces(visit, dry_server):
+    page = ready(visit(dry_server))
+    text = "今天天气很好。我们去公园吧。"
+    words = [{"word": char, "start": i / 10, "end": (i + 1) / 10} for i, char in enumerate(text)]
+    segments = [{"text": text[:7], "start": 0.0, "end": 0.7}, {"text": text[7:], "start": 0.7, "end": 1.4}]
+    page.route("**/v1/audio/transcriptions", lambda route: answer(route, {
+        "text": text, "duration": 1.4, "language": "zh", "words": words, "segments": segments}))
+    page.set_input_files("#files", SPEECH)
+    page.click("#run")
+    expect(pane(page).locator(".said")).to_have_text([text[:7], text[7:]])
+
+
 def spans(texts: list[str], starts: list[int]) -> tuple[Span, ...]:
     edges = sorted(starts)
     return tuple(Span(text, edges[i] / 1000, edges[i + 1] / 1000) for i, text in enumerate(texts[:len(edges) - 1]))
@@ -245,19 +258,20 @@ times_of = st.sampled_from([5_000, 15_000, 90_000]).flatmap(
     lambda last: st.lists(st.integers(0, last), min_size=31, max_size=31, unique=True))
 transcripts = st.builds(lambda words, starts, cuts: (words, spans(words, starts), cuts),
                         words_of, times_of, st.sets(st.integers(0, 29), max_size=4))
+gaps = st.sampled_from([" ", ""])
 
 
 @needs_browser
 @settings(max_examples=30, deadline=None, phases=[Phase.generate],
           suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.data_too_large, HealthCheck.too_slow])
-@given(made=st.lists(transcripts, min_size=1, max_size=12), worded=st.booleans())
-def test_subtitles_are_cut_by_the_servers_rule(subtitles_page, made, worded):
+@given(made=st.lists(transcripts, min_size=1, max_size=12), worded=st.booleans(), gap=gaps)
+def test_subtitles_are_cut_by_the_servers_rule(subtitles_page, made, worded, gap):
     ours, theirs = [], []
     for words, timed, cuts in made:
         ends = sorted({cut for cut in cuts if cut < len(timed)} | ({len(timed) - 1} if timed else set()))
         begins = [0, *(end + 1 for end in ends[:-1])]
-        segments = tuple(Span(" ".join(words[a:b + 1]), timed[a].start, timed[b].end) for a, b in zip(begins, ends, strict=False))
-        transcript = Transcript(" ".join(words), timed if worded else (), segments)
+        segments = tuple(Span(gap.join(words[a:b + 1]), timed[a].start, timed[b].end) for a, b in zip(begins, ends, strict=False))
+        transcript = Transcript(gap.join(words), timed if worded else (), segments)
         theirs.append([render.subtitles(transcript, 61.5), render.subtitles(transcript, 61.5, vtt=True)])
         ours.append({"text": transcript.text, "duration": 61.5,
                      "words": [{"word": one.text, "start": one.start, "end": one.end} for one in transcript.words],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ Put = Callable[[str, bytes, str], str]
 LINE_CHARS = 42          # two such lines are what a subtitle may hold
 CUE_CHARS = 2 * LINE_CHARS
 CUE_SEC = 7.0
+SHORTEST_SEC = 0.5       # of a word that a model gives no length, which players would never show
 
 
 def to_json(response: Response, put: Put) -> Json:
@@ -55,13 +57,14 @@ def timestamps(spans: Mapping[Level, Sequence[Span]]) -> Json:
 
 
 def subtitles(transcript: Transcript, duration_sec: float, *, vtt: bool = False) -> str:
-    """SubRip or WebVTT text: cues of at most two lines and seven seconds, cut between words and at segment ends."""
+    """SubRip or WebVTT text: cues of at most two lines and seven seconds, cut between words and at segment ends. Between words
+    stands what stands there in the text: nothing, in a language that is written without spaces."""
     cues = _cues(transcript, duration_sec)
     clock = _vtt_clock if vtt else _srt_clock
     blocks = ["WEBVTT\n"] if vtt else []
     for number, cue in enumerate(cues, 1):
         head = "" if vtt else f"{number}\n"
-        text = _wrap(cue.text)
+        text = cue.text
         if vtt:
             text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
         else:
@@ -163,32 +166,49 @@ def _verbose(one: Result, transcript: Transcript) -> Json:
 
 
 def _cues(transcript: Transcript, duration_sec: float) -> list[Span]:
+    """The cues, their lines broken."""
     if not transcript.text:
         return []
     if not transcript.words:
-        return list(transcript.segments) or [Span(transcript.text, 0.0, duration_sec)]
-    ends = {segment.end for segment in transcript.segments}
-    cues: list[Span] = []
-    open_cue = False
-    for word in transcript.words:
-        last = cues[-1] if open_cue else None
-        if last and len(last.text) + 1 + len(word.text) <= CUE_CHARS and word.end - last.start <= CUE_SEC:
-            cues[-1] = Span(f"{last.text} {word.text}", last.start, max(last.end, word.end))
+        spans = transcript.segments or (Span(transcript.text, 0.0, duration_sec),)
+        return [_cue([f" {word}" for word in span.text.split()], span.start, span.end) for span in spans]
+    ends = set(itertools.accumulate(_letters(segment.text) for segment in transcript.segments))
+    cues: list[tuple[list[str], float, float]] = []
+    letters, open_cue = 0, False
+    for word, text in zip(transcript.words, _spaced(transcript), strict=True):
+        texts, start, end = cues[-1] if open_cue else ([], 0.0, 0.0)
+        if texts and len("".join(texts).lstrip(" ")) + len(text) <= CUE_CHARS and word.end - start <= CUE_SEC:
+            cues[-1] = ([*texts, text], start, max(end, word.end))
         else:
-            cues.append(word)
-        open_cue = word.end not in ends
-    return cues
+            cues.append(([text], word.start, word.end))
+        letters += _letters(word.text)
+        open_cue = letters not in ends
+    return [_cue(*cue) for cue in cues]
 
 
-def _wrap(text: str) -> str:
-    """On two lines, broken near the middle, where one line would be too long."""
-    if len(text) <= LINE_CHARS:
-        return text
-    spaces = [i for i, char in enumerate(text) if char == " "]
-    if not spaces:
-        return text
-    middle = min(spaces, key=lambda i: abs(i - len(text) // 2))
-    return f"{text[:middle]}\n{text[middle + 1:]}"
+def _letters(text: str) -> int:
+    """By these, not by times, words are found in segments: a model may time both in ways of their own."""
+    return sum(map(len, text.split()))
+
+
+def _spaced(transcript: Transcript) -> list[str]:
+    """The words, a space before each but those that follow the last without one in the text."""
+    found, at = [], 0
+    for word in transcript.words:
+        place = transcript.text.find(word.text, at, at + len(word.text) + CUE_CHARS)
+        found.append(word.text if place == at else f" {word.text}")
+        at = at if place < 0 else place + len(word.text)
+    return found
+
+
+def _cue(texts: Sequence[str], start: float, end: float) -> Span:
+    """On two lines, broken between words near the middle, where one line would be too long."""
+    text = "".join(texts).lstrip(" ")
+    places = list(itertools.accumulate(map(len, (texts[0].lstrip(" "), *texts[1:-1])))) if len(texts) > 1 else []
+    if len(text) > LINE_CHARS and places:
+        middle = min(places, key=lambda at: abs(at - len(text) // 2))
+        text = f"{text[:middle]}\n{text[middle:].lstrip(' ')}"
+    return Span(text, start, end if round(end * 1000) > round(start * 1000) else start + SHORTEST_SEC)
 
 
 def _srt_clock(seconds: float) -> str:

@@ -1,7 +1,7 @@
 /** A transcript to read and to listen along with: each word is lit as it is heard, and is the way to its place. */
 import { h, announce, save } from "./dom.js";
 import { clock } from "./format.js";
-import { srt, vtt } from "./subtitles.js";
+import { spaced, srt, vtt } from "./subtitles.js";
 
 /** @typedef {import("./subtitles.js").Transcript} Transcript */
 /** @typedef {{text: string, start: number, end: number}} Spoken */
@@ -20,7 +20,7 @@ export function transcriptView(transcript, name, seek) {
     ? { class: "word", role: "button", tabindex: i ? -1 : 0, "data-i": i }
     : { class: "word", title: `${clock(one.start, true)} to ${clock(one.end, true)}` }, one.text));
   const body = h("div", { class: "words", role: "group", "aria-label": "Transcript" },
-    ...(spoken.length ? paragraphs(spoken, spans, segments, seek) : [h("p", {}, text || "Nothing was heard.")]));
+    ...(spoken.length ? paragraphs(spoken, spans, segments, text, seek) : [h("p", {}, text || "Nothing was heard.")]));
   let lit = -1;
   const at = (/** @type {number} */ seconds) => {
     const now = indexAt(spoken, seconds);
@@ -37,16 +37,18 @@ export function transcriptView(transcript, name, seek) {
 
 /**
  * A paragraph a segment, with its time in the margin.
- * @param {Spoken[]} spoken @param {HTMLElement[]} spans @param {Spoken[]} segments @param {((seconds: number) => void)|null} seek
+ * @param {Spoken[]} spoken @param {HTMLElement[]} spans @param {Spoken[]} segments @param {string} text
+ * @param {((seconds: number) => void)|null} seek
  */
-function paragraphs(spoken, spans, segments, seek) {
+function paragraphs(spoken, spans, segments, text, seek) {
   const made = [];
+  const apart = spaced(text, spoken.map((one) => one.text)).map((one) => one.startsWith(" "));
   let next = 0;
   for (const [i, segment] of (segments.length ? segments : [{ start: spoken[0].start, end: Infinity, text: "" }]).entries()) {
     const last = i >= segments.length - 1;
     const content = [];
     while (next < spoken.length && (last || spoken[next].start < segment.end - 0.0005)) {
-      content.push(spans[next], " ");
+      content.push(apart[next] ? " " : "", spans[next]);
       next += 1;
     }
     const stamp = clock(segment.start);
