@@ -70,3 +70,10 @@ def test_languages_without_spaces_are_joined_without_them():
 
 def test_nothing_heard_is_no_text():
     assert join([(0, Transcript("")), (1, Transcript(""))]) == Transcript("")
+
+
+@pytest.mark.parametrize(("parts", "whole"), [
+    (("你好吗？", "是的！", "走吧"), "你好吗？是的！走吧"), (("はい、", "そうです"), "はい、そうです"),
+    (("Yes.", "No."), "Yes. No."), (("我用", "iPhone"), "我用 iPhone")])
+def test_texts_are_parted_as_their_language_parts_words(parts, whole):
+    assert join([(30.0 * i, Transcript(text)) for i, text in enumerate(parts)]).text == whole

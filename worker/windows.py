@@ -15,7 +15,7 @@ from worker.types import SAMPLE_RATE, Output, Span, Transcript
 FRAME = SAMPLE_RATE // 50        # 20 ms
 PAUSE_FRAMES = 15                # a pause between words is looked for over 0.3 s
 SEARCH = 0.5                     # the part of a window, at its end, in which to cut
-_NO_SPACES = ("\u3000", "\u9fff")       # Chinese and Japanese are written without spaces between words
+_NO_SPACES = (("\u3000", "\u9fff"), ("\uff01", "\uff60"))      # of Chinese and Japanese; their wide ？ and ！ are the latter
 
 
 def cut(samples: np.ndarray, window_sec: float) -> list[tuple[int, int]]:
@@ -59,7 +59,7 @@ def _loudness(samples: np.ndarray) -> np.ndarray:
 def _text(texts: Sequence[str]) -> str:
     joined = ""
     for text in filter(None, (text.strip() for text in texts)):
-        unspaced = joined and all(_NO_SPACES[0] <= char <= _NO_SPACES[1] for char in (joined[-1], text[0]))
+        unspaced = joined and all(any(low <= char <= high for low, high in _NO_SPACES) for char in (joined[-1], text[0]))
         joined += text if not joined or unspaced else f" {text}"
     return joined
 
