@@ -367,6 +367,49 @@ def test_the_microphone_is_recorded_and_heard(visit, server):
     expect(page.locator("#clips [data-state=done]")).to_have_count(1, timeout=HEARS_MS)
 
 
+SLOW_DECODER = """() => {
+    const decode = OfflineAudioContext.prototype.decodeAudioData;
+    OfflineAudioContext.prototype.decodeAudioData = async function (data) {
+        await new Promise((done) => setTimeout(done, 600));
+        return decode.call(this, data);
+    };
+}"""
+MICROPHONE = """() => {
+    const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+    navigator.mediaDevices.getUserMedia = async (wanted) => (window.microphone = await ask(wanted));
+}"""
+
+
+@needs_browser
+def test_a_recording_that_begins_while_the_last_is_made_ready_is_seen(visit, dry_server):
+    page = ready(visit(dry_server, permissions=["microphone"]))
+    page.evaluate(SLOW_DECODER)
+    for _ in range(2):
+        page.get_by_role("button", name="Record", exact=True).click()
+        expect(page.get_by_role("meter", name="Input level")).to_be_visible()
+        page.wait_for_timeout(300)
+        page.get_by_role("button", name="Stop").click()
+    page.get_by_role("button", name="Record", exact=True).click()
+    expect(page.locator("#clips .name")).to_have_text(["recording-1.wav", "recording-2.wav"])
+    expect(page.get_by_role("meter", name="Input level")).to_be_visible()
+    page.get_by_role("button", name="Stop").click()
+
+
+@needs_browser
+def test_a_microphone_that_goes_away_ends_the_recording(visit, dry_server):
+    page = ready(visit(dry_server, permissions=["microphone"]))
+    page.evaluate(MICROPHONE)
+    record = page.get_by_role("button", name="Record", exact=True)
+    record.click()
+    expect(page.locator("#record-time")).to_have_text("0:01")
+    page.evaluate("microphone.getTracks().forEach((track) => track.stop())")
+    expect(page.locator("#clips .name")).to_have_text("recording-1.wav")
+    record.click()
+    expect(page.get_by_role("meter", name="Input level")).to_be_visible()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#clips .name")).to_have_count(2)
+
+
 # The other tasks
 
 @needs_browser
@@ -420,6 +463,10 @@ def test_an_embedding_and_an_analysis_are_drawn(visit, dry_server):
     expect(section).to_contain_text("1280 numbers")
     for picture in section.get_by_role("img").all():
         assert colours(picture) > 1
+    with page.expect_download() as download:
+        section.get_by_role("button", name="Save as json").click()
+    saved = json.loads(Path(download.value.path()).read_text())
+    assert len(base64.b64decode(saved["embedding"])) == 4 * saved["shape"][0] * saved["shape"][1]
     choose(page, "Analyze")
     page.select_option("#pooling", "mean")
     page.click("#run")
@@ -469,13 +516,23 @@ def test_a_chat_keeps_its_history_and_can_be_stopped(visit, dry_server):
     assert [one["role"] for one in later] == ["assistant", "user"]
     expect(answers).to_have_count(2)
 
+    half = events({"choices": [{"delta": {"content": "Half an"}}]}, error("the device is lost", "device_lost"))
+    page.route("**/v1/chat/completions", lambda route: answer(route, half))
+    question.fill("What else?")
+    page.keyboard.press("Enter")
+    expect(pane(page).get_by_role("alert")).to_contain_text("the device is lost")
+    page.unroute("**/v1/chat/completions")
+    pane(page).get_by_role("button", name="Try again").click()
+    expect(answers).to_have_count(3)
+    expect(answers.last).to_contain_text("[dry-run] chat", timeout=HEARS_MS)
+
     page.route("**/v1/chat/completions", lambda route: None)       # an answer that never comes
     question.fill("Still there?")
     with page.expect_event("requestfailed"):
         page.keyboard.press("Enter")
         page.get_by_role("button", name="Stop").click()
     expect(page.get_by_role("button", name="Ask")).to_be_enabled()
-    expect(answers).to_have_count(2)
+    expect(pane(page).locator(".assistant")).to_have_count(3)
     expect(pane(page).get_by_role("alert")).to_have_count(0)
 
 
@@ -591,6 +648,23 @@ def test_a_job_that_fails_says_why(visit, dry_server, tmp_path):
     page.get_by_role("button", name="In background").click()
     expect(page.locator("#jobs li")).to_contain_text("Failed", timeout=HEARS_MS)
     expect(page.locator("#jobs li")).to_contain_text("not readable as audio")
+
+
+@needs_browser
+def test_a_second_click_leaves_no_second_job(visit, dry_server):
+    page = ready(visit(dry_server))
+    sent: list[Route] = []
+
+    def hold(route: Route) -> None:
+        sent.append(route)
+
+    page.route("**/transcribe/async", hold)
+    page.set_input_files("#files", SPEECH)
+    page.evaluate("() => { background.click(); background.click(); }")
+    page.wait_for_timeout(300)
+    assert len(sent) == 1
+    sent[0].continue_()
+    expect(page.get_by_role("heading", name="Background jobs")).to_be_focused()
 
 
 def job(status: str, done: int = 0) -> dict[str, Any]:

@@ -22,6 +22,7 @@ const clips = [];
 let chosen = null;
 /** @type {Clip|null} */
 let recorded = null;
+let enqueuing = false;
 const settings = new Settings(showButtons);
 const jobs = new Jobs();
 
@@ -110,6 +111,8 @@ async function run() {
 }
 
 async function runInBackground() {
+  if (enqueuing) return;
+  enqueuing = true;
   const values = settings.values();
   try {
     for (const clip of due().filter((one) => one.source.file)) await enqueue(clip.source, values);
@@ -119,6 +122,7 @@ async function runInBackground() {
     const off = error instanceof ApiError && error.status === 404 && error.code !== "model_not_found";
     showError(byId("go-error"), off ? new Error("This server keeps no background jobs.") : error);
   }
+  enqueuing = false;
 }
 
 /** Shows the view that the address names, and takes the focus there. @param {boolean} moved  by the reader, not at the start */

@@ -76,11 +76,14 @@ export class Chat {
       text = whole?.choices?.[0]?.message?.content ?? text;
       bubble.textContent = text;
     } catch (error) {
-      if (!isStop(error)) this.#fail(error);
+      if (!isStop(error)) {
+        text = "";            // half an answer is none: the question can be asked again
+        this.#fail(error);
+      }
     }
     bubble.classList.remove("waiting");
     if (text) this.turns.push({ role: "assistant", content: text });
-    else bubble.remove();
+    else bubble.parentElement?.remove();
     this.answering = null;
     this.#busy(false);
   }

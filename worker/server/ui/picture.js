@@ -28,7 +28,12 @@ export function embeddingView(embedding, name) {
       : `${shape} numbers: a vector for each of ${embedding.shape[0]} frames, ${embedding.frame_rate} a second.`),
     ...pictures,
     h("div", { class: "foot" }, h("div", { class: "downloads" }, h("button", { type: "button", class: "quiet", "aria-label": "Save as json",
-      onclick: () => save(`${name}.embedding.json`, "application/json", JSON.stringify(embedding)) }, "json"))));
+      onclick: () => save(`${name}.embedding.json`, "application/json", asJson(embedding)) }, "json"))));
+}
+
+/** As JSON, in parts: of half an hour the numbers alone are 300 MB, too much to be copied. @param {Embedding} embedding */
+function asJson({ embedding, ...rest }) {
+  return new Blob([JSON.stringify(rest).slice(0, -1), ',"embedding":"', embedding, '"}']);
 }
 
 /** @param {Float32Array} values @param {Embedding} embedding */

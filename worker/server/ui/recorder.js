@@ -34,6 +34,8 @@ export function startRecorder(onRecorded, onAgain) {
     running.ondataavailable = (event) => parts.push(event.data);
     running.onstop = async () => {
       stream.getTracks().forEach((track) => track.stop());
+      if (recorder === running) recorder = null;         // it ended by itself: the microphone is gone
+      show(recorder !== null);                           // the next may have begun already
       try {
         const wav = await toWav(new Blob(parts, { type: running.mimeType }));
         count += 1;
@@ -42,7 +44,7 @@ export function startRecorder(onRecorded, onAgain) {
       } catch {
         showError(problem, new Error("Nothing was recorded. Hold on a little longer, and check the microphone."));
       }
-      show(false);
+      show(recorder !== null);
     };
     running.start();
     show(true);
