@@ -54,6 +54,13 @@ def test_a_job_s_bucket_that_is_not_whole_leaves_the_worker_s(endpoint):
     assert not Bucket(Settings(), S3Access(endpoint)).configured
 
 
+@pytest.mark.parametrize("access", [S3Access("minio:9000", "k", "s", "results"), S3Access("results.example", "k", "s", "results"),
+                                    S3Access("https://s3.example", "k", "s", "no such name")], ids=["scheme", "host", "name"])
+def test_a_bucket_that_cannot_be_is_told_as_such(access):
+    with pytest.raises(NoBucket, match="name or endpoint cannot be used"):
+        Bucket(Settings(), access).put("a", b"1", "text/plain")
+
+
 def test_failures(endpoint):
     with pytest.raises(NoBucket, match="BUCKET_NAME"):
         Bucket(Settings()).put("a", b"1", "text/plain")

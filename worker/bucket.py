@@ -42,15 +42,19 @@ class Bucket:
         import boto3
         import requests
         from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
 
         from worker.audio import guard
 
         access = self._access
         style = Config(signature_version="s3v4", s3={"addressing_style": "path" if access.endpoint else "auto"})
-        client = boto3.client("s3", endpoint_url=access.endpoint, aws_access_key_id=access.key,
-                              aws_secret_access_key=access.secret, config=style)
         where = {"Bucket": access.bucket, "Key": f"aviary/{uuid.uuid4().hex}/{name}"}
-        upload = client.generate_presigned_url("put_object", Params={**where, "ContentType": content_type}, ExpiresIn=3600)
+        try:
+            client = boto3.client("s3", endpoint_url=access.endpoint, aws_access_key_id=access.key,
+                                  aws_secret_access_key=access.secret, config=style)
+            upload = client.generate_presigned_url("put_object", Params={**where, "ContentType": content_type}, ExpiresIn=3600)
+        except (ValueError, BotoCoreError) as error:
+            raise NoBucket(f"the bucket's name or endpoint cannot be used: {' '.join(str(error).split())}") from error
         try:
             with guard.session(allow_private=self._allow_private) as session:
                 session.put(upload, data=data, headers={"Content-Type": content_type}, timeout=120,
