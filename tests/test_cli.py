@@ -143,6 +143,17 @@ def test_a_folder_of_subtitles_keeps_names_and_resolves_those_that_meet(tmp_path
     assert (tmp_path / "out" / "deep" / "a.srt").read_text() == cue
 
 
+def test_names_as_long_as_a_file_system_takes_have_results_too(capsys, tmp_path):
+    (tmp_path / "in").mkdir()
+    long = "я" * 124
+    for name in (f"{long}.wav", f"{long}.mp3", f"{'я' * 125}.ogg", "z.wav"):
+        shutil.copy(WEEK, tmp_path / "in" / name)
+    here(capsys, "transcribe", tmp_path / "in", "--format", "srt", "--output", f"{tmp_path}/out/")
+    made = [path.name for path in (tmp_path / "out").iterdir()]
+    assert len(made) == 4
+    assert all(name.endswith(".srt") and not name.startswith(".") for name in made)
+
+
 def test_each_format_of_one_and_of_many(capsys):
     one = {form: here(capsys, "transcribe", WEEK, "--format", form) for form in ("txt", "text", "vtt", "verbose_json")}
     assert one["txt"] == one["text"] == "[dry-run] transcribe of 1.27 s\n"
@@ -162,7 +173,9 @@ def test_vectors_and_answers(capsys, tmp_path):
     assert result["finish_reason"] == "stop"
     (result,) = json.loads(here(capsys, "analyze", WEEK, "--pooling", "mean"))["results"]
     assert (result["caption"], result["shape"]) == ("[dry-run] analyze of 1.27 s", [1280])
-    (result,) = json.loads(here(capsys, "score", WEEK, "--reference", WEEK, "--model", "whisper"))["results"]
+    scored = json.loads(here(capsys, "score", WEEK, "--reference", WEEK, "--model", "whisper"))
+    assert scored["usage"] == {"inputs": 1, "failed": 0}
+    (result,) = scored["results"]
     assert (result["file"], result["text_sim_score"]) == (WEEK, 1.0)
     (result,) = json.loads(here(capsys, "transcribe", WEEK, "--timestamps", "word,segment"))["results"]
     assert result["timestamps"].keys() == {"word", "segment"}

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 from worker.errors import RequestError
 
+_NAME_BYTES = 255        # the longest name that file systems take
+
 
 class Input(NamedTuple):
     """`place`: where its result belongs in a folder of results, with the input's own suffix."""
@@ -32,20 +34,26 @@ def expand(given: Sequence[str]) -> list[Input]:
 
 
 def places(inputs: Sequence[Input], suffix: str) -> list[PurePath]:
-    """A file for each input's result: a/b.wav → a/b.srt; b.wav.srt where b.mp3 is there too; b.wav-2.srt if that is taken."""
+    """A file for each input's result: a/b.wav → a/b.srt; b.wav.srt where b.mp3 is there too; b.wav-2.srt if that is taken.
+    Names that would be too long for a file system lose their end."""
     short = [one.place.with_suffix(suffix) for one in inputs]
     shared = {place for place, count in Counter(short).items() if count > 1}
     taken: set[str] = set()
     chosen: list[PurePath] = []
     for one, place in zip(inputs, short, strict=True):
         name = one.place.name if place in shared else one.place.stem
-        number, free = 1, place.with_name(name + suffix)
+        number, free = 1, place.with_name(_cut(name, suffix))
         while str(free).casefold() in taken:
             number += 1
-            free = place.with_name(f"{name}-{number}{suffix}")
+            free = place.with_name(_cut(name, f"-{number}{suffix}"))
         taken.add(str(free).casefold())
         chosen.append(free)
     return chosen
+
+
+def _cut(name: str, suffix: str) -> str:
+    room = _NAME_BYTES - len(suffix)
+    return (name if len(os.fsencode(name)) <= room else os.fsencode(name)[:room].decode("utf-8", "ignore")) + suffix
 
 
 def _expand(text: str) -> Iterator[Input]:

@@ -123,7 +123,7 @@ class _Folder(Sink):
             return
         path = self._folder / self._names[index]
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
+        part = path.with_name(f".{index}.part")         # the name itself may have no room for more
         part.write_bytes(_one(self._form, result))
         os.replace(part, path)
 
