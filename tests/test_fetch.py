@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from worker.audio import fetch
 from worker.audio.fetch import Fetcher
 from worker.config import Settings
-from worker.errors import Cancelled, DecodeFailed, EmptyAudio, FetchFailed, SourceForbidden, SourceNotFound, TooLarge
+from worker.errors import Cancelled, DecodeFailed, EmptyAudio, FetchFailed, InputError, SourceForbidden, SourceNotFound, TooLarge
 from worker.types import S3Access, Source
 
 BODY = bytes(range(256)) * 400
@@ -267,6 +267,12 @@ def test_s3_with_the_job_s_credentials_does_not_reach_private_endpoints(settings
     assert read(settings, "s3://clips/a folder/ä.wav", "s3", s3=access) == BODY
     with pytest.raises(SourceForbidden):
         read(settings.model_copy(update={"allow_private_urls": False}), "s3://clips/a folder/ä.wav", "s3", s3=access)
+
+
+@pytest.mark.parametrize(("endpoint", "location"), [("minio:9000", "s3://clips/a.wav"), ("https://s3.example", "s3://a b/c")])
+def test_s3_that_cannot_be_is_told_as_such(settings, endpoint, location):
+    with pytest.raises(InputError, match="name or endpoint cannot be used"):
+        read(settings, location, "s3", s3=S3Access(endpoint, "k", "s"))
 
 
 def test_s3_without_credentials_says_which_to_set(settings, monkeypatch):

@@ -20,9 +20,11 @@ class Presigned(NamedTuple):
 
 
 def presign(source: Source, settings: Settings, *, region: str | None = None) -> Presigned:
-    """A GET URL for the object. Raises InputError for a malformed location, FetchFailed without credentials."""
+    """A GET URL for the object. Raises InputError for a malformed location or endpoint, FetchFailed without
+    credentials."""
     import boto3
     from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
 
     parts = urlsplit(source.location)
     bucket, key = parts.netloc, unquote(parts.path.lstrip("/"))
@@ -35,8 +37,12 @@ def presign(source: Source, settings: Settings, *, region: str | None = None) ->
                           "or send s3Config with the job", retryable=False)
     style = Config(signature_version="s3v4", s3={"addressing_style": "path" if access.endpoint else "virtual"})
     region = region or chain.region_name or "us-east-1"
-    client = chain.client("s3", endpoint_url=access.endpoint, region_name=region, config=style)
-    url = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=_URL_SEC)
+    try:
+        client = chain.client("s3", endpoint_url=access.endpoint, region_name=region, config=style)
+        url = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=_URL_SEC)
+    except (ValueError, BotoCoreError) as error:
+        raise InputError(f"the bucket's name or endpoint cannot be used: {' '.join(str(error).split())}",
+                         param="source") from error
     return Presigned(url, trusted=access.trusted)
 
 
