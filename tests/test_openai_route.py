@@ -69,6 +69,7 @@ def test_the_other_routes(door, route, field):
     ("/v1/chat/completions", chat(AUDIO, model="parakeet"), "cannot chat"), ("/v1/chat/completions", None, "openai_input"),
     ("/v1/audio/transcriptions", {"audio": {}}, "url or data"), ("/v1/audio/transcriptions", {}, "audio"),
     ("/v1/audio/transcriptions", {"audio": {"data": "@@"}}, "base64"),
+    ("/v1/audio/transcriptions", {"audio": {"data": DATA}, "file": "b.wav"}, "either audio or file"),
     ("/v1/chat/completions", {"messages": [{"content": [5]}]}, "part")])
 def test_what_is_wrong_is_an_error_that_says_so(door, route, body, names):
     answer = ask(door, route, body)

@@ -65,6 +65,8 @@ def test_an_item_s_options_win_over_the_request_s():
     ({"inputs": ["a"], "temperature": 9}, ["temperature", "2"]),
     ({"inputs": ["a"], "language": "xx"}, ["xx", "de"]),
     ({"inputs": ["a"], "prompt": "hello"}, ["prompt"]),
+    ({"inputs": ["a"], "messages": [{"role": "user", "content": "?", "text": 1}]}, ["messages.0.text is not a field"]),
+    ({"inputs": ["a"], "messages": [{"role": "user"}]}, ["messages.0.content: field required"]),
     ({"input": 3}, ["input"]),
     ([], ["object"]),
 ])

@@ -71,6 +71,8 @@ def _audio(task: str, body: Mapping[str, Any]) -> Json:
     payload: Json = {"task": task}
     for name, value in body.items():
         if name in ("audio", "file"):
+            if "audio" in payload:
+                raise RequestError("give either audio or file", param=name)
             payload["audio"] = source(value, name)
         elif name in renamed:
             payload[renamed[name]] = value

@@ -214,10 +214,13 @@ def _levels(value: bool | str | list[Level] | None) -> tuple[Level, ...]:
 def _explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:
     """The first mistake as (message, field), in words that name the field and what is allowed."""
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if part in model.model_fields or isinstance(part, int)) \
-        or ".".join(str(part) for part in first["loc"])
+    place = first["loc"]
+    field = ".".join(str(part) for before, part in zip(("", *place), place, strict=False)
+                     if part in model.model_fields or isinstance(part, int) or isinstance(before, int)) \
+        or ".".join(map(str, place))
     if first["type"] == "extra_forbidden":
-        return f"{field} is not a field; the fields are {', '.join(sorted(model.model_fields))}", field
+        known = f"; the fields are {', '.join(sorted(model.model_fields))}" if len(place) == 1 else ""
+        return f"{field} is not a field{known}", field
     if field.startswith("timestamps"):
         return "timestamps must be true, false, or a list out of word, segment, char", "timestamps"
     message = first["msg"][0].lower() + first["msg"][1:]
