@@ -40,7 +40,7 @@ def test_an_upload_without_timestamps(server):
 
 
 def test_paths_as_the_offline_runner_took_them(server):
-    answer = server.post("/transcribe", json={"paths": [str(WEEK), str(WEEK)], "prompt": None}).json()
+    answer = server.post("/transcribe", json={"paths": [str(WEEK), str(WEEK)], "prompt": None, "max_new_tokens": 128}).json()
     assert [one["file"] for one in answer["results"]] == [str(WEEK)] * 2
     assert {one["text"] for one in answer["results"]} == {"see you next week"}
     assert all(one["elapsed_sec"] > 0 for one in answer["results"])
@@ -49,7 +49,8 @@ def test_paths_as_the_offline_runner_took_them(server):
 @pytest.mark.parametrize(("body", "says"), [
     ({"paths": []}, "paths must be a list"), ({}, "paths must be a list"), ({"paths": ["samples/none.wav"]}, "no such file"),
     ({"paths": ["/etc/passwd"]}, "ALLOWED_PATHS"), ({"paths": ["http://127.0.0.1/x"]}, "is not a path"),
-    ({"paths": ["samples/week.wav"], "speed": 2}, "speed is not a field")])
+    ({"paths": ["samples/week.wav"], "speed": 2}, "speed is not a field"),
+    ({"paths": ["samples/week.wav"], "max_new_tokens": 0}, "max_new_tokens")])
 def test_paths_that_cannot_be_read_are_told_before_any_work(server, body, says):
     answer = server.post("/transcribe", json=body)
     assert answer.status_code == 400
@@ -74,7 +75,8 @@ def test_evaluate_a_folder(server):
     for name, text in (("a", "See you next  week\n"), ("b", "see you last week")):
         shutil.copy(WEEK, audio / f"{name}.wav")
         (labels / f"{name}.txt").write_text(text)
-    answer = server.post("/evaluate", json={"audio_dir": str(audio), "gt_dir": str(labels), "match_mode": "exact"}).json()
+    answer = server.post("/evaluate", json={"audio_dir": str(audio), "gt_dir": str(labels), "match_mode": "exact",
+                                            "max_new_tokens": 128}).json()
     expected = {"count": 2, "tp": 1, "fp": 1, "fn": 1, "precision": 0.5, "recall": 0.5, "f1": 0.5, "wer": 1 / 8}
     assert {name: answer["summary"][name] for name in expected} == expected
     assert {name: answer["details"][0][name] for name in ("file", "pred", "match")} \

@@ -17,6 +17,8 @@ from worker.config import Settings
 from worker.errors import AviaryError, InputError, RequestError, TooManyInputs, Unsupported
 from worker.types import Failure, Item, Level, Message, Options, Request, S3Access, Source, Task, View
 
+MOST_TOKENS = 32_768     # that may be asked for
+
 _Model = TypeVar("_Model", bound=BaseModel)
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*):(?=//|)")
 
@@ -40,7 +42,7 @@ class _PerItem(BaseModel):
     prompt: str | None = None
     style: Literal["detailed", "brief", "technical"] | None = None
     messages: list[_Turn] | None = None
-    max_new_tokens: int | None = Field(None, ge=1, le=32_768)
+    max_new_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     punctuation: bool | None = None

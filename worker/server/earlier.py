@@ -4,6 +4,8 @@
                          `include_timestamps`: told apart by the content type
     POST /evaluate       JSON {"audio_dir", "gt_dir", "match_mode", "max_new_tokens"}
     POST /score          a form with `uid`, `cid`, `audio`, `model`; JSON too, whose `audio` is a source
+
+`max_new_tokens`, which those clients always send, changes nothing where the model does not write token by token.
 """
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from fastapi.responses import JSONResponse, Response
 from worker import catalog, openai_route, render
 from worker.audio.fetch import Fetcher
 from worker.errors import InputError, RequestError
-from worker.request import source_of
+from worker.request import MOST_TOKENS, source_of
 from worker.server import body, schemas
 from worker.server.body import Body
 from worker.server.service import Service
@@ -48,7 +50,7 @@ def router(service: Service) -> APIRouter:
         given.close()
         if "input" in given.fields:
             raise RequestError("input is not a field of this route", param="input")
-        answer = await service.run(http, {**given.fields, "task": "evaluate"})
+        answer = await service.run(http, {**_written(given.fields, service), "task": "evaluate"})
         return JSONResponse(answer)
 
     @routes.post("/score", **schemas.score())
@@ -120,9 +122,22 @@ async def _paths(service: Service, http: Request, fields: Json) -> Json:
     def note(one: Result | Failure) -> None:
         took[one.index] = time.monotonic() - started
 
-    payload = {"inputs": paths, **{name: fields[name] for name in fields if name != "paths" and fields[name] is not None}}
+    options = {name: fields[name] for name in fields if name != "paths" and fields[name] is not None}
+    payload = {"inputs": paths, **_written(options, service)}
     response = await service.take(http, payload, on_result=note)
     return {"results": [_file_json(path, one, took[one.index]) for path, one in zip(paths, response.results, strict=True)]}
+
+
+def _written(fields: Json, service: Service) -> Json:
+    """The fields, without `max_new_tokens` where the model does not write token by token. A value that no model takes stays, to
+    be refused."""
+    most, name = fields.get("max_new_tokens"), fields.get("model") or service.settings.default_model
+    if not isinstance(name, str) or type(most) is not int or not 1 <= most <= MOST_TOKENS:
+        return fields
+    service.allow(fields)
+    if "max_new_tokens" in catalog.find(name).options:
+        return fields
+    return {field: value for field, value in fields.items() if field != "max_new_tokens"}
 
 
 def _check_paths(service: Service, paths: list[str]) -> None:
