@@ -89,6 +89,12 @@ def test_the_model_s_weights(find, tmp_path, model, environment, says):
     assert found.ok == (model == str(MODEL) or "SKIP_MODEL_LOAD" in environment)
 
 
+def test_a_model_that_is_not_known_is_nothing_to_install(find):
+    found = find("nonesuch")["model"]
+    assert found.says.startswith("model 'nonesuch' is not known")
+    assert found.advice.startswith("correct the setting")
+
+
 def test_weights_in_model_dir(find, tmp_path):
     folder = tmp_path / "whisper-tiny"
     folder.mkdir()

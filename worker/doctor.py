@@ -21,6 +21,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from worker.errors import RequestError
+
 if TYPE_CHECKING:
     from worker.catalog import Model
     from worker.config import Settings
@@ -78,6 +80,8 @@ def findings(model: str | None = None, model_dir: Path | None = None, device: st
 def _safely(about: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     try:
         yield from check()
+    except RequestError as error:
+        yield Finding(about, error.message, "correct the setting, see the README's tables")
     except Exception as error:  # noqa: BLE001  a check that fails is a finding too
         yield Finding(about, f"{type(error).__name__}: {error}", "install or repair what it names")
 
