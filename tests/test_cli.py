@@ -143,6 +143,14 @@ def test_a_folder_of_subtitles_keeps_names_and_resolves_those_that_meet(tmp_path
     assert (tmp_path / "out" / "deep" / "a.srt").read_text() == cue
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_disk_that_is_full_is_said_in_a_line():
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-m", "worker", "transcribe", WEEK], cwd=ROOT, stdout=full, stderr=subprocess.PIPE,
+                              env={**os.environ, "SKIP_MODEL_LOAD": "1"}, timeout=60, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "aviary: No space left on device\n")
+
+
 def test_names_as_long_as_a_file_system_takes_have_results_too(capsys, tmp_path):
     (tmp_path / "in").mkdir()
     long = "я" * 124

@@ -9,7 +9,8 @@
     doctor       whether this machine is set up, and what to do about it
 
 Results are on stdout, or where --output says; what is said about them (progress, failures) is on stderr. Exit codes: 0, 1 (some
-inputs failed), 2 (usage or configuration; nothing was done), 130 (interrupted; what was done is written).
+inputs failed, or their results could not be written), 2 (usage or configuration; nothing was done), 130 (interrupted; what was
+done is written).
 """
 from __future__ import annotations
 
@@ -33,9 +34,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:                 # `| head` has seen enough: nothing more may be written, not even at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
+        return 1
+    except OSError as error:                # the disk that results go to is full, or gone
+        print(f"{parser.prog}: {error.strerror}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        _silence()
         return 1
     return code
+
+
+def _silence() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
