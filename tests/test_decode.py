@@ -153,6 +153,18 @@ def test_not_a_number(decoder, tmp_path):
         decode(decoder, tmp_path / "a.wav")
 
 
+def test_a_long_file_that_is_refused_at_its_end_keeps_no_memory(tmp_path):
+    samples = np.zeros(16_000 * 400, "f4")
+    samples[-1] = np.nan
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
+    made = Decoder(SETTINGS.model_copy(update={"max_audio_sec": 600}))
+    with pytest.raises(DecodeFailed):
+        decode(made, tmp_path / "a.wav")
+    process = made._idle.get_nowait()
+    assert os.fstat(process._memory.fileno()).st_size <= 1 << 24
+    process.close()
+
+
 @pytest.mark.parametrize("suffix", ["wav", "mp3", "flac"])
 def test_a_file_that_breaks_off_gives_what_there_is_and_says_so(decoder, tmp_path, suffix):
     rng = np.random.default_rng(0)

@@ -135,6 +135,7 @@ class _Process:
             self.alive = False
             raise _Refused("the decoder crashed") from None
         if status["error"]:
+            self._trim()        # what came before the fault may be much
             raise _Refused(status["error"])
         limits.check(status["bytes"])
         return Clip(self._samples(status["bytes"]), status["warning"])
@@ -164,9 +165,12 @@ class _Process:
         self._memory.seek(0)
         while left:
             left = left[self._memory.readinto(left):]
-        if size > _KEPT:
-            self._memory.truncate(0)
+        self._trim()
         return samples
+
+    def _trim(self) -> None:
+        if os.fstat(self._memory.fileno()).st_size > _KEPT:
+            self._memory.truncate(0)
 
 
 def _anonymous_file() -> io.FileIO:
