@@ -29,6 +29,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.hits: list[str] = []
+        self.sent = 0
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def url(self, path: str) -> str:
@@ -80,6 +81,21 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(b"x")
                 self.wfile.flush()
                 time.sleep(0.05)
+        elif path in ("/drip-head", "/drip-chunk"):
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX: " if path == "/drip-head" else
+                             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;")
+            for _ in range(600):
+                self.wfile.write(b"x")
+                time.sleep(0.05)
+        elif path == "/silent":
+            time.sleep(30)
+        elif path == "/to-much":
+            self.send_response(302)
+            self.send_header("Location", "/ok")
+            self.end_headers()
+            for _ in range(1_000):
+                self.wfile.write(BODY)
+                self.server.sent += len(BODY)
         elif path == "/loop":
             self.reply(302, Location="/loop")
         elif path == "/moved":
@@ -147,10 +163,11 @@ def test_failures_are_told_apart(server, settings, path, error, retryable, hits,
     assert len(server.hits) == hits
 
 
-def test_a_drip_does_not_outlast_the_deadline(server, settings):
+@pytest.mark.parametrize("path", ["/drip", "/drip-head", "/drip-chunk", "/silent"])
+def test_a_drip_does_not_outlast_the_deadline(server, settings, path):
     started = time.monotonic()
     with pytest.raises(FetchFailed, match="FETCH_TIMEOUT_SEC"):
-        read(settings.model_copy(update={"fetch_timeout_sec": 1.0}), server.url("/drip"))
+        read(settings.model_copy(update={"fetch_timeout_sec": 1.0}), server.url(path))
     assert time.monotonic() - started < 3
 
 
@@ -161,11 +178,17 @@ def test_nobody_there(settings, monkeypatch):
     assert caught.value.retryable
 
 
-def test_cancelling_stops_a_download(server, settings):
+@pytest.mark.parametrize("path", ["/drip", "/drip-head", "/silent"])
+def test_cancelling_stops_a_download(server, settings, path):
     started = time.monotonic()
     with pytest.raises(Cancelled):
-        Fetcher(settings).open(Source("url", server.url("/drip")), cancelled=lambda: time.monotonic() - started > 0.3)
+        Fetcher(settings).open(Source("url", server.url(path)), cancelled=lambda: time.monotonic() - started > 0.3)
     assert time.monotonic() - started < 2
+
+
+def test_a_redirect_s_body_is_not_read(server, settings):
+    assert read(settings, server.url("/to-much")) == BODY
+    assert server.sent < 50 * len(BODY)         # what fits into the sockets' buffers
 
 
 def test_private_addresses_are_refused_and_not_connected_to(server, settings):

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import hmac
 import json
+import socket
 import sqlite3
 import threading
 import time
@@ -14,6 +15,7 @@ import pytest
 import tenacity
 
 from worker.errors import RequestError
+from worker.jobs import webhook
 from worker.jobs.store import JobStore, Outcome
 from worker.jobs.webhook import Webhooks, check
 
@@ -138,6 +140,31 @@ def test_a_dead_receiver_changes_nothing_and_holds_up_nobody(store, receiver):
     assert time.monotonic() - started < 2           # and stopping does not wait for the waits
     assert [store.get(job.id) for job in dead] == dead
     assert {job.id for job in store.webhooks_due(60, 10)} == {job.id for job in dead}
+
+
+def test_receivers_that_drip_hold_up_nobody_for_long(store, receiver, monkeypatch):
+    monkeypatch.setattr(webhook, "TIMEOUT_SEC", (0.5, 0.5))
+
+    def drip() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                taken, _ = dripping.accept()
+                threading.Thread(target=trickle, args=(taken,), daemon=True).start()
+
+    def trickle(taken: socket.socket) -> None:
+        with taken, contextlib.suppress(OSError):
+            taken.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            for _ in range(200):
+                taken.sendall(b"x")
+                time.sleep(0.1)
+
+    with socket.create_server(("127.0.0.1", 0)) as dripping:
+        threading.Thread(target=drip, daemon=True).start()
+        for _ in range(4):
+            finished(store, f"http://127.0.0.1:{dripping.getsockname()[1]}/")
+        finished(store, receiver.url())
+        with sending(store):
+            until(lambda: receiver.got)
 
 
 def test_what_was_not_delivered_is_delivered_by_the_next_process(store, receiver):

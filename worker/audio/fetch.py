@@ -178,8 +178,9 @@ class Fetcher:
                 raise SourceForbidden(f"{name} redirects to something that is not http or https")
             left = max(0.1, deadline - time.monotonic())
             try:
-                with session.get(url, stream=True, allow_redirects=False, headers={"Accept-Encoding": "identity"},
-                                 timeout=(min(CONNECT_SEC, left), min(READ_SEC, left))) as response:
+                with (guard.watched(lambda: _check(cancelled, deadline, self._settings.fetch_timeout_sec, name)),
+                      session.get(url, stream=True, allow_redirects=False, headers={"Accept-Encoding": "identity"},
+                                  timeout=(min(CONNECT_SEC, left), min(READ_SEC, left))) as response):
                     region = response.headers.get("x-amz-bucket-region")
                     if source.kind == "s3" and response.status_code in (301, 307, 400) and region and region not in regions:
                         regions.add(region)
@@ -188,7 +189,7 @@ class Fetcher:
                         url = urljoin(url, response.headers["location"])
                     else:
                         _raise_for(response, name)
-                        self._save(response, file, name, deadline, cancelled)
+                        self._save(response, file, name)
                         return
             except guard.PrivateAddress as error:
                 raise SourceForbidden(f"{name} leads to an address that is not public (ALLOW_PRIVATE_URLS)") from error
@@ -201,8 +202,7 @@ class Fetcher:
                 raise _Again(f"{name} could not be read: {_kind(error)}") from error
         raise FetchFailed(f"{name} redirects more than {REDIRECTS} times", retryable=False)
 
-    def _save(self, response: requests.Response, file: BinaryIO, name: str, deadline: float,
-              cancelled: Callable[[], bool]) -> None:
+    def _save(self, response: requests.Response, file: BinaryIO, name: str) -> None:
         limit = self._settings.max_audio_bytes
         length = response.headers.get("content-length", "")
         if length.isdigit() and int(length) > limit:
@@ -213,7 +213,6 @@ class Fetcher:
             if total > limit:
                 self._too_large()
             file.write(block)
-            _check(cancelled, deadline, self._settings.fetch_timeout_sec, name)
         if length.isdigit() and not response.headers.get("content-encoding") and total < int(length):
             raise _Again(f"{name} broke off after {total} of {length} bytes")
 

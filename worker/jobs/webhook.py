@@ -34,7 +34,7 @@ from worker.jobs.store import Job, JobStore
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 5
-TIMEOUT_SEC = (5.0, 10.0)       # to connect, and for each read
+TIMEOUT_SEC = (5.0, 10.0)       # to connect, and for the answer; both together are what a try may take
 HOLD_SEC = 180.0                # a delivery that took longer was lost with its process: longer than all attempts and waits
 POLL_SEC = 5.0
 MAX_URL_CHARS = 2048
@@ -136,7 +136,8 @@ class Webhooks:
         if self._secret:
             headers["X-Aviary-Signature"] = sign(self._secret, body, int(time.time()))
         try:
-            with (guard.session(allow_private=self.allow_private) as session,
+            with (guard.watched(_until(time.monotonic() + sum(TIMEOUT_SEC))),
+                  guard.session(allow_private=self.allow_private) as session,
                   session.post(url, data=body, headers=headers, timeout=TIMEOUT_SEC, allow_redirects=False,
                                stream=True) as response):       # its answer's body is not read
                 status = response.status_code
@@ -158,6 +159,14 @@ class _Again(Exception):
 
 class _Refused(Exception):
     """No other try will help."""
+
+
+def _until(deadline: float) -> Callable[[], None]:
+    def check() -> None:
+        if time.monotonic() > deadline:
+            raise _Again("too slow")
+
+    return check
 
 
 def _surely_private(host: str) -> bool:
