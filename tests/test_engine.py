@@ -207,6 +207,31 @@ def test_closing_answers_what_was_not_even_read_yet(settings, tmp_path):
     assert late.results[0].error.code == "cancelled"
 
 
+def test_closing_waits_for_no_slow_address_and_answers_for_it(settings):
+    going = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            going.wait(60)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    engine = Engine(settings.model_copy(update={"allow_private_urls": True, "fetch_timeout_sec": 50}))
+    future = engine.submit(parse({"inputs": [f"{url}/{i}" for i in range(20)]}, engine.settings))
+    time.sleep(0.3)
+    started = time.monotonic()
+    engine.close()
+    assert time.monotonic() - started < 4
+    assert {one.error.code for one in future.result(0).results} == {"cancelled"}
+    going.set()
+    server.shutdown()
+    server.server_close()
+
+
 def test_a_request_without_inputs_is_answered(engine):
     assert engine.submit(Request("pocketsphinx", ())).result(5).results == ()
 

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 FETCHERS = 4             # for each decoder: a slow address keeps a thread waiting, and should keep no file from its decoder
 BACKGROUND_SEC = 5.0     # what is in the background waits as if it had come so much later
-
+CLOSE_SEC = 5.0          # a thread that waits for a name or a connection is not waited for longer
 
 _CLOSING = "the worker is shutting down"
 
@@ -127,11 +127,13 @@ class Ingest:
         return sum(self._held_sec.copy().values())
 
     def close(self) -> None:
+        """Ends the threads; what they are reading is delivered as cancelled, and what waits."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        until = time.monotonic() + CLOSE_SEC
         for thread in self._threads:
-            thread.join(timeout=5)
+            thread.join(timeout=max(0.0, until - time.monotonic()))
         self._decoder.close()
         self._fetcher.close()
         with self._changed:
@@ -213,29 +215,32 @@ class Ingest:
         unit.deliver(outcome)
 
     def _decode(self, unit: Unit, queue: Queue) -> Decoded:
-        if unit.cancelled():
+        def cancelled() -> bool:
+            return self._closed or unit.cancelled()
+
+        if cancelled():
             raise Cancelled("cancelled before it was read")
         started = time.monotonic()
-        with self._open(unit) as file:
+        with self._open(unit, cancelled) as file:
             fetched = time.monotonic()
             expected = expected_sec(file)
             with self._decoding:
                 began = time.monotonic()
                 self._hold(queue, expected)
                 try:
-                    clip = self._decoder.decode(file, cancelled=unit.cancelled)
+                    clip = self._decoder.decode(file, cancelled=cancelled)
                 except BaseException:
                     self._hold(queue, -expected)
                     raise
         self._hold(queue, clip.duration_sec - expected)
         return Decoded(clip, fetched - started, time.monotonic() - began)
 
-    def _open(self, unit: Unit) -> BinaryIO:
+    def _open(self, unit: Unit, cancelled: Callable[[], bool]) -> BinaryIO:
         """A download waits for others, and keeps no decoder from its work meanwhile."""
         download = unit.source.kind in ("url", "s3")
         self._note(download)
         try:
-            return self._fetcher.open(unit.source, cancelled=unit.cancelled)
+            return self._fetcher.open(unit.source, cancelled=cancelled)
         finally:
             self._note(-download)
 
