@@ -135,6 +135,19 @@ def test_a_rolling_restart_under_load_refuses_nobody(host):
 
 
 @needs_nginx
+def test_a_full_disk_does_not_end_the_server_when_a_worker_dies(tmp_path):
+    with hosting(tmp_path, 2) as host:
+        obstacle = host.folder / "nginx.conf.new"       # stands for a disk on which nothing can be written
+        obstacle.mkdir()
+        os.kill(host.pids()[0], signal.SIGKILL)
+        host.until(lambda: "nginx cannot be told" in host.log.read_text())
+        host.until(host.all_ready)
+        assert host.transcribe().status_code == 200
+        obstacle.rmdir()
+        host.until(lambda: f"{host.folder}/0-2 " in (host.folder / "nginx.conf").read_text())
+
+
+@needs_nginx
 def test_keys_and_rates_are_one_for_all_workers(tmp_path):
     with hosting(tmp_path, 2, API_KEY="k1,k2", RATE_LIMIT="6/minute", CORS_ORIGINS="https://page.example") as host:
         for path in ("/v1/models", "/stats", "/metrics"):

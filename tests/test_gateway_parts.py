@@ -1,6 +1,7 @@
 """What several workers are made of: nginx's configuration, sums of numbers."""
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from worker import seats
 from worker.config import ConfigError, Settings
-from worker.gateway import front, nginx, sums, supervisor
+from worker.gateway import front, nginx, process, sums, supervisor
 
 ROOT = Path(__file__).parent.parent
 
@@ -88,6 +90,46 @@ def test_numbers_need_the_key_and_are_there_before_any_worker(asked):
     early = asked.get("/stats", headers=key)
     assert early.status_code == 503
     assert early.json()["error"]["code"] == "model_loading"
+
+
+def test_a_worker_that_is_replaced_while_it_is_asked_counts_once(tmp_path):
+    class Replaced(process.Worker):
+        texts = iter([b"counted_total 5\n", b"counted_total 5\n", b"counted_total 1\n"])
+
+        def ask(self, path, headers=None, wait_sec=10):
+            text = next(self.texts)
+            if self.asked == 2:
+                self.starts += 1
+            self.asked += 1
+            return 200, b"# TYPE counted_total counter\n" + text
+
+    worker = Replaced(0, seats.place(Settings(), 1, [], [0])[0], tmp_path)
+    worker.state, worker.starts, worker.asked = "ready", 1, 1
+    with front.serving(front.Front(Settings(), [worker]), tmp_path / "front"), \
+            httpx.Client(base_url="http://front", transport=httpx.HTTPTransport(uds=str(tmp_path / "front"))) as client:
+        told = [read(client.get("/metrics").text)["counted_total",] for _ in range(3)]
+    assert told == [5, 5, 6]
+
+
+def test_a_rolling_restart_leaves_one_that_serves(tmp_path):
+    class Quick(process.Worker):
+        async def stop(self):
+            self.starts, self.state = self.starts + 1, "ready"
+
+        def leave(self):
+            served.append(self.state != "ready" or any(one.ready for one in workers if one is not self))
+            return super().leave()
+
+    served: list[bool] = []
+    taken = seats.place(Settings(), 3, [], [0])
+    workers = [Quick(number, seat, tmp_path) for number, seat in enumerate(taken)]
+    for worker, state in zip(workers, ("ready", "loading", "unhealthy"), strict=True):
+        worker.state, worker.starts = state, 1
+    told = supervisor.Supervisor(Settings(), [], tmp_path, None)
+    told._workers = workers
+    asyncio.run(told._roll())
+    assert [worker.starts for worker in workers] == [2, 2, 2]
+    assert served == [True, True, True]
 
 
 def test_one_worker_serves_on_a_unix_socket(tmp_path):

@@ -70,7 +70,7 @@ class Front:
         yield CounterMetricFamily("aviary_worker_restarts", "Server processes that were replaced", value=starts)
 
     async def _metrics(self, _request: Request) -> Response:
-        texts = {worker.socket.name: text.decode() for worker, text in await self._ask("/metrics")}
+        texts = {name: text.decode() for name, text in await self._ask("/metrics")}
         self._totals.add(texts, {worker.socket.name for worker in self._workers if worker.state != "down"})
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -82,16 +82,17 @@ class Front:
                     "restarts": max(0, worker.starts - 1)} for worker in self._workers]
         return JSONResponse(sums.add_stats(answers) | {"workers": workers})
 
-    async def _ask(self, path: str) -> list[tuple[Worker, bytes]]:
-        """What the workers answer, of those that do."""
+    async def _ask(self, path: str) -> list[tuple[str, bytes]]:
+        """What the workers answer, of those that do, by the processes' names: a worker may be replaced meanwhile."""
         key = (self._settings.api_key or "off").partition(",")[0].strip()
         headers = {"Authorization": f"Bearer {key}"}
 
-        def ask(worker: Worker) -> tuple[Worker, bytes] | None:
+        def ask(worker: Worker) -> tuple[str, bytes] | None:
+            name = worker.socket.name
             with contextlib.suppress(OSError, http.client.HTTPException):
                 status, body = worker.ask(path, headers)
                 if status == 200:
-                    return worker, body
+                    return name, body
             return None
 
         answers = await asyncio.gather(*(asyncio.to_thread(ask, worker) for worker in self._workers))

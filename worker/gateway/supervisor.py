@@ -148,8 +148,11 @@ class Supervisor:
         await asyncio.sleep(pause)
 
     async def _roll(self) -> None:
-        """Replaces each worker in turn; stops where a new one does not become ready."""
-        for worker in self._workers:
+        """Replaces each worker in turn, those that are not ready first; stops where a new one does not become ready."""
+        left = list(self._workers)
+        while left:
+            worker = min(left, key=lambda one: one.ready)       # the only one that is ready goes last: it serves meanwhile
+            left.remove(worker)
             before = worker.starts
             log.info("worker %d is being replaced", worker.number)
             if worker.leave():
@@ -168,7 +171,11 @@ class Supervisor:
         """Tells nginx which workers there are, if that has changed."""
         if self._gateway is None or self._wanted() == self._listed:
             return
-        self._write()
+        try:
+            self._write()
+        except OSError as error:        # a full disk ends no server: the next look at a worker tries again
+            log.error("nginx cannot be told of the workers: %s", error.strerror)        # noqa: TRY400
+            return
         if self._nginx is not None and self._pid_file.exists():
             self._nginx.send_signal(signal.SIGHUP)
 
@@ -178,10 +185,11 @@ class Supervisor:
         return ready or [worker.socket for worker in self._workers if worker.state in ("loading", "unhealthy")]
 
     def _write(self) -> None:
-        self._listed = self._wanted()
+        wanted = self._wanted()
         written = self._folder / "nginx.conf.new"
-        written.write_text(nginx.configuration(self._settings, self._folder, self._listed))
+        written.write_text(nginx.configuration(self._settings, self._folder, wanted))
         written.replace(self._folder / "nginx.conf")
+        self._listed = wanted
 
     async def _keep_nginx(self, gateway: Path) -> None:
         deaths = 0
