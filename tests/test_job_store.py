@@ -331,6 +331,20 @@ def test_sweeping_takes_what_nobody_needs(store, clock):
     assert store.sweep(grace_sec=math.inf) == 1
 
 
+def test_sweeping_does_not_trip_over_what_another_process_removes_meanwhile(store, clock, monkeypatch):
+    for name in ("a", "b"):
+        (store.uploads / name).touch()
+        os.utime(store.uploads / name, (clock.now - 100, clock.now - 100))
+
+    def meanwhile() -> float:
+        (store.uploads / "a").unlink(missing_ok=True)
+        return clock.now
+
+    monkeypatch.setattr(store, "_clock", meanwhile)
+    store.sweep(grace_sec=60)
+    assert not list(store.uploads.iterdir())
+
+
 def test_webhooks_are_due_once_the_job_is_over_until_they_are_told(store, clock):
     ids = [store.submit("run", {}, webhook="http://host/").id for _ in range(3)]
     store.submit("run", {})

@@ -16,6 +16,7 @@ was changed. Reads wait for no writer.
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -275,13 +276,17 @@ class JobStore:
     def sweep(self, grace_sec: float = 3600.0) -> int:
         """Removes uploads whose job is finished, and those that no job names and nobody wrote to for `grace_sec`. What a
         process that was killed left behind ends here. Gives how many."""
-        found = [path for path in self.uploads.iterdir() if path.is_file()]      # before the jobs are read: none is missed
+        found: dict[str, float] = {}        # before the jobs are read: none is missed
+        for path in self.uploads.iterdir():
+            with contextlib.suppress(FileNotFoundError):        # others remove files as well
+                if path.is_file():
+                    found[path.name] = path.stat().st_mtime
         with self._database.read() as connection:
             states = {row.upload: row.state for row in connection.execute(
                 sa.select(jobs.c.upload, jobs.c.state).where(jobs.c.upload.is_not(None)))}
         old = self._clock() - grace_sec
-        over = [path.name for path in found
-                if (states[path.name] in FINISHED if path.name in states else path.stat().st_mtime < old)]
+        over = [name for name, written in found.items()
+                if (states[name] in FINISHED if name in states else written < old)]
         self._free(over)
         return len(over)
 
