@@ -337,12 +337,16 @@ def test_a_job_longer_than_its_lease_is_kept(store, settings, desk):
     assert store.get(job.id).attempts == 1
 
 
-def test_a_lost_device_leaves_its_jobs_to_the_next_process(store, desk):
-    lost = DeviceLost("the GPU died")
+LOST = {"code": DeviceLost.code, "message": "the GPU died", "retryable": True}
+
+
+@pytest.mark.parametrize("answer", [
+    {"error": LOST["message"], **LOST}, {"results": [{"text": "one"}, {"error": LOST}]}])
+def test_a_lost_device_leaves_its_jobs_to_the_next_process(store, desk, answer):
     with JobRunner(store, desk, lease_sec=1) as runner:
         job = runner.submit("run", {"name": "a"})
         until(lambda: "a" in desk.open)
-        desk.end("a", {"error": lost.message, "code": lost.code, "retryable": True})
+        desk.end("a", answer)
         time.sleep(0.2)
         second = runner.submit("run", {"name": "b"})
         time.sleep(0.2)

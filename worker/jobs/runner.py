@@ -226,7 +226,7 @@ class JobRunner:
             return None
         try:
             answer = future.result()
-            error = _error_of(answer)
+            error = _left_of(answer) or _error_of(answer)
             if error is None:
                 return Outcome.completed(answer, progress)
             if error["code"] not in _LEFT:
@@ -278,6 +278,12 @@ def _error_of(answer: Mapping[str, Any]) -> dict[str, Any] | None:
     first: Mapping[str, Any] = next((one["error"] for one in answer.get("results", ()) if "error" in one), {})
     return {"code": answer.get("code") or first.get("code", InternalError.code), "message": str(answer["error"]),
             "retryable": bool(answer.get("retryable", first.get("retryable", False)))}
+
+
+def _left_of(answer: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Why some of the inputs were not run, if that is no fault of theirs."""
+    errors = (one["error"] for one in answer.get("results", ()) if "error" in one)
+    return next((error for error in errors if error["code"] in _LEFT), None)
 
 
 def _fault(job_id: str, error: Exception) -> dict[str, Any]:
