@@ -36,7 +36,8 @@ class Host:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url, self.data, self.workers = f"http://127.0.0.1:{self.port}", data, workers
-        self.headers = {"Authorization": f"Bearer {environment['API_KEY'].partition(',')[0]}"} if "API_KEY" in environment else {}
+        key = environment.get("API_KEY", "").strip(",").partition(",")[0]
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.client = httpx.Client(base_url=self.url, timeout=60, limits=httpx.Limits(max_connections=None))
         self.log = data / "log"
         data.mkdir(exist_ok=True)

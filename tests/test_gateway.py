@@ -149,7 +149,7 @@ def test_a_full_disk_does_not_end_the_server_when_a_worker_dies(tmp_path):
 
 @needs_nginx
 def test_keys_and_rates_are_one_for_all_workers(tmp_path):
-    with hosting(tmp_path, 2, API_KEY="k1,k2", RATE_LIMIT="6/minute", CORS_ORIGINS="https://page.example") as host:
+    with hosting(tmp_path, 2, API_KEY=",k1,k2", RATE_LIMIT="6/minute", CORS_ORIGINS="https://page.example") as host:
         for path in ("/v1/models", "/stats", "/metrics"):
             assert host.client.get(path).status_code == 401
             assert host.client.get(path, headers={"Authorization": "Bearer k2"}).status_code == 200

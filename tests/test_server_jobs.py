@@ -50,6 +50,20 @@ def upload(http: httpx.Client, **fields: str) -> httpx.Response:
         return http.post("/transcribe/async", files={"file": ("audio.mp3", file)}, data=fields)
 
 
+def test_what_jobs_answer_is_counted_like_all_else(server):
+    def told() -> tuple[float, float, float]:
+        stats = server.get("/stats").json()
+        return stats["inputs"]["answered"], stats["inputs"]["failed"].get("source_not_found", 0), stats["audio_sec"]
+
+    before = told()
+    payload = {"input": {"inputs": [str(WEEK), str(WEEK.parent / "missing.wav")]}}
+    assert server.post("/runsync", json=payload).json()["status"] == "COMPLETED"
+    until(server, f"/status/{server.post('/run', json=payload).json()['id']}", "COMPLETED")
+    gained = [after - one for after, one in zip(told(), before, strict=True)]
+    assert gained[:2] == [2, 2]
+    assert gained[2] > 2
+
+
 def test_an_upload_as_a_job(server):
     started = upload(server).json()
     name = started["job_id"]

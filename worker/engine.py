@@ -52,6 +52,7 @@ log = logging.getLogger(__name__)
 
 OnResult = Callable[[Result | Failure], None]
 OnText = Callable[[int, str], None]
+OnResponse = Callable[[Request, Response], None]
 _STATES = ("ready", "loading", "failed")
 
 
@@ -66,11 +67,13 @@ class Devices:
 class Engine:
     """The devices and what feeds them: one in this process, or several, each in a process of its own. Thread-safe;
     `create_backend` is the seam through which a test puts its own models, which then are in this process, whatever there is.
-    `on_batch` is told of each batch that was run, its seconds and its device's number, on the device's thread."""
+    `on_batch` is told of each batch that was run, its seconds and its device's number, on the device's thread; `on_response` of
+    each request that was answered, whoever sent it, on a worker thread."""
 
     def __init__(self, settings: Settings, *, create_backend: Callable[[catalog.Model], Backend] | None = None,
-                 on_batch: OnBatch = lambda batch, seconds, device: None) -> None:
-        self.settings = settings
+                 on_batch: OnBatch = lambda batch, seconds, device: None,
+                 on_response: OnResponse = lambda request, response: None) -> None:
+        self.settings, self._on_response = settings, on_response
         self._devices = [Device(seat) for seat in devices(settings)] if create_backend is None else []
         self._ingest = Ingest(settings, idle=self._nudge)
         self._pool = Pool(wait_sec=settings.batch_wait_sec, coming=self._ingest.coming)
@@ -103,13 +106,15 @@ class Engine:
             queue = Queue(request.items[0].options.model, request.background)
             self._ingest.submit((self._unit(run, queue, source, items) for source, items in groups.items()), queue,
                                 run.future.cancelled)
-        run.future.add_done_callback(self._ended)
+        run.future.add_done_callback(functools.partial(self._ended, request))
         return run.future
 
-    def _ended(self, future: Future[Response]) -> None:
+    def _ended(self, request: Request, future: Future[Response]) -> None:
         if future.cancelled():
             self._ingest.drop_cancelled()
             self._pool.nudge()
+        else:
+            self._on_response(request, future.result())
 
     def _nudge(self) -> None:
         self._pool.nudge()

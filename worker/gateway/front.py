@@ -32,7 +32,7 @@ from worker.errors import AviaryError, StillLoading
 from worker.gateway import process, sums
 from worker.gateway.process import Worker
 from worker.server import problems
-from worker.server.gate import Gate
+from worker.server.gate import Gate, keys
 
 _GATE = "/gate"
 _VERDICTS = {429: 403}       # nginx's auth_request knows 2xx, 401 and 403
@@ -84,7 +84,7 @@ class Front:
 
     async def _ask(self, path: str) -> list[tuple[str, bytes]]:
         """What the workers answer, of those that do, by the processes' names: a worker may be replaced meanwhile."""
-        key = (self._settings.api_key or "off").partition(",")[0].strip()
+        key = next(iter(keys(self._settings)), b"").decode()
         headers = {"Authorization": f"Bearer {key}"}
 
         def ask(worker: Worker) -> tuple[str, bytes] | None:

@@ -40,7 +40,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     """The application. `engine`: made of the settings, and closed with the app, unless given."""
     meters = Meters()
     ours = engine is None
-    running = engine or Engine(settings, on_batch=meters.batch)
+    running = engine or Engine(settings, on_batch=meters.batch, on_response=meters.response)
     meters.watch(running)
     service = Service(settings, running, meters)
     background = Background(settings, service.tasks, jobs.webhook_body)

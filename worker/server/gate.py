@@ -28,7 +28,7 @@ def check_address(settings: Settings) -> None:
         loopback = ipaddress.ip_address(settings.host).is_loopback
     except ValueError:
         loopback = settings.host == "localhost"
-    if not loopback and settings.api_key != "off" and not _keys(settings):
+    if not loopback and settings.api_key != "off" and not keys(settings):
         raise ConfigError(f"HOST={settings.host!r} can be reached from outside: set API_KEY to the key that clients must send, "
                           "or to off if something before this server checks them")
 
@@ -38,7 +38,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app, self._settings = app, settings
-        self._keys = _keys(settings)
+        self._keys = keys(settings)
         try:
             self._rate = parse_rate(settings.rate_limit) if settings.rate_limit else None
         except ValueError:
@@ -77,15 +77,16 @@ class Gate:
         return limit
 
 
-def _keys(settings: Settings) -> list[bytes]:
-    """Raises ConfigError for an API_KEY that is set and holds none: an empty secret must not open the server."""
+def keys(settings: Settings) -> list[bytes]:
+    """Those that are taken. Raises ConfigError for an API_KEY that is set and holds none: an empty secret must not open the
+    server."""
     given = settings.api_key
     if given is None or given == "off":
         return []
-    keys = [key.strip().encode() for key in given.split(",") if key.strip()]
-    if not keys:
+    found = [key.strip().encode() for key in given.split(",") if key.strip()]
+    if not found:
         raise ConfigError("API_KEY is set, but holds no key")
-    return keys
+    return found
 
 
 def _too_large(limit: int) -> TooLarge:

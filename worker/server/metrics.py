@@ -16,7 +16,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.engine import Engine
-from worker.types import Batch, Caption, Failure, Reply, Response, Result, Transcript
+from worker.types import Batch, Caption, Failure, Reply, Request, Response, Result, Transcript
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
@@ -65,7 +65,8 @@ class Meters:
         self._heard.labels(model).inc(heard)
         self._padding.labels(model).inc(max(0.0, batch.padded_sec - heard))
 
-    def response(self, task: str, response: Response) -> None:
+    def response(self, request: Request, response: Response) -> None:
+        task = request.items[0].options.task if request.items else "none"
         for one in response.results:
             self._inputs.labels(task, one.error.code if isinstance(one, Failure) else "ok").inc()
             if isinstance(one, Result):

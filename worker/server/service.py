@@ -136,16 +136,10 @@ class Service:
         self.admit(request.size)
         future = self.engine.submit(request, **listeners)
         loop = asyncio.get_running_loop()
-        task = request.items[0].options.task if request.items else "none"
 
-        def left(done: Future[Response]) -> None:
-            self.leave(request.size)
-            if not done.cancelled() and not done.exception():
-                self.meters.response(task, done.result())
-
-        def ended(done: Future[Response]) -> None:
+        def ended(_done: Future[Response]) -> None:
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(left, done)
+                loop.call_soon_threadsafe(self.leave, request.size)
 
         future.add_done_callback(ended)
         return future
