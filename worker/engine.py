@@ -7,15 +7,13 @@ future (before its result is set) drops what is not yet on the device and stops 
 """
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 
 from worker import catalog, windows
 from worker.audio.ingest import Decoded, Ingest, Queue, Unit
@@ -31,27 +29,11 @@ from worker.lane import Lane, OnBatch, known
 from worker.pool import Done, Pool
 from worker.residency import Residency
 from worker.seats import devices
-from worker.types import (
-    SAMPLE_RATE,
-    Clip,
-    Failure,
-    Item,
-    Options,
-    Output,
-    Piece,
-    Request,
-    Response,
-    Result,
-    Source,
-    Timing,
-    Transcript,
-    View,
-)
+from worker.types import SAMPLE_RATE, Clip, Failure, Item, Options, Output, Piece, Request, Response, Result, Source
+from worker.underway import Countdown, OnResult, OnText, Parts, Run, shown
 
 log = logging.getLogger(__name__)
 
-OnResult = Callable[[Result | Failure], None]
-OnText = Callable[[int, str], None]
 OnResponse = Callable[[Request, Response], None]
 _STATES = ("ready", "loading", "failed")
 
@@ -98,7 +80,7 @@ class Engine:
         """Runs the request. `on_result` is called for each input as it is done, `on_text` with an input's index and each
         bit of a text as it is generated, or of a long clip as its windows are done; both on a worker thread: be quick
         there."""
-        run = _Run(request, on_result, on_text)
+        run = Run(request, on_result, on_text)
         groups: dict[Source, list[Item]] = {}
         for item in request.items:
             groups.setdefault(item.source, []).append(item)
@@ -172,7 +154,7 @@ class Engine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _unit(self, run: _Run, queue: Queue, source: Source, items: list[Item]) -> Unit:
+    def _unit(self, run: Run, queue: Queue, source: Source, items: list[Item]) -> Unit:
         def deliver(outcome: Decoded | AviaryError) -> None:
             if isinstance(outcome, AviaryError):
                 for item in items:
@@ -182,7 +164,7 @@ class Engine:
             kinds: dict[Options, list[Item]] = {}
             for item in items:
                 kinds.setdefault(item.options, []).append(item)
-            using = _Countdown(len(kinds), lambda: self._ingest.release(outcome.clip, queue))
+            using = Countdown(len(kinds), lambda: self._ingest.release(outcome.clip, queue))
             for options, alike in kinds.items():
                 try:
                     self._put(run, outcome.clip, options, alike, using)
@@ -191,7 +173,7 @@ class Engine:
 
         return Unit(source, deliver, run.future.cancelled)
 
-    def _put(self, run: _Run, clip: Clip, options: Options, items: list[Item], using: _Countdown) -> None:
+    def _put(self, run: Run, clip: Clip, options: Options, items: list[Item], using: Countdown) -> None:
         """Puts the clip on the lane, in windows where it is longer than the model hears at a time."""
         row = catalog.find(options.model)
         spans = [(0, len(clip.samples))]
@@ -202,22 +184,23 @@ class Engine:
                           f"{options.task}")
         order = time.monotonic()
         teller = run.teller(items)
-        parts = _Parts(len(spans), functools.partial(self._answer, run, clip, items, using), teller if len(spans) > 1 else None)
+        parts = Parts(len(spans), functools.partial(self._answer, run, clip, items, using), teller if len(spans) > 1 else None)
         for number, (start, end) in enumerate(spans):
             part = Clip(clip.samples[start:end]) if len(spans) > 1 else clip
-            piece = Piece(part, options, order, run.request.background, run.future.cancelled,
-                          teller if len(spans) == 1 else None)
+            piece = Piece(part, options, order, run.request.background, run.future.cancelled)
+            if teller is not None and len(spans) == 1:
+                piece = dataclasses.replace(piece, on_text=teller, begins=teller.begins)
             self._pool.put(piece, self._collect(run, parts, number, start))
 
     @staticmethod
-    def _answer(run: _Run, clip: Clip, items: list[Item], using: _Countdown, outcome: Output | AviaryError) -> None:
+    def _answer(run: Run, clip: Clip, items: list[Item], using: Countdown, outcome: Output | AviaryError) -> None:
         using.down()
         for item in items:
             run.done(Failure(item.index, outcome, item.id) if isinstance(outcome, AviaryError) else
-                     Result(item, clip.duration_sec, _shown(outcome, item.view), clip.warning))
+                     Result(item, clip.duration_sec, shown(outcome, item.view), clip.warning))
 
     @staticmethod
-    def _collect(run: _Run, parts: _Parts, number: int, start: int) -> Callable[[Done | AviaryError], None]:
+    def _collect(run: Run, parts: Parts, number: int, start: int) -> Callable[[Done | AviaryError], None]:
         def deliver(outcome: Done | AviaryError) -> None:
             if isinstance(outcome, Done):
                 run.spent(queue_sec=outcome.queue_sec, model_sec=outcome.model_sec)
@@ -226,109 +209,3 @@ class Engine:
                 parts.done(number, outcome)
 
         return deliver
-
-
-class _Parts:
-    """What came of a clip's windows: delivered as one output when the last is in, or as the first window's error. `tell` is
-    given the text of the windows in their order, each as soon as those before it are in."""
-
-    def __init__(self, count: int, deliver: Callable[[Output | AviaryError], None], tell: Callable[[str], None] | None) -> None:
-        self._outcomes: list[tuple[float, Output] | AviaryError | None] = [None] * count
-        self._missing, self._deliver, self._tell = count, deliver, tell
-        self._told, self._lock = "", threading.Lock()
-
-    def done(self, number: int, outcome: tuple[float, Output] | AviaryError) -> None:
-        with self._lock:
-            self._outcomes[number] = outcome
-            self._missing -= 1
-            if self._tell is not None:
-                self._tell_more(self._tell)
-            if self._missing:
-                return
-        error = next((one for one in self._outcomes if isinstance(one, AviaryError)), None)
-        parts = [one for one in self._outcomes if isinstance(one, tuple)]
-        self._deliver(error or (parts[0][1] if len(parts) == 1 else windows.join(parts)))
-
-    def _tell_more(self, tell: Callable[[str], None]) -> None:
-        ready = list(itertools.takewhile(lambda one: isinstance(one, tuple), self._outcomes))
-        text = windows.join([one for one in ready if isinstance(one, tuple)]).text if ready else ""
-        if len(text) > len(self._told):
-            tell(text[len(self._told):])
-            self._told = text
-
-
-def _shown(output: Output, view: View) -> Output:
-    """The output without the spans that its view leaves out: ten thousand results should not hold every letter's time."""
-    if not isinstance(output, Transcript):
-        return output
-    timed = bool(view.timestamps) or view.format not in ("json", "text")
-    return dataclasses.replace(output, words=output.words if timed else (), segments=output.segments if timed else (),
-                               chars=output.chars if "char" in view.timestamps else ())
-
-
-class _Run:
-    """A request under way: collects what is done, in any order, and sets the future when all is."""
-
-    def __init__(self, request: Request, on_result: OnResult | None, on_text: OnText | None) -> None:
-        self.future: Future[Response] = Future()
-        self.request, self._on_result, self._on_text = request, on_result, on_text
-        self._started = time.monotonic()
-        self._slots: dict[int, Result | Failure] = {}
-        self._spent: dict[str, float] = {}
-        self._lock = threading.Lock()
-        for failure in request.rejected:
-            self.done(failure)
-        if not request.size:
-            self._finish()
-
-    def spent(self, **seconds: float) -> None:
-        with self._lock:
-            for stage, value in seconds.items():
-                self._spent[stage] = self._spent.get(stage, 0.0) + value
-
-    def teller(self, items: list[Item]) -> Callable[[str], None] | None:
-        """What passes on the text of these inputs as it is generated, if anybody listens."""
-        on_text = self._on_text
-        if on_text is None:
-            return None
-
-        def tell(text: str) -> None:
-            try:
-                for item in items:
-                    on_text(item.index, text)
-            except Exception:
-                log.exception("on_text failed")
-
-        return tell
-
-    def done(self, outcome: Result | Failure) -> None:
-        if self._on_result is not None and not self.future.cancelled():
-            try:
-                self._on_result(outcome)
-            except Exception:
-                log.exception("on_result failed")
-        with self._lock:
-            self._slots[outcome.index] = outcome
-            finished = len(self._slots) == self.request.size
-        if finished:
-            self._finish()
-
-    def _finish(self) -> None:
-        timing = Timing(**self._spent, total_sec=time.monotonic() - self._started)
-        results = tuple(self._slots[index] for index in range(self.request.size))
-        with contextlib.suppress(InvalidStateError):     # cancelled in the meantime
-            self.future.set_result(Response(self.request.model, results, timing))
-
-
-class _Countdown:
-    """Calls `then` at the last of `count` calls of `down`."""
-
-    def __init__(self, count: int, then: Callable[[], None]) -> None:
-        self._count, self._then, self._lock = count, then, threading.Lock()
-
-    def down(self) -> None:
-        with self._lock:
-            self._count -= 1
-            last = self._count == 0
-        if last:
-            self._then()

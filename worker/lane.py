@@ -82,6 +82,8 @@ class Lane:
         """Runs the group as one batch, or in halves if it fails, and delivers every piece."""
         limits = self._budgets[group[0].piece.options.model]
         batch = Batch(tuple(w.piece for w in group), long=len(group) == 1 and group[0].piece.duration_sec > limits.long_sec)
+        for piece in batch.pieces:
+            piece.begins()
         started = time.monotonic()
         try:
             outputs = backend.infer(batch)

@@ -23,11 +23,12 @@ from worker import openai_route, render
 from worker.audio.fetch import check_allowed
 from worker.bucket import Bucket
 from worker.config import Settings
-from worker.engine import Engine, OnResult
+from worker.engine import Engine
 from worker.errors import AviaryError, Cancelled, DeviceLost, InputError, RequestError, TooManyInputs, Unsupported
 from worker.lane import known
 from worker.request import parse, source_of, unwrapped, validated
 from worker.types import Failure, Response, S3Access, Source
+from worker.underway import OnResult
 
 if TYPE_CHECKING:
     from worker.evaluation import Corpus, Evaluation

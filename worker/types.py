@@ -137,12 +137,17 @@ def _never() -> bool:
     return False
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
     """One clip, or a part of one, to be run with one set of options.
 
     `order`: the lower is served first; those of the background share no batch with the others. `cancelled` is asked while a
-    text is generated. `on_text` is told each new bit of a generated text.
+    text is generated. `on_text` is told each new bit of a generated text; `begins` is called whenever that is generated from
+    its beginning, which is more than once where a batch fails.
     """
 
     clip: Clip
@@ -151,6 +156,7 @@ class Piece:
     background: bool = False
     cancelled: Callable[[], bool] = _never
     on_text: Callable[[str], None] | None = None
+    begins: Callable[[], None] = _nothing
 
     @property
     def duration_sec(self) -> float:

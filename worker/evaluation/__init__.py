@@ -39,7 +39,8 @@ from worker.request import parse
 from worker.types import Failure, Request, Response, Result, S3Access, Transcript
 
 if TYPE_CHECKING:
-    from worker.engine import Engine, OnResult
+    from worker.engine import Engine
+    from worker.underway import OnResult
 
 __all__ = ["MATCH_MODES", "Corpus", "Evaluation", "Pair", "evaluate", "prepare", "read_folder", "read_manifest", "to_html"]
 

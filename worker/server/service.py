@@ -20,12 +20,13 @@ from fastapi.requests import Request as HttpRequest
 
 from worker import catalog
 from worker.config import Settings
-from worker.engine import Engine, OnResult
+from worker.engine import Engine
 from worker.errors import AviaryError, Cancelled, DeadlineExceeded, ModelNotFound, QueueFull, StillLoading
 from worker.request import parse, unwrapped
 from worker.server.metrics import Meters
 from worker.tasks import Tasks
 from worker.types import Failure, Request, Response, Result
+from worker.underway import OnResult
 
 log = logging.getLogger(__name__)
 

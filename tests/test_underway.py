@@ -1,0 +1,73 @@
+"""A request under way: bits of a text are told once, whatever is run again."""
+from __future__ import annotations
+
+import threading
+
+from conftest import tone
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.backends.base import Backend
+from worker.config import Settings
+from worker.engine import Engine
+from worker.request import parse
+from worker.types import Failure, Item, Options, Source, Transcript, View
+from worker.underway import Teller
+
+
+@given(st.text(), st.lists(st.lists(st.integers(0, 12))))
+def test_a_text_that_is_generated_again_is_told_once(text, runs):
+    """Each run is cut into bits at will, and ends where it fails; the last one goes to the end."""
+    told = []
+    teller = Teller(lambda index, bit: told.append((index, bit)), [Item(index, Source("path", "a"), Options("m"), View(()), None)
+                                                                   for index in (3, 5)])
+    for cuts in [*runs, [len(text)]]:
+        teller.begins()
+        rest = text
+        for cut in cuts:
+            teller(rest[:cut])
+            rest = rest[cut:]
+    for index in (3, 5):
+        assert "".join(bit for of, bit in told if of == index) == text
+    assert all(bit for _, bit in told)
+
+
+class Half(Backend):
+    """Writes two words; a batch of several fails after the first."""
+
+    overhead_sec = 1000.0
+
+    def __init__(self):
+        self.gate, self.sizes = threading.Event(), []
+
+    def load(self):
+        pass
+
+    def infer(self, batch):
+        self.gate.wait(10)
+        self.sizes.append(len(batch.pieces))
+        for word in ("one ", "two"):
+            for piece in batch.pieces:
+                piece.on_text(word)
+            if len(batch.pieces) > 1:
+                raise RuntimeError("too many")
+        return [Transcript("one two") for _ in batch.pieces]
+
+
+def test_a_batch_that_is_split_tells_no_word_twice(tmp_path):
+    model, told = Half(), dict.fromkeys(range(4), "")
+
+    def tell(index, text):
+        told[index] += text
+
+    paths = [str(tone(tmp_path / f"{index}.wav", 1)) for index in range(4)]
+    settings = Settings(model="pocketsphinx", data_dir=tmp_path / "data", allowed_paths=(tmp_path,), batch_wait_sec=1)
+    with Engine(settings, create_backend=lambda _row: model) as engine:
+        future = engine.submit(parse({"inputs": paths}, settings), on_text=tell)
+        while engine.held_sec < 4:
+            pass
+        model.gate.set()
+        results = future.result(10).results
+    assert max(model.sizes) > 1, "a batch was split"
+    assert not any(isinstance(one, Failure) for one in results)
+    assert set(told.values()) == {"one two"}
