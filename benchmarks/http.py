@@ -111,31 +111,29 @@ def speech(folder: Path, count: int) -> list[Path]:
 
 
 def throughput() -> list[Row]:
-    """Clips of 5 s by upload against the same engine called in process, on the tiny Parakeet; the best of three, in turns."""
-    count, ratios, rates = 240, [], []
+    """Clips of 5 s by upload against the same engine called in process, on the tiny Parakeet: the median of five servers, each
+    fresh, since one process may run a model a fifth slower than the next for as long as it lives."""
+    count, pairs = 240, []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = speech(folder, count)
         clips = [path.read_bytes() for path in paths]
         ask = upload("/v1/audio/transcriptions", clips)
         settings = Settings(model=NAME, allowed_paths=(folder,), data_dir=folder / "engine")
-        with Engine(settings) as engine:
-            engine.load(NAME).result()
-            request = parse({"inputs": [str(path) for path in paths]}, settings)
-            engine.submit(request).result()
-            with served(folder, MODEL=NAME) as url:
-                asyncio.run(ask_all(url, ask, count, 64))
-                for _ in range(3):
+        request = parse({"inputs": [str(path) for path in paths]}, settings)
+        for _ in range(5):
+            with Engine(settings) as engine, served(folder, MODEL=NAME) as url:
+                engine.load(NAME).result()
+                for measured in (False, True, True):
                     started = time.perf_counter()
                     engine.submit(request).result()
-                    inside = time.perf_counter() - started
-                    outside = asyncio.run(ask_all(url, ask, count, 64))
-                    ratios.append(inside / outside)
-                    rates.append((count / outside, count / inside))
-    best = max(range(3), key=lambda i: ratios[i])
-    shown = f"{statistics.median(ratios):.2f} ({rates[best][0]:.0f} against {rates[best][1]:.0f} clips/s at best)"
-    kept = statistics.median(ratios) >= 0.9
-    return [Row("240 clips of 5 s by upload", shown, "at least 0.9 of the engine's rate in process", kept)]
+                    inside = count / (time.perf_counter() - started)
+                    outside = count / asyncio.run(ask_all(url, ask, count, 64))
+                    if measured:
+                        pairs.append((outside / inside, outside, inside))
+    ratio, outside, inside = (statistics.median(pair[i] for pair in pairs) for i in range(3))
+    shown = f"{ratio:.2f} ({min(pairs)[0]:.2f} to {max(pairs)[0]:.2f}; {outside:.0f} against {inside:.0f} clips/s)"
+    return [Row("240 clips of 5 s by upload", shown, "at least 0.9 of the engine's rate in process", ratio >= 0.9)]
 
 
 def uploads() -> list[Row]:

@@ -18,6 +18,7 @@ from worker.request import parse
 from worker.types import Batch, Clip, Options, Piece
 
 SAMPLES = Path(__file__).parent.parent / "samples"
+NOISE = np.random.default_rng(0).normal(0, 0.001, 60 * 16_000).astype(np.float32)
 TEXTS: dict[str, str] = json.loads((SAMPLES / "texts.json").read_text())
 
 
@@ -53,7 +54,16 @@ def backend() -> Pocketsphinx:
 
 
 def batch(seconds: float) -> Batch:
-    return Batch((Piece(Clip(np.zeros(round(seconds * 16_000), np.float32)), Options("pocketsphinx")),))
+    return Batch((Piece(Clip(NOISE[:round(seconds * 16_000)]), Options("pocketsphinx")),))
+
+
+def test_silence_has_no_words():
+    """The engine itself makes up one, another each time."""
+    engine = backend()
+    pieces = [Piece(Clip(np.zeros(seconds * 16_000, np.float32)), Options("pocketsphinx")) for seconds in (1, 2, 5)]
+    heard = engine.infer(Batch(tuple(pieces)))
+    engine.close()
+    assert [one.text for one in heard] == ["", "", ""]
 
 
 def test_others_go_on_while_it_hears():

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from worker.backends.base import Backend
+from worker.backends.sound import has_sound
 from worker.backends.timing import chars, segments
 from worker.catalog import Model
 from worker.config import Settings
@@ -52,6 +53,8 @@ class Pocketsphinx(Backend):
     def _hear(self, piece: Piece) -> Transcript:
         if piece.cancelled():
             raise Cancelled("cancelled")
+        if not has_sound(piece.clip.samples):
+            return Transcript("", language="en")
         if self._process is None:
             self.load()
         assert self._process is not None
