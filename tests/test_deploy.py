@@ -1,16 +1,23 @@
-"""The files of deploy/ agree with the code: settings, flags, routes, ports, metrics. That Docker, Kubernetes, Prometheus and
-Grafana take them is not tried here."""
+"""The files of deploy/ agree with the code: settings, flags, routes, ports, metrics; a real Prometheus, where it is installed,
+takes its configuration and answers what the dashboard asks. That Docker, Kubernetes and Grafana take theirs is not tried here."""
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import shutil
+import socket
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from serving import serving
 
 from worker import cluster
 from worker.cli import arguments
@@ -22,6 +29,7 @@ from worker.server.app import create_app
 from worker.server.metrics import Meters
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
+WEEK = (DEPLOY.parent / "samples" / "week.wav").read_bytes()
 LONGEST_END_SEC = 2 * serve.DRAIN_SEC + 10
 
 
@@ -95,6 +103,44 @@ def test_grafana_shows_metrics_that_there_are():
     names = {name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum").removesuffix("_total")
              for name in re.findall(r"aviary_\w+", shown)}
     assert names <= metrics() | {"aviary_device_memory_bytes"}, "which only a GPU has"
+
+
+@pytest.mark.skipif(not (shutil.which("prometheus") and shutil.which("promtool")),
+                    reason="Prometheus is not installed (Debian: apt-get install prometheus)")
+def test_a_real_prometheus_answers_what_the_dashboard_asks(tmp_path):
+    check = ["promtool", "check", "config", "--syntax-only", str(DEPLOY / "prometheus.yml")]
+    subprocess.run(check, check=True, capture_output=True, timeout=30)
+    dashboard = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
+    asked = [target["expr"].replace("$__rate_interval", "10s") for panel in dashboard["panels"] for target in panel["targets"]]
+    elsewhere = re.compile("aviary_worker|aviary_device_memory")        # of several workers, of a GPU
+    (tmp_path / "key").write_text("k")
+    config = read("prometheus.yml")
+    config["global"]["scrape_interval"] = "1s"
+    config["scrape_configs"][0]["authorization"]["credentials_file"] = str(tmp_path / "key")
+    settings = Settings(skip_model_load=True, api_key="k", data_dir=tmp_path / "data")
+    with serving(settings) as url, httpx.Client(base_url=url, headers={"Authorization": "Bearer k"}) as client:
+        config["scrape_configs"][0]["static_configs"][0]["targets"] = [url.removeprefix("http://")]
+        (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        running = subprocess.Popen(["prometheus", f"--config.file={tmp_path / 'prometheus.yml'}", "--log.level=error",
+                                    f"--storage.tsdb.path={tmp_path / 'tsdb'}", f"--web.listen-address={address}"])
+        try:
+            deadline, empty = time.monotonic() + 60, asked
+            while empty:
+                assert time.monotonic() < deadline, empty
+                for data in (WEEK, b"noise" * 1000):
+                    client.post("/v1/audio/transcriptions", files={"file": ("a.wav", data)})
+                time.sleep(0.5)
+                with contextlib.suppress(httpx.TransportError, ValueError):     # it is starting
+                    answers = {one: httpx.get(f"http://{address}/api/v1/query", params={"query": one}).json() for one in asked}
+                    assert {answer["status"] for answer in answers.values()} == {"success"}, answers
+                    empty = [one for one, answer in answers.items()
+                             if not answer["data"]["result"] and not elsewhere.search(one)]
+        finally:
+            running.terminate()
+            running.wait(20)
 
 
 def metrics() -> set[str]:
