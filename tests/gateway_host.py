@@ -57,7 +57,11 @@ class Host:
         return folder
 
     def stats(self) -> dict[str, Any]:
-        return self.client.get("/stats", headers=self.headers).json()
+        """Asked again where nginx, told of new workers, has just closed the connection that was kept."""
+        try:
+            return self.client.get("/stats", headers=self.headers).json()
+        except httpx.RemoteProtocolError:
+            return self.client.get("/stats", headers=self.headers).json()
 
     def own_stats(self) -> list[dict[str, Any]]:
         """Each worker's own, by its private socket."""
