@@ -1,6 +1,7 @@
 """The engine on the dry run: everything in its place, whatever was thrown at it, and nothing left behind."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 import time
@@ -23,6 +24,29 @@ from worker.types import Failure, Request, Result, Transcript
 def settings(tmp_path):
     return Settings(skip_model_load=True, allowed_paths=(tmp_path,), data_dir=tmp_path / "data", decode_workers=2,
                     fetch_timeout_sec=5, max_audio_sec=100)
+
+
+@pytest.fixture
+def slow_address():
+    """A URL that answers nothing until the event is set."""
+    going = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            going.wait(60)
+            with contextlib.suppress(OSError):      # who asked may be gone
+                self.send_error(404)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    yield url, going
+    going.set()
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture
@@ -207,19 +231,8 @@ def test_closing_answers_what_was_not_even_read_yet(settings, tmp_path):
     assert late.results[0].error.code == "cancelled"
 
 
-def test_closing_waits_for_no_slow_address_and_answers_for_it(settings):
-    going = threading.Event()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            going.wait(60)
-
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_address[1]}"
+def test_closing_waits_for_no_slow_address_and_answers_for_it(settings, slow_address):
+    url, _ = slow_address
     engine = Engine(settings.model_copy(update={"allow_private_urls": True, "fetch_timeout_sec": 50}))
     future = engine.submit(parse({"inputs": [f"{url}/{i}" for i in range(20)]}, engine.settings))
     time.sleep(0.3)
@@ -227,9 +240,6 @@ def test_closing_waits_for_no_slow_address_and_answers_for_it(settings):
     engine.close()
     assert time.monotonic() - started < 4
     assert {one.error.code for one in future.result(0).results} == {"cancelled"}
-    going.set()
-    server.shutdown()
-    server.server_close()
 
 
 def test_a_request_without_inputs_is_answered(engine):
@@ -353,20 +363,8 @@ def test_cancelled_requests_leave_a_queue_that_is_full(settings, tmp_path):
         assert len(first.result(30).results) == 30
 
 
-def test_slow_addresses_keep_no_file_from_its_decoder(settings, tmp_path):
-    going = threading.Event()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            going.wait(20)
-            self.send_error(404)
-
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_address[1]}"
+def test_slow_addresses_keep_no_file_from_its_decoder(settings, tmp_path, slow_address):
+    url, going = slow_address
     with Engine(settings.model_copy(update={"allow_private_urls": True, "fetch_timeout_sec": 30})) as engine:
         slow = engine.submit(parse({"inputs": [f"{url}/{i}" for i in range(settings.decode_workers)]}, engine.settings))
         time.sleep(0.2)
@@ -374,5 +372,3 @@ def test_slow_addresses_keep_no_file_from_its_decoder(settings, tmp_path):
         assert not slow.done()
         going.set()
         slow.result(20)
-    server.shutdown()
-    server.server_close()

@@ -159,7 +159,7 @@ class Ingest:
             unit, queue = begun
             try:
                 self._work(unit, queue)
-            except Exception:
+            except BaseException:   # a panic of a Rust library is no Exception: the thread goes on, and gives its place back
                 log.exception("a delivery failed")
             done = queue
 
