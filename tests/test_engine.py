@@ -186,13 +186,18 @@ def test_decoded_audio_in_flight_is_bounded_and_all_given_back(settings, tmp_pat
 
 
 def test_a_small_request_is_not_held_up_by_a_large_one(settings, tmp_path):
+    model = Slow()
     many = [str(tone(tmp_path / f"{i}.m4a.wav", 1 + i % 7)) for i in range(60)]
     small = str(tone(tmp_path / "small.wav", 3.3))
-    with Engine(settings) as engine:
+    bounded = settings.model_copy(update={"read_ahead_sec": 20.0})
+    with Engine(bounded, create_backend=lambda _row: model) as engine:
         large = engine.submit(parse({"inputs": many}, engine.settings))
-        ask(engine, {"inputs": [small]})
-        assert not large.done()
+        short = engine.submit(parse({"inputs": [small]}, engine.settings))
+        model.gate.set()
+        assert len(short.result(60).results) == 1
         assert len(large.result(60).results) == 60
+    order = [round(duration, 1) for batch in model.seen for duration in batch]
+    assert order.index(3.3) < 30
 
 
 def test_concurrent_requests_share_batches(settings, tmp_path):
