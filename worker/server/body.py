@@ -1,24 +1,18 @@
-"""A request's body, JSON or a multipart form, → its fields as one dict, in which uploaded files are names of open files.
-
-Uploads go to disk as they come (a form's own parser does that above 1 MB); what is handed on is a descriptor of its own, so
-that the form may be closed at once.
-"""
+"""A request's body, JSON or a multipart form, → its fields as one dict, in which uploaded files are names of open files."""
 from __future__ import annotations
 
 import asyncio
 import errno
 import json
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from fastapi.requests import Request
-from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect
 
 from worker.errors import Cancelled, DiskFull, RequestError
+from worker.server import form
 
 _LARGE = 1 << 18           # JSON that takes some milliseconds to read is not read on the event loop
 
@@ -87,43 +81,30 @@ def _refuse_surrogates(fields: Any) -> None:
 
 async def _form(request: Request) -> Body:
     try:
-        async with request.form(max_files=16, max_fields=200) as form:
-            return _gather(form)
-    except MultiPartException as error:
-        raise RequestError(f"the form cannot be read: {error.message}") from error
+        return _gather(await form.read(request))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull("there is no room for this upload") from error
         raise
 
 
-def _gather(form: FormData) -> Body:
-    body = Body({})
-    for name, value in form.multi_items():
-        given: Any = value
-        if isinstance(value, UploadFile):
+def _gather(parts: list[form.Part]) -> Body:
+    body, twice = Body({}), None
+    for part in parts:
+        given: Any = part.text
+        if part.file is not None:
             given = f"upload:{len(body.files)}"
-            body.files[given] = _kept(value)
-            body.names[given] = value.filename or "audio"
-        plain = name.removesuffix("[]")
+            body.files[given] = part.file
+            body.names[given] = part.filename
+        plain = part.name.removesuffix("[]")
         kept = body.fields.get(plain)
-        if plain != name and isinstance(kept, list):
+        if plain != part.name and isinstance(kept, list):
             kept.append(given)
         elif plain in body.fields:
-            body.close()
-            raise RequestError(f"{plain} is given twice", param=plain)
+            twice = plain
         else:
-            body.fields[plain] = given if plain == name else [given]
+            body.fields[plain] = given if plain == part.name else [given]
+    if twice is not None:
+        body.close()
+        raise RequestError(f"{twice} is given twice", param=twice)
     return body
-
-
-def _kept(upload: UploadFile) -> BinaryIO:
-    """The upload's bytes in an open file that outlives the form. What the form still has in memory stays there where the
-    system can: making a file on disk takes longer than all else that a small upload needs."""
-    file = upload.file
-    if hasattr(os, "memfd_create") and upload._in_memory:
-        held = os.fdopen(os.memfd_create("upload"), "w+b", buffering=0)
-        file.seek(0)
-        held.write(file.read())
-        return cast(BinaryIO, held)
-    return os.fdopen(os.dup(file.fileno()), "rb")

@@ -1,0 +1,134 @@
+"""Forms taken apart as they come: the same parts however they are cut, in memory or on disk, and no room lost."""
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+from fastapi.requests import Request
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.requests import ClientDisconnect
+from urllib3 import encode_multipart_formdata
+
+from worker.errors import RequestError
+from worker.server import form
+
+NAMES = st.text("abcÄ []", min_size=1)
+FIELDS = st.tuples(NAMES, st.text())
+FILES = st.tuples(NAMES, st.tuples(st.text("xyzü.", min_size=1), st.binary(max_size=5000)))
+
+
+def ask(body: bytes, content_type: str, *, cut: int = 700, length: bool = True, whole: bool = True) -> Request:
+    """A request whose body comes in pieces of `cut` bytes; the client hangs up at the end unless it is `whole`."""
+    pieces = [body[at:at + cut] for at in range(0, len(body), cut)] or [b""]
+    messages = [{"type": "http.request", "body": piece, "more_body": not whole or number + 1 < len(pieces)}
+                for number, piece in enumerate(pieces)] + [{"type": "http.disconnect"}]
+    coming = iter(messages)
+
+    async def receive():
+        return next(coming)
+
+    headers = [(b"content-type", content_type.encode())]
+    if length:
+        headers.append((b"content-length", str(len(body)).encode()))
+    return Request({"type": "http", "method": "POST", "headers": headers}, receive)
+
+
+def read(*args, **options) -> list[form.Part]:
+    return asyncio.run(form.read(ask(*args, **options)))
+
+
+def content(part: form.Part) -> bytes:
+    part.file.seek(0)
+    return part.file.read()
+
+
+@pytest.fixture
+def free():
+    """Asserts at the end that all of the room was given back."""
+    before = form._ROOM._left
+    yield
+    assert form._ROOM._left == before
+
+
+@given(parts=st.lists(FIELDS | FILES, min_size=1, max_size=8), cut=st.integers(1, 6000), length=st.booleans())
+def test_the_parts_are_those_that_were_sent(parts, cut, length):
+    before = form._ROOM._left
+    found = read(*encode_multipart_formdata(parts), cut=cut, length=length)
+    assert [(part.name, (part.filename, content(part)) if part.is_file else part.text) for part in found] == parts
+    for part in found:
+        if part.is_file:
+            part.file.close()
+    assert form._ROOM._left == before
+
+
+@pytest.mark.parametrize("size", [0, 1, 5_000_000])
+def test_what_is_no_longer_small_goes_to_disk(size, free, monkeypatch, tmp_path):
+    monkeypatch.setattr(form, "IN_MEMORY", 1000)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    data = os.urandom(size)
+    body, kind = encode_multipart_formdata([("file", ("a", data)), ("more", ("b", b"x" * 2000))])
+    one, other = read(body, kind, cut=1 << 16)
+    assert content(one) == data
+    assert content(other) == b"x" * 2000
+    for part in (one, other):
+        assert os.fstat(part.file.fileno()).st_dev == os.stat(tmp_path).st_dev
+        part.file.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="the system has no files in memory")
+def test_together_they_take_no_more_memory_than_they_may(free, monkeypatch, tmp_path):
+    monkeypatch.setattr(form._ROOM, "_left", 25_000)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    body, kind = encode_multipart_formdata([("file", ("a", b"x" * 10_000))])
+
+    def on_disk(part: form.Part) -> bool:
+        return os.fstat(part.file.fileno()).st_dev == os.stat(tmp_path).st_dev
+
+    def one() -> form.Part:
+        (part,) = read(body, kind)
+        assert content(part) == b"x" * 10_000
+        return part
+
+    held = [one() for _ in range(4)]
+    assert [on_disk(part) for part in held] == [False, False, True, True]
+    held[0].file.close()
+    held.append(one())
+    assert not on_disk(held[-1])
+    for part in held:
+        part.file.close()
+        part.file.close()
+    assert form._ROOM._left == 25_000
+
+
+BODY, KIND = encode_multipart_formdata([("file", ("a", b"x" * 10_000)), ("model", "m")], boundary="b")
+
+
+@pytest.mark.parametrize(("body", "kind", "says"), [
+    (BODY, "multipart/form-data", "names no boundary"),
+    (BODY, "multipart/form-data; boundary=" + "b" * 1000, "the form cannot be read"),
+    (BODY, "multipart/form-data; boundary=c", "the form cannot be read"),
+    (BODY[:-10], KIND, "before its last boundary"),
+    (b"", KIND, "before its last boundary"),
+    (b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n", KIND, "without a name"),
+    (b"--b\r\n" + b"x" * 10_000 + b": 1\r\n\r\nx\r\n--b--\r\n", KIND, "the form cannot be read"),
+    (*encode_multipart_formdata([("f", "x" * (form.FIELD_BYTES + 1))]), "f has more than"),
+    (*encode_multipart_formdata([("f", "x")] * (form.MOST_FIELDS + 1)), "200 fields"),
+    (*encode_multipart_formdata([("f", ("a", b"x"))] * (form.MOST_FILES + 1)), "16 files")])
+def test_what_is_wrong_with_a_form_is_said(body, kind, says, free):
+    with pytest.raises(RequestError, match=says):
+        read(body, kind)
+
+
+@pytest.mark.parametrize("limit", [form.IN_MEMORY, 1000])
+def test_nothing_is_left_of_an_upload_whose_client_hung_up(limit, free, monkeypatch, tmp_path):
+    monkeypatch.setattr(form, "IN_MEMORY", limit)
+    monkeypatch.setattr(form, "AT_ONCE", 1000)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = set(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else None
+    with pytest.raises(ClientDisconnect):
+        read(BODY[:9000], KIND, whole=False)
+    if before is not None:
+        assert set(os.listdir("/proc/self/fd")) == before
