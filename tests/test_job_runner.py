@@ -120,9 +120,9 @@ def completed(store: JobStore) -> int:
 def whole(store: JobStore, settings: Settings, ids: list[str]) -> None:
     """Each job has its own result, once, and no upload is left."""
     for number, job_id in enumerate(ids):
-        job = store.get(job_id)
+        job = store.see(job_id).job
         assert (job.state, job.done, job.total, job.error) == ("completed", 1, 1, None)
-        [result] = store.result(job_id)["results"]
+        [result] = store.see(job_id).answer["results"]
         assert (result["id"], result["text"]) == (str(number), "[dry-run] transcribe of 0.50 s")
     assert list(store.uploads.iterdir()) == []
     with contextlib.closing(sqlite3.connect(settings.data_dir / "jobs.db")) as connection:
@@ -144,13 +144,13 @@ def test_a_hundred_jobs_survive_two_kills(store, settings, clip):
         until(lambda: completed(store) == 100)
         until(lambda: not list(store.uploads.iterdir()), 5)
     whole(store, settings, ids)
-    assert max(store.get(one).attempts for one in ids) > 1
+    assert max(store.see(one).job.attempts for one in ids) > 1
 
 
 def test_two_processes_share_and_the_one_that_is_left_does_the_rest(store, settings, clip):
     ids = [upload(store, clip, str(n)) for n in range(120)]
     with process(settings.data_dir, 0.1) as first, process(settings.data_dir, 0.1) as second:
-        until(lambda: {store.result(one)["worker"] for one in ids if store.get(one).state == "completed"}
+        until(lambda: {store.see(one).answer["worker"] for one in ids if store.see(one).job.state == "completed"}
               == {first.pid, second.pid})
         first.kill()
         first.wait()
@@ -166,8 +166,8 @@ def test_a_process_that_is_asked_to_stop_gives_its_jobs_back(store, settings, cl
         until(lambda: store.counts()["processing"] == 3)
         running.terminate()
         running.wait(20)
-    assert [store.get(one).state for one in ids] == ["pending"] * 3
-    assert [store.get(one).attempts for one in ids] == [0] * 3
+    assert [store.see(one).job.state for one in ids] == ["pending"] * 3
+    assert [store.see(one).job.attempts for one in ids] == [0] * 3
     assert len(list(store.uploads.iterdir())) == 3
 
 
@@ -196,7 +196,7 @@ def desk():
 
 
 def state(store: JobStore, job) -> str:
-    return store.get(job.id).state
+    return store.see(job.id).job.state
 
 
 def test_a_job_begins_and_ends_at_once(store, desk):
@@ -221,7 +221,7 @@ def test_no_more_than_there_is_room_for_and_the_oldest_first(store, desk):
             desk.end(n, {"results": []})
         until(lambda: completed(store) == 10)
     assert desk.most == 3
-    assert [store.get(job.id).number for job in jobs] == sorted(job.number for job in jobs)
+    assert [store.see(job.id).job.number for job in jobs] == sorted(job.number for job in jobs)
 
 
 def test_cancelling_here_is_at_once_and_elsewhere_at_the_heartbeat(store, settings, desk):
@@ -260,11 +260,11 @@ def test_progress_is_shown_and_the_last_of_it_kept(store, desk):
         until(lambda: "a" in desk.open)
         for n in range(7):
             desk.open["a"][1](n, 9)
-        until(lambda: (store.get(job.id).done, store.get(job.id).total) == (6, 9), 2)
+        until(lambda: (store.see(job.id).job.done, store.see(job.id).job.total) == (6, 9), 2)
         desk.open["a"][1](9, 9)
         desk.end("a", {"results": []})
         until(lambda: state(store, job) == "completed")
-    assert (store.get(job.id).done, store.get(job.id).total) == (9, 9)
+    assert (store.see(job.id).job.done, store.see(job.id).job.total) == (9, 9)
 
 
 FAILED = {"index": 0, "id": None, "error": {"code": "fetch_failed", "message": "m", "retryable": True}}
@@ -280,8 +280,8 @@ def test_an_answer_with_an_error_is_a_failed_job(store, desk, answer, code, retr
         until(lambda: "a" in desk.open)
         desk.end("a", answer)
         until(lambda: state(store, job) == "failed")
-    assert store.get(job.id).error == {"code": code, "message": answer["error"], "retryable": retryable}
-    assert store.result(job.id) == (answer if kept else None)
+    assert store.see(job.id).job.error == {"code": code, "message": answer["error"], "retryable": retryable}
+    assert store.see(job.id).answer == (answer if kept else None)
 
 
 @pytest.mark.parametrize(("fault", "code"), [(RequestError("no"), "invalid_request"), (ZeroDivisionError(), "internal_error")])
@@ -296,7 +296,7 @@ def test_a_run_that_raises_is_a_failed_job(store, fault, code):
     with JobRunner(store, run) as runner:
         jobs = [runner.submit("run", payload) for payload in ("now", "later")]
         until(lambda: store.counts()["failed"] == 2)
-    assert [store.get(job.id).error["code"] for job in jobs] == [code] * 2
+    assert [store.see(job.id).job.error["code"] for job in jobs] == [code] * 2
 
 
 @pytest.mark.parametrize("poison", [{"results": [float("nan")]}, {"results": [{1, 2}]}, {"results": None, "error": "e"}, None])
@@ -308,7 +308,7 @@ def test_an_answer_that_cannot_be_kept_spoils_no_other(store, desk, poison):
             desk.end(n, answer)
         until(lambda: all(state(store, job) in FINISHED for job in jobs))
     assert [state(store, job) for job in jobs] == ["completed", "failed", "completed"]
-    assert store.get(jobs[1].id).error["code"] == "internal_error"
+    assert store.see(jobs[1].id).job.error["code"] == "internal_error"
 
 
 def test_what_the_database_refuses_spoils_no_other(store):
@@ -334,7 +334,7 @@ def test_a_job_longer_than_its_lease_is_kept(store, settings, desk):
         assert len(desk.open) + len(other.open) == 1
         (desk if desk.open else other).end("a", {"results": []})
         until(lambda: state(store, job) == "completed")
-    assert store.get(job.id).attempts == 1
+    assert store.see(job.id).job.attempts == 1
 
 
 LOST = {"code": DeviceLost.code, "message": "the GPU died", "retryable": True}
@@ -355,7 +355,7 @@ def test_a_lost_device_leaves_its_jobs_to_the_next_process(store, desk, answer):
     fresh = Desk()
     with JobRunner(store, fresh):
         until(lambda: len(fresh.open) == 2)
-        assert store.get(job.id).attempts == 2
+        assert store.see(job.id).job.attempts == 2
 
 
 def test_stopping_drains_for_as_long_as_it_is_told(store, desk):
@@ -402,7 +402,7 @@ def test_what_a_full_disk_held_up_is_written_when_there_is_room(tmp_path, desk):
             for connection in opened:
                 connection.execute("PRAGMA max_page_count=100000")
             until(lambda: completed(store) == 3)
-            assert all(store.result(job.id) == {"results": ["x" * 100_000]} for job in jobs)
+            assert all(store.see(job.id).answer == {"results": ["x" * 100_000]} for job in jobs)
     finally:
         sa.event.remove(sa.Pool, "connect", restrict)
 
@@ -423,7 +423,7 @@ def test_polling_is_quick_while_a_thousand_jobs_run(store, settings, clip):
         [first] = store.recent(limit=1)
         times = []
         while submitting.is_alive():
-            times.append(took(functools.partial(store.get, first.id)))
+            times.append(took(functools.partial(store.see, first.job.id)))
             time.sleep(0.002)
         submitting.join()
         until(lambda: completed(store) == 500)

@@ -23,8 +23,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precon
 
 from worker.config import ConfigError, Settings
 from worker.errors import DiskFull, StoreError
+from worker.jobs.database import Database
 from worker.jobs.schema import STEPS, metadata, migrate
-from worker.jobs.store import FINISHED, JobStore, Outcome
+from worker.jobs.store import FINISHED, JobStore, Outcome, Seen, Submission
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
 _schemas = itertools.count()
@@ -121,7 +122,7 @@ class States(RuleBasedStateMachine):
 
     def teardown(self):
         for job, one in self.model.items():
-            assert self.store.result(job) == one["result"]
+            assert self.store.see(job).answer == one["result"]
         self.store.close()
 
     @rule(target=jobs)
@@ -129,7 +130,7 @@ class States(RuleBasedStateMachine):
         name = f"{len(self.model)}.wav"
         (self.store.uploads / name).touch()
         job = self.store.submit("run", {"inputs": [name]}, upload=name)
-        assert job == self.store.get(job.id)
+        assert job == self.store.see(job.id).job
         self.model[job.id] = {"state": "pending", "attempts": 0, "owner": None, "until": None, "upload": name, "progress": (0, 0),
                               "result": None, "code": None}
         return job.id
@@ -207,7 +208,7 @@ class States(RuleBasedStateMachine):
 
     @invariant()
     def everything_agrees(self):
-        known = {job.id: job for job in self.store.recent(limit=1000)}
+        known = {seen.job.id: seen.job for seen in self.store.recent(limit=1000)}
         assert list(known) == list(self.model)[::-1]
         for job, one in self.model.items():
             got = known[job]
@@ -219,7 +220,7 @@ class States(RuleBasedStateMachine):
         waiting = [job for job, one in self.model.items() if one["state"] == "pending"]
         if self.model:
             last = list(self.model)[-1]
-            assert self.store.position(last) == (waiting.index(last) if last in waiting else None)
+            assert self.store.see(last).position == (waiting.index(last) if last in waiting else None)
         assert self.store.counts()["pending"] == len(waiting)
 
 
@@ -238,13 +239,13 @@ def test_a_lease_holds_until_it_lapses_and_what_is_over_stays(store, clock):
     assert [one.id for one, _ in store.claim("b", 10)] == [job.id]
     assert store.finish("a", {job.id: Outcome.completed("a")}) == store.renew("a", [job.id], 10) == set()
     assert store.finish("b", {job.id: Outcome.completed("b")}) == {job.id}
-    over = store.get(job.id)
+    over = store.see(job.id).job
     assert store.cancel(job.id) == "finished"
     assert store.finish("b", {job.id: Outcome.failed({"code": "late"})}) == set()
     store.give_back("b", [job.id])
     clock.now += 100
     assert store.claim("a", 10) == []
-    assert (store.get(job.id), store.result(job.id)) == (over, "b")
+    assert store.see(job.id) == Seen(over, None, "b")
 
 
 # What it gives and takes
@@ -254,23 +255,38 @@ def test_a_job_is_kept_as_it_was_submitted(store, clock):
     job = store.submit("transcribe", {"inputs": ["ä", "\ud800", "\0"], "n": [1.5, None, True]}, filename="my\0 \ud800 ä.mp3",
                        upload="u.wav", webhook="https://host/")
     assert store.payload(job.id) == {"inputs": ["ä", "\ud800", "\0"], "n": [1.5, None, True]}
-    assert job == store.get(job.id)
+    assert job == store.see(job.id).job
     assert (job.kind, job.filename, job.upload, job.webhook) == ("transcribe", "my� ? ä.mp3", "u.wav", "https://host/")
     assert job.status() == {
         "id": job.id, "kind": "transcribe", "state": "pending", "filename": job.filename, "created_at": "1970-01-12T13:46:40Z",
         "started_at": None, "completed_at": None, "progress": {"done": 0, "total": 0}, "attempts": 0, "error": None}
 
 
+def test_jobs_submitted_together_are_those_submitted_one_by_one(store):
+    payloads = [{"size": size, "text": "x" * size} for size in (1, 100_000, 2, 3, 9_000, 8_000)]
+    jobs = store.submit_all([Submission("run", payload, f"{n}.wav", f"u{n}", "https://a.example/hook")
+                             for n, payload in enumerate(payloads)])
+    assert [store.see(job.id).job for job in jobs] == jobs
+    assert [(job.filename, job.upload) for job in jobs] == [(f"{n}.wav", f"u{n}") for n in range(6)]
+    assert [payload for _, payload in store.claim("a", 10, 6)] == payloads
+
+
+def test_jobs_submitted_together_are_stored_all_or_none(store):
+    with pytest.raises(ValueError, match="JSON"):
+        store.submit_all([Submission("run", 1), Submission("run", math.nan)])
+    assert store.counts()["pending"] == 0
+
+
 def test_a_large_result_comes_back_whole(store):
     job = store.submit("run", {})
     answer = {"results": [{"text": "x" * 1000, "n": n} for n in range(5000)]}
     done(store, answer=answer)
-    assert store.result(job.id) == answer
+    assert store.see(job.id).answer == answer
 
 
 @pytest.mark.parametrize("name", ["", "x", NOBODY, "\0", "\ud800", "'; --", NOBODY.upper() + "A"])
 def test_an_id_that_is_none_is_not_found(store, name):
-    assert (store.get(name), store.result(name), store.payload(name), store.position(name)) == (None,) * 4
+    assert (store.see(name), store.payload(name)) == (None, None)
     assert store.cancel(name) == "not_found"
 
 
@@ -294,12 +310,12 @@ def test_recent_pages_and_filters(store):
     done(store, count=2)
     pages, before = [], None
     while page := store.recent(limit=3, before=before):
-        pages.append([job.id for job in page])
-        before = page[-1].number
+        pages.append([seen.job.id for seen in page])
+        before = page[-1].job.number
     assert [len(page) for page in pages] == [3, 3, 1]
     assert [*itertools.chain(*pages)] == ids[::-1]
-    assert [job.id for job in store.recent(state="completed")] == ids[1::-1]
-    assert [job.id for job in store.recent(kind="run", state="pending")] == ids[5:1:-2]
+    assert [seen.job.id for seen in store.recent(state="completed")] == ids[1::-1]
+    assert [seen.job.id for seen in store.recent(kind="run", state="pending")] == ids[5:1:-2]
 
 
 def test_expiry_takes_the_old_and_then_the_oldest_until_the_rest_fits(store, clock):
@@ -311,11 +327,11 @@ def test_expiry_takes_the_old_and_then_the_oldest_until_the_rest_fits(store, clo
     assert store.expire(1000, 100_000) == 0
     assert store.expire(45, 100_000) == 2            # they ended 60, 50, 40, 30, 20 and 10 seconds ago
     assert store.expire(45, 2_500) == 2
-    assert [job.id for job in store.recent()] == [waiting, ids[5], ids[4]]
-    assert [store.result(one) for one in ids[:4]] == [None] * 4
+    assert [seen.job.id for seen in store.recent()] == [waiting, ids[5], ids[4]]
+    assert [store.see(one) for one in ids[:4]] == [None] * 4
     clock.now += 10_000
     assert store.expire(45, 0) == 2
-    assert [job.id for job in store.recent()] == [waiting]
+    assert [seen.job.id for seen in store.recent()] == [waiting]
 
 
 def test_sweeping_takes_what_nobody_needs(store, clock):
@@ -377,6 +393,17 @@ def test_processes_that_start_together_make_one_store(fresh, tmp_path):
         assert sorted(pool.map(start, range(6))) == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_new_file_is_opened_by_many_at_once(tmp_path):
+    def start(gate, url):
+        gate.wait(10)
+        Database(url).close()
+
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(100):
+            gate, url = threading.Barrier(4), f"sqlite:///{tmp_path}/{number}.db"
+            list(pool.map(start, [gate] * 4, [url] * 4))
+
+
 def test_owners_who_claim_together_share_and_do_not_overlap(fresh, tmp_path):
     url = fresh()
     stores = [JobStore(url, tmp_path / "uploads") for _ in range(4)]
@@ -394,8 +421,8 @@ def test_owners_who_claim_together_share_and_do_not_overlap(fresh, tmp_path):
     with ThreadPoolExecutor(4) as pool:
         shares = list(pool.map(work, range(4)))
     assert sorted(itertools.chain(*shares)) == sorted(ids)
-    assert [stores[0].result(one) for one in ids] == list(range(120))
-    assert all(job.attempts == 1 for job in stores[0].recent(limit=200))
+    assert [stores[0].see(one).answer for one in ids] == list(range(120))
+    assert all(seen.job.attempts == 1 for seen in stores[0].recent(limit=200))
     for one in stores:
         one.close()
 
@@ -404,7 +431,7 @@ def test_polling_waits_for_no_writer(fresh, tmp_path):
     url = fresh()
     with contextlib.closing(JobStore(url, tmp_path / "uploads")) as store, contextlib.ExitStack() as stack:
         job = store.submit("run", {})
-        store.get(job.id)
+        store.see(job.id)
         other = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
         connection = stack.enter_context(other.connect())
         if url.startswith("sqlite"):
@@ -416,7 +443,7 @@ def test_polling_waits_for_no_writer(fresh, tmp_path):
         taken = []
         for _ in range(50):
             started = time.perf_counter()
-            assert store.get(job.id).done == 0
+            assert store.see(job.id).job.done == 0
             taken.append(time.perf_counter() - started)
         assert sorted(taken)[25] < 0.01
         connection.rollback()
@@ -461,7 +488,7 @@ def test_a_full_database_refuses_and_keeps_what_it_has(tmp_path):
             [(job, _)] = store.claim("a", 10)
             with pytest.raises(DiskFull):
                 store.finish("a", {job.id: Outcome.completed("y" * 900_000)})
-            assert store.get(job.id).state == "processing"
+            assert store.see(job.id).job.state == "processing"
             assert store.cancel(ids[1]) == "cancelled"
             assert store.expire(-1, 0) == 1
             store.submit("run", {"text": "x" * 40_000})       # there is room again
@@ -516,7 +543,7 @@ def test_steps_run_once_in_order_and_one_that_fails_leaves_nothing(fresh, tmp_pa
         assert "half" in sa.inspect(engine).get_table_names()
         with engine.connect() as connection:
             assert connection.scalars(sa.text("SELECT version FROM schema_version ORDER BY 1")).all() == [1, 2, 3]
-        assert store.get(job.id) == job
+        assert store.see(job.id).job == job
         engine.dispose()
 
 
@@ -565,6 +592,6 @@ def test_a_database_that_goes_away_is_an_error_of_ours(postgres, tmp_path):
             connection.execute(sa.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"))
         with engine.begin() as connection:
             connection.execute(sa.text("ALTER TABLE away RENAME TO jobs"))
-        assert store.get(job.id) == job             # reconnected
+        assert store.see(job.id).job == job             # reconnected
         engine.dispose()
         assert issubclass(DiskFull, StoreError)

@@ -85,7 +85,7 @@ def finished(store: JobStore, url: str):
     job = store.submit("run", {"inputs": ["a.wav"]}, webhook=url)
     store.claim("a", 10)
     store.finish("a", {job.id: Outcome.completed({"results": []})})
-    return store.get(job.id)
+    return store.see(job.id).job
 
 
 def until(condition, seconds: float = 10) -> None:
@@ -128,7 +128,7 @@ def test_what_may_pass_is_tried_again_and_what_will_not_is_not(store, receiver, 
     with sending(store):                    # it is over, whichever way it ended
         time.sleep(0.15)
     assert len(receiver.got) == tries
-    assert store.get(job.id) == job
+    assert store.see(job.id).job == job
 
 
 def test_a_dead_receiver_changes_nothing_and_holds_up_nobody(store, receiver):
@@ -138,7 +138,7 @@ def test_a_dead_receiver_changes_nothing_and_holds_up_nobody(store, receiver):
         until(lambda: receiver.got, 3)
         started = time.monotonic()
     assert time.monotonic() - started < 2           # and stopping does not wait for the waits
-    assert [store.get(job.id) for job in dead] == dead
+    assert [store.see(job.id).job for job in dead] == dead
     assert {job.id for job in store.webhooks_due(60, 10)} == {job.id for job in dead}
 
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+_FEW = 100         # inputs
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Work:
@@ -86,6 +88,14 @@ class _Score(BaseModel):
     audio: str | None = Field(None, min_length=1)
     uid: str | None = None
     cid: str | None = None
+
+
+def is_light(payload: Any) -> bool:
+    """Whether to prepare it reads no file, loads nothing, and is done before anybody notices."""
+    body = unwrapped(payload)
+    inputs = body.get("inputs")
+    return body.get("task") not in ("evaluate", "score") and "openai_route" not in body \
+        and (not isinstance(inputs, list) or len(inputs) <= _FEW)
 
 
 class Tasks:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+import tenacity
 from sqlalchemy import event, exc
 
 from worker.config import ConfigError
@@ -81,7 +82,7 @@ def _sqlite(url: sa.URL, connections: int, *, read_only: bool = False) -> sa.Eng
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _record: object) -> None:
         connection.isolation_level = None       # sqlite3 begins no transactions of its own
-        mode = connection.execute("PRAGMA journal_mode" if read_only else "PRAGMA journal_mode=WAL").fetchone()[0]
+        mode = _PATIENTLY(lambda: connection.execute(f"PRAGMA journal_mode{'' if read_only else '=WAL'}").fetchone()[0])
         if mode != "wal":
             raise ConfigError(f"the job store's file system cannot hold it (journal mode {mode!r} in place of WAL): "
                               "use a local disk (DATA_DIR), or PostgreSQL (JOBS_URL)")
@@ -95,6 +96,11 @@ def _sqlite(url: sa.URL, connections: int, *, read_only: bool = False) -> sa.Eng
             connection.connection.cursor().execute("BEGIN IMMEDIATE")       # past SQLAlchemy: it is said very often
 
     return engine
+
+
+# SQLite waits for a lock, but not for others who turn a new file to WAL at the same moment.
+_PATIENTLY = tenacity.Retrying(retry=tenacity.retry_if_exception_message(match=".*locked"), reraise=True,
+                               wait=tenacity.wait_random(0.01, 0.05), stop=tenacity.stop_after_delay(BUSY_SEC))
 
 
 @contextlib.contextmanager

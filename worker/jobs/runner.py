@@ -21,14 +21,14 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal
 
 from worker.config import Settings
 from worker.errors import AviaryError, Cancelled, DeviceLost, InternalError, StoreError
 from worker.jobs import webhook as webhooks
-from worker.jobs.store import Job, JobStore, Outcome
+from worker.jobs.store import Job, JobStore, Outcome, Submission
 from worker.jobs.webhook import Webhooks
 
 log = logging.getLogger(__name__)
@@ -79,11 +79,17 @@ class JobRunner:
     def submit(self, kind: str, payload: Any, *, filename: str | None = None, upload: str | None = None,
                webhook: str | None = None) -> Job:
         """As JobStore.submit, and begins at once if there is room. Raises RequestError for a webhook that is not allowed."""
-        if webhook is not None:
-            webhooks.check(webhook, allow_private=self._webhooks.allow_private)
-        job = self._store.submit(kind, payload, filename=filename, upload=upload, webhook=webhook)
-        self._wake()
+        (job,) = self.submit_all([Submission(kind, payload, filename, upload, webhook)])
         return job
+
+    def submit_all(self, submissions: Sequence[Submission]) -> list[Job]:
+        """As JobStore.submit_all, likewise."""
+        for one in submissions:
+            if one.webhook is not None:
+                webhooks.check(one.webhook, allow_private=self._webhooks.allow_private)
+        stored = self._store.submit_all(submissions)
+        self._wake()
+        return stored
 
     def cancel(self, job_id: str) -> Literal["cancelled", "finished", "not_found"]:
         """As JobStore.cancel, and stops its work at once if it runs here; elsewhere it stops at the next heartbeat."""

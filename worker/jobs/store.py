@@ -22,7 +22,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -77,6 +77,29 @@ class Job:
 
 
 _COLUMNS = [jobs.c[field.name] for field in fields(Job)]
+_others = jobs.alias()
+_POSITION = sa.case((jobs.c.state == "pending", sa.select(sa.func.count()).select_from(_others).where(
+    _others.c.state == "pending", _others.c.number < jobs.c.number).scalar_subquery()))
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """`position`: how many jobs are before it in the queue, None for one that does not wait. `answer`: None if there is none."""
+
+    job: Job
+    position: int | None
+    answer: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A job to be. `upload`: a file's name in the store's folder."""
+
+    kind: str
+    payload: Any
+    filename: str | None = None
+    upload: str | None = None
+    webhook: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,40 +142,47 @@ class JobStore:
 
     def submit(self, kind: str, payload: Any, *, filename: str | None = None, upload: str | None = None,
                webhook: str | None = None) -> Job:
-        """A new job at the end of the queue. `upload`: a file's name in `uploads`. Raises ValueError for a payload that is
-        not JSON, or an upload outside the folder."""
-        if upload is not None and (upload in ("", "..") or Path(upload).name != _storable(upload)):
-            raise ValueError(f"an upload is the name of a file in {self.uploads}, not {upload!r}")
-        body = _encode(payload)
-        row: dict[str, Any] = {
-            "id": str(uuid.uuid4()), "kind": kind, "filename": _storable(filename), "upload": upload, "webhook": webhook,
-            "state": "pending", "created_at": self._clock(), "done": 0, "total": 0, "attempts": 0}
-        small = len(body) <= INLINE_CHARS
-        with self._database.write() as connection:
-            number: int = connection.execute(
-                _SUBMIT, row | {"bytes": len(body), "payload": body if small else None}).inserted_primary_key[0]  # type: ignore[index]
-            if not small:
-                connection.execute(_DOCUMENT, {"number": number, "name": "payload", "body": body})
-        return Job(number=number, **row, **_NEW)
+        """A new job at the end of the queue. Raises ValueError as `submit_all` does."""
+        (job,) = self.submit_all([Submission(kind, payload, filename, upload, webhook)])
+        return job
 
-    def get(self, job_id: str) -> Job | None:
-        if not _ID.fullmatch(job_id):
-            return None
-        with self._database.read() as connection:
-            row = connection.execute(_GET, {"job": job_id}).one_or_none()
-        return None if row is None else _job(row)
+    def submit_all(self, submissions: Sequence[Submission]) -> list[Job]:
+        """New jobs at the end of the queue, one at least, all or none. Raises ValueError for a payload that is not JSON, or an
+        upload outside the folder."""
+        rows = [self._row(one) for one in submissions]
+        with self._database.write() as connection:
+            numbers = connection.scalars(_SUBMIT, [row if len(row["payload"]) <= INLINE_CHARS else row | {"payload": None}
+                                                   for row in rows]).all()
+            large = [{"number": number, "name": "payload", "body": row["payload"]}
+                     for number, row in zip(numbers, rows, strict=True) if len(row["payload"]) > INLINE_CHARS]
+            if large:
+                connection.execute(_DOCUMENT, large)
+        return [_new(number, row) for number, row in zip(numbers, rows, strict=True)]
+
+    def _row(self, one: Submission) -> dict[str, Any]:
+        if one.upload is not None and (one.upload in ("", "..") or Path(one.upload).name != _storable(one.upload)):
+            raise ValueError(f"an upload is the name of a file in {self.uploads}, not {one.upload!r}")
+        body = _encode(one.payload)
+        return {"id": str(uuid.uuid4()), "kind": one.kind, "filename": _storable(one.filename), "upload": one.upload,
+                "webhook": one.webhook, "state": "pending", "created_at": self._clock(), "done": 0, "total": 0, "attempts": 0,
+                "bytes": len(body), "payload": body}
 
     def payload(self, job_id: str) -> Any:
         """What was submitted, or None."""
         if not _ID.fullmatch(job_id):
             return None
         with self._database.read() as connection:
-            body = connection.scalar(sa.select(jobs.c.payload).where(jobs.c.id == job_id))
-        return self._document(job_id, "payload") if body is None else json.loads(body)
+            body = connection.scalar(sa.select(sa.func.coalesce(jobs.c.payload, documents.c.body))
+                                     .outerjoin_from(jobs, documents, _documented("payload")).where(jobs.c.id == job_id))
+        return None if body is None else json.loads(body)
 
-    def result(self, job_id: str) -> Any:
-        """The answer, or None while there is none."""
-        return self._document(job_id, "result")
+    def see(self, job_id: str) -> Seen | None:
+        """All that may be told of a job, in one read: who polls asks often."""
+        if not _ID.fullmatch(job_id):
+            return None
+        with self._database.read() as connection:
+            row = connection.execute(_SEE, {"job": job_id}).one_or_none()
+        return None if row is None else Seen(_job(row), row.position, None if row.body is None else json.loads(row.body))
 
     def cancel(self, job_id: str) -> Literal["cancelled", "finished", "not_found"]:
         """`finished`: it was over before, in whichever way."""
@@ -168,28 +198,16 @@ class JobStore:
         self._free([row.upload])
         return "cancelled"
 
-    def position(self, job_id: str) -> int | None:
-        """How many jobs are before it in the queue; None for one that does not wait."""
-        mine = jobs.alias()
-        query = (sa.select(mine.c.id, sa.select(sa.func.count()).select_from(jobs)
-                           .where(jobs.c.state == "pending", jobs.c.number < mine.c.number).scalar_subquery().label("before"))
-                 .where(mine.c.id == job_id, mine.c.state == "pending"))
-        if not _ID.fullmatch(job_id):
-            return None
-        with self._database.read() as connection:
-            row = connection.execute(query).one_or_none()
-        return None if row is None else int(row.before)
-
     def recent(self, *, state: State | None = None, kind: str | None = None, limit: int = 100,
-             before: int | None = None) -> list[Job]:
-        """The newest first; `before`: only those submitted before the job of this number."""
-        query = sa.select(*_COLUMNS).order_by(jobs.c.number.desc()).limit(limit)
+               before: int | None = None) -> list[Seen]:
+        """The newest first, without their answers; `before`: only those submitted before the job of this number."""
+        query = sa.select(*_COLUMNS, _POSITION.label("position")).order_by(jobs.c.number.desc()).limit(limit)
         for column, value in ((jobs.c.state, state), (jobs.c.kind, kind)):
             query = query if value is None else query.where(column == value)
         if before is not None:
             query = query.where(jobs.c.number < before)
         with self._database.read() as connection:
-            return [_job(row) for row in connection.execute(query)]
+            return [Seen(_job(row), row.position, None) for row in connection.execute(query)]
 
     def counts(self) -> dict[State, int]:
         with self._database.read() as connection:
@@ -308,14 +326,6 @@ class JobStore:
             connection.execute(jobs.update().where(jobs.c.id == job_id, jobs.c.webhook_at.is_not(None))
                                .values(webhook_at=self._clock() if again else None))
 
-    def _document(self, job_id: str, name: str) -> Any:
-        if not _ID.fullmatch(job_id):
-            return None
-        with self._database.read() as connection:
-            body = connection.scalar(sa.select(documents.c.body).join(jobs, jobs.c.number == documents.c.number)
-                                     .where(jobs.c.id == job_id, documents.c.name == name))
-        return None if body is None else json.loads(body)
-
     def _return_lapsed(self, connection: sa.Connection, now: float) -> list[str | None]:
         """Puts jobs whose owner is gone back into the queue, or ends them; gives the uploads of those."""
         lapsed = connection.execute(
@@ -343,16 +353,25 @@ class JobStore:
 
 _WAITING: dict[str, Any] = {"state": "pending", "started_at": None, "done": 0, "total": 0,
                             "lease_owner": None, "lease_until": None}
-_NEW: dict[str, Any] = dict.fromkeys(("started_at", "completed_at", "error", "lease_owner", "lease_until"))
+
+def _documented(name: str) -> sa.ColumnElement[bool]:
+    return sa.and_(documents.c.number == jobs.c.number, documents.c.name == name)
+
 
 # Made once, for those that every job needs: building a statement takes longer than running it.
-_SUBMIT = jobs.insert()
+_SUBMIT = jobs.insert().returning(jobs.c.number, sort_by_parameter_order=True)
 _DOCUMENT = documents.insert()
-_GET = sa.select(*_COLUMNS).where(jobs.c.id == sa.bindparam("job"))
+_SEE = sa.select(*_COLUMNS, _POSITION.label("position"), documents.c.body).outerjoin_from(
+    jobs, documents, _documented("result")).where(jobs.c.id == sa.bindparam("job"))
 _FINISH = jobs.update().where(jobs.c.number == sa.bindparam("the_number")).values(
     state=sa.bindparam("end_state"), error=sa.bindparam("end_error"), bytes=jobs.c.bytes + sa.bindparam("more_bytes"),
     done=sa.func.coalesce(sa.bindparam("end_done", type_=sa.Integer), jobs.c.done),
     total=sa.func.coalesce(sa.bindparam("end_total", type_=sa.Integer), jobs.c.total))
+
+
+def _new(number: int, row: Mapping[str, Any]) -> Job:
+    values: dict[str, Any] = {field.name: row.get(field.name) for field in fields(Job)}
+    return Job(**values | {"number": number})
 
 
 def _finishing(number: int, outcome: Outcome) -> dict[str, Any]:

@@ -5,6 +5,7 @@ mentions that file as UPLOAD. A client's own payload stands under `input` alone,
 """
 from __future__ import annotations
 
+import asyncio
 import errno
 import shutil
 import uuid
@@ -16,8 +17,9 @@ from worker.config import Settings
 from worker.errors import Cancelled, DiskFull, JobNotFound, WrongJobState
 from worker.futures import fail, into, settle
 from worker.jobs.runner import JobRunner, OnProgress
-from worker.jobs.store import Job, JobStore
-from worker.tasks import Tasks
+from worker.jobs.store import Job, JobStore, Seen, Submission
+from worker.server.intake import Intake
+from worker.tasks import Tasks, is_light
 
 UPLOAD = "upload:"
 Json = dict[str, Any]
@@ -31,13 +33,21 @@ class Background:
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="answers")
         self.store = JobStore.of(settings)
         self.runner = JobRunner.of(settings, self.store, self._run, shape=shape)
+        self._intake = Intake(self.runner.submit_all)
 
     def start(self) -> None:
         self.runner.start()
 
-    def submit(self, kind: str, payload: Mapping[str, Any], *, file: BinaryIO | None = None, filename: str | None = None,
-               webhook: str | None = None) -> Job:
-        """Checks and stores a job. Blocks. Raises RequestError, DiskFull, StoreError; the upload is gone then."""
+    async def submit(self, kind: str, payload: Mapping[str, Any], *, file: BinaryIO | None = None, filename: str | None = None,
+                     webhook: str | None = None) -> Job:
+        """Checks and stores a job. Raises RequestError, DiskFull, StoreError; the upload is gone then."""
+        if file is None and is_light(payload):
+            self._tasks.prepare(payload)
+            return await self._intake.store(Submission(kind, {"input": payload, "upload": None}, filename, None, webhook))
+        return await asyncio.to_thread(self._submit, kind, payload, file, filename, webhook)
+
+    def _submit(self, kind: str, payload: Mapping[str, Any], file: BinaryIO | None, filename: str | None,
+                webhook: str | None) -> Job:
         self._tasks.prepare(payload, files={UPLOAD: file} if file is not None else None)
         upload = None if file is None else self._keep(file)
         try:
@@ -48,17 +58,17 @@ class Background:
                 (self.store.uploads / upload).unlink(missing_ok=True)
             raise
 
-    def find(self, name: str) -> Job:
+    def find(self, name: str) -> Seen:
         """Blocks, as a read of the database does. Raises JobNotFound."""
-        job = self.store.get(name)
-        if job is None:
+        found = self.store.see(name)
+        if found is None:
             raise JobNotFound(f"there is no job {name[:64]!r}; finished ones are kept for JOBS_KEEP_SEC")
-        return job
+        return found
 
     def cancel(self, name: str) -> Job:
         """Blocks. Raises JobNotFound, WrongJobState."""
         outcome = self.runner.cancel(name)
-        job = self.find(name)
+        job = self.find(name).job
         if outcome == "finished":
             raise WrongJobState(f"the job is {job.state} already")
         return job

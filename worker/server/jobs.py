@@ -17,7 +17,7 @@ from fastapi.requests import Request
 from fastapi.responses import JSONResponse, Response
 
 from worker.errors import AviaryError, RequestError, WrongJobState
-from worker.jobs.store import STATES, Job
+from worker.jobs.store import STATES, Job, Seen
 from worker.server import answers, body, earlier, runpod_api, schemas
 from worker.server.background import UPLOAD, Background
 from worker.server.service import Service
@@ -47,8 +47,8 @@ def router(service: Service, background: Background) -> APIRouter:
             webhook = given.fields.pop("webhook", None)
             payload, filename = earlier.upload_payload(given, service)
             file = given.files[payload.pop("audio")]
-            job = await asyncio.to_thread(background.submit, "transcribe", {"audio": UPLOAD, **payload}, file=file,
-                                          filename=filename, webhook=webhook)
+            job = await background.submit("transcribe", {"audio": UPLOAD, **payload}, file=file, filename=filename,
+                                          webhook=webhook)
         finally:
             given.close()
         return JSONResponse({"job_id": job.id, "status": job.state, "message": f"Transcription job started for {filename}"})
@@ -64,10 +64,9 @@ def router(service: Service, background: Background) -> APIRouter:
             raise RequestError("before must be the cursor of an earlier answer", param="before")
 
         def read() -> Json:
-            jobs = store.recent(state=state, kind=kind, limit=limit, before=before)
-            waiting = {job.id: store.position(job.id) for job in jobs if job.state == "pending"}
-            return {"jobs": [_status(job, waiting.get(job.id)) for job in jobs], "counts": store.counts(),
-                    "before": jobs[-1].number if len(jobs) == limit else None}
+            found = store.recent(state=state, kind=kind, limit=limit, before=before)
+            return {"jobs": [_status(one) for one in found], "counts": store.counts(),
+                    "before": found[-1].job.number if len(found) == limit else None}
 
         return JSONResponse(await asyncio.to_thread(read))
 
@@ -76,21 +75,21 @@ def router(service: Service, background: Background) -> APIRouter:
     @routes.get("/jobs/{name}/status", **schemas.job())
     async def status(name: str) -> Response:
         def told() -> Json:
-            job = background.find(name)
-            position = store.position(name) if job.state == "pending" else None
-            return _status(job, position) | {"result": _result(job, store.result(name)) if job.state == "completed" else None}
+            found = background.find(name)
+            return _status(found) | {"result": _result(found) if found.job.state == "completed" else None}
 
         return await answers.of(told)
 
     @routes.get("/jobs/{name}/result", **schemas.job_result())
     async def result(name: str) -> Response:
         def told() -> Any:
-            job = background.find(name)
+            found = background.find(name)
+            job = found.job
             if job.state == "failed":
                 raise JobFailed(job.error or {})
             if job.state != "completed":
                 raise WrongJobState(f"the job is {job.state}: there is no result" + (" yet" if job.state != "cancelled" else ""))
-            return _result(job, store.result(name))
+            return _result(found)
 
         return await answers.of(told)
 
@@ -104,17 +103,19 @@ def router(service: Service, background: Background) -> APIRouter:
 
 def webhook_body(job: Job) -> Json:
     """What a webhook is told: the status, in the manner in which the job was sent."""
-    return runpod_api.shape(job) if job.kind == "run" else _status(job, None)
+    return runpod_api.shape(job) if job.kind == "run" else _status(Seen(job, None, None))
 
 
-def _status(job: Job, position: int | None) -> Json:
+def _status(found: Seen) -> Json:
+    job = found.job
     return {"job_id": job.id, "status": job.state, "filename": job.filename, "created_at": _iso(job.created_at),
             "completed_at": _iso(job.completed_at), "error": (job.error or {}).get("message"),
-            "progress": {"done": job.done, "total": job.total}, "position": position}
+            "progress": {"done": job.done, "total": job.total}, "position": found.position}
 
 
-def _result(job: Job, answer: Any) -> Any:
+def _result(found: Seen) -> Any:
     """What an upload's job answers in its own manner; another's answer is itself."""
+    job, answer = found.job, found.answer
     if job.kind != "transcribe":
         return answer
     (one,) = answer["results"]

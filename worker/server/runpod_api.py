@@ -36,7 +36,7 @@ def router(service: Service, background: Background) -> APIRouter:
         given.close()
         payload, webhook = _payload(given.fields)
         service.allow(payload)
-        job = await asyncio.to_thread(background.submit, "run", payload, webhook=webhook)
+        job = await background.submit("run", payload, webhook=webhook)
         return JSONResponse({"id": job.id, "status": _STATES[job.state]})
 
     @routes.post("/runsync", **schemas.run())
@@ -60,7 +60,11 @@ def router(service: Service, background: Background) -> APIRouter:
         return await answers.of(lambda: answer | {"executionTime": round((time.monotonic() - started) * 1000)})
 
     async def runpod_status(name: str) -> Response:
-        return await answers.of(lambda: shape(background.find(name)) | _output(background.store.result(name)))
+        def told() -> Json:
+            found = background.find(name)
+            return shape(found.job) | ({} if found.answer is None else {"output": found.answer})
+
+        return await answers.of(told)
 
     for method in ("GET", "POST"):
         routes.add_api_route("/status/{name}", runpod_status, methods=[method], operation_id=f"runpod_status_{method.lower()}",
@@ -85,10 +89,6 @@ def _payload(fields: Json) -> tuple[Json, str | None]:
         raise RequestError("s3Config is Runpod's alone: set BUCKET_* on the server", param="s3Config")
     webhook = fields.get("webhook")
     return payload, webhook
-
-
-def _output(output: Any) -> Json:
-    return {} if output is None else {"output": output}
 
 
 def shape(job: Job) -> Json:

@@ -24,7 +24,7 @@ from worker.engine import Engine
 from worker.errors import AviaryError, Cancelled, DeadlineExceeded, ModelNotFound, QueueFull, StillLoading
 from worker.request import parse, unwrapped
 from worker.server.metrics import Meters
-from worker.tasks import Tasks
+from worker.tasks import Tasks, is_light
 from worker.types import Failure, Request, Response, Result
 from worker.underway import OnResult
 
@@ -91,7 +91,8 @@ class Service:
     async def run(self, http: HttpRequest, payload: Payload, files: Mapping[str, BinaryIO] | None = None) -> dict[str, Any]:
         """The answer to a payload of any task. Raises AviaryError, that of a single input among them."""
         self.allow(payload)
-        work = await asyncio.to_thread(self.tasks.prepare, payload, files=files)
+        work = self.tasks.prepare(payload, files=files) if is_light(payload) else \
+            await asyncio.to_thread(self.tasks.prepare, payload, files=files)
         self._refuse_while_loading(work.model)
         self.admit(work.size)
         try:
