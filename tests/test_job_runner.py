@@ -62,13 +62,14 @@ def no_bucket(*_args):
 
 def child(folder: str, hold_sec: str) -> None:
     """A server process without a door: runs the jobs of the store in `folder` until it is killed, or told by a SIGTERM."""
-    term = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: term.set())
+    told: list[int] = []        # not an Event: setting one in a handler may wait for its own thread
+    signal.signal(signal.SIGTERM, lambda number, _frame: told.append(number))
     settings = Settings(skip_model_load=True, data_dir=Path(folder), decode_workers=2, jobs_in_flight=8, job_lease_sec=1)
     with (Engine(settings) as engine, contextlib.closing(JobStore.of(settings)) as store,
           JobRunner.of(settings, store, on(engine, float(hold_sec)))):
         print("ready", flush=True)
-        term.wait()
+        while not told:
+            time.sleep(0.02)
 
 
 @contextlib.contextmanager
