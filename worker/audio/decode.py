@@ -1,9 +1,9 @@
 """An open file → Clip (float32, mono, 16 kHz), whatever ffmpeg reads, at the cost of one item if it goes wrong.
 
-Nothing is decoded in this process. Decoding processes are kept running (`worker.audio.process`): no start-up per file, yet a
-crash there costs one item. What libsndfile reads well (WAV, FLAC, Ogg, MP3, AIFF) it reads there, the rest libav. What
-they refuse (damage, more than two channels, odd codecs) goes to one ffmpeg with its output piped. The limits on length and
-time hold while decoding, not after it.
+Nothing is decoded in this process; only WAV that needs no decoding is read here (`worker.audio.wave`). Decoding processes are
+kept running (`worker.audio.process`): no start-up per file, yet a crash there costs one item. What libsndfile reads well
+(WAV, FLAC, Ogg, MP3, AIFF) it reads there, the rest libav. What they refuse (damage, more than two channels, odd codecs) goes
+to one ffmpeg with its output piped. The limits on length and time hold while decoding, not after it.
 
 Raises DecodeFailed, EmptyAudio, TooLong, Cancelled. A file that is damaged yet partly readable gives a Clip with `warning`.
 """
@@ -27,7 +27,7 @@ from typing import IO, BinaryIO
 
 import numpy as np
 
-from worker.audio import ffmpeg
+from worker.audio import ffmpeg, wave
 from worker.config import Settings
 from worker.errors import Cancelled, DecodeFailed, EmptyAudio, TooLong
 from worker.types import SAMPLE_RATE, Clip
@@ -48,8 +48,9 @@ class Decoder:
     def decode(self, file: BinaryIO, *, cancelled: Callable[[], bool] = lambda: False) -> Clip:
         """The whole file's first audio track. The file must be seekable; it is left open."""
         limits = _Limits(self._settings, cancelled)
+        samples = wave.read(file, limits.check)
         try:
-            clip = self._by_process(file, limits)
+            clip = self._by_process(file, limits) if samples is None else Clip(samples)
         except _Refused as refused:
             clip = _by_ffmpeg(file, limits, str(refused))
         if not len(clip.samples):
