@@ -1,6 +1,7 @@
 """Files → Clips: right length, right mix, no clipping; hostile and broken files cost one item."""
 from __future__ import annotations
 
+import io
 import os
 import signal
 import time
@@ -65,6 +66,15 @@ def test_samples_are_those_of_the_file(decoder, tmp_path, suffix):
     samples[:2] = -2**15, 2**15 - 1
     soundfile.write(tmp_path / f"a.{suffix}", samples, 16_000)
     assert np.array_equal(decode(decoder, tmp_path / f"a.{suffix}").samples, samples / np.float32(2**15))
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("a.wav", ()), ("a.flac", ()), ("a.m4a", ("-c:a", "aac")), ("six.m4a", ("-ac", "6"))])
+def test_a_file_in_memory_gives_what_it_gives_on_disk(decoder, tmp_path, name, options):
+    path = encode(tone(tmp_path / "source.wav", 2.0), tmp_path / name, *options)
+    clip = decoder.decode(io.BytesIO(path.read_bytes()))
+    assert np.array_equal(clip.samples, decode(decoder, path).samples)
+    assert clip.duration_sec == pytest.approx(2.0, abs=0.01)
 
 
 def test_video(decoder, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import gzip
+import io
 import os
 import tempfile
 import threading
@@ -308,15 +309,27 @@ def test_s3_without_credentials_says_which_to_set(settings, monkeypatch):
         read(settings, "s3://clips/a.wav", "s3")
 
 
-def test_an_upload_that_is_read_twice_at_once_is_read_whole_each_time(settings):
+@pytest.mark.parametrize("kind", [tempfile.TemporaryFile, io.BytesIO])
+def test_an_upload_that_is_read_twice_at_once_is_read_whole_each_time(settings, kind):
     """As a scored recording is, for its text and for its features."""
-    with tempfile.TemporaryFile() as upload:
+    with kind() as upload:
         upload.write(BODY)
         upload.flush()
         source, fetcher = Source("file", "upload:0", file=upload), Fetcher(settings)
         with fetcher.open(source) as one, fetcher.open(source) as other:
             assert one.read(1000) == other.read(1000) == BODY[:1000]
             assert one.read() == other.read() == BODY[1000:]
+            upload.close()
+            one.seek(0)
+            assert one.read() == BODY
+    with pytest.raises(Cancelled):
+        fetcher.open(source)
+
+
+@pytest.mark.parametrize("kind", [tempfile.TemporaryFile, io.BytesIO])
+def test_an_upload_of_nothing_says_so(settings, kind):
+    with kind() as upload, pytest.raises(EmptyAudio):
+        Fetcher(settings).open(Source("file", "upload:0", file=upload))
 
 
 def test_an_allowed_folder_may_be_a_link_that_is_changed(settings, tmp_path):

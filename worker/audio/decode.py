@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, cast
 
 import numpy as np
 
@@ -49,10 +49,7 @@ class Decoder:
         """The whole file's first audio track. The file must be seekable; it is left open."""
         limits = _Limits(self._settings, cancelled)
         samples = wave.read(file, limits.check)
-        try:
-            clip = self._by_process(file, limits) if samples is None else Clip(samples)
-        except _Refused as refused:
-            clip = _by_ffmpeg(file, limits, str(refused))
+        clip = self._decoded(file, limits) if samples is None else Clip(samples)
         if not len(clip.samples):
             raise EmptyAudio("holds no audio samples")
         return clip
@@ -69,6 +66,13 @@ class Decoder:
         with contextlib.suppress(queue.Empty):
             while True:
                 self._idle.get_nowait().close()
+
+    def _decoded(self, file: BinaryIO, limits: _Limits) -> Clip:
+        with _shareable(file) as shared:
+            try:
+                return self._by_process(shared, limits)
+            except _Refused as refused:
+                return _by_ffmpeg(shared, limits, str(refused))
 
     def _by_process(self, file: BinaryIO, limits: _Limits) -> Clip:
         try:
@@ -174,6 +178,20 @@ class _Process:
             self._memory.truncate(0)
 
 
+@contextlib.contextmanager
+def _shareable(file: BinaryIO) -> Iterator[BinaryIO]:
+    """The file, or what it holds in one that other processes can be given."""
+    file.seek(0)
+    if not isinstance(file, io.BytesIO):
+        yield file
+        return
+    with _anonymous_file() as copy:
+        left = memoryview(file.getvalue())
+        while left:
+            left = left[copy.write(left):]
+        yield cast(BinaryIO, copy)
+
+
 def _anonymous_file() -> io.FileIO:
     """A file without a name: in memory where the system has such files."""
     if hasattr(os, "memfd_create"):
@@ -225,7 +243,9 @@ def _read(pipe: IO[bytes], limits: _Limits) -> Iterator[bytes]:
 
 def expected_sec(file: BinaryIO) -> float:
     """Roughly how many seconds the file will decode to, from its header where that tells, else from its size."""
-    size, head = os.fstat(file.fileno()).st_size, os.pread(file.fileno(), 32, 0)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(32)
     if head[:4] == b"RIFF" and head[12:16] == b"fmt " and len(head) == 32:
         return size / max(1, int.from_bytes(head[28:32], "little"))
     if head[:4] == b"fLaC" and len(head) == 32:

@@ -81,14 +81,19 @@ class Fetcher:
     def _again(self, source: Source) -> BinaryIO:
         """A door's open file, opened anew: the door may close its own meanwhile, and others read it at the same time."""
         assert source.file is not None
+        file: io.BytesIO | io.FileIO
         try:
-            held = source.file.fileno()
-            file = io.FileIO(os.dup(held) if _FILES is None else os.open(f"{_FILES}/{held}", os.O_RDONLY | os.O_CLOEXEC))
+            if isinstance(source.file, io.BytesIO):
+                file = io.BytesIO(source.file.getvalue())       # shares the bytes
+            else:
+                held = source.file.fileno()
+                file = io.FileIO(os.dup(held) if _FILES is None else os.open(f"{_FILES}/{held}", os.O_RDONLY | os.O_CLOEXEC))
         except (OSError, ValueError) as error:
             raise Cancelled("the upload is gone") from error
-        if not os.fstat(file.fileno()).st_size:
+        if not file.seek(0, os.SEEK_END):
             file.close()
             raise EmptyAudio("holds no bytes")
+        file.seek(0)
         return cast(BinaryIO, file)
 
     # Paths

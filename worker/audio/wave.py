@@ -22,24 +22,22 @@ _FORMAT = struct.pack("<HHIIHH", 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16)
 def read(file: BinaryIO, check: Callable[[int], None]) -> np.ndarray | None:
     """The samples, float32, shape (samples,); None for a file that is not as above. `check` is called with the bytes that the
     samples will take, and again before each block; what it raises ends the reading."""
-    descriptor = file.fileno()
-    found = _data(os.pread(descriptor, _HEAD_BYTES, 0))
+    file.seek(0)
+    found = _data(file.read(_HEAD_BYTES))
     if found is None:
         return None
     start, size = found
-    if start + size > os.fstat(descriptor).st_size:
+    if start + size > file.seek(0, os.SEEK_END):
         return None
+    file.seek(start)
     check(2 * size)
     samples = np.empty(size // 2, np.float32)
-    at = 0
-    while at < size:
+    for at in range(0, size, _BLOCK_BYTES):
         check(2 * size)
-        block = os.pread(descriptor, min(_BLOCK_BYTES, size - at), start + at)
-        block = block[:len(block) & ~1]
-        if not block:
+        block = file.read(min(_BLOCK_BYTES, size - at))
+        if len(block) < min(_BLOCK_BYTES, size - at):
             return None         # it was cut short meanwhile
         np.multiply(np.frombuffer(block, "<i2"), 2**-15, out=samples[at // 2:(at + len(block)) // 2], dtype=np.float32)
-        at += len(block)
     return samples
 
 

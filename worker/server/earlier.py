@@ -24,6 +24,7 @@ from worker.errors import InputError, RequestError
 from worker.request import MOST_TOKENS, source_of
 from worker.server import body, schemas
 from worker.server.body import Body
+from worker.server.routes import Route
 from worker.server.service import Service
 from worker.types import Failure, Result, Transcript
 
@@ -32,7 +33,7 @@ Json = dict[str, Any]
 
 def router(service: Service) -> APIRouter:
     """The routes, on one service."""
-    routes = APIRouter(tags=["Earlier servers'"])
+    routes = APIRouter(tags=["Earlier servers'"], route_class=Route)
 
     @routes.post("/transcribe", **schemas.transcribe())
     async def transcribe(http: Request) -> Response:

@@ -1,13 +1,13 @@
 """A multipart form, taken apart as it comes: fields as texts, files in open files. python_multipart finds the parts.
 
-An upload of up to IN_MEMORY bytes stays in memory, while all that do leave room: making a file on disk takes longer than all
-else that a small upload needs. Others go to disk, on a thread, AT_ONCE bytes at a time. A file's position is anywhere.
+An upload of up to IN_MEMORY bytes stays in memory (as io.BytesIO), while all that do leave room: making a file on disk takes
+longer than all else that a small upload needs. Others go to disk, on a thread, AT_ONCE bytes at a time. A file's position is
+anywhere.
 """
 from __future__ import annotations
 
 import asyncio
 import io
-import os
 import tempfile
 import threading
 from contextlib import ExitStack
@@ -90,18 +90,15 @@ class _Room:
             self._left += size
 
 
-_ROOM = _Room(TOGETHER if hasattr(os, "memfd_create") else 0)
+_ROOM = _Room(TOGETHER)
 
 
-class _InMemory(io.FileIO):
+class _InMemory(io.BytesIO):
     """A file in memory, which gives back its room when it is closed."""
-
-    def __init__(self) -> None:
-        super().__init__(os.memfd_create("upload"), "r+")
 
     def close(self) -> None:
         if not self.closed:
-            size = os.fstat(self.fileno()).st_size
+            size = len(self.getvalue())
             super().close()
             _ROOM.give(size)
 
@@ -180,7 +177,7 @@ class _Form:
         if part.is_file:
             part.filename = _decoded(options[b"filename"]) or "audio"
             if self._in_memory:
-                part.file = cast(BinaryIO, _InMemory())
+                part.file = _InMemory()
             else:
                 self.waiting.append((part, memoryview(b"")))
 

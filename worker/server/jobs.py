@@ -20,6 +20,7 @@ from worker.errors import AviaryError, RequestError, WrongJobState
 from worker.jobs.store import STATES, Job, Seen
 from worker.server import answers, body, earlier, runpod_api, schemas
 from worker.server.background import UPLOAD, Background
+from worker.server.routes import Route
 from worker.server.service import Service
 
 Json = dict[str, Any]
@@ -37,7 +38,7 @@ class JobFailed(AviaryError):
 
 def router(service: Service, background: Background) -> APIRouter:
     """The routes, on one service and its jobs."""
-    routes = APIRouter(tags=["Jobs"])
+    routes = APIRouter(tags=["Jobs"], route_class=Route)
     store = background.store
 
     @routes.post("/transcribe/async", **schemas.submit())

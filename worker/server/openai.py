@@ -22,6 +22,7 @@ from worker.errors import Cancelled, ModelNotFound, RequestError
 from worker.lane import known
 from worker.server import answers, body, problems, schemas
 from worker.server.body import Body
+from worker.server.routes import Route
 from worker.server.service import Service, hung_up
 from worker.types import Embedding
 from worker.types import Response as Answer
@@ -33,7 +34,7 @@ KEEP_ALIVE_SEC = 15.0
 
 def router(service: Service) -> APIRouter:
     """The routes, on one service."""
-    routes = APIRouter(tags=["OpenAI"])
+    routes = APIRouter(tags=["OpenAI"], route_class=Route)
 
     async def speech(http: Request) -> Response:
         given, payload, shape, stream = await _read(http)
@@ -107,7 +108,7 @@ async def _read(http: Request) -> tuple[Body, Json, openai_route.Shape, Json | N
             raise RequestError("stream must be true or false", param="stream")
         if not isinstance(options, dict) or options.keys() - {"include_usage", "include_obfuscation"}:
             raise RequestError("stream_options may have include_usage", param="stream_options")
-        payload, shape = openai_route.translate(http.url.path, fields)
+        payload, shape = openai_route.translate(http.scope["path"], fields)
     except BaseException:
         given.close()
         raise

@@ -18,6 +18,7 @@ from worker.errors import AviaryError, RequestError
 from worker.jobs.store import Job
 from worker.server import answers, body, schemas
 from worker.server.background import Background
+from worker.server.routes import Route
 from worker.server.service import Service
 
 Json = dict[str, Any]
@@ -28,7 +29,7 @@ _STATES = {"pending": "IN_QUEUE", "processing": "IN_PROGRESS", "completed": "COM
 
 def router(service: Service, background: Background) -> APIRouter:
     """The routes, on one service and its jobs."""
-    routes = APIRouter(tags=["Runpod"])
+    routes = APIRouter(tags=["Runpod"], route_class=Route)
 
     @routes.post("/run", **schemas.run())
     async def run(http: Request) -> JSONResponse:

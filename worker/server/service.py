@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import threading
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import Future
 from typing import Any, BinaryIO
@@ -41,7 +42,7 @@ class Service:
         self.settings, self.engine, self.meters = settings, engine, meters
         self.tasks = Tasks(settings, engine)
         self._loads: dict[str, Future[None]] = {}
-        self._in_flight = 0
+        self._in_flight, self._counting = 0, threading.Lock()
 
     def load(self) -> None:
         """Begins to load MODEL and MODELS; answers at once."""
@@ -137,26 +138,23 @@ class Service:
         self._refuse_while_loading(request.model)
         self.admit(request.size)
         future = self.engine.submit(request, **listeners)
-        loop = asyncio.get_running_loop()
-
-        def ended(_done: Future[Response]) -> None:
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self.leave, request.size)
-
-        future.add_done_callback(ended)
+        future.add_done_callback(lambda _future: self.leave(request.size))
         return future
 
     def admit(self, inputs: int) -> None:
         """Counts inputs in, until `leave`. Raises QueueFull; one request too large for the queue may have it alone."""
-        if self._in_flight and self._in_flight + inputs > self.settings.max_queue:
-            raise QueueFull(f"{self._in_flight} inputs are being worked on, {self.settings.max_queue} at most (MAX_QUEUE)",
-                            retry_after_sec=1 + self._in_flight // 64)
-        self._in_flight += inputs
-        self.meters.in_flight(self._in_flight)
+        with self._counting:
+            if self._in_flight and self._in_flight + inputs > self.settings.max_queue:
+                raise QueueFull(f"{self._in_flight} inputs are being worked on, {self.settings.max_queue} at most (MAX_QUEUE)",
+                                retry_after_sec=1 + self._in_flight // 64)
+            self._in_flight += inputs
+            self.meters.in_flight(self._in_flight)
 
     def leave(self, inputs: int) -> None:
-        self._in_flight -= inputs
-        self.meters.in_flight(self._in_flight)
+        """On any thread."""
+        with self._counting:
+            self._in_flight -= inputs
+            self.meters.in_flight(self._in_flight)
 
     async def wait(self, http: HttpRequest, future: Future[Any]) -> Any:
         """The future's result; it is cancelled when the client hangs up or REQUEST_TIMEOUT_SEC is over."""
