@@ -40,12 +40,18 @@ class Part:
 async def read(http: Request) -> list[Part]:
     """The parts, in their order; whoever takes them closes their files. Raises RequestError for what is no form or not whole,
     OSError where there is no room for it, ClientDisconnect."""
+    try:
+        return await _taken_apart(http)
+    except FormParserError as error:
+        raise RequestError(f"the form cannot be read: {error}") from error
+
+
+async def _taken_apart(http: Request) -> list[Part]:
     length = http.headers.get("content-length", "")
     size = int(length) if length.isdecimal() else TOGETHER
-    in_memory = _ROOM.take(size)
-    form = _Form(in_memory)
+    form = _Form(http.headers.get("content-type", ""))
+    form.in_memory = _ROOM.take(size)
     try:
-        form.begin(http.headers.get("content-type", ""))
         async for chunk in http.stream():
             form.write(chunk)
             if form.waiting_bytes >= AT_ONCE:
@@ -53,13 +59,11 @@ async def read(http: Request) -> list[Part]:
         if form.waiting:
             await _on_thread(form)
         return form.parts()
-    except BaseException as error:
+    except BaseException:
         form.close()
-        if isinstance(error, FormParserError):
-            raise RequestError(f"the form cannot be read: {error}") from error
         raise
     finally:
-        if in_memory:
+        if form.in_memory:
             _ROOM.give(size - form.held_bytes)
 
 
@@ -104,22 +108,21 @@ class _InMemory(io.BytesIO):
 
 
 class _Form:
-    """`write` is given the form's bytes; what is for the disk waits for `write_waiting`. `held_bytes`: of files in memory."""
+    """`write` is given the form's bytes; what is for the disk waits for `write_waiting`. `in_memory`: whether its files are to
+    be, and `held_bytes` how many of their bytes are."""
 
-    def __init__(self, in_memory: bool) -> None:
-        self._in_memory = in_memory
-        self._parts: list[Part] = []
-        self.waiting: list[tuple[Part, memoryview]] = []
-        self.waiting_bytes = self.held_bytes = 0
-        self._name, self._value, self._disposition = b"", b"", b""
-        self._text = bytearray()
-        self._ended = False
-
-    def begin(self, content_type: str) -> None:
+    def __init__(self, content_type: str) -> None:
         """Raises FormParserError, RequestError."""
         boundary = parse_options_header(content_type)[1].get(b"boundary")
         if not boundary:
             raise RequestError("the form cannot be read: its content-type names no boundary")
+        self.in_memory = False
+        self.waiting: list[tuple[Part, memoryview]] = []
+        self.waiting_bytes = self.held_bytes = 0
+        self._parts: list[Part] = []
+        self._name, self._value, self._disposition = b"", b"", b""
+        self._text = bytearray()
+        self._ended = False
         self._parser = MultipartParser(boundary, {
             "on_part_begin": self._part_begins, "on_header_field": self._header_name, "on_header_value": self._header_value,
             "on_header_end": self._header_ends, "on_headers_finished": self._headers_end, "on_part_data": self._data,
@@ -176,7 +179,7 @@ class _Form:
             raise RequestError(f"a form may have {MOST_FIELDS} fields and {MOST_FILES} files")
         if part.is_file:
             part.filename = _decoded(options[b"filename"]) or "audio"
-            if self._in_memory:
+            if self.in_memory:
                 part.file = _InMemory()
             else:
                 self.waiting.append((part, memoryview(b"")))
@@ -187,9 +190,8 @@ class _Form:
             if len(self._text) + len(more) > FIELD_BYTES:
                 raise RequestError(f"{part.name[:64]} has more than {FIELD_BYTES} bytes", param=part.name[:64])
             self._text += more
-        elif self._in_memory and part.file is not None:
-            _write(part.file, more)
-            self.held_bytes += len(more)
+        elif part.file is not None and self.in_memory:
+            self.held_bytes += part.file.write(more)
         else:
             self.waiting.append((part, more))
             self.waiting_bytes += len(more)
