@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ FIELDS = st.tuples(NAMES, st.text())
 FILES = st.tuples(NAMES, st.tuples(st.text("xyzü.", min_size=1), st.binary(max_size=5000)))
 
 
-def ask(body: bytes, content_type: str, *, cut: int = 700, length: bool = True, whole: bool = True) -> Request:
+def ask(body: bytes, content_type: str, *, cut: int = 700, length: bool = True, whole: bool = True,
+        encoding: str | None = None) -> Request:
     """A request whose body comes in pieces of `cut` bytes; the client hangs up at the end unless it is `whole`."""
     pieces = [body[at:at + cut] for at in range(0, len(body), cut)] or [b""]
     messages = [{"type": "http.request", "body": piece, "more_body": not whole or number + 1 < len(pieces)}
@@ -34,6 +36,8 @@ def ask(body: bytes, content_type: str, *, cut: int = 700, length: bool = True, 
     headers = [(b"content-type", content_type.encode())]
     if length:
         headers.append((b"content-length", str(len(body)).encode()))
+    if encoding:
+        headers.append((b"transfer-encoding", encoding.encode()))
     return Request({"type": "http", "method": "POST", "headers": headers}, receive)
 
 
@@ -132,3 +136,50 @@ def test_nothing_is_left_of_an_upload_whose_client_hung_up(limit, free, monkeypa
         read(BODY[:9000], KIND, whole=False)
     if before is not None:
         assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_length_beside_chunks_is_not_believed(free):
+    (part,) = read(*encode_multipart_formdata([("file", ("a", b"x" * 1000))]), encoding="chunked")
+    assert not isinstance(part.file, io.BytesIO)
+    part.file.close()
+
+
+def test_a_file_in_tiny_pieces_takes_no_more_memory_than_any(free, monkeypatch):
+    held = []
+    monkeypatch.setattr(form._Form, "write_waiting", lambda self, write=form._Form.write_waiting:
+                        (held.append(len(self.waiting)), write(self)))
+    (part,) = read(*encode_multipart_formdata([("file", ("a", b"x" * 10_000))]), cut=1, length=False)
+    assert content(part) == b"x" * 10_000
+    assert max(held) <= form.AT_ONCE / 512
+    part.file.close()
+
+
+def test_writing_waits_for_no_other_work_and_ends_before_its_files_are_closed(monkeypatch):
+    """Though asyncio's own threads are all taken, and though the request is given up twice meanwhile."""
+    monkeypatch.setattr(form, "AT_ONCE", 1000)
+    begun, go_on, ended = threading.Event(), threading.Event(), []
+
+    def slowly(self, write=form._Form.write_waiting):
+        begun.set()
+        assert go_on.wait(10)
+        write(self)
+        ended.append([part.file.closed for part in self._parts])
+
+    async def run() -> None:
+        busy, loop = threading.Event(), asyncio.get_running_loop()
+        taken = [loop.run_in_executor(None, busy.wait, 10) for _ in range(64)]
+        reading = asyncio.ensure_future(form.read(ask(BODY, KIND, length=False)))
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+        for _ in range(2):
+            reading.cancel()
+            await asyncio.sleep(0.01)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert ended == [[False]]
+        busy.set()
+        await asyncio.gather(*taken)
+
+    monkeypatch.setattr(form._Form, "write_waiting", slowly)
+    asyncio.run(run())

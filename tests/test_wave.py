@@ -86,7 +86,8 @@ def test_only_what_needs_no_decoding_is_read(tmp_path, options, reads):
 @pytest.mark.parametrize("data", [
     b"", b"RIFF", riff(), riff(chunk(b"data", b"1234")), riff(chunk(b"data", b"1234"), chunk(b"fmt ", FORMAT)),
     riff(chunk(b"fmt ", FORMAT[:8]), chunk(b"data", b"1234")), riff(chunk(b"fmt ", FORMAT), chunk(b"data", b"1234", 0xFFFFFFFF)),
-    riff(chunk(b"fmt ", FORMAT), chunk(b"junk", b"x" * 5000), chunk(b"data", b"1234"))])
+    riff(chunk(b"fmt ", FORMAT), chunk(b"junk", b"x" * 5000), chunk(b"data", b"1234")),
+    riff(chunk(b"fmt ", FORMAT.replace(b"\x80\x3e", b"\x40\x1f")), chunk(b"fmt ", FORMAT), chunk(b"data", b"1234"))])
 def test_a_header_that_does_not_fit_or_takes_long_is_left_to_others(tmp_path, data):
     with opened(tmp_path, data) as file:
         assert wave.read(file, nothing) is None

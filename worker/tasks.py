@@ -93,9 +93,11 @@ class _Score(BaseModel):
 def is_light(payload: Any) -> bool:
     """Whether to prepare it reads no file, loads nothing, and is done before anybody notices."""
     body = unwrapped(payload)
+    if "openai_route" in body or body.get("task") in ("evaluate", "score"):
+        return False
     inputs = body.get("inputs")
-    return body.get("task") not in ("evaluate", "score") and "openai_route" not in body \
-        and (not isinstance(inputs, list) or len(inputs) <= _FEW)
+    several = inputs if isinstance(inputs, list) else []
+    return len(several) <= _FEW and not any(isinstance(one, Mapping) and "messages" in one for one in (body, *several))
 
 
 class Tasks:

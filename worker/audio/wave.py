@@ -45,13 +45,13 @@ def _data(head: bytes) -> tuple[int, int] | None:
     """Where the samples begin, and how many bytes they are."""
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
         return None
-    at, suits = 12, False
+    at, formats = 12, list[bytes]()
     while at + 8 <= len(head):
         name, size = head[at:at + 4], int.from_bytes(head[at + 4:at + 8], "little")
         at += 8
         if name == b"data":
-            return (at, size) if suits and size and size % 2 == 0 else None
+            return (at, size) if formats == [_FORMAT] and size and size % 2 == 0 else None
         if name == b"fmt ":
-            suits = size >= len(_FORMAT) and head[at:at + len(_FORMAT)] == _FORMAT
+            formats.append(head[at:at + min(size, len(_FORMAT))])
         at += size + size % 2
     return None

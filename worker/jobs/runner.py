@@ -82,11 +82,15 @@ class JobRunner:
         (job,) = self.submit_all([Submission(kind, payload, filename, upload, webhook)])
         return job
 
+    def check(self, webhook: str | None) -> None:
+        """Raises RequestError for one that is not allowed."""
+        if webhook is not None:
+            webhooks.check(webhook, allow_private=self._webhooks.allow_private)
+
     def submit_all(self, submissions: Sequence[Submission]) -> list[Job]:
         """As JobStore.submit_all, likewise."""
         for one in submissions:
-            if one.webhook is not None:
-                webhooks.check(one.webhook, allow_private=self._webhooks.allow_private)
+            self.check(one.webhook)
         stored = self._store.submit_all(submissions)
         self._wake()
         return stored

@@ -41,6 +41,7 @@ class Background:
     async def submit(self, kind: str, payload: Mapping[str, Any], *, file: BinaryIO | None = None, filename: str | None = None,
                      webhook: str | None = None) -> Job:
         """Checks and stores a job. Raises RequestError, DiskFull, StoreError; the upload is gone then."""
+        self.runner.check(webhook)
         if file is None and is_light(payload):
             self._tasks.prepare(payload)
             return await self._intake.store(Submission(kind, {"input": payload, "upload": None}, filename, None, webhook))

@@ -10,6 +10,7 @@ import asyncio
 import io
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import BinaryIO, cast
@@ -24,6 +25,9 @@ IN_MEMORY = 8 * 1024**2
 TOGETHER = 256 * 1024**2
 AT_ONCE = 1024**2
 MOST_FILES, MOST_FIELDS, FIELD_BYTES = 16, 200, 1024**2
+
+_PIECE_BYTES = 512         # what a piece that waits takes itself
+_WRITERS = ThreadPoolExecutor(8, thread_name_prefix="uploads")      # asyncio's own have much to wait for
 
 
 @dataclass
@@ -48,7 +52,7 @@ async def read(http: Request) -> list[Part]:
 
 async def _taken_apart(http: Request) -> list[Part]:
     length = http.headers.get("content-length", "")
-    size = int(length) if length.isdecimal() else TOGETHER
+    size = int(length) if length.isdecimal() and "transfer-encoding" not in http.headers else TOGETHER
     form = _Form(http.headers.get("content-type", ""))
     form.in_memory = _ROOM.take(size)
     try:
@@ -69,19 +73,24 @@ async def _taken_apart(http: Request) -> list[Part]:
 
 async def _on_thread(form: _Form) -> None:
     """Writes what waits for the disk. Never leaves the thread at work: its files may be closed next."""
-    writing = asyncio.ensure_future(asyncio.to_thread(form.write_waiting))
-    try:
-        await asyncio.shield(writing)
-    except asyncio.CancelledError:
-        await asyncio.wait({writing})
-        raise
+    writing = asyncio.get_running_loop().run_in_executor(_WRITERS, form.write_waiting)
+    cancelled = None
+    while not writing.done():
+        try:
+            await asyncio.wait({writing})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        writing.exception()         # nobody asks any more
+        raise cancelled
+    writing.result()
 
 
 class _Room:
     """The memory that uploads may take together. Thread-safe."""
 
     def __init__(self, size: int) -> None:
-        self._left, self._lock = size, threading.Lock()
+        self._left, self._lock = size, threading.RLock()         # the collector may close a file while it is held
 
     def take(self, size: int) -> bool:
         with self._lock:
@@ -194,7 +203,7 @@ class _Form:
             self.held_bytes += part.file.write(more)
         else:
             self.waiting.append((part, more))
-            self.waiting_bytes += len(more)
+            self.waiting_bytes += len(more) + _PIECE_BYTES
 
     def _part_ends(self) -> None:
         if not self._parts[-1].is_file:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from worker.errors import StoreError
 from worker.jobs.store import Job, Submission
 
 StoreAll = Callable[[Sequence[Submission]], list[Job]]
@@ -44,9 +45,12 @@ class Intake:
             self._storing = None
 
     def _outcomes(self, submissions: list[Submission]) -> list[Job | Exception]:
-        """What became of each; one that cannot be stored keeps out no other."""
+        """What became of each; one that cannot be stored keeps out no other. A store that fails is not asked again: it may have
+        stored them nonetheless, and may take long to fail."""
         try:
             return list(self._store_all(submissions))
+        except StoreError as error:
+            return [error] * len(submissions)
         except Exception as error:  # noqa: BLE001  each caller is told his own
             if len(submissions) == 1:
                 return [error]

@@ -200,7 +200,7 @@ async def _transcription_events(service: Service, payload: Json, given: Body, ve
 
 async def _chat_events(service: Service, payload: Json, options: Json) -> AsyncGenerator[Event, None]:
     head: Json = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion.chunk", "created": int(time.time()),
-                  "model": service.parse(payload).model}
+                  "model": (await service.parse(payload)).model}
 
     def chunk(delta: Json, reason: str | None = None) -> Json:
         return head | {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}

@@ -78,7 +78,7 @@ class Service:
     async def take(self, http: HttpRequest, payload: Payload, files: Mapping[str, BinaryIO] | None = None, *,
                    on_result: OnResult | None = None) -> Response:
         """The response. Raises AviaryError for what is wrong with the request as a whole."""
-        request = self.parse(payload, files)
+        request = await self.parse(payload, files)
         future = self.submit(request, on_result=on_result)
         response: Response = await self.wait(http, future)
         return response
@@ -114,7 +114,8 @@ class Service:
             with contextlib.suppress(RuntimeError):     # the loop has ended meanwhile
                 loop.call_soon_threadsafe(told.put_nowait, text)
 
-        future = self.submit(self.parse(payload, files), on_text=lambda _index, text: tell(text))
+        request = await self.parse(payload, files)
+        future = self.submit(request, on_text=lambda _index, text: tell(text))
         future.add_done_callback(lambda _future: tell(None))
         deadline = loop.time() + self.settings.request_timeout_sec
         try:
@@ -128,10 +129,12 @@ class Service:
         _raise(response)
         yield response
 
-    def parse(self, payload: Payload, files: Mapping[str, BinaryIO] | None = None) -> Request:
+    async def parse(self, payload: Payload, files: Mapping[str, BinaryIO] | None = None) -> Request:
         """The request, of a model that HTTP may name. Raises RequestError."""
         self.allow(payload)
-        return parse(payload, self.settings, files=files)
+        if is_light(payload):
+            return parse(payload, self.settings, files=files)
+        return await asyncio.to_thread(parse, payload, self.settings, files=files)
 
     def submit(self, request: Request, **listeners: Any) -> Future[Response]:
         """Runs the request if there is room. Raises StillLoading, QueueFull."""
