@@ -9,7 +9,8 @@ from worker.tasks import is_light
 
 @pytest.mark.parametrize(("payload", "light"), [
     ({"inputs": ["a.wav"]}, True), ({"audio": "a.wav", "task": "caption"}, True),
-    ({"input": {"input": {"audio": "a.wav"}}}, True), ({"inputs": 5}, True), ({}, True), ({"inputs": ["a.wav"] * 10_000}, False), ({"input": {"inputs": ["a"] * 10_000}}, False),
+    ({"input": {"input": {"audio": "a.wav"}}}, True), ({"inputs": 5}, True), ({}, True),
+    ({"inputs": ["a.wav"] * 10_000}, False), ({"input": {"inputs": ["a"] * 10_000}}, False),
     ({"task": "evaluate", "audio_dir": "/clips"}, False), ({"task": "score", "uid": "a", "cid": "b", "audio": "c"}, False),
     ({"openai_route": "/v1/models"}, False), ({"audio": "a.wav", "task": "chat", "messages": []}, False),
     ({"inputs": ["a.wav", {"source": "a.wav", "messages": []}]}, False)])
