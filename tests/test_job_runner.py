@@ -28,8 +28,9 @@ from conftest import tone
 from worker.config import Settings
 from worker.engine import Engine
 from worker.errors import DeviceLost, RequestError
+from worker.jobs.records import FINISHED
 from worker.jobs.runner import JobRunner
-from worker.jobs.store import FINISHED, JobStore
+from worker.jobs.store import JobStore
 from worker.render import to_json
 from worker.request import parse
 

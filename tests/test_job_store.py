@@ -24,8 +24,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precon
 from worker.config import ConfigError, Settings
 from worker.errors import DiskFull, StoreError
 from worker.jobs.database import Database
+from worker.jobs.records import FINISHED, Outcome, Seen, Submission
 from worker.jobs.schema import STEPS, metadata, migrate
-from worker.jobs.store import FINISHED, JobStore, Outcome, Seen, Submission
+from worker.jobs.store import JobStore
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
 _schemas = itertools.count()

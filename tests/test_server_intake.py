@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from worker.errors import DiskFull
-from worker.jobs.store import JobStore, Submission
+from worker.jobs.records import Submission
+from worker.jobs.store import JobStore
 from worker.server.intake import Intake
 
 

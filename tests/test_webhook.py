@@ -16,7 +16,8 @@ import tenacity
 
 from worker.errors import RequestError
 from worker.jobs import webhook
-from worker.jobs.store import JobStore, Outcome
+from worker.jobs.records import Outcome
+from worker.jobs.store import JobStore
 from worker.jobs.webhook import Webhooks, check
 
 QUICK = tenacity.wait_fixed(0.02)

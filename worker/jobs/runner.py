@@ -28,7 +28,8 @@ from typing import Any, Literal
 from worker.config import Settings
 from worker.errors import AviaryError, Cancelled, DeviceLost, InternalError, StoreError
 from worker.jobs import webhook as webhooks
-from worker.jobs.store import Job, JobStore, Outcome, Submission
+from worker.jobs.records import Job, Outcome, Submission
+from worker.jobs.store import JobStore
 from worker.jobs.webhook import Webhooks
 
 log = logging.getLogger(__name__)

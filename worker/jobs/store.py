@@ -23,102 +23,27 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from datetime import datetime, timezone
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
 from worker.config import Settings
 from worker.errors import WorkerLost
 from worker.jobs.database import Database
+from worker.jobs.records import FINISHED, STATES, Job, Outcome, Seen, State, Submission, encode
 from worker.jobs.schema import documents, jobs
 
 log = logging.getLogger(__name__)
 
-State = Literal["pending", "processing", "completed", "failed", "cancelled"]
-STATES: tuple[State, ...] = get_args(State)
-FINISHED: tuple[State, ...] = ("completed", "failed", "cancelled")
-
 INLINE_CHARS = 8192         # larger payloads are kept apart: whatever changes of a job, SQLite writes its whole row again
 _EXPIRED_AT_A_TIME = 500
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A job without its payload and result. `number` is its place in the order of submission, and the cursor of `recent`.
-    `done` of `total` inputs; `error` is {"code", "message", "retryable"}."""
-
-    number: int
-    id: str
-    kind: str
-    filename: str | None
-    upload: str | None
-    webhook: str | None
-    state: State
-    created_at: float
-    started_at: float | None
-    completed_at: float | None
-    done: int
-    total: int
-    attempts: int
-    error: dict[str, Any] | None
-    lease_owner: str | None
-    lease_until: float | None
-
-    def status(self) -> dict[str, Any]:
-        """What may be told to whoever submitted it, as JSON; times in ISO 8601, UTC."""
-        return {"id": self.id, "kind": self.kind, "state": self.state, "filename": self.filename,
-                "created_at": _iso(self.created_at), "started_at": _iso(self.started_at),
-                "completed_at": _iso(self.completed_at), "progress": {"done": self.done, "total": self.total},
-                "attempts": self.attempts, "error": self.error}
-
-
 _COLUMNS = [jobs.c[field.name] for field in fields(Job)]
 _others = jobs.alias()
 _POSITION = sa.case((jobs.c.state == "pending", sa.select(sa.func.count()).select_from(_others).where(
     _others.c.state == "pending", _others.c.number < jobs.c.number).scalar_subquery()))
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """`position`: how many jobs are before it in the queue, None for one that does not wait. `answer`: None if there is none."""
-
-    job: Job
-    position: int | None
-    answer: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """A job to be. `upload`: a file's name in the store's folder."""
-
-    kind: str
-    payload: Any
-    filename: str | None = None
-    upload: str | None = None
-    webhook: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a job ended: an answer, or an error and perhaps what there is of an answer. Raises TypeError or ValueError for an
-    answer that is not strict JSON. `progress`: the last (done, total), where it changed."""
-
-    state: Literal["completed", "failed"]
-    result: str | None
-    error: str | None
-    progress: tuple[int, int] | None
-
-    @classmethod
-    def completed(cls, answer: Any, progress: tuple[int, int] | None = None) -> Outcome:
-        return cls("completed", _encode(answer), None, progress)
-
-    @classmethod
-    def failed(cls, error: Mapping[str, Any], answer: Any = None, progress: tuple[int, int] | None = None) -> Outcome:
-        return cls("failed", None if answer is None else _encode(answer), _encode(error), progress)
 
 
 class JobStore:
@@ -162,7 +87,7 @@ class JobStore:
     def _row(self, one: Submission) -> dict[str, Any]:
         if one.upload is not None and (one.upload in ("", "..") or Path(one.upload).name != _storable(one.upload)):
             raise ValueError(f"an upload is the name of a file in {self.uploads}, not {one.upload!r}")
-        body = _encode(one.payload)
+        body = encode(one.payload)
         return {"id": str(uuid.uuid4()), "kind": one.kind, "filename": _storable(one.filename), "upload": one.upload,
                 "webhook": one.webhook, "state": "pending", "created_at": self._clock(), "done": 0, "total": 0, "attempts": 0,
                 "bytes": len(body), "payload": body}
@@ -339,7 +264,7 @@ class JobStore:
             error = {"code": WorkerLost.code, "retryable": WorkerLost.retryable,
                      "message": f"the worker was lost while it ran this job, {self._max_attempts} times (JOB_MAX_ATTEMPTS)"}
             connection.execute(jobs.update().where(jobs.c.number.in_(lost))
-                               .values(state="failed", error=_encode(error), **_ended(now)))
+                               .values(state="failed", error=encode(error), **_ended(now)))
         return [row.upload for row in lapsed if row.attempts >= self._max_attempts]
 
     def _free(self, uploads: Iterable[str | None]) -> None:
@@ -395,14 +320,5 @@ def _job(row: Any) -> Job:
     return Job(**values | {"error": None if row.error is None else json.loads(row.error)})
 
 
-def _encode(value: Any) -> str:
-    """JSON in ASCII: a lone surrogate or a NUL in somebody's text would otherwise not be storable."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":"))
-
-
 def _storable(text: str | None) -> str | None:
     return None if text is None else text.encode("utf-8", "replace").decode().replace("\0", "�")
-
-
-def _iso(seconds: float | None) -> str | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")

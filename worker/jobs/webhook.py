@@ -29,7 +29,8 @@ from urllib3.exceptions import HTTPError as Urllib3Error
 
 from worker.audio import guard
 from worker.errors import RequestError, StoreError
-from worker.jobs.store import Job, JobStore
+from worker.jobs.records import Job
+from worker.jobs.store import JobStore
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,9 @@ from typing import Any, BinaryIO
 from worker.config import Settings
 from worker.errors import Cancelled, DiskFull, JobNotFound, WrongJobState
 from worker.futures import fail, into, settle
+from worker.jobs.records import Job, Seen, Submission
 from worker.jobs.runner import JobRunner, OnProgress
-from worker.jobs.store import Job, JobStore, Seen, Submission
+from worker.jobs.store import JobStore
 from worker.server.intake import Intake
 from worker.tasks import Tasks, is_light
 

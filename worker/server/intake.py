@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from worker.errors import StoreError
-from worker.jobs.store import Job, Submission
+from worker.jobs.records import Job, Submission
 
 StoreAll = Callable[[Sequence[Submission]], list[Job]]
 

@@ -17,7 +17,7 @@ from fastapi.requests import Request
 from fastapi.responses import JSONResponse, Response
 
 from worker.errors import AviaryError, RequestError, WrongJobState
-from worker.jobs.store import STATES, Job, Seen
+from worker.jobs.records import STATES, Job, Seen
 from worker.server import answers, body, earlier, runpod_api, schemas
 from worker.server.background import UPLOAD, Background
 from worker.server.routes import Route

@@ -15,7 +15,7 @@ from fastapi.requests import Request
 from fastapi.responses import JSONResponse, Response
 
 from worker.errors import AviaryError, RequestError
-from worker.jobs.store import Job
+from worker.jobs.records import Job
 from worker.server import answers, body, schemas
 from worker.server.background import Background
 from worker.server.routes import Route
