@@ -83,3 +83,11 @@ def test_a_model_dir_that_is_not_there_is_told_at_start(tmp_path):
     with pytest.raises(ConfigError, match=r"MODEL_DIR=.+no such folder"):
         Settings(model_dir=tmp_path / "none")
     assert Settings(model_dir=tmp_path / "none", skip_model_load=True).model_dir
+
+
+def test_workers_may_be_one_for_each_gpu(monkeypatch):
+    monkeypatch.setenv("WORKERS", "auto")
+    assert Settings().workers == 0
+    assert Settings.of(workers="3").workers == 3
+    with pytest.raises(ConfigError, match="WORKERS='many' is not allowed"):
+        Settings(workers="many")

@@ -19,6 +19,7 @@ from worker.config import Settings
 from worker.gateway import nginx, supervisor
 from worker.gateway.process import ask
 from worker.seats import Seat
+from worker.server import serve
 
 needs_nginx = pytest.mark.skipif(nginx.find() is None, reason="nginx is not installed")
 
@@ -135,6 +136,20 @@ def test_a_rolling_restart_under_load_refuses_nobody(host):
 
 
 @needs_nginx
+def test_a_rolling_restart_waits_for_what_takes_long(tmp_path):
+    with hosting(tmp_path, 2) as host, ThreadPoolExecutor(4) as pool, holding() as (url, released):
+        before = host.pids()
+        answers = [pool.submit(host.ask_for, url) for _ in range(4)]
+        host.until(lambda: host.stats()["inputs"]["in_flight"] == 4)
+        host.process.send_signal(signal.SIGHUP)
+        time.sleep(serve.DRAIN_SEC + 2)
+        released.set()
+        assert [answer.result().status_code for answer in answers] == [200] * 4
+        host.until(lambda: "all 2 workers have been replaced" in host.log.read_text())
+        assert not set(before) & set(host.pids())
+
+
+@needs_nginx
 def test_a_full_disk_does_not_end_the_server_when_a_worker_dies(tmp_path):
     with hosting(tmp_path, 2) as host:
         obstacle = host.folder / "nginx.conf.new"       # stands for a disk on which nothing can be written
@@ -144,7 +159,7 @@ def test_a_full_disk_does_not_end_the_server_when_a_worker_dies(tmp_path):
         host.until(host.all_ready)
         assert host.transcribe().status_code == 200
         obstacle.rmdir()
-        host.until(lambda: f"{host.folder}/0-2 " in (host.folder / "nginx.conf").read_text())
+        host.until(lambda: f'{host.folder}/0-2" ' in (host.folder / "nginx.conf").read_text())
 
 
 @needs_nginx

@@ -2,7 +2,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from worker import seats
 from worker.config import ConfigError, Settings
 from worker.gateway import front, nginx, process, sums, supervisor
+from worker.server import serve
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,6 +41,92 @@ def test_nginx_takes_what_is_written_for_it(tmp_path, values, count):
                            check=False)
     assert tried.returncode == 0, tried.stderr
     assert ("auth_request" in text) == (values.get("api_key") == "k" or "rate_limit" in values)
+
+
+@pytest.mark.skipif(nginx.find() is None, reason="nginx is not installed")
+def test_nginx_takes_any_folder(tmp_path):
+    folder = tmp_path / 'my "data"; {a\\b} #1'
+    folder.mkdir()
+    (folder / "nginx.conf").write_text(nginx.configuration(Settings(port=18999), folder, [folder / "0-1"]))
+    tried = subprocess.run([nginx.find(), "-t", "-p", folder, "-c", folder / "nginx.conf"], capture_output=True, text=True,
+                           check=False)
+    assert tried.returncode == 0, tried.stderr
+
+
+def test_before_there_is_a_worker_clients_are_told_to_come_again(tmp_path):
+    none, one = (nginx.configuration(Settings(), tmp_path, sockets) for sockets in ([], [tmp_path / "0-1"]))
+    assert "=503 @502" in none
+    assert "Retry-After 1" in none
+    assert "model_loading" in none
+    assert "=502 @502" in one
+    assert "model_loading" not in one
+
+
+def test_a_socket_that_was_left_is_taken_and_one_that_is_served_is_not(tmp_path):
+    path = tmp_path / "scores.sock"
+    with socket.socket(socket.AF_UNIX) as served:
+        served.bind(str(path))
+        served.listen()
+        with pytest.raises(ConfigError, match="another server"):
+            serve.take(path)
+        with pytest.raises(ConfigError, match="another server"):
+            supervisor.run(Settings(audio_score_server_socket=path, data_dir=tmp_path), [], Path("nginx"))
+    serve.take(path)
+    assert not path.exists()
+    serve.take(path)
+
+
+async def until(condition, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        await asyncio.sleep(0.05)
+
+
+@contextlib.asynccontextmanager
+async def supervised(settings: Settings, folder: Path):
+    """A supervisor in this process, with one worker and no nginx."""
+    made = supervisor.Supervisor(settings, seats.place(settings, 1, [], [0]), folder, None)
+    running = asyncio.create_task(made.run())
+    try:
+        yield made, made._workers[0]
+    finally:
+        made._end.set()
+        await running
+
+
+def free_port() -> int:
+    with serve.share("127.0.0.1", 0) as bound:
+        return bound.getsockname()[1]
+
+
+def test_a_worker_that_hangs_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "ASK_SEC", 0.3)
+    monkeypatch.setattr(process, "HUNG_SEC", (4, 60))
+
+    async def hang() -> None:
+        settings = Settings(skip_model_load=True, data_dir=tmp_path, port=free_port())
+        async with supervised(settings, tmp_path) as (_, worker):
+            await until(lambda: worker.ready, 60)
+            before, seen = worker.pid, set()
+            os.kill(before, signal.SIGSTOP)
+            await until(lambda: seen.add(worker.state) or (worker.pid != before and worker.ready), 60)
+            assert "unhealthy" in seen          # so nobody was sent to it meanwhile
+            assert worker.starts == 2
+
+    asyncio.run(hang())
+
+
+def test_a_worker_that_cannot_load_tries_again(tmp_path):
+    async def load() -> None:
+        model = tmp_path / "digits.nemo"
+        settings = Settings(model=str(model), data_dir=tmp_path, port=free_port())
+        async with supervised(settings, tmp_path) as (_, worker):
+            await until(lambda: worker.starts == 2, 120)
+            shutil.copy(ROOT / "tests" / "fixtures" / "parakeet-digits.nemo", model)
+            await until(lambda: worker.ready, 180)
+
+    asyncio.run(load())
 
 
 def test_limits_and_times_are_the_settings(tmp_path):
@@ -113,7 +204,8 @@ def test_a_worker_that_is_replaced_while_it_is_asked_counts_once(tmp_path):
 
 def test_a_rolling_restart_leaves_one_that_serves(tmp_path):
     class Quick(process.Worker):
-        async def stop(self):
+        async def stop(self, *, patiently=False):
+            assert patiently
             self.starts, self.state = self.starts + 1, "ready"
 
         def leave(self):

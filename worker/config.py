@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address the HTTP server binds to; any but loopback needs `API_KEY`")
     port: int = Field(8000, ge=0, le=65_535, description="Its port")
     api_key: str | None = Field(None, repr=False, description="Bearer keys that the HTTP server takes, separated by commas; `off`: none is asked for, wherever it binds")
-    workers: int = Field(1, ge=0, description="Server processes behind one port; `0`: one a GPU")
+    workers: int = Field(1, ge=0, description="Server processes behind one port; `auto`, or `0`: one a GPU")
     rate_limit: str | None = Field(None, description="Requests that one key (or, without keys, one address) may send: `60/minute`, `1000/hour` …")
     max_queue: int = Field(512, ge=1, description="Inputs the HTTP server holds unanswered; more are answered 429")
     request_timeout_sec: float = Field(600, gt=0, description="Longest the HTTP server works on one request that somebody waits for")
@@ -140,6 +140,11 @@ class Settings(BaseSettings):
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _one_a_gpu(cls, value: Any) -> Any:
+        return 0 if value == "auto" else value
 
     @field_validator("allowed_paths", mode="before")
     @classmethod

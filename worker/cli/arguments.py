@@ -114,7 +114,7 @@ def _serve(commands: Any) -> None:
     command.add_argument("--host", help="address to bind to (HOST)")
     command.add_argument("--port", type=int, help="port (PORT)")
     command.add_argument("--config", type=Path, metavar="FILE.yaml", help="settings, below the environment and the flags")
-    command.add_argument("--workers", type=int, help="server processes (WORKERS); 0: one a GPU")
+    command.add_argument("--workers", metavar="N", help="server processes (WORKERS); auto, or 0: one a GPU")
     command.set_defaults(run=_lazily("worker.cli.serving"))
 
 

@@ -19,7 +19,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from worker.config import Settings
-from worker.errors import AviaryError, DeadlineExceeded, InternalError, RateLimited, RequestError, TooLarge, Unauthorized
+from worker.errors import (
+    AviaryError,
+    DeadlineExceeded,
+    InternalError,
+    RateLimited,
+    RequestError,
+    StillLoading,
+    TooLarge,
+    Unauthorized,
+)
 from worker.server import problems
 from worker.server.gate import FORM_BYTES
 
@@ -43,14 +52,16 @@ def configuration(settings: Settings, folder: Path, sockets: Sequence[Path]) -> 
     user = f"user {pwd.getpwuid(0).pw_name};" if os.geteuid() == 0 else ""
     size = max(settings.max_audio_bytes + FORM_BYTES, settings.max_json_bytes)
     wait = round(settings.request_timeout_sec * 1000)
-    upstream = "\n        ".join(f"server unix:{socket} max_fails=0;" for socket in sockets)
-    answers = "\n        ".join(_answer(status, error) for status, error in (_ERRORS | (_VERDICTS if asked else {})).items())
-    temporary = "\n    ".join(f"{name}_temp_path {folder}/{name};" for name in _TEMPORARY)
+    upstream = "\n        ".join(f"server {_quoted(f'unix:{socket}')} max_fails=0;" for socket in sockets)
+    errors = _ERRORS | (_VERDICTS if asked else {}) | ({} if sockets else {502: _NOBODY})
+    answers = "\n        ".join(_answer(status, error) for status, error in errors.items())
+    temporary = "\n    ".join(f"{name}_temp_path {_quoted(folder / name)};" for name in _TEMPORARY)
     return f"""\
 daemon off;
-pid {folder}/nginx.pid;
+pid {_quoted(folder / "nginx.pid")};
 error_log stderr error;
 worker_processes {min(4, os.cpu_count() or 1)};
+worker_shutdown_timeout {wait + 30_000}ms;
 {user}
 events {{ worker_connections 4096; }}
 http {{
@@ -62,9 +73,9 @@ http {{
         least_conn;
         {upstream or "server unix:/nowhere;"}
     }}
-    upstream front {{ server unix:{folder}/front max_fails=0; }}
+    upstream front {{ server {_quoted(f"unix:{folder}/front")} max_fails=0; }}
     server {{
-        listen {listen(settings)};
+        listen {_quoted(listen(settings))};
         client_max_body_size {size};
         client_body_buffer_size 1m;
         proxy_http_version 1.1;
@@ -100,7 +111,7 @@ http {{
 
 
 def listen(settings: Settings) -> str:
-    """The address as nginx writes it."""
+    """The address, as nginx calls it."""
     if settings.audio_score_server_socket is not None:
         return f"unix:{settings.audio_score_server_socket}"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -121,15 +132,22 @@ _ERRORS: dict[int, AviaryError] = {
     502: InternalError("the worker ended before it answered, and so did those that were asked after it"),
     504: DeadlineExceeded("no worker answered in time (REQUEST_TIMEOUT_SEC)"),
 }
+_NOBODY = StillLoading("no worker is there yet, or none any more: try again in a moment")
 _VERDICTS: dict[int, AviaryError] = {           # the gate's
     401: Unauthorized("send the API key as a bearer token: Authorization: Bearer <key>"),
     403: RateLimited("too many requests (RATE_LIMIT)"),
 }
 
 
+def _quoted(path: object) -> str:
+    """As one word of a configuration, whatever is in it."""
+    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
 def _answer(status: int, error: AviaryError) -> str:
-    shown = error.status if status in _VERDICTS else status
-    again = "add_header Retry-After $again always; " if isinstance(error, RateLimited) else ""
+    shown = error.status if status in _VERDICTS or error is _NOBODY else status
+    after = "$again" if isinstance(error, RateLimited) else "1" if error is _NOBODY else None
+    again = f"add_header Retry-After {after} always; " if after else ""
     text = json.dumps(problems.to_json(error))
     # A refused request's body is not read: what else came on its connection would be lost with it, so clients are told.
     return (f"error_page {status} ={shown} @{status}; "

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 State = Literal["down", "starting", "loading", "ready", "unhealthy", "leaving"]
 _STATES: dict[str, State] = {"healthy": "ready", "loading": "loading", "unhealthy": "unhealthy"}
 KILL_SEC = 10
+ASK_SEC = 10.0
+HUNG_SEC = (60.0, 600.0)     # of silence; while it loads, when the interpreter may be held for long
 
 
 class Worker:
@@ -38,9 +40,9 @@ class Worker:
         self._folder, self._shared = folder, shared
         self._process: asyncio.subprocess.Process | None = None
         self.state: State = "down"
-        self.lost = False               # its device is
+        self.lost = self.hung = self.served = False     # its device is; it does not answer; it was ready once
         self.starts = 0
-        self.started = 0.0              # on time.monotonic()
+        self.started = self._heard = 0.0                # on time.monotonic()
 
     @property
     def socket(self) -> Path:
@@ -71,7 +73,8 @@ class Worker:
     async def start(self) -> None:
         """Starts a process; `wait` must have told that there is none."""
         self.starts += 1
-        self.state, self.lost, self.started = "starting", False, time.monotonic()
+        self.state, self.lost, self.hung, self.served = "starting", False, False, False
+        self.started = self._heard = time.monotonic()
         plan = {"settings": self.seat.settings.model_dump(mode="json"), "socket": str(self.socket), "cores": self.seat.cores,
                 "shared": self._shared, "front": str(self._folder / "front")}
         variables = [f"{name}={value}" for name, value in self.seat.environment.items()]
@@ -88,13 +91,15 @@ class Worker:
         self.socket.unlink(missing_ok=True)
         return code
 
-    async def stop(self) -> None:
-        """Ends the process: what is under way is finished first, within DRAIN_SEC."""
+    async def stop(self, *, patiently: bool = False) -> None:
+        """Ends the process: what is under way is finished first, within DRAIN_SEC or, patiently, REQUEST_TIMEOUT_SEC."""
         if self._process is None or self._process.returncode is not None:
             return
-        self._process.terminate()
+        listens = patiently and self.socket.exists()        # before that it would not know the signal
+        self._process.send_signal(signal.SIGHUP if listens else signal.SIGTERM)
+        drain_sec = self.seat.settings.request_timeout_sec if listens else serve.DRAIN_SEC
         try:
-            await asyncio.wait_for(self._process.wait(), serve.DRAIN_SEC + KILL_SEC)
+            await asyncio.wait_for(self._process.wait(), drain_sec + KILL_SEC)
         except asyncio.TimeoutError:
             log.warning("worker %d does not end, and is killed", self.number)
             self.kill()
@@ -105,21 +110,26 @@ class Worker:
             self._process.kill()
 
     async def look(self) -> None:
-        """Brings `state` and `lost` up to date."""
+        """Brings `state`, `lost`, `hung` and `served` up to date."""
         try:
-            status, body = await asyncio.to_thread(self.ask, "/health/live")
+            status, body = await asyncio.to_thread(self.ask, "/health/live", wait_sec=ASK_SEC)
             state = _STATES[json.loads(body)["status"]]
         except (OSError, http.client.HTTPException, ValueError, KeyError):
-            return                      # not listening yet, or too busy to say
+            silent_sec = time.monotonic() - self._heard         # not listening yet, too busy to say, or hung
+            self.hung = silent_sec > HUNG_SEC[self.loading] and not self.sent_away
+            if self.ready and silent_sec > ASK_SEC:
+                self.state = "unhealthy"
+            return
+        self._heard = time.monotonic()
         if self.state not in ("leaving", "down"):
-            self.state, self.lost = state, status == 503
+            self.state, self.lost, self.served = state, status == 503, self.served or state == "ready"
 
-    def ask(self, path: str, headers: dict[str, str] | None = None, wait_sec: float = 10) -> tuple[int, bytes]:
+    def ask(self, path: str, headers: dict[str, str] | None = None, wait_sec: float = ASK_SEC) -> tuple[int, bytes]:
         """GET path → status and body. Raises OSError, HTTPException."""
         return ask(self.socket, path, headers, wait_sec)
 
 
-def ask(path_of_socket: Path, path: str, headers: dict[str, str] | None = None, wait_sec: float = 10) -> tuple[int, bytes]:
+def ask(path_of_socket: Path, path: str, headers: dict[str, str] | None = None, wait_sec: float = ASK_SEC) -> tuple[int, bytes]:
     """GET path from who serves on the Unix socket → status and body. Raises OSError, HTTPException."""
     connection = http.client.HTTPConnection("worker", timeout=wait_sec)
     connection.sock = socket.socket(socket.AF_UNIX)

@@ -46,7 +46,7 @@ def run(settings: Settings, seats: Sequence[Seat], gateway: Path | None) -> int:
     if gateway is None and settings.audio_score_server_socket is not None:
         raise ConfigError("several workers on one Unix socket (AUDIO_SCORE_SERVER_SOCKET) need nginx")
     if settings.audio_score_server_socket is not None:
-        serve.clear(settings.audio_score_server_socket)
+        serve.take(settings.audio_score_server_socket)
     if settings.port == 0:
         with serve.share(settings.host, 0) as free:
             settings = settings.model_copy(update={"port": free.getsockname()[1]})
@@ -121,16 +121,23 @@ class Supervisor:
             if sent:
                 deaths = 0
                 continue
-            deaths = 1 if time.monotonic() - worker.started > STABLE_SEC else deaths + 1
+            stable = worker.served and time.monotonic() - worker.started > STABLE_SEC
+            deaths = 1 if stable else deaths + 1
             await self._mourn(worker, code, deaths)
 
     async def _watch(self, worker: Worker) -> None:
-        """Keeps the worker's state up to date; a process whose device is lost is replaced."""
+        """Keeps the worker's state up to date; ends a process that is of no use any more."""
         while True:
             await worker.look()
             self._list()
-            self._served |= worker.state == "ready"
-            if worker.lost:
+            self._served |= worker.served
+            if worker.hung:
+                log.error("worker %d does not answer any more, and is replaced", worker.number)
+                worker.kill()
+            elif worker.state == "unhealthy" and not worker.served:
+                log.error("worker %d cannot load its model, and is replaced", worker.number)
+                await worker.stop()
+            elif worker.lost:
                 log.error("worker %d has lost its device, and is replaced", worker.number)
                 await worker.stop()
             await asyncio.sleep(LOOK_SEC[not worker.loading])
@@ -157,7 +164,7 @@ class Supervisor:
             log.info("worker %d is being replaced", worker.number)
             if worker.leave():
                 self._list()
-                await worker.stop()
+                await worker.stop(patiently=True)
             while worker.starts == before or worker.loading:
                 await asyncio.sleep(LOOK_SEC[0])
             if not worker.ready:
@@ -206,6 +213,8 @@ class Supervisor:
             code = await self._nginx.wait()
             self._pid_file.unlink(missing_ok=True)
             _kill_group(self._nginx.pid)            # its own processes outlive a master that was killed
+            if self._settings.audio_score_server_socket is not None:
+                serve.clear(self._settings.audio_score_server_socket)
             deaths = 1 if time.monotonic() - started > STABLE_SEC else deaths + 1
             log.error("nginx has ended (%d)", code)
             if deaths >= GIVE_UP or (deaths == 1 and code > 0):

@@ -5,6 +5,7 @@ SIGTERM and Ctrl-C: no new connections, what is under way is finished within DRA
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import socket
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from starlette.types import ASGIApp
 
 from worker import logs
-from worker.config import Settings
+from worker.config import ConfigError, Settings
 from worker.server.app import create_app
 from worker.server.gate import check_address
 
@@ -43,7 +44,8 @@ def serve(settings: Settings, *, uds: Path | None = None, shared: tuple[str, int
           front: Path | None = None) -> int:
     """Serves in this process: on HOST and PORT or, where it is given, on the Unix socket `uds`, and then also on the address
     `shared`, which other processes serve as well. Whoever reaches `uds` is trusted to say for whom it asks. `front`: the
-    Unix socket of who adds up the numbers of all processes."""
+    Unix socket of who adds up the numbers of all processes; SIGHUP then ends this one when it has answered all, for which it
+    has REQUEST_TIMEOUT_SEC. Raises ConfigError where another server is on `uds`."""
     import uvicorn
 
     logs.configure(settings)
@@ -60,12 +62,30 @@ def serve(settings: Settings, *, uds: Path | None = None, shared: tuple[str, int
         log.info("serving on http://%s:%d: the page is /ui, the documentation /docs", settings.host, settings.port)
     for number in (signal.SIGTERM, signal.SIGINT):      # uvicorn raises what it was sent again, when it has drained
         signal.signal(number, lambda *_: sys.exit(0))
+
+    def leave(*_: object) -> None:
+        server.config.timeout_graceful_shutdown = math.ceil(settings.request_timeout_sec)
+        server.should_exit = True
+
+    if front is not None:
+        signal.signal(signal.SIGHUP, leave)
     try:
         server.run(_sockets(uds, shared))
     finally:
         if uds is not None:
             clear(uds)
     return 0 if server.started else 1
+
+
+def take(uds: Path) -> None:
+    """Removes a Unix socket that was left. Raises ConfigError where a server listens on it."""
+    with socket.socket(socket.AF_UNIX) as asking:
+        try:
+            asking.connect(str(uds))
+        except OSError:
+            clear(uds)
+            return
+    raise ConfigError(f"another server is on {uds}")
 
 
 def clear(uds: Path) -> None:
@@ -86,7 +106,7 @@ def _sockets(uds: Path | None, shared: tuple[str, int] | None) -> list[socket.so
     if uds is None:
         return None
     private = socket.socket(socket.AF_UNIX)
-    clear(uds)
+    take(uds)
     private.bind(str(uds))
     return [private] + ([share(*shared)] if shared else [])
 
