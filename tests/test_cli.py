@@ -112,6 +112,15 @@ def test_the_seed_s_evaluate(data):
     assert "something else" in (data / "page.html").read_text()
 
 
+def test_what_an_evaluation_could_not_use_is_told(data):
+    (data / "audio/cut.wav").write_bytes(Path(WEEK).read_bytes()[:20_000])
+    (data / "labels/cut.txt").write_text("see you")
+    shutil.copy(WEEK, data / "audio/heard.wav")
+    done = aviary("evaluate", "--audio-dir", "audio", "--gt-dir", "labels", cwd=data)
+    assert done.stderr == ("aviary: cut.wav: the file breaks off after 0.46 of 1.30 s\n"
+                           "aviary: heard.wav: has no label\n")
+
+
 # Inputs and results
 
 
@@ -122,6 +131,12 @@ def test_a_bad_input_stands_in_its_place_and_makes_the_exit_code_1():
     assert bad == {"index": 1, "file": "nope.mp3", "error": {"code": "source_not_found", "message": "no such file: nope.mp3",
                                                              "retryable": False}}
     assert done.stderr == "aviary: nope.mp3: source_not_found: no such file: nope.mp3\naviary: 1 of 3 inputs failed\n"
+
+
+def test_a_file_that_breaks_off_is_told_whatever_the_format(tmp_path):
+    (tmp_path / "cut.wav").write_bytes(Path(WEEK).read_bytes()[:20_000])
+    done = aviary("transcribe", WEEK, "cut.wav", "--format", "txt", "--output", tmp_path / "texts/", cwd=tmp_path)
+    assert done.stderr == "aviary: cut.wav: the file breaks off after 0.46 of 1.30 s\n"
 
 
 def test_lines_of_a_list_on_stdin_and_nothing_else_in_a_pipe():

@@ -233,6 +233,15 @@ def test_a_manifest_from_end_to_end(dry, tmp_path):
     assert (answer["summary"]["tp"], answer["details"][0]["file"]) == (1, "a.wav")
 
 
+def test_a_file_that_breaks_off_is_told_in_its_detail(dry, tmp_path):
+    (tmp_path / "cut.wav").write_bytes((SAMPLES / "week.wav").read_bytes()[:20_000])
+    files = (tmp_path / "cut.wav", SAMPLES / "week.wav")
+    answer = evaluate(dry, Corpus(tuple(Pair(file.name, str(file), "") for file in files)), trusted=True)
+    cut, whole = answer["details"]
+    assert cut["warning"] == "the file breaks off after 0.46 of 1.30 s"
+    assert "warning" not in whole
+
+
 def test_files_share_batches_and_each_is_told_as_it_is_done(tmp_path):
     model, told = Told(), []
     files = [str(tone(tmp_path / f"{i}.wav", 1)) for i in range(24)]

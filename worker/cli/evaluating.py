@@ -33,6 +33,8 @@ def run(given: argparse.Namespace) -> int:
         Path(given.html).write_text(to_html(answer), encoding="utf-8")
     outputs.write(given.output, outputs.dumps(answer), sys.stdout.buffer)
     for detail in answer["details"]:
+        if warning := detail.get("warning"):
+            session.say(f"{detail['file']}: {warning}")
         if error := detail.get("error"):
             session.say(f"{detail['file']}: {error['code']}: {error['message']}")
     for name in answer["summary"]["unlabelled"]:

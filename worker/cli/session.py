@@ -36,12 +36,15 @@ class Tally:
 
     def __init__(self, total: int) -> None:
         self._total, self._done, self._audio_sec = total, 0, 0.0
+        self._warnings: list[str] = []
         self._failures: list[str] = []
         self._interrupted = False
 
     def add(self, result: dict[str, Any]) -> None:
         self._done += 1
         self._audio_sec += result.get("duration_sec", 0.0)
+        if warning := result.get("warning"):
+            self._warnings.append(f"{result['file']}: {warning}")
         if error := result.get("error"):
             self._failures.append(f"{result['file']}: {error['code']}: {error['message']}")
 
@@ -58,9 +61,9 @@ class Tally:
         return {"inputs": self._done, "failed": len(self._failures), "audio_sec": round(self._audio_sec, 3)}
 
     def report(self) -> int:
-        """Says on stderr what failed; returns the exit code."""
-        for failure in self._failures:
-            say(failure)
+        """Says on stderr what was damaged and what failed; returns the exit code."""
+        for line in (*self._warnings, *self._failures):
+            say(line)
         if self._failures:
             say(f"{len(self._failures)} of {self._total} inputs failed")
         if self._interrupted:

@@ -15,7 +15,7 @@ An answer is plain JSON, {"summary": …, "details": […]}, with a detail for e
     summary   count = tp + fp, tp, fp, fn, precision, recall, f1; failed; wer, substitutions, insertions, deletions, words; cer,
               characters; unlabelled and missing_audio (names); model, match_mode, normalizer; audio_sec, total_sec, rtfx
     details   file, pred, gt (as written), match (1 or 0), wer, cer, words, substitutions, insertions, deletions, language, and
-              duration_sec, or for a file that failed `error`
+              duration_sec and, for a file that is damaged, `warning`, or for a file that failed `error`
 
 A file matches or does not; one that does not is a false positive (what was written) and a false negative (what was not), so
 precision, recall and f1 are all the share of files that match. A file that fails never matches, and all its words count as
@@ -102,6 +102,8 @@ class Evaluation:
             detail["error"] = render.error_json(one.error)
         else:
             detail["duration_sec"] = round(one.duration_sec, 3)
+            if one.warning:
+                detail["warning"] = one.warning
         return detail, words, characters
 
 
