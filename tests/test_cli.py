@@ -115,10 +115,11 @@ def test_the_seed_s_evaluate(data):
 def test_what_an_evaluation_could_not_use_is_told(data):
     (data / "audio/cut.wav").write_bytes(Path(WEEK).read_bytes()[:20_000])
     (data / "labels/cut.txt").write_text("see you")
+    (data / "labels/left.txt").write_text("no audio")
     shutil.copy(WEEK, data / "audio/heard.wav")
     done = aviary("evaluate", "--audio-dir", "audio", "--gt-dir", "labels", cwd=data)
     assert done.stderr == ("aviary: cut.wav: the file breaks off after 0.46 of 1.30 s\n"
-                           "aviary: heard.wav: has no label\n")
+                           "aviary: heard.wav: has no label\naviary: left.txt: has no audio\n")
 
 
 # Inputs and results

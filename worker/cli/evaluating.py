@@ -39,6 +39,8 @@ def run(given: argparse.Namespace) -> int:
             session.say(f"{detail['file']}: {error['code']}: {error['message']}")
     for name in answer["summary"]["unlabelled"]:
         session.say(f"{name}: has no label")
+    for name in answer["summary"]["missing_audio"]:
+        session.say(f"{name}: has no audio")
     return 1 if answer["summary"]["failed"] else 0
 
 
