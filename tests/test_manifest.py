@@ -141,6 +141,22 @@ def test_tasks_on_the_engine(tmp_path, task, added):
     assert len({row.get("embedding_path", id(row)) for row in rows(summary.output)}) == 3
 
 
+@pytest.mark.parametrize(("task", "options"), [("transcribe", {"timestamps": True}), ("caption", {}), ("embed", {}),
+                                               ("analyze", {})])
+def test_a_file_that_breaks_off_is_told_on_its_line(tmp_path, task, options):
+    (tmp_path / "cut.wav").write_bytes(Path(WEEK).read_bytes()[:20_000])
+    manifest = write(tmp_path / "set.jsonl", {"path": "cut.wav", "warning": "of an earlier stage"}, {"path": WEEK})
+    configured = Settings(skip_model_load=True, data_dir=tmp_path / "data", allowed_paths=())
+    with Engine(configured) as engine, serving(configured, engine) as url:
+        for _ in range(2):      # the second time goes on where there is nothing left to do
+            output = asyncio.run(process_manifest(manifest, tmp_path / "served", url, task=task, **options))
+            own = process(manifest, tmp_path / "own.jsonl", with_engine(engine, task, **options))
+    assert own.resumed == 2
+    for found in (rows(output), rows(own.output)):
+        assert found[0]["warning"] == "the file breaks off after 0.46 of 1.30 s"
+        assert "warning" not in found[1]
+
+
 def test_where_ray_is_not_installed_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(errors.RequestError, match=r"pip install 'aviary-worker\[ray\]'"), on_ray(Settings(), "transcribe"):

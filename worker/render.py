@@ -162,7 +162,8 @@ def _verbose(one: Result, transcript: Transcript) -> Json:
                 for i, s in enumerate(transcript.segments)]
     return {"task": one.item.options.task, "language": transcript.language, "duration": round(one.duration_sec, 3),
             "text": _text(transcript.text), "segments": segments, "words": [_span("word", s) for s in transcript.words],
-            "usage": {"type": "duration", "seconds": round(one.duration_sec, 3)}}
+            "usage": {"type": "duration", "seconds": round(one.duration_sec, 3)},
+            **({"warning": _text(one.warning)} if one.warning else {})}
 
 
 def _cues(transcript: Transcript, duration_sec: float) -> list[Span]:

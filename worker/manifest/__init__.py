@@ -8,7 +8,8 @@
 A line is an object with the audio's path (relative to the manifest) or URL in `audio_filepath`, `audio`, `source`, `path` or
 `url`. NeMo's `offset`, with its `duration`, makes it a segment of a file; a `duration` alone describes the file. Blank lines
 count for nothing. The output has each line's fields and `pred_text` (transcribe; with timestamps=True also `timestamps`, as in
-any answer, a segment's from its own start), `caption`, `embedding_path` (an .npy, relative to the output), or `error`.
+any answer, a segment's from its own start), `caption`, `embedding_path` (an .npy, relative to the output), or `error`; and a
+`warning` where the audio is damaged (a server's transcripts tell of it with timestamps only).
 """
 from worker.manifest.asks import output_path, process_manifest, with_engine
 from worker.manifest.cluster import on_ray

@@ -50,8 +50,9 @@ async def process_manifest(manifest_path: str | Path, output_dir: str | Path, se
             finally:
                 asked.discard(future)
             if isinstance(result, Transcribed):
-                return _said(result.text, {"word": result.words, "segment": result.segments} if options.get("timestamps") else {})
-            return _heard(getattr(result, "caption", None), getattr(result, "embedding", None))
+                return _said(result.text, {"word": result.words, "segment": result.segments} if options.get("timestamps") else {},
+                             result.warning)
+            return _heard(getattr(result, "caption", None), getattr(result, "embedding", None), result.warning)
 
         work = asyncio.ensure_future(asyncio.to_thread(process, manifest_path, output, ask, concurrency=concurrency, stop=stop,
                                                        retry_failed=retry_failed, progress=progress))
@@ -93,22 +94,26 @@ def with_engine(engine: Engine, task: Task, **options: Any) -> Ask:
             (outcome,) = engine.submit(request).result().results
         if isinstance(outcome, Failure):
             raise outcome.error
-        output = outcome.output
+        output, warning = outcome.output, outcome.warning
         if isinstance(output, Analysis):
-            return _heard(output.caption.text, output.embedding.values)
+            return _heard(output.caption.text, output.embedding.values, warning)
         if isinstance(output, Embedding):
-            return _heard(None, output.values)
+            return _heard(None, output.values, warning)
         if isinstance(output, Caption):
-            return _heard(output.text, None)
+            return _heard(output.text, None, warning)
         spans = {"word": output.words, "segment": output.segments, "char": output.chars} if isinstance(output, Transcript) else {}
-        return _said(output.text, {level: spans[level] for level in outcome.item.view.timestamps})
+        return _said(output.text, {level: spans[level] for level in outcome.item.view.timestamps}, warning)
 
     return ask
 
 
-def _said(text: str, spans: Mapping[Level, Sequence[Span]]) -> Answer:
-    return Answer({"pred_text": text} | ({"timestamps": render.timestamps(spans)} if spans else {}))
+def _said(text: str, spans: Mapping[Level, Sequence[Span]], warning: str | None) -> Answer:
+    return Answer({"pred_text": text} | ({"timestamps": render.timestamps(spans)} if spans else {}) | _warned(warning))
 
 
-def _heard(caption: str | None, embedding: np.ndarray | None) -> Answer:
-    return Answer({} if caption is None else {"caption": caption}, embedding)
+def _heard(caption: str | None, embedding: np.ndarray | None, warning: str | None) -> Answer:
+    return Answer(({} if caption is None else {"caption": caption}) | _warned(warning), embedding)
+
+
+def _warned(warning: str | None) -> dict[str, str]:
+    return {"warning": warning} if warning else {}

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
-OURS = ("pred_text", "timestamps", "caption", "embedding_path", "error")
+OURS = ("pred_text", "timestamps", "caption", "embedding_path", "warning", "error")
 WINDOW = 4              # lines under way or waiting for those before them, for each that is asked at a time
 _ENDS = (RequestError, Busy, ServerUnreachable, DeviceLost, ModelUnavailable, Cancelled)
 
