@@ -231,6 +231,39 @@ def test_inputs_are_files_folders_patterns_and_urls(tmp_path):
         expand([f"{tmp_path}/*.ogg"])
 
 
+def test_a_pattern_gives_each_file_once_and_needs_audio_only_as_a_whole(tmp_path, monkeypatch):
+    for name in ("g/a/b.wav", "g/c.wav", "g/none/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "g/far").symlink_to(tmp_path / "g/a")
+    monkeypatch.chdir(tmp_path)
+    for pattern in ("g/**/*.wav", "./g/**/*.wav"):
+        assert [os.path.normpath(one.source) for one in expand([pattern])] == ["g/a/b.wav", "g/c.wav"]
+    for pattern in ("g/**", "./g/**"):
+        found = [os.path.normpath(one.source) for one in expand([pattern])]
+        assert found == ["g/a/b.wav", "g/c.wav", "g/none/notes.txt"]
+    assert [one.source for one in expand(["g/[an]*"])] == ["g/a/b.wav"]
+    assert [one.source for one in expand(["g/c.wav", "g/c.wav"])] == ["g/c.wav", "g/c.wav"]
+    for nothing in ("g/none", "g/n[o]ne"):
+        with pytest.raises(RequestError, match="there is no audio in g/n"):
+            expand([nothing])
+
+
+def test_a_folder_of_inputs_is_read_with_linked_folders_or_refused(tmp_path, monkeypatch):
+    for name in ("far/a.AVI", "here/b.wav"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "here/far").symlink_to(tmp_path / "far")
+    (tmp_path / "here/again").symlink_to(tmp_path / "here")
+    assert [str(one.place) for one in expand([str(tmp_path / "here")])] == ["b.wav", "far/a.AVI"]
+    monkeypatch.chdir(tmp_path / "far")
+    for _ in range(17):         # a path that is too long to be read, whoever reads it
+        os.mkdir("d" * 250)
+        os.chdir("d" * 250)
+    with pytest.raises(RequestError, match=r"cannot read .*: File name too long"):
+        expand([str(tmp_path)])
+
+
 # Usage
 
 

@@ -106,6 +106,12 @@ def test_links_are_followed_and_end_somewhere(tmp_path):
     assert texts(read_folder(tmp_path / "here")) == {"b.wav": "b", "far/a.wav": "a"}
 
 
+def test_a_folder_keeps_its_own_name_where_a_link_leads_to_it_too(tmp_path):
+    make(tmp_path, {"b/c/a.m4v": "", "b/c/a.txt": "a"})
+    (tmp_path / "a").symlink_to(tmp_path / "b/c")
+    assert texts(read_folder(tmp_path)) == {"b/c/a.m4v": "a"}
+
+
 def test_a_label_that_is_no_file_is_refused_at_once(tmp_path):
     make(tmp_path, {"a.wav": ""})
     os.mkfifo(tmp_path / "a.txt")

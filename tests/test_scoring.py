@@ -240,17 +240,22 @@ def test_a_clip_is_found_by_its_whole_stem_in_folders_too(folder, engine):
     shutil.copy(folder / "tone.wav", clips / "season" / "deep_1.WAV")
     shutil.copy(folder / "tone.wav", clips / "my_video" / "part-7.wav")
     shutil.copy(folder / "tone.wav", clips / "a-video_part_1.wav")
+    (folder / "elsewhere").mkdir()
+    shutil.copy(folder / "tone.wav", folder / "elsewhere" / "2.wav")
+    (clips / "linked").symlink_to(folder / "elsewhere")
+    (clips / "linked" / "around").symlink_to(clips)
     shutil.copy(folder / "tone.wav", clips / "._a-video_part_9.mov")
     (clips / "a-video_notes.txt").touch()
     with opened(folder, engine) as scorer:
-        for uid, cid in (("a-video", "part_1"), ("a-video_part", "1"), ("deep", "1"), ("my_video", "part-7")):
+        for uid, cid in (("a-video", "part_1"), ("a-video_part", "1"), ("deep", "1"), ("my_video", "part-7"),
+                         ("linked", "2")):
             assert scorer.known(uid, cid)
         for uid, cid in (("a", "video_part_1"), ("a-video", "part_9"), ("a-video", "notes"), ("a-video", ""), ("", ""),
                          ("a-video", "*"), ("../clips/a-video", "part_1"), ("A-video", "part_1")):
             assert not scorer.known(uid, cid)
         assert scorer._references.find("a-video", "part_1").suffix == ".mov"
         scorer.ready.result(60)
-        assert scorer.progress.done == scorer.progress.references == 5
+        assert scorer.progress.done == scorer.progress.references == 6
 
 
 def test_what_is_unknown_is_told_before_anything_runs(folder, engine):

@@ -1,5 +1,5 @@
 """What is typed as inputs → the sources, in order: files, URLs, folders (their audio, with all subfolders), patterns that the
-shell left alone, and `-` for a list on stdin, one a line.
+shell left alone (each file once), and `-` for a list on stdin, one a line.
 """
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from worker.audio.files import below, is_audio
 from worker.errors import RequestError
 
 _NAME_BYTES = 255        # the longest name that file systems take
@@ -26,7 +27,8 @@ class Input(NamedTuple):
 
 
 def expand(given: Sequence[str]) -> list[Input]:
-    """The inputs. Raises RequestError for a folder without audio, and where there is none at all."""
+    """The inputs. Raises RequestError for a folder or pattern that gives none, for a folder that cannot be read, and where there
+    is nothing at all."""
     inputs = [found for text in given for found in _expand(text)]
     if not inputs:
         raise RequestError("no inputs: give files, folders or URLs")
@@ -65,25 +67,38 @@ def _expand(text: str) -> Iterator[Input]:
         last = urlsplit(text).path.rsplit("/", maxsplit=1)[-1] if "://" in text else ""
         yield Input(text, PurePath(re.sub(r"[^\w.-]", "_", last).strip(".") or "input"))
     elif os.path.isdir(text):
-        yield from _folder(Path(text))
+        yield from _some(_folder(Path(text)), text)
     elif glob.has_magic(text) and not os.path.exists(text):
-        found = sorted(glob.glob(text, recursive=True))
-        if not found:
-            raise RequestError(f"nothing matches {text}")
-        for match in found:
-            yield from _expand(match)
+        yield from _some(_pattern(text), text)
     else:
-        yield Input(text, PurePath(PurePath(text).name or "input"))
+        yield _file(text)
 
 
-def _folder(folder: Path) -> Iterator[Input]:
-    from worker.evaluation.folders import AUDIO
+def _file(text: str) -> Input:
+    return Input(text, PurePath(PurePath(text).name or "input"))
 
-    files: list[Path] = []
-    for where, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(where, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in AUDIO]
-    if not files:
-        raise RequestError(f"there is no audio in {folder}")
-    for path in sorted(files):
-        yield Input(str(path), path.relative_to(folder))
+
+def _folder(folder: Path) -> list[Input]:
+    def fail(error: OSError) -> None:
+        raise RequestError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    return [Input(str(path), path.relative_to(folder)) for path in below(folder, fail) if is_audio(path)]
+
+
+def _pattern(text: str) -> list[Input]:
+    """`**` matches folders and what is in them: a file is what has one name in one folder, links to folders followed."""
+    matches = sorted(glob.glob(text, recursive=True))
+    if not matches:
+        raise RequestError(f"nothing matches {text}")
+    found: dict[tuple[str, str], Input] = {}
+    for match in matches:
+        for one in _folder(Path(match)) if os.path.isdir(match) else [_file(match)]:
+            where, name = os.path.split(one.source)
+            found.setdefault((os.path.realpath(where), name), one)
+    return list(found.values())
+
+
+def _some(found: list[Input], text: str) -> list[Input]:
+    if not found:
+        raise RequestError(f"there is no audio in {text}")
+    return found

@@ -5,27 +5,22 @@
     manifest     NeMo's: a JSON object a line, `audio_filepath` (a URL, or a path, relative to the manifest's folder), `text`,
                  and optionally `lang` or `source_lang`
 
-Labels are UTF-8. Audio is what has an audio file's suffix. Two audio files of one stem (a.wav, a.mp3) share its label, and both
-are evaluated; two labels for one audio are an error. Names that begin with a dot are left out. Links are followed; a folder
-that links lead to twice is read once. Nothing is opened but labels that have audio, and no path is checked: that is the caller's,
-and for audio the engine's.
+Labels are UTF-8. Which files are looked at, and which are audio, is in `worker.audio.files`. Two audio files of one stem (a.wav,
+a.mp3) share its label, and both are evaluated; two labels for one audio are an error. Nothing is opened but labels that have
+audio, and no path is checked: that is the caller's, and for audio the engine's.
 """
 from __future__ import annotations
 
 import json
 import os
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from worker.audio.files import below, is_audio
 from worker.errors import RequestError
 
-# What the decoders read goes by content, and is more than this; only what is in a folder must be told apart by name.
-AUDIO = frozenset((".3gp", ".aac", ".ac3", ".aif", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".m4b", ".mka", ".mkv",
-                   ".mov", ".mp2", ".mp3", ".mp4", ".mpeg", ".mpga", ".oga", ".ogg", ".opus", ".sph", ".wav", ".weba", ".webm",
-                   ".wma"))
 _TRANSCRIPTS = ".trans.txt"
 
 
@@ -59,7 +54,7 @@ def read_folder(audio_dir: str | Path, gt_dir: str | Path | None = None) -> Corp
     pairs: list[Pair] = []
     unlabelled, used = [], set()
     for path in _files(audio, "audio_dir"):
-        if path.suffix.lower() not in AUDIO:
+        if not is_audio(path):
             continue
         name, key = _legible(path.relative_to(audio).as_posix()), _key(path, audio)
         if key not in found:
@@ -138,19 +133,12 @@ def _folder(path: str | Path, param: str) -> Path:
     return Path(path).absolute()
 
 
-def _files(folder: Path, param: str) -> Iterator[Path]:
+def _files(folder: Path, param: str) -> list[Path]:
     """Every file below the folder, sorted."""
     def fail(error: OSError) -> None:
         raise RequestError(f"cannot read {_legible(str(error.filename))}: {error.strerror}", param=param) from error
 
-    seen: set[str] = set()
-    files: list[Path] = []
-    for where, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        real = os.path.realpath(where)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        files += [] if real in seen else [Path(where, name) for name in names if not name.startswith(".")]
-        seen.add(real)
-    return iter(sorted(files))
+    return below(folder, fail)
 
 
 def _key(path: Path, folder: Path) -> str:

@@ -2,8 +2,8 @@
 
     clip ── in memory? ── no ──▶ in the cache? ── no ──▶ engine ──▶ cache
 
-The clip `cid` of the video `uid` is the file `<uid>_<cid>.mov`, of that or another suffix of SUFFIXES, anywhere under the folder;
-`<uid>/<cid>.mov` is found too. The folder is looked through once.
+The clip `cid` of the video `uid` is the file `<uid>_<cid>.mov`, of that or another suffix of audio, anywhere under the folder;
+`<uid>/<cid>.mov` is found too. The folder is looked through once, with the folders that links lead to.
 
 The cache is `<model>/<video>/<clip>/<hash>.json` with the text and the features; the hash is that of the file's bytes, the
 models' ids and VERSION. Nothing there is ever deleted or changed: a clip that changed has another hash. Files appear whole
@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from worker.audio.files import below, is_audio
 from worker.engine import Engine
 from worker.errors import Cancelled, InputError, ReferenceFailed
 from worker.futures import fail, into, settle
@@ -32,9 +33,6 @@ from worker.types import Response, Source
 log = logging.getLogger(__name__)
 
 VERSION = 1
-SUFFIXES = frozenset((
-    ".mov", ".mp4", ".m4v", ".m4a", ".mkv", ".mka", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".ts", ".wmv", ".3gp", ".wav",
-    ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aac", ".wma", ".aiff", ".aif", ".amr", ".caf"))
 
 
 class _Kept(BaseModel):
@@ -148,8 +146,10 @@ def _write(place: Path, heard: Heard) -> None:
 
 def _scan(folder: Path) -> dict[str, Path]:
     """The clips by `<uid>_<cid>`. Of two files for one name the .mov wins, then the first in the alphabet."""
-    files = [path for path in folder.rglob("*")
-             if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()]
+    def unreadable(error: OSError) -> None:
+        log.warning("%s is left out: %s", error.filename, error.strerror)
+
+    files = [path for path in below(folder, unreadable) if is_audio(path) and path.is_file()]
     found: dict[str, Path] = {}
     for path in sorted(files, key=lambda path: (path.suffix.lower() != ".mov", path)):
         names = [path.stem] if path.parent == folder else [path.stem, f"{path.parent.name}_{path.stem}"]
