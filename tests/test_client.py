@@ -435,6 +435,37 @@ def test_a_batch_is_bounded_lazy_and_takes_errors_in_place():
     assert sum(isinstance(result, Transcribed) for _, result in pairs) == 39
 
 
+def test_whatever_one_of_a_batch_raises_stays_in_its_place(dry, tmp_path):
+    song = tone(tmp_path / "song.wav", 1)
+    (tmp_path / "file").touch()
+
+    async def ask(audios, folder):
+        async with AsyncClient(dry) as client:
+            return [pair async for pair in client.batch_analyze(audios, folder)]
+
+    with Client(dry) as client:
+        for batch in (lambda *given: list(client.batch_analyze(*given)), lambda *given: asyncio.run(ask(*given))):
+            found = dict(batch([None, song], None))
+            assert isinstance(found[None], TypeError)
+            assert found[song].caption
+            found = dict(batch([song, b""], tmp_path / "file" / "out"))
+            assert isinstance(found[song], OSError)
+            assert isinstance(found[b""], errors.EmptyAudio)
+
+
+@pytest.mark.parametrize("concurrency", [0, -1])
+def test_a_batch_of_no_concurrency_is_refused(concurrency):
+    async def ask():
+        async with AsyncClient() as client:
+            async for _ in client.batch_transcribe([b"audio"], concurrency):
+                pass
+
+    with pytest.raises(ValueError, match="concurrency must be at least 1"):
+        asyncio.run(ask())
+    with Client() as client, pytest.raises(ValueError, match="concurrency must be at least 1"):
+        list(client.batch_transcribe([b"audio"], concurrency))
+
+
 def test_a_batch_that_is_given_up_stops_asking():
     async def ask():
         async with AsyncClient(server.url) as client:

@@ -5,7 +5,8 @@
 
 `base_url` is a server's, or a Runpod endpoint's (https://api.runpod.ai/v2/<id>). `timeout`: the longest to wait for an answer, or
 for a Runpod job to be done. `retries`: how often a request is sent again after a lost connection, or when the other side is
-busy (429, 502, 503; as late as it says). Every call raises AviaryError (`worker.errors`), as the worker itself does.
+busy (429, 502, 503; as late as it says). Every call raises AviaryError (`worker.errors`), as the worker itself does; in a batch
+whatever an input raises, a TypeError or OSError too, is its result.
 """
 from __future__ import annotations
 
@@ -25,7 +26,6 @@ from worker.client.calls import Calls
 from worker.client.results import Analyzed, Answer, Captioned, Embedded, Replied, Scored, Transcribed
 from worker.client.runpod import API
 from worker.client.wire import Send, Steps, Wait, prepared
-from worker.errors import AviaryError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -49,6 +49,11 @@ def _settings(api_key: str | None, timeout: float) -> dict[str, Any]:
     return {"headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
             "timeout": httpx.Timeout(timeout, connect=min(CONNECT_SEC, timeout), pool=None),
             "limits": httpx.Limits(max_connections=None, max_keepalive_connections=64)}
+
+
+def _check(concurrency: int) -> None:
+    if concurrency < 1:
+        raise ValueError(f"concurrency must be at least 1, not {concurrency}")
 
 
 class Client:
@@ -90,13 +95,13 @@ class Client:
         return self._run(self._calls.score(audio, uid=uid, cid=cid, **options))
 
     def batch_analyze(self, audios: Iterable[P], output_dir: str | Path | None = None, concurrency: int = 16,
-                      **options: Unpack[Analyzing]) -> Iterator[tuple[P, Analyzed | AviaryError]]:
+                      **options: Unpack[Analyzing]) -> Iterator[tuple[P, Analyzed | Exception]]:
         """Each audio with its result or error, as they come. `output_dir`: where each embedding is written, under its audio's
         name with .npy, and a number where several have it."""
         return self._batch(lambda audio: self.analyze(audio, **options), audios, Names(output_dir), concurrency)
 
     def batch_transcribe(self, audios: Iterable[P], concurrency: int = 16,
-                         **options: Unpack[Transcribing]) -> Iterator[tuple[P, Transcribed | AviaryError]]:
+                         **options: Unpack[Transcribing]) -> Iterator[tuple[P, Transcribed | Exception]]:
         """Each audio with its result or error, as they come."""
         return self._batch(lambda audio: self.transcribe(audio, **options), audios, Names(None), concurrency)
 
@@ -131,15 +136,16 @@ class Client:
             return self._http.send(request)
 
     @staticmethod
-    def _batch(ask: Callable[[P], A], audios: Iterable[P], names: Names, concurrency: int) -> Iterator[tuple[P, A | AviaryError]]:
-        def one(audio: P, path: Path | None) -> A | AviaryError:
+    def _batch(ask: Callable[[P], A], audios: Iterable[P], names: Names, concurrency: int) -> Iterator[tuple[P, A | Exception]]:
+        def one(audio: P, path: Path | None) -> A | Exception:
             try:
                 return names.kept(ask(audio), path)
-            except AviaryError as error:
+            except Exception as error:  # noqa: BLE001  one input's, which must not cost the others their results
                 return error
 
+        _check(concurrency)
         pool = ThreadPoolExecutor(concurrency, thread_name_prefix="aviary-client")
-        running: dict[Future[A | AviaryError], P] = {}
+        running: dict[Future[A | Exception], P] = {}
         rest = iter(audios)
         try:
             while True:
@@ -191,12 +197,12 @@ class AsyncClient:
         return await self._run(self._calls.score(audio, uid=uid, cid=cid, **options))
 
     def batch_analyze(self, audios: Iterable[P], output_dir: str | Path | None = None, concurrency: int = 16,
-                      **options: Unpack[Analyzing]) -> AsyncIterator[tuple[P, Analyzed | AviaryError]]:
+                      **options: Unpack[Analyzing]) -> AsyncIterator[tuple[P, Analyzed | Exception]]:
         """As Client's."""
         return self._batch(lambda audio: self.analyze(audio, **options), audios, Names(output_dir), concurrency)
 
     def batch_transcribe(self, audios: Iterable[P], concurrency: int = 16,
-                         **options: Unpack[Transcribing]) -> AsyncIterator[tuple[P, Transcribed | AviaryError]]:
+                         **options: Unpack[Transcribing]) -> AsyncIterator[tuple[P, Transcribed | Exception]]:
         """As Client's."""
         return self._batch(lambda audio: self.transcribe(audio, **options), audios, Names(None), concurrency)
 
@@ -233,15 +239,16 @@ class AsyncClient:
 
     @staticmethod
     async def _batch(ask: Callable[[P], Awaitable[A]], audios: Iterable[P], names: Names,
-                     concurrency: int) -> AsyncIterator[tuple[P, A | AviaryError]]:
-        async def one(audio: P, path: Path | None) -> A | AviaryError:
+                     concurrency: int) -> AsyncIterator[tuple[P, A | Exception]]:
+        async def one(audio: P, path: Path | None) -> A | Exception:
             try:
                 result = await ask(audio)
                 return await asyncio.to_thread(names.kept, result, path) if path else result
-            except AviaryError as error:
+            except Exception as error:  # noqa: BLE001  one input's, which must not cost the others their results
                 return error
 
-        running: dict[asyncio.Task[A | AviaryError], P] = {}
+        _check(concurrency)
+        running: dict[asyncio.Task[A | Exception], P] = {}
         rest = iter(audios)
         try:
             while True:
