@@ -66,3 +66,11 @@ def test_failures(endpoint):
         Bucket(Settings()).put("a", b"1", "text/plain")
     with pytest.raises(FetchFailed, match="did not take"):
         Bucket(settings(endpoint, "missing")).put("a", b"1", "text/plain")
+
+
+def test_a_bucket_is_checked(endpoint):
+    Bucket(settings(endpoint)).check()
+    with pytest.raises(FetchFailed, match="HTTP 404"):
+        Bucket(settings(endpoint, "missing")).check()
+    with pytest.raises(FetchFailed, match="ConnectionError"):
+        Bucket(settings("http://127.0.0.1:9")).check()

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import socket
@@ -86,7 +87,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_seed_s_transcribe_of_one_file(data):
+def test_the_earlier_transcribe_of_one_file(data):
     done = aviary("--model-dir", "model", "transcribe", "--path", "audio1.wav", "--prompt", "Transcribe this audio:",
                   "--max-new-tokens", "128", "--output", "results.json", cwd=data)
     assert done.stdout == ""
@@ -95,7 +96,7 @@ def test_the_seed_s_transcribe_of_one_file(data):
     assert {"tokens_generated", "elapsed_sec"} <= result.keys()
 
 
-def test_the_seed_s_transcribe_of_many_files(data):
+def test_the_earlier_transcribe_of_many_files(data):
     done = aviary("transcribe", "--paths", "audio1.wav", "audio2.mp3", "audio3.flac", "--max-new-tokens", "128", cwd=data)
     answer = json.loads(done.stdout)
     assert [one["file"] for one in answer["results"]] == ["audio1.wav", "audio2.mp3", "audio3.flac"]
@@ -103,7 +104,7 @@ def test_the_seed_s_transcribe_of_many_files(data):
     assert {path.name for path in data.iterdir()} == {"audio1.wav", "audio2.mp3", "audio3.flac", "audio", "labels", "model"}
 
 
-def test_the_seed_s_evaluate(data):
+def test_the_earlier_evaluate(data):
     aviary("evaluate", "--audio-dir", "audio", "--gt-dir", "labels", "--max-new-tokens", "128", "--match-mode", "exact",
            "--output", "eval_results.json", "--html", "page.html", cwd=data, MODEL="pocketsphinx")
     answer = json.loads((data / "eval_results.json").read_text())
@@ -371,11 +372,20 @@ def test_a_manifest_is_answered_line_by_line_and_goes_on_where_it_stopped(tmp_pa
     with (tmp_path / "in.jsonl").open("a") as file:
         file.write(json.dumps(rows[1]) + "\n")
     done = aviary(*typed, code=1)
-    assert done.stderr == "aviary: 1 lines failed; --retry-failed asks about them again\n"
+    assert re.fullmatch(r"aviary: 2 lines, 1 of them from before, in [\d.]+ s\n"
+                        r"aviary: 1 lines failed \(source_not_found 1\); --retry-failed asks about them again\n", done.stderr)
     first, second = map(json.loads, (tmp_path / "out" / "in.transcribe.jsonl").read_text().splitlines())
     assert [word["word"] for word in first.pop("timestamps")["word"]] == ["[dry-run]", "transcribe", "of", "1.27", "s"]
     assert first == {**rows[0], "pred_text": "[dry-run] transcribe of 1.27 s"}
     assert second["error"]["code"] == "source_not_found"
+
+
+def test_a_manifest_takes_the_options_of_its_task(tmp_path):
+    (tmp_path / "in.jsonl").write_text(json.dumps({"audio_filepath": WEEK}))
+    for pooling, axes in (("none", 2), ("mean", 1)):
+        aviary("manifest", tmp_path / "in.jsonl", "--output", tmp_path / pooling, "--task", "embed", "--pooling", pooling)
+        (vector,) = (tmp_path / pooling).rglob("*.npy")
+        assert np.load(vector).ndim == axes
 
 
 def test_a_manifest_by_a_server_that_is_not_there(capsys, monkeypatch, tmp_path):

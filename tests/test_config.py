@@ -13,7 +13,7 @@ from worker.config import ConfigError, Settings
 from worker.server import serve
 
 
-def test_the_seed_s_defaults():
+def test_the_earlier_defaults():
     made = Settings()
     assert (made.short_max_sec, made.batch_max_items) == (600, 16)
     assert (made.batch_max_total_sec, made.local_attention_after_sec) == (1200, 1440)

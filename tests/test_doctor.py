@@ -141,9 +141,11 @@ def test_half_a_bucket_and_a_full_disk(find):
     found = find(BUCKET_NAME="clips", DATA_DIR="/dev/null/data", MAX_AUDIO_BYTES="1000")
     assert found["S3"].says == "BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY not set, though others are"
     assert not found["disk"].ok
-    full = find(BUCKET_ACCESS_KEY_ID="a", BUCKET_SECRET_ACCESS_KEY="hidden", DATA_DIR="/tmp", MAX_AUDIO_BYTES=str(10**18))
-    assert full["S3"].ok
-    assert "hidden" not in full["S3"].says
+    full = find(BUCKET_ACCESS_KEY_ID="a", BUCKET_SECRET_ACCESS_KEY="hidden", BUCKET_ENDPOINT_URL="http://127.0.0.1:9",
+                DATA_DIR="/tmp", MAX_AUDIO_BYTES=str(10**18))
+    assert full["S3"].says == "bucket clips at http://127.0.0.1:9: the bucket cannot be used: ConnectionError"
+    assert "404" in full["S3"].advice
+    assert "hidden" not in str(full["S3"])
     assert "make room" in full["disk"].advice
 
 
@@ -159,3 +161,20 @@ def test_a_device_that_is_not_there(find):
 def test_several_devices_are_counted(find):
     pytest.importorskip("torch")
     assert find(DEVICE="cpu,cpu")["device"].says.startswith("2 processes on the CPU")
+
+
+def test_a_bucket_that_answers(find):
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    store = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    store.start()
+    try:
+        url = "http://{}:{}".format(*store.get_host_and_port())
+        boto3.client("s3", endpoint_url=url, aws_access_key_id="k", aws_secret_access_key="s",
+                     region_name="us-east-1").create_bucket(Bucket="clips")
+        keys = {"BUCKET_ENDPOINT_URL": url, "BUCKET_ACCESS_KEY_ID": "k", "BUCKET_SECRET_ACCESS_KEY": "s"}
+        assert find(BUCKET_NAME="clips", **keys)["S3"] == doctor.Finding("S3", f"bucket clips at {url} answers")
+        assert not find(BUCKET_NAME="others", **keys)["S3"].ok
+    finally:
+        store.stop()

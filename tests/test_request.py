@@ -18,7 +18,7 @@ def test_under_input_and_bare_are_the_same():
     assert parse(bare, SETTINGS) == parse({"input": bare}, SETTINGS)
 
 
-def test_the_seed_s_payload_works_unchanged():
+def test_the_earlier_payload_works_unchanged():
     request = parse({"input": {"timestamps": True, "inputs": [{"source": "https://host/a.mp3"}]}}, SETTINGS)
     assert request.model == "nvidia/parakeet-tdt-0.6b-v3"
     (item,) = request.items

@@ -4,6 +4,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import time
 from pathlib import Path
 
 import httpx
@@ -95,6 +96,22 @@ def test_score_is_refused_where_there_are_no_references(server):
         answer = server.post("/score", files={"audio": file}, data={"uid": "a", "cid": "b"})
     assert answer.status_code == 400
     assert "AUDIO_SCORE_CONFIG" in answer.json()["error"]["message"]
+
+
+def test_a_server_that_cannot_score_says_that_it_is_not_well(tmp_path):
+    (tmp_path / "clips").mkdir()
+    config = {"models": [{"key": "gone", "type": "whisper", "model_id": str(tmp_path / "whisper")}], "video_clip_dir": "clips",
+              "cache_dir": "cache", "target_sampling_rate": 16000}
+    (tmp_path / "whisper").mkdir()
+    (tmp_path / "whisper" / "config.json").write_text('{"architectures": ["WhisperForConditionalGeneration"]}')
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    settings = Settings(model="pocketsphinx", audio_score_config=tmp_path / "config.json", data_dir=tmp_path / "data")
+    with serving(settings) as url, httpx.Client(base_url=url, timeout=60) as http:
+        deadline = time.monotonic() + 120
+        while http.get("/health").json()["status"] != "unhealthy":
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert http.get("/health/ready").status_code == 503
 
 
 def test_score_against_references(tmp_path):

@@ -6,6 +6,7 @@ The bucket is the job's own (`s3Config`), else the worker's (`BUCKET_*`). boto3 
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 from worker.config import Settings
 from worker.errors import AviaryError, FetchFailed, SourceForbidden
@@ -36,31 +37,44 @@ class Bucket:
 
     def put(self, name: str, data: bytes, content_type: str) -> str:
         """Stores the bytes under a fresh key and returns a presigned URL. Raises NoBucket, FetchFailed, SourceForbidden."""
+        where = {"Key": f"aviary/{uuid.uuid4().hex}/{name}"}
+        upload = self._presigned("put_object", 3600, **where, ContentType=content_type)
+        self._ask("PUT", upload, f"the bucket did not take {name}", timeout=120, data=data,
+                  headers={"Content-Type": content_type})
+        return self._presigned("get_object", URL_SEC, **where)
+
+    def check(self) -> None:
+        """Asks whether the bucket is there and lets us in. Raises as `put` does."""
+        self._ask("HEAD", self._presigned("head_bucket", 60), "the bucket cannot be used", timeout=10)
+
+    def _presigned(self, operation: str, for_sec: int, **of: str) -> str:
         if not self.configured:
             raise NoBucket("nothing to store it in: set BUCKET_NAME, BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY (and "
                            "BUCKET_ENDPOINT_URL), or send s3Config with the job")
         import boto3
-        import requests
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
 
-        from worker.audio import guard
-
         access = self._access
         style = Config(signature_version="s3v4", s3={"addressing_style": "path" if access.endpoint else "auto"})
-        where = {"Bucket": access.bucket, "Key": f"aviary/{uuid.uuid4().hex}/{name}"}
         try:
             client = boto3.client("s3", endpoint_url=access.endpoint, aws_access_key_id=access.key,
                                   aws_secret_access_key=access.secret, config=style)
-            upload = client.generate_presigned_url("put_object", Params={**where, "ContentType": content_type}, ExpiresIn=3600)
+            return str(client.generate_presigned_url(operation, Params={"Bucket": access.bucket, **of}, ExpiresIn=for_sec))
         except (ValueError, BotoCoreError) as error:
             raise NoBucket(f"the bucket's name or endpoint cannot be used: {' '.join(str(error).split())}") from error
+
+    def _ask(self, method: str, url: str, failed: str, **options: Any) -> None:
+        import requests
+
+        from worker.audio import guard
+
         try:
             with guard.session(allow_private=self._allow_private) as session:
-                session.put(upload, data=data, headers={"Content-Type": content_type}, timeout=120,
-                            allow_redirects=False).raise_for_status()
+                session.request(method, url, allow_redirects=False, **options).raise_for_status()
         except guard.PrivateAddress as error:
             raise SourceForbidden("the bucket's endpoint is not public (ALLOW_PRIVATE_URLS)") from error
+        except requests.exceptions.HTTPError as error:
+            raise FetchFailed(f"{failed}: HTTP {error.response.status_code}") from error
         except requests.exceptions.RequestException as error:
-            raise FetchFailed(f"the bucket did not take {name}: {type(error).__name__}") from error
-        return str(client.generate_presigned_url("get_object", Params=where, ExpiresIn=URL_SEC))
+            raise FetchFailed(f"{failed}: {type(error).__name__}") from error

@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worker.errors import RequestError
+from worker.errors import AviaryError, RequestError
 
 if TYPE_CHECKING:
     from worker.catalog import Model
@@ -233,7 +233,15 @@ def _s3(settings: Settings) -> Iterator[Finding]:
         yield Finding("S3", f"{' and '.join(missing)} not set, though others are", "set all of BUCKET_*, or none")
     else:
         where = f" at {settings.bucket_endpoint_url}" if settings.bucket_endpoint_url else ""
-        yield Finding("S3", f"bucket {settings.bucket_name}{where}")
+        from worker.bucket import Bucket
+
+        try:
+            Bucket(settings).check()
+        except AviaryError as error:
+            yield Finding("S3", f"bucket {settings.bucket_name}{where}: {error.message}",
+                          "check BUCKET_*, that the bucket is there (404), and what its key may do (403)")
+        else:
+            yield Finding("S3", f"bucket {settings.bucket_name}{where} answers")
 
 
 def _libraries(settings: Settings) -> tuple[str, ...]:

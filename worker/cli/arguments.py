@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 LEVELS = ("word", "segment", "char")
+STYLES = ("detailed", "brief", "technical")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -104,7 +105,11 @@ def _manifest(commands: Any) -> None:
     command.add_argument("--retry-failed", action="store_true", help="ask about lines that failed again")
     command.add_argument("--timestamps", action="store_true", default=None, help="transcribe: times of words and segments too")
     command.add_argument("--language", help="what is spoken (ISO code)")
+    command.add_argument("--target-language", help="transcribe: what is to be written")
     command.add_argument("--prompt", help="what the model is told")
+    command.add_argument("--style", choices=STYLES, help="caption, analyze: detailed unless said otherwise")
+    command.add_argument("--pooling", choices=("none", "mean"), help="embed, analyze: none (default): one a frame; or mean")
+    _writing(command)
     command.set_defaults(run=_lazily("worker.cli.manifests"))
 
 
@@ -169,7 +174,7 @@ def _speech(command: Any) -> None:
 
 
 def _captions(command: Any) -> None:
-    command.add_argument("--style", choices=("detailed", "brief", "technical"), help="detailed unless said otherwise")
+    command.add_argument("--style", choices=STYLES, help="detailed unless said otherwise")
     command.add_argument("--prompt", help="what is asked, in place of the style's own words")
 
 

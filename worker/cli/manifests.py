@@ -14,18 +14,20 @@ from worker.cli import session
 from worker.config import Settings
 from worker.manifest import Ask, Summary, on_ray, output_path, process, process_manifest, with_engine
 
+_OPTIONS = ("timestamps", "language", "target_language", "prompt", "style", "pooling", "max_new_tokens", "temperature", "top_p")
+
 
 def run(given: argparse.Namespace) -> int:
     """Prints the output's path. What ends a run (RequestError, ModelUnavailable, a server that does not answer) is raised; what
     is done is written, and the same command goes on there."""
     output = output_path(given.manifest, given.output, given.task)
-    options = {name: value for name in ("timestamps", "language", "prompt") if (value := getattr(given, name)) is not None}
+    options = {name: value for name in _OPTIONS if (value := getattr(given, name)) is not None}
     options |= {"model": given.model} if given.model else {}
-    failed = 0
+    last: Summary | None = None
 
     def note(summary: Summary) -> None:
-        nonlocal failed
-        failed = summary.failed
+        nonlocal last
+        last = summary
 
     with session.quiet_stdout(), contextlib.ExitStack() as stack:
         if given.server is None:
@@ -38,9 +40,12 @@ def run(given: argparse.Namespace) -> int:
                 given.manifest, given.output, given.server, given.concurrency, task=given.task, api_key=given.api_key,
                 retry_failed=given.retry_failed, progress=told, **options))
     print(output)
-    if failed:
-        session.say(f"{failed} lines failed; --retry-failed asks about them again")
-    return 1 if failed else 0
+    assert last is not None         # it is told at the end
+    session.say(f"{last.lines} lines, {last.resumed} of them from before, in {last.elapsed_sec:.1f} s")
+    if last.failed:
+        codes = ", ".join(f"{code} {count}" for code, count in last.errors.most_common())
+        session.say(f"{last.failed} lines failed ({codes}); --retry-failed asks about them again")
+    return 1 if last.failed else 0
 
 
 def _asks(given: argparse.Namespace, options: Mapping[str, Any], stack: contextlib.ExitStack) -> tuple[Ask, int]:

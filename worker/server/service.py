@@ -43,6 +43,7 @@ class Service:
         self.tasks = Tasks(settings, engine)
         self._loads: dict[str, Future[None]] = {}
         self._in_flight, self._counting = 0, threading.Lock()
+        self._cannot_score = False
 
     def load(self) -> None:
         """Begins to load MODEL and MODELS; answers at once."""
@@ -53,6 +54,10 @@ class Service:
             self._loads[model].add_done_callback(_settle)
         if self.settings.audio_score_config is not None:
             self.tasks.scorer.ready.add_done_callback(_log_failure)
+            self.tasks.scorer.ready.add_done_callback(self._note_scoring)
+
+    def _note_scoring(self, ready: Future[None]) -> None:
+        self._cannot_score = ready.cancelled() or ready.exception() is not None
 
     def close(self) -> None:
         """Before the engine's."""
@@ -65,8 +70,8 @@ class Service:
 
     @property
     def state(self) -> str:
-        """loading, ready, or unhealthy: the device is lost, or the default model could not be loaded."""
-        if self.engine.lost is not None:
+        """loading, ready, or unhealthy: the device is lost, or the default model, or all that score, could not be loaded."""
+        if self.engine.lost is not None or self._cannot_score:
             return "unhealthy"
         load = self._loads.get(self.default)
         if load is None or self.engine.models.get(self.default) == "ready":
