@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -383,6 +384,26 @@ def test_what_cannot_be_is_refused_and_nothing_is_lost(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "my\nown\nnotes"
     with pytest.raises(errors.RequestError, match="task"):
         output_path(manifest, tmp_path, "close")
+
+
+def test_an_output_has_one_set_of_options(tmp_path):
+    manifest, output = write(tmp_path / "m.jsonl", *numbers(3)), tmp_path / "out.jsonl"
+
+    def breaks(line):
+        if line.index == 2:
+            raise errors.ServerUnreachable("gone")
+        return echo(line)
+
+    with pytest.raises(errors.ServerUnreachable):
+        process(manifest, output, breaks, concurrency=1, options={"style": "brief"})
+    kept = output.read_bytes()
+    for other in ({"style": "technical"}, {}, {"style": "brief", "model": "a"}):
+        with pytest.raises(errors.RequestError, match=re.escape("begun with {'style': 'brief'}")):
+            process(manifest, output, echo, options=other)
+    assert output.read_bytes() == kept
+    assert process(manifest, output, echo, options={"style": "brief"}).lines == 3
+    output.unlink()
+    assert process(manifest, output, echo, options={}).lines == 3
 
 
 def test_two_runs_do_not_write_one_output(tmp_path):

@@ -33,7 +33,8 @@ def run(given: argparse.Namespace) -> int:
         if given.server is None:
             ask, concurrency = _asks(given, options, stack)
             told = stack.enter_context(_bar(note))
-            process(given.manifest, output, ask, concurrency=concurrency, retry_failed=given.retry_failed, progress=told)
+            process(given.manifest, output, ask, concurrency=concurrency, retry_failed=given.retry_failed, progress=told,
+                    options=options)
         else:
             told = stack.enter_context(_bar(note))
             asyncio.run(process_manifest(

@@ -55,7 +55,7 @@ async def process_manifest(manifest_path: str | Path, output_dir: str | Path, se
             return _heard(getattr(result, "caption", None), getattr(result, "embedding", None), result.warning)
 
         work = asyncio.ensure_future(asyncio.to_thread(process, manifest_path, output, ask, concurrency=concurrency, stop=stop,
-                                                       retry_failed=retry_failed, progress=progress))
+                                                       retry_failed=retry_failed, progress=progress, options=options))
         try:
             summary = await asyncio.shield(work)
         except asyncio.CancelledError:

@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,13 +77,14 @@ Ask = Callable[[Line], Answer]
 
 
 def process(manifest: str | Path, output: str | Path, ask: Ask, *, concurrency: int = 16, retry_failed: bool = False,
-            progress: Callable[[Summary], None] = lambda summary: None, stop: threading.Event | None = None) -> Summary:
+            progress: Callable[[Summary], None] = lambda summary: None, stop: threading.Event | None = None,
+            options: Mapping[str, Any] | None = None) -> Summary:
     """Writes the output, or the rest of it. `concurrency`: threads that ask. `retry_failed`: lines with an error are asked
     again; the output is replaced when all are done. `progress` is told about once a second, and at the end. `stop`: ends the
-    run with Cancelled.
+    run with Cancelled. `options`: what is asked for, as JSON; kept beside the output, which is then written with no others.
 
-    Raises RequestError (no such manifest, an output that is not this manifest's, or that another run is writing), and
-    what `ask` raises that is no line's fault.
+    Raises RequestError (no such manifest, an output that is not this manifest's, that has other options, or that another run
+    is writing), and what `ask` raises that is no line's fault.
     """
     manifest, output = Path(manifest), Path(output)
     if not manifest.is_file():
@@ -93,6 +94,8 @@ def process(manifest: str | Path, output: str | Path, ask: Ask, *, concurrency: 
     output.parent.mkdir(parents=True, exist_ok=True)
     run = _Run(manifest, output, ask, concurrency, progress, stop or threading.Event())
     with Journal(output) as kept:
+        if options is not None:
+            _agree(output, options)
         if not retry_failed:
             return run(kept)
         deque(kept.recover(), maxlen=0)
@@ -210,6 +213,19 @@ class _Run:
     def _summary(self) -> Summary:
         return Summary(self._output, self._lines, self._resumed, self._errors.copy(), self._read / self._size,
                        time.monotonic() - self._started)
+
+
+def _agree(output: Path, options: Mapping[str, Any]) -> None:
+    """Keeps the options, or raises RequestError where an output with others is there."""
+    path = output.with_name(f"{output.name}.options.json")
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() and output.stat().st_size else None
+    if kept is None:
+        whole = path.with_suffix(".new")
+        whole.write_text(json.dumps(options), encoding="utf-8")
+        whole.replace(path)
+    elif kept != json.loads(json.dumps(options)):
+        raise RequestError(f"{output} was begun with {kept}, not {dict(options)}: give another folder, or remove it",
+                           param="output")
 
 
 def _dump(fields: Json) -> bytes:
