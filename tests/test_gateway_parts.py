@@ -74,6 +74,8 @@ def test_a_socket_that_was_left_is_taken_and_one_that_is_served_is_not(tmp_path)
     serve.take(path)
     assert not path.exists()
     serve.take(path)
+    with pytest.raises(ConfigError, match="cannot be served on"):
+        serve.take(tmp_path / ("d" * 120))
 
 
 async def until(condition, seconds: float) -> None:
@@ -234,6 +236,13 @@ def test_one_worker_serves_on_a_unix_socket(tmp_path):
             time.sleep(0.05)
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(path), retries=5), base_url="http://socket") as client:
             assert client.get("/health").status_code == 200
+            second = subprocess.run([sys.executable, "-m", "worker", "serve"], cwd=ROOT, env=os.environ | values, timeout=60,
+                                    capture_output=True, text=True, check=False)
+            assert second.returncode != 0
+            assert "another server is on" in second.stderr
+            assert client.get("/health").status_code == 200
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://socket") as client:
+            assert client.get("/health").status_code == 200, "its socket is still there"
     finally:
         process.terminate()
         assert process.wait(30) == 0

@@ -137,6 +137,7 @@ _VERDICTS: dict[int, AviaryError] = {           # the gate's
     401: Unauthorized("send the API key as a bearer token: Authorization: Bearer <key>"),
     403: RateLimited("too many requests (RATE_LIMIT)"),
 }
+_RETRY_AFTER = {RateLimited.code: "$again", StillLoading.code: "1"}
 
 
 def _quoted(path: object) -> str:
@@ -145,8 +146,8 @@ def _quoted(path: object) -> str:
 
 
 def _answer(status: int, error: AviaryError) -> str:
-    shown = error.status if status in _VERDICTS or error is _NOBODY else status
-    after = "$again" if isinstance(error, RateLimited) else "1" if error is _NOBODY else None
+    shown = status if error is _ERRORS.get(status) else error.status
+    after = _RETRY_AFTER.get(error.code)
     again = f"add_header Retry-After {after} always; " if after else ""
     text = json.dumps(problems.to_json(error))
     # A refused request's body is not read: what else came on its connection would be lost with it, so clients are told.

@@ -4,8 +4,9 @@
     SIGHUP              each worker in turn drains and is replaced, while the others serve
 
 A worker begins to load when the one before it has loaded, so that memory and disks are asked for one model at a time; requests
-are taken from the start, and answered from the first worker on. One that dies is replaced, after a pause that doubles while it
-goes on dying; when all have died GIVE_UP times without one of them ever being ready, the supervisor says so and ends.
+are taken from the start, and answered from the first worker on. One that dies, or is ended because it hangs,
+has lost its device or cannot load its model, is replaced, after a pause that doubles while it goes on dying; when all have died
+GIVE_UP times without one of them ever being ready, the supervisor says so and ends.
 """
 from __future__ import annotations
 

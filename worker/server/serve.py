@@ -69,8 +69,9 @@ def serve(settings: Settings, *, uds: Path | None = None, shared: tuple[str, int
 
     if front is not None:
         signal.signal(signal.SIGHUP, leave)
+    sockets = _sockets(uds, shared)         # what another server has is not cleared away
     try:
-        server.run(_sockets(uds, shared))
+        server.run(sockets)
     finally:
         if uds is not None:
             clear(uds)
@@ -78,13 +79,18 @@ def serve(settings: Settings, *, uds: Path | None = None, shared: tuple[str, int
 
 
 def take(uds: Path) -> None:
-    """Removes a Unix socket that was left. Raises ConfigError where a server listens on it."""
+    """Removes a Unix socket that was left. Raises ConfigError where a server listens on it, or none can."""
     with socket.socket(socket.AF_UNIX) as asking:
+        asking.settimeout(1)
         try:
             asking.connect(str(uds))
-        except OSError:
+        except (ConnectionRefusedError, FileNotFoundError):
             clear(uds)
             return
+        except (TimeoutError, BlockingIOError):
+            pass            # too many wait for it already
+        except OSError as error:
+            raise ConfigError(f"{uds} cannot be served on: {error.strerror or error}") from None
     raise ConfigError(f"another server is on {uds}")
 
 
