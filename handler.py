@@ -15,7 +15,7 @@ from worker.config import quiet_runpod_sdk
 
 quiet_runpod_sdk()
 
-from worker.serverless import Door  # noqa: E402
+from worker.entrypoints.runpod import Door  # noqa: E402
 
 _door = Door()
 

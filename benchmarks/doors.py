@@ -17,8 +17,8 @@ from benchmarks.measures import NAME, ROOT, Row
 _ENGINE = """
 import sys, time
 from worker.config import Settings
-from worker.engine import Engine
-from worker.request import parse
+from worker.engine.engine import Engine
+from worker.protocol.request import parse
 settings = Settings()
 with Engine(settings) as engine:
     engine.load(settings.default_model).result()

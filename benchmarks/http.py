@@ -22,8 +22,8 @@ import soundfile
 from benchmarks import corpus
 from benchmarks.measures import NAME, Row
 from worker.config import Settings
-from worker.engine import Engine
-from worker.request import parse
+from worker.engine.engine import Engine
+from worker.protocol.request import parse
 
 _BARE = """
 import shutil, sys, uuid, fastapi, uvicorn

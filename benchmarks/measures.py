@@ -18,11 +18,11 @@ import numpy as np
 from benchmarks import corpus, naive
 from worker.audio.decode import Decoder
 from worker.backends import create
-from worker.batching import Limits, next_batch, plan
 from worker.catalog import find
 from worker.config import Settings
-from worker.engine import Engine
-from worker.request import parse
+from worker.engine.batching import Limits, next_batch, plan
+from worker.engine.engine import Engine
+from worker.protocol.request import parse
 from worker.types import Batch, Clip, Options, Piece
 
 ROOT = Path(__file__).parent.parent
@@ -177,8 +177,8 @@ _MEMORY = """
 import re, sys
 from pathlib import Path
 from worker.config import Settings
-from worker.engine import Engine
-from worker.request import parse
+from worker.engine.engine import Engine
+from worker.protocol.request import parse
 count, folder = int(sys.argv[1]), sys.argv[2]
 settings = Settings(skip_model_load=True, max_inputs=10_000, allowed_paths=(folder,))
 with Engine(settings) as engine:

@@ -12,11 +12,11 @@ import numpy as np
 from benchmarks import corpus
 from benchmarks.measures import Row, seconds
 from worker.backends import create
-from worker.backends.tower import load_tower, tower_bytes
+from worker.backends.common.audio_tower import load_tower, tower_bytes
 from worker.catalog import find
 from worker.config import Settings
+from worker.engine.chunking import cut
 from worker.types import Batch, Clip, Options, Piece
-from worker.windows import cut
 
 CANARY = str(corpus.FIXTURES / "canary-digits.nemo")
 

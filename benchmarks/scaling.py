@@ -30,8 +30,8 @@ SEATS = 2
 _SERVE = """
 import sys
 from worker.config import Settings
-from worker import seats
-from worker.gateway import nginx, supervisor
+from worker.engine import placement as seats
+from worker.entrypoints.http.gateway import nginx, supervisor
 settings = Settings()
 sys.exit(supervisor.run(settings, seats.seats(settings)[:int(sys.argv[1])], nginx.find()))
 """
@@ -43,7 +43,7 @@ device, cores, folder, name = sys.argv[1:]
 os.sched_setaffinity(0, json.loads(cores))
 from benchmarks.measures import ask, seconds
 from worker.config import Settings
-from worker.engine import Engine
+from worker.engine.engine import Engine
 texts = json.loads((Path(folder) / "texts.json").read_text())
 paths = [Path(folder) / file for file in texts]
 ran = {}

@@ -18,14 +18,14 @@ from typing import Any
 import httpx
 import psutil
 
-from worker.gateway.process import ask
+from worker.entrypoints.http.gateway.worker_process import ask
 
 ROOT = Path(__file__).parent.parent
 WEEK = (ROOT / "samples" / "week.wav").read_bytes()
 # As `serve` does where there is no nginx.
 WITHOUT_NGINX = ("import sys; from worker import logs; from worker.config import Settings; "
-                 "from worker import seats; from worker.gateway import supervisor; s = Settings(); logs.configure(s); "
-                 "sys.exit(supervisor.run(s, seats.seats(s), None))")
+                 "from worker.engine import placement; from worker.entrypoints.http.gateway import supervisor; s = Settings(); logs.configure(s); "
+                 "sys.exit(supervisor.run(s, placement.seats(s), None))")
 
 
 class Host:

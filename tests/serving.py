@@ -11,8 +11,8 @@ import httpx
 import uvicorn
 
 from worker.config import Settings
-from worker.engine import Engine
-from worker.server.app import create_app
+from worker.engine.engine import Engine
+from worker.entrypoints.http.app import create_app
 
 
 @contextlib.contextmanager

@@ -18,11 +18,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import worker as runner
-from worker import api, arrays
+from worker.audio import arrays
 from worker.backends.base import Backend
-from worker.config import ConfigError, Settings
-from worker.engine import Engine
-from worker.errors import AviaryError, InputError, ModelNotFound, ModelUnavailable, RequestError, SourceNotFound, Unsupported
+from worker.config import Settings
+from worker.engine.engine import Engine
+from worker.entrypoints import python as api
+from worker.errors import (
+    AviaryError,
+    ConfigError,
+    InputError,
+    ModelNotFound,
+    ModelUnavailable,
+    RequestError,
+    SourceNotFound,
+    Unsupported,
+)
 from worker.types import Analysis, Batch, Caption, Embedding, Failure, Output, Reply, Transcript
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,7 +102,7 @@ def test_importing_the_package_loads_nothing():
     code = "import sys; before = set(sys.modules); import worker; print(sorted(set(sys.modules) - before))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True, timeout=30).stdout
     assert "worker" in ast.literal_eval(loaded)
-    assert not {"numpy", "pydantic", "torch", "requests", "worker.api"} & set(ast.literal_eval(loaded))
+    assert not {"numpy", "pydantic", "torch", "requests", "worker.entrypoints.python"} & set(ast.literal_eval(loaded))
 
 
 # Typed answers

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.batching import Limits, is_full, is_long, next_batch, plan
 from worker.config import Settings
+from worker.engine.batching import Limits, is_full, is_long, next_batch, plan
 from worker.types import Clip, Options, Piece
 
 LIMITS = Limits.of(Settings())

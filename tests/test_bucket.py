@@ -5,9 +5,9 @@ import pytest
 import requests
 from moto.server import ThreadedMotoServer
 
-from worker.bucket import Bucket, NoBucket
 from worker.config import Settings
-from worker.errors import FetchFailed, SourceForbidden
+from worker.errors import FetchFailed, NoBucket, SourceForbidden
+from worker.net.bucket import Bucket
 from worker.types import S3Access
 
 

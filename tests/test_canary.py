@@ -13,9 +13,9 @@ from conftest import DIGITS, LABELS, edits, encode
 from worker.backends import create
 from worker.catalog import find
 from worker.config import Settings
-from worker.engine import Engine
+from worker.engine.engine import Engine
 from worker.errors import Unsupported
-from worker.request import parse
+from worker.protocol.request import parse
 from worker.types import Batch, Clip, Options, Piece, Transcript
 
 pytest.importorskip("nemo.collections.asr", reason="nemo_toolkit is not installed")

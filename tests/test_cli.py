@@ -22,8 +22,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.cli import arguments, main
-from worker.cli.inputs import Input, expand, places
+from worker.entrypoints.cli import arguments, main
+from worker.entrypoints.cli.inputs import Input, expand, places
 from worker.errors import RequestError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -304,7 +304,7 @@ def test_the_model_may_stand_before_the_command(typed):
 
 
 def test_help_loads_nothing():
-    code = ("import sys, contextlib; from worker.cli import main\n"
+    code = ("import sys, contextlib; from worker.entrypoints.cli import main\n"
             "with contextlib.suppress(SystemExit): main(sys.argv[1:])\n"
             "assert not {'pydantic', 'numpy', 'torch', 'requests'} & set(sys.modules), sys.modules.keys()")
     for typed in (["--help"], ["transcribe", "--help"]):
@@ -360,7 +360,7 @@ def test_ctrl_c_keeps_what_is_done(tmp_path):
 
 
 def test_the_console_script_is_this_command():
-    assert 'aviary = "worker.cli:main"' in (ROOT / "pyproject.toml").read_text()
+    assert 'aviary = "worker.entrypoints.cli:main"' in (ROOT / "pyproject.toml").read_text()
     assert aviary("models").stdout.startswith("parakeet ")
 
 
@@ -390,6 +390,6 @@ def test_a_manifest_takes_the_options_of_its_task(tmp_path):
 
 def test_a_manifest_by_a_server_that_is_not_there(capsys, monkeypatch, tmp_path):
     (tmp_path / "in.jsonl").write_text(json.dumps({"audio_filepath": WEEK}))
-    monkeypatch.setattr("worker.manifest.asks.RETRIES", 0)
+    monkeypatch.setattr("worker.manifest.askers.RETRIES", 0)
     assert "127.0.0.1:9" in refused(capsys, "manifest", tmp_path / "in.jsonl", "--output", tmp_path, "--server",
                                     "http://127.0.0.1:9")

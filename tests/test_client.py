@@ -27,9 +27,9 @@ from serving import serving
 from worker import errors
 from worker.client import AsyncClient, Client, Transcribed, audio, runpod, wire
 from worker.config import Settings
-from worker.engine import Engine
-from worker.server import problems
-from worker.serverless import Door
+from worker.engine.engine import Engine
+from worker.entrypoints.http import responses as problems
+from worker.entrypoints.runpod import Door
 
 WEEK = "samples/week.wav"
 ROOT = Path(__file__).parent.parent
@@ -704,6 +704,6 @@ def test_a_score_that_cannot_be_is_an_error_of_the_workers(scorers, way, given, 
 
 
 def test_the_client_loads_nothing_of_the_worker():
-    code = ("import sys, worker.client; heavy = {'torch', 'nemo', 'fastapi', 'runpod', 'pydantic', 'worker.engine', "
+    code = ("import sys, worker.client; heavy = {'torch', 'nemo', 'fastapi', 'runpod', 'pydantic', 'worker.engine.engine', "
             "'worker.config'} & set(sys.modules); assert not heavy, heavy")
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from ray_host import ROOT, cluster, processes
 
-from worker import cluster as on_serve
+from worker.entrypoints import ray_serve as on_serve
 
 WEEK = (ROOT / "samples/week.wav").read_bytes()
 TRIES = 5

@@ -8,9 +8,11 @@ import pytest
 
 import handler
 import worker as runner
-from worker import cli, serverless
-from worker.config import ConfigError, Settings
-from worker.server import serve
+from worker.config import Settings
+from worker.entrypoints import cli
+from worker.entrypoints import runpod as serverless
+from worker.entrypoints.cli import serve
+from worker.errors import ConfigError
 
 
 def test_the_earlier_defaults():

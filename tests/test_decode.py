@@ -13,7 +13,7 @@ import soundfile
 from conftest import encode, tone
 
 from worker.audio.decode import Decoder, expected_sec
-from worker.audio.process import by_libav, without_padding
+from worker.audio.decode_process import by_libav, without_padding
 from worker.config import Settings
 from worker.errors import Cancelled, DecodeFailed, EmptyAudio, TooLong
 from worker.types import Clip

@@ -19,18 +19,18 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from serving import serving
 
-from worker import cluster
-from worker.cli import arguments
 from worker.config import Settings
-from worker.engine import Engine
-from worker.gateway.front import Front
-from worker.server import serve
-from worker.server.app import create_app
-from worker.server.metrics import Meters
+from worker.engine.engine import Engine
+from worker.entrypoints import ray_serve as cluster
+from worker.entrypoints.cli import arguments
+from worker.entrypoints.http import sockets
+from worker.entrypoints.http.app import create_app
+from worker.entrypoints.http.gateway.control import Front
+from worker.entrypoints.http.metrics import Meters
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 WEEK = (DEPLOY.parent / "samples" / "week.wav").read_bytes()
-LONGEST_END_SEC = 2 * serve.DRAIN_SEC + 10
+LONGEST_END_SEC = 2 * sockets.DRAIN_SEC + 10
 
 
 def read(name: str) -> Any:

@@ -24,17 +24,18 @@ from runpod_host import REPO, Process, alive_in_session, clean_env
 from scripted import CLUE, FACTORY, Scripted
 from serving import serving
 
-from worker import api, catalog
-from worker.backends.base import translate
+from worker import catalog
 from worker.config import Settings
-from worker.devices import remote
-from worker.devices.remote import Device
-from worker.devices.wire import Wire, pack
-from worker.engine import Engine
+from worker.engine.engine import Engine
+from worker.engine.placement import Seat
+from worker.engine.remote import device as remote
+from worker.engine.remote.device import Device
+from worker.engine.remote.wire import Wire, pack
+from worker.entrypoints import python as api
+from worker.entrypoints.runpod import Door
 from worker.errors import DeviceLost, ModelError, ModelUnavailable, OutOfMemory
-from worker.request import parse
-from worker.seats import Seat
-from worker.serverless import Door
+from worker.faults import translate
+from worker.protocol.request import parse
 from worker.types import Batch, Clip, Embedding, Failure, Options, Piece
 
 ROW = catalog.find("music-flamingo")
@@ -44,7 +45,7 @@ ROW = catalog.find("music-flamingo")
 def nothing_is_left():
     yield
     deadline = time.monotonic() + 5
-    while left := [name for name in processes() if "worker.devices.process" in name]:
+    while left := [name for name in processes() if "worker.engine.remote.process" in name]:
         assert time.monotonic() < deadline, left
         time.sleep(0.02)
 
@@ -407,8 +408,8 @@ def test_the_server_serves_from_the_first_that_is_ready_and_says_what_is_lost(se
 HOLD = """
 import sys, time
 from worker.config import Settings
-from worker.engine import Engine
-from worker.request import parse
+from worker.engine.engine import Engine
+from worker.protocol.request import parse
 settings = Settings(skip_model_load=True, device="cpu,cpu", allowed_paths=("samples",))
 engine = Engine(settings)
 def ask():
@@ -428,7 +429,7 @@ except KeyboardInterrupt:
 def holder():
     with Process("-c", HOLD, env=clean_env()) as process:
         eventually(lambda: "ready [dry-run]" in process.output, 30)
-        assert sum("worker.devices.process" in name for name in alive_in_session(process.pid)) == 2
+        assert sum("worker.engine.remote.process" in name for name in alive_in_session(process.pid)) == 2
         yield process
 
 
@@ -441,7 +442,7 @@ def test_they_end_with_an_engine_that_is_killed(holder):
 def test_a_signal_for_the_whole_group_leaves_them_to_the_engine(holder, number):
     for name in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if "worker.devices.process" in (name / "cmdline").read_text() and int(
+            if "worker.engine.remote.process" in (name / "cmdline").read_text() and int(
                     (name / "stat").read_text().rpartition(")")[2].split()[3]) == holder.pid:
                 os.kill(int(name.name), number)
     time.sleep(0.2)

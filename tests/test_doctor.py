@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import MODEL
 
-from worker import doctor
+from worker.entrypoints.cli import doctor
 
 ROOT = Path(__file__).resolve().parent.parent
 OFF = {"MODEL": "pocketsphinx", "HF_HUB_OFFLINE": "1"}
@@ -30,7 +30,7 @@ def find(monkeypatch) -> Callable[..., dict[str, doctor.Finding]]:
 
 def aviary(*typed: str, before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """`aviary doctor` in a process where `before` is run first."""
-    code = f"import sys; {before}\nfrom worker.cli import main; sys.exit(main(['doctor', *sys.argv[1:]]))"
+    code = f"import sys; {before}\nfrom worker.entrypoints.cli import main; sys.exit(main(['doctor', *sys.argv[1:]]))"
     return subprocess.run([sys.executable, "-c", code, *typed], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
                           env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **OFF, **environment})
 

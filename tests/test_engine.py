@@ -11,12 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import encode, tone
 
-from worker import pool
 from worker.audio import ingest
 from worker.backends.base import Backend
 from worker.config import Settings
-from worker.engine import Engine
-from worker.request import parse
+from worker.engine import scheduler as pool
+from worker.engine.engine import Engine
+from worker.protocol.request import parse
 from worker.types import Failure, Request, Result, Transcript
 
 

@@ -13,7 +13,7 @@ from conftest import tone
 
 from worker.backends.base import Backend
 from worker.config import Settings
-from worker.engine import Engine
+from worker.engine.engine import Engine
 from worker.errors import ModelError, ModelNotFound, RequestError, TooManyInputs, Unsupported
 from worker.evaluation import Corpus, Pair, evaluate, prepare, read_folder, read_manifest
 from worker.types import Transcript

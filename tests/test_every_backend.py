@@ -17,8 +17,8 @@ from conftest import DIGITS, LABELS, MODEL
 from worker.backends import create
 from worker.backends.base import Backend
 from worker.config import Settings
-from worker.engine import Engine
-from worker.request import parse
+from worker.engine.engine import Engine
+from worker.protocol.request import parse
 from worker.types import Analysis, Batch, Embedding, Output
 
 pytest.importorskip("nemo.collections.asr", reason="nemo_toolkit is not installed")

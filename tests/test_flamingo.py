@@ -16,13 +16,13 @@ import transformers
 from fixtures import tiny_flamingo
 
 from worker.backends import create
+from worker.backends.common.audio_tower import WINDOW
 from worker.backends.flamingo import CAPTIONS, TAIL, TRANSCRIBE
-from worker.backends.tower import WINDOW
 from worker.catalog import find
 from worker.config import Settings
-from worker.engine import Engine
+from worker.engine.engine import Engine
 from worker.errors import ModelUnavailable
-from worker.request import parse
+from worker.protocol.request import parse
 from worker.types import Analysis, Batch, Caption, Clip, Embedding, Message, Options, Piece, Reply, Transcript
 
 RATE = 16_000
@@ -211,7 +211,7 @@ def test_no_length_makes_it_fail(model, samples):
 
 
 def test_thoughts_are_told_apart():
-    from worker.backends.generation import apart
+    from worker.backends.common.generation import apart
 
     assert apart("<think>a guitar?</think> Rock.") == ("Rock.", "a guitar?")
     assert apart("Rock.") == ("Rock.", None)

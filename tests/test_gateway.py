@@ -16,10 +16,10 @@ from gateway_host import WEEK, WITHOUT_NGINX, Host, gone, holding, hosting
 from prometheus_client.parser import text_string_to_metric_families
 
 from worker.config import Settings
-from worker.gateway import nginx, supervisor
-from worker.gateway.process import ask
-from worker.seats import Seat
-from worker.server import serve
+from worker.engine.placement import Seat
+from worker.entrypoints.http import sockets
+from worker.entrypoints.http.gateway import nginx, supervisor
+from worker.entrypoints.http.gateway.worker_process import ask
 
 needs_nginx = pytest.mark.skipif(nginx.find() is None, reason="nginx is not installed")
 
@@ -142,7 +142,7 @@ def test_a_rolling_restart_waits_for_what_takes_long(tmp_path):
         answers = [pool.submit(host.ask_for, url) for _ in range(4)]
         host.until(lambda: host.stats()["inputs"]["in_flight"] == 4)
         host.process.send_signal(signal.SIGHUP)
-        time.sleep(serve.DRAIN_SEC + 2)
+        time.sleep(sockets.DRAIN_SEC + 2)
         released.set()
         assert [answer.result().status_code for answer in answers] == [200] * 4
         host.until(lambda: "all 2 workers have been replaced" in host.log.read_text())

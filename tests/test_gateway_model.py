@@ -7,7 +7,7 @@ import pytest
 from conftest import DIGITS, LABELS, MODEL
 from gateway_host import hosting
 
-from worker.gateway import nginx
+from worker.entrypoints.http.gateway import nginx
 
 
 @pytest.mark.skipif(nginx.find() is None, reason="nginx is not installed")

@@ -19,10 +19,14 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from worker import seats
-from worker.config import ConfigError, Settings
-from worker.gateway import front, nginx, process, sums, supervisor
-from worker.server import serve
+from worker.config import Settings
+from worker.engine import placement as seats
+from worker.entrypoints.http import sockets
+from worker.entrypoints.http.gateway import aggregate as sums
+from worker.entrypoints.http.gateway import control as front
+from worker.entrypoints.http.gateway import nginx, supervisor
+from worker.entrypoints.http.gateway import worker_process as process
+from worker.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,14 +72,14 @@ def test_a_socket_that_was_left_is_taken_and_one_that_is_served_is_not(tmp_path)
         served.bind(str(path))
         served.listen()
         with pytest.raises(ConfigError, match="another server"):
-            serve.take(path)
+            sockets.claim(path)
         with pytest.raises(ConfigError, match="another server"):
             supervisor.run(Settings(audio_score_server_socket=path, data_dir=tmp_path), [], Path("nginx"))
-    serve.take(path)
+    sockets.claim(path)
     assert not path.exists()
-    serve.take(path)
+    sockets.claim(path)
     with pytest.raises(ConfigError, match="cannot be served on"):
-        serve.take(tmp_path / ("d" * 120))
+        sockets.claim(tmp_path / ("d" * 120))
 
 
 async def until(condition, seconds: float) -> None:
@@ -98,7 +102,7 @@ async def supervised(settings: Settings, folder: Path):
 
 
 def free_port() -> int:
-    with serve.share("127.0.0.1", 0) as bound:
+    with sockets.bind_shared("127.0.0.1", 0) as bound:
         return bound.getsockname()[1]
 
 
@@ -151,8 +155,8 @@ def test_a_folder_too_deep_for_sockets_is_said(tmp_path):
 def asked(tmp_path):
     """A client of a supervisor's own server that has no workers yet."""
     settings = Settings(api_key="k", rate_limit="2/minute")
-    with front.serving(front.Front(settings, []), tmp_path / "front"), \
-            httpx.Client(base_url="http://front", transport=httpx.HTTPTransport(uds=str(tmp_path / "front"))) as client:
+    with front.serving(front.Front(settings, []), tmp_path / "control"), \
+            httpx.Client(base_url="http://control", transport=httpx.HTTPTransport(uds=str(tmp_path / "control"))) as client:
         yield client
 
 
@@ -167,8 +171,8 @@ def test_the_gate_counts_keys_and_lets_questions_pass(asked):
 
 
 def test_without_keys_an_address_is_counted_as_nginx_says_it(tmp_path):
-    with front.serving(front.Front(Settings(rate_limit="1/minute"), []), tmp_path / "front"), \
-            httpx.Client(base_url="http://front", transport=httpx.HTTPTransport(uds=str(tmp_path / "front"))) as client:
+    with front.serving(front.Front(Settings(rate_limit="1/minute"), []), tmp_path / "control"), \
+            httpx.Client(base_url="http://control", transport=httpx.HTTPTransport(uds=str(tmp_path / "control"))) as client:
         told = [client.post("/gate/v1/x", headers={"X-Forwarded-For": who}).status_code
                 for who in ("1.2.3.4", "5.6.7.8", "1.2.3.4")]
     assert told == [204, 204, 403]
@@ -198,8 +202,8 @@ def test_a_worker_that_is_replaced_while_it_is_asked_counts_once(tmp_path):
 
     worker = Replaced(0, seats.place(Settings(), 1, [], [0])[0], tmp_path)
     worker.state, worker.starts, worker.asked = "ready", 1, 1
-    with front.serving(front.Front(Settings(), [worker]), tmp_path / "front"), \
-            httpx.Client(base_url="http://front", transport=httpx.HTTPTransport(uds=str(tmp_path / "front"))) as client:
+    with front.serving(front.Front(Settings(), [worker]), tmp_path / "control"), \
+            httpx.Client(base_url="http://control", transport=httpx.HTTPTransport(uds=str(tmp_path / "control"))) as client:
         told = [read(client.get("/metrics").text)["counted_total",] for _ in range(3)]
     assert told == [5, 5, 6]
 

@@ -10,7 +10,7 @@ import torch
 from nemo.collections.asr.modules.rnnt import RNNTDecoder, RNNTJoint, StatelessTransducerDecoder
 from nemo.collections.asr.parts.submodules.rnnt_greedy_decoding import GreedyBatchedRNNTInfer, GreedyBatchedTDTInfer
 
-from worker.backends import greedy
+from worker.backends.nemo import greedy_transducer as greedy
 
 VOCABULARY, WIDTH = 12, 16
 

@@ -26,13 +26,13 @@ if __name__ == "__main__":
 from conftest import tone
 
 from worker.config import Settings
-from worker.engine import Engine
+from worker.engine.engine import Engine
 from worker.errors import DeviceLost, RequestError
 from worker.jobs.records import FINISHED
 from worker.jobs.runner import JobRunner
 from worker.jobs.store import JobStore
-from worker.render import to_json
-from worker.request import parse
+from worker.protocol.render import to_json
+from worker.protocol.request import parse
 
 
 def on(engine: Engine, hold_sec: float = 0.0):

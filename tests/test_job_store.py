@@ -21,8 +21,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from worker.config import ConfigError, Settings
-from worker.errors import DiskFull, StoreError
+from worker.config import Settings
+from worker.errors import ConfigError, DiskFull, StoreError
 from worker.jobs.database import Database
 from worker.jobs.records import FINISHED, Outcome, Seen, Submission
 from worker.jobs.schema import STEPS, metadata, migrate

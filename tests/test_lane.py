@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker import lane as lanes
-from worker import residency
 from worker.backends.base import Backend
-from worker.batching import Limits, next_batch
+from worker.engine import model_manager as residency
+from worker.engine import runner as lanes
+from worker.engine.batching import Limits, next_batch
+from worker.engine.model_manager import Residency
+from worker.engine.scheduler import Pool
 from worker.errors import Cancelled, DeviceLost, ModelError, ModelUnavailable, OutOfMemory
-from worker.pool import Pool
-from worker.residency import Residency
 from worker.types import Batch, Clip, Options, Piece, Transcript
 
 LIMITS = Limits(8, 100.0, 60.0)
@@ -213,7 +213,7 @@ def test_an_idle_device_waits_for_what_is_coming_but_not_long():
 
 
 def test_a_fault_in_planning_fails_what_waits_and_the_lane_goes_on(monkeypatch):
-    from worker import pool as module
+    from worker.engine import scheduler as module
 
     planned = iter([True, False])
     monkeypatch.setattr(module, "next_batch", lambda *given: 1 / 0 if next(planned, False) else next_batch(*given))

@@ -27,7 +27,7 @@ from serving import serving
 
 from worker import errors
 from worker.config import Settings
-from worker.engine import Engine
+from worker.engine.engine import Engine
 from worker.manifest import Answer, on_ray, output_path, process, process_manifest, with_engine
 from worker.manifest.run import WINDOW
 
@@ -281,7 +281,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from worker.config import Settings
-from worker.engine import Engine
+from worker.engine.engine import Engine
 from worker.manifest import process, with_engine
 manifest, output = sys.argv[1:]
 with Engine(Settings(skip_model_load=True, data_dir=Path(output).parent / "data", batch_wait_sec=0)) as engine:

@@ -17,7 +17,7 @@ from ray_host import ROOT, cluster, gone, processes
 
 from worker import errors
 from worker.config import Settings
-from worker.engine import Engine
+from worker.engine.engine import Engine
 from worker.manifest import on_ray, process, with_engine
 
 WEEK = str((ROOT / "samples/week.wav").resolve())
@@ -153,7 +153,7 @@ def test_what_is_no_lines_fault_ends_the_run(address, tmp_path, options):
 def test_an_engine_that_has_lost_its_device_ends_its_process():
     lost = """
 from worker.errors import DeviceLost
-from worker.manifest.cluster import EngineActor
+from worker.manifest.ray import EngineActor
 engine = EngineActor({"skip_model_load": True}, "transcribe", {})
 def ask(line): raise DeviceLost("gone")
 engine._ask = ask

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from worker.backends import create
 from worker.catalog import find
 from worker.config import Settings
-from worker.engine import Engine
+from worker.engine.engine import Engine
 from worker.errors import ModelUnavailable
-from worker.request import parse
+from worker.protocol.request import parse
 from worker.types import Batch, Clip, Options, Piece, Transcript
 
 pytest.importorskip("nemo.collections.asr", reason="nemo_toolkit is not installed")

@@ -8,8 +8,8 @@ import pytest
 from conftest import DIGITS
 
 from worker.config import Settings
-from worker.engine import Engine
-from worker.serverless import Door
+from worker.engine.engine import Engine
+from worker.entrypoints.runpod import Door
 
 DATA = base64.b64encode((DIGITS / "00.flac").read_bytes()).decode()
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import DIGITS, LABELS
 
-from worker import api, plain
 from worker.config import Settings
+from worker.entrypoints import functions as plain
+from worker.entrypoints import python as api
 from worker.errors import RequestError, SourceNotFound, Unsupported
 
 WEEK = Path(__file__).resolve().parent.parent / "samples" / "week.wav"

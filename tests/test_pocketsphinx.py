@@ -12,9 +12,9 @@ import pytest
 from worker.backends.pocketsphinx import Pocketsphinx
 from worker.catalog import find
 from worker.config import Settings
-from worker.engine import Engine
+from worker.engine.engine import Engine
 from worker.errors import ModelError
-from worker.request import parse
+from worker.protocol.request import parse
 from worker.types import Batch, Clip, Options, Piece
 
 SAMPLES = Path(__file__).parent.parent / "samples"

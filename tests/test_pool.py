@@ -10,13 +10,13 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
-from worker import residency
 from worker.backends.base import Backend
-from worker.batching import Limits
+from worker.engine import model_manager as residency
+from worker.engine.batching import Limits
+from worker.engine.model_manager import Residency
+from worker.engine.runner import Lane
+from worker.engine.scheduler import Pool
 from worker.errors import Cancelled, DeviceLost, ModelError, ModelUnavailable
-from worker.lane import Lane
-from worker.pool import Pool
-from worker.residency import Residency
 from worker.types import Clip, Options, Piece, Transcript
 
 MODEL = "pocketsphinx"
@@ -194,7 +194,7 @@ def test_a_model_that_nobody_can_load_fails_its_pieces(monkeypatch, took):
 
 
 def test_the_background_ages_once_for_all(monkeypatch):
-    monkeypatch.setattr("worker.pool.BACKGROUND_SEC", 0.3)
+    monkeypatch.setattr("worker.engine.scheduler.BACKGROUND_SEC", 0.3)
     devices = [Device(name, takes=0.02) for name in "ab"]
     with lanes(*devices, max_items=1) as (pool, made):
         ready(made)

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker import render
-from worker.bucket import Bucket
 from worker.config import Settings
 from worker.errors import FetchFailed
+from worker.net.bucket import Bucket
+from worker.protocol import render
 from worker.types import (
     Analysis,
     Caption,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from worker.config import Settings
 from worker.errors import AviaryError, InputError, ModelNotFound, RequestError, TooManyInputs, Unsupported
-from worker.request import parse, source_of
+from worker.protocol.request import parse, source_of
 
 SETTINGS = Settings(model="parakeet")
 DRY = Settings(skip_model_load=True)

@@ -8,10 +8,10 @@ import weakref
 
 import pytest
 
-from worker import residency
 from worker.backends.base import Backend
+from worker.engine import model_manager as residency
+from worker.engine.model_manager import GIB, Residency
 from worker.errors import Cancelled, DeviceLost, ModelUnavailable
-from worker.residency import GIB, Residency
 
 A, B, C = "parakeet", "canary", "whisper"
 

@@ -16,7 +16,7 @@ from conftest import DIGITS, encode, tone
 from worker.backends import create
 from worker.backends.base import Backend
 from worker.config import Settings
-from worker.engine import Engine
+from worker.engine.engine import Engine
 from worker.errors import Cancelled, ClipNotFound, DecodeFailed, ModelError, ModelUnavailable, ReferenceFailed, RequestError
 from worker.scoring.scorer import Scorer
 from worker.types import Embedding, Source, Transcript
@@ -124,7 +124,8 @@ def test_higgs_takes_the_features_of_the_processor_that_is_named(heard, tmp_path
     import torch
     import transformers
 
-    from worker.backends import higgs, tower
+    from worker.backends import higgs
+    from worker.backends.common import audio_tower as tower
 
     _, engine, folder = heard
     names = {"own": {"n_fft": 512}, "wide": {"feature_size": 128}}
@@ -361,7 +362,7 @@ def test_without_a_place_to_keep_it_scoring_goes_on(folder, engine):
 
 
 def test_processes_share_a_cache(folder, engine):
-    code = ("import sys; from pathlib import Path; from worker.config import Settings; from worker.engine import Engine; "
+    code = ("import sys; from pathlib import Path; from worker.config import Settings; from worker.engine.engine import Engine; "
             "from worker.scoring.scorer import Scorer\n"
             "settings = Settings(skip_model_load=True, decode_workers=2, data_dir=Path(sys.argv[2]))\n"
             "with Engine(settings) as engine, Scorer.open(Path(sys.argv[1]), engine, settings) as scorer:\n"

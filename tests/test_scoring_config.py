@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from worker.config import ConfigError, Settings
+from worker.config import Settings
+from worker.errors import ConfigError
 from worker.scoring.config import ScoreConfig
 
 DOCUMENTED = {

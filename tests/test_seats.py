@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker import seats
-from worker.config import ConfigError, Settings
+from worker.config import Settings
+from worker.engine import placement as seats
+from worker.errors import ConfigError
 
 GPUS = [seats.Gpu("GPU-a", 80 * 1024**3), seats.Gpu("GPU-b", 80 * 1024**3)]
 

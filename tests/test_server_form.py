@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 from urllib3 import encode_multipart_formdata
 
+from worker.entrypoints.http import multipart as form
 from worker.errors import RequestError
-from worker.server import form
 
 NAMES = st.text("abcÄ []", min_size=1)
 FIELDS = st.tuples(NAMES, st.text())

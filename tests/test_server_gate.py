@@ -14,10 +14,11 @@ import pytest
 from serving import serving
 
 from worker.backends.base import Backend
-from worker.config import ConfigError, Settings
-from worker.engine import Engine
-from worker.server import openai as openai_routes
-from worker.server.gate import Gate, check_address
+from worker.config import Settings
+from worker.engine.engine import Engine
+from worker.entrypoints.http.auth import Gate, check_address
+from worker.entrypoints.http.routes import openai as openai_routes
+from worker.errors import ConfigError
 from worker.types import Transcript
 
 WEEK = "samples/week.wav"

@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
+from worker.entrypoints.http.intake import Intake
 from worker.errors import DiskFull
 from worker.jobs.records import Submission
 from worker.jobs.store import JobStore
-from worker.server.intake import Intake
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from serving import serving
 
 from worker.backends.base import Backend
 from worker.config import Settings
-from worker.engine import Engine
+from worker.engine.engine import Engine
 from worker.types import Transcript
 
 WEEK = Path("samples/week.wav").resolve()

@@ -17,11 +17,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from runpod_host import REPO, Process, RunpodHost, clean_env
 
-from worker import serverless
 from worker.backends.base import Backend
 from worker.config import Settings
-from worker.engine import Engine
-from worker.serverless import Door
+from worker.engine.engine import Engine
+from worker.entrypoints import runpod as serverless
+from worker.entrypoints.runpod import Door
 from worker.types import Transcript
 
 WEEK = (REPO / "samples/week.wav").read_bytes()

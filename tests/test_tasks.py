@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import pytest
 
+from worker.entrypoints.tasks import is_light
 from worker.errors import RequestError
-from worker.tasks import is_light
 
 
 @pytest.mark.parametrize(("payload", "light"), [

@@ -4,7 +4,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.backends.timing import chars, segments, words
+from worker.backends.common.timestamps import chars, segments, words
 from worker.types import Span
 
 

@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from worker.backends import tower
+from worker.backends.common import audio_tower as tower
 from worker.errors import ModelUnavailable
 
 CONFIG = transformers.AudioFlamingo3EncoderConfig(num_mel_bins=80, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,

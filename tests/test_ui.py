@@ -23,8 +23,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from serving import serving
 
-from worker import render
 from worker.config import Settings
+from worker.protocol import render
 from worker.types import Span, Transcript
 
 pytest.importorskip("playwright.sync_api", reason="the page's tests need playwright")

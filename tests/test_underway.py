@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from worker.backends.base import Backend
 from worker.config import Settings
-from worker.engine import Engine
-from worker.request import parse
+from worker.engine.engine import Engine
+from worker.engine.request_state import Teller
+from worker.protocol.request import parse
 from worker.types import Failure, Item, Options, Source, Transcript, View
-from worker.underway import Teller
 
 
 @given(st.text(), st.lists(st.lists(st.integers(0, 12))))

@@ -12,7 +12,8 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.audio import process, wave
+from worker.audio import decode_process as process
+from worker.audio import wav as wave
 from worker.errors import Cancelled
 
 FORMAT = struct.pack("<HHIIHH", 1, 1, 16_000, 32_000, 2, 16)

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from worker import config, weights
+from worker import config
+from worker.backends.common import checkpoints as weights
 from worker.config import Settings
 from worker.errors import ModelUnavailable
 

@@ -13,12 +13,13 @@ from conftest import check_embeddings
 pytest.importorskip("transformers", reason="transformers is not installed")
 from fixtures import tiny_whisper
 
-from worker.backends import alignment, create
+from worker.backends import create
+from worker.backends import whisper_alignment as alignment
 from worker.catalog import find
 from worker.config import Settings
-from worker.engine import Engine
+from worker.engine.engine import Engine
 from worker.errors import ModelUnavailable, Unsupported
-from worker.request import parse
+from worker.protocol.request import parse
 from worker.types import Batch, Clip, Options, Piece, Transcript
 
 RATE = 16_000

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from worker.engine.chunking import cut, join
 from worker.types import SAMPLE_RATE, Span, Transcript
-from worker.windows import cut, join
 
 
 def speech(spoken: list[tuple[float, float]], noise: float = 0.0) -> np.ndarray:

@@ -6,7 +6,7 @@
 
 A server's or an endpoint's users want `Client`, `AsyncClient` and `process_manifest` (`worker.client`, `worker.manifest`).
 
-Importing this loads nothing; a name's module is imported when it is first asked for. The rest is in `worker.api`.
+Importing this loads nothing; a name's module is imported when it is first asked for. The rest is in `worker.entrypoints.python`.
 """
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from worker.api import Answer, ModelBundle, load_model
     from worker.client import AsyncClient, Client
+    from worker.entrypoints.functions import evaluate_folder, transcribe_file, transcribe_files
+    from worker.entrypoints.python import Answer, ModelBundle, load_model
     from worker.errors import AviaryError
     from worker.manifest import process_manifest
-    from worker.plain import evaluate_folder, transcribe_file, transcribe_files
     from worker.types import Analysis, Caption, Embedding, Failure, Reply, Span, Transcript
 
 _HOMES = {
-    "worker.api": ("Answer", "ModelBundle", "load_model"),
+    "worker.entrypoints.python": ("Answer", "ModelBundle", "load_model"),
     "worker.client": ("AsyncClient", "Client"),
     "worker.errors": ("AviaryError",),
     "worker.manifest": ("process_manifest",),
-    "worker.plain": ("evaluate_folder", "transcribe_file", "transcribe_files"),
+    "worker.entrypoints.functions": ("evaluate_folder", "transcribe_file", "transcribe_files"),
     "worker.types": ("Analysis", "Caption", "Embedding", "Failure", "Reply", "Span", "Transcript"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -1,6 +1,6 @@
-"""`python -m worker`: see `worker.cli`."""
+"""`python -m worker`: see `worker.entrypoints.cli`."""
 import sys
 
-from worker.cli import main
+from worker.entrypoints.cli import main
 
 sys.exit(main())

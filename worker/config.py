@@ -14,13 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from worker.errors import ModelNotFound
+from worker.errors import ConfigError, ModelNotFound
 
 VOLUME = Path("/runpod-volume")
-
-
-class ConfigError(ValueError):
-    """A setting has a value that is not allowed."""
 
 
 class Settings(BaseSettings):

@@ -8,6 +8,7 @@
     │   ├── TooManyInputs
     │   ├── JobNotFound           no such job, or it has expired
     │   ├── WrongJobState         the job is not in the state that this needs
+    │   ├── NotReadable           the body is neither JSON nor a form
     │   └── Unauthorized          no API key, or a wrong one
     ├── Busy                    not now: the same request may work later
     │   ├── RateLimited           this key has sent too many requests
@@ -26,6 +27,10 @@
     │   ├── ModelUnavailable      cannot be found or loaded
     │   ├── OutOfMemory           one piece alone is too much for the device
     │   └── DeviceLost            the device is gone: the worker needs a restart
+    ├── ConfigError             a setting or a configuration file is wrong
+    ├── FfmpegMissing           neither on PATH nor in the imageio-ffmpeg package
+    ├── NoBucket                something is to be stored and no bucket is configured
+    ├── JobFailed               of a job that failed: its own error, with its own code
     ├── ReferenceFailed         the reference clip to score against cannot be read
     ├── ResultTooLarge          the answer does not fit through Runpod and there is no bucket
     ├── StoreError              the job store cannot be used at present
@@ -88,6 +93,10 @@ class JobNotFound(RequestError):
 
 class WrongJobState(RequestError):
     code = "job_state"
+
+
+class NotReadable(RequestError):
+    status = 415
 
 
 class Unauthorized(RequestError):
@@ -202,6 +211,27 @@ class StoreError(AviaryError):
 class DiskFull(StoreError):
     code = "disk_full"
     status = 507
+
+
+class ConfigError(AviaryError, ValueError):
+    code = "config_error"
+
+
+class FfmpegMissing(AviaryError):
+    code = "ffmpeg_missing"
+
+
+class NoBucket(AviaryError):
+    code = "no_bucket"
+    status = 400
+
+
+class JobFailed(AviaryError):
+    """`code`: that of the error with which the job failed."""
+
+    def __init__(self, message: str, *, code: str | None, retryable: bool) -> None:
+        super().__init__(message, retryable=retryable)
+        self.code = code or self.code
 
 
 class WorkerLost(AviaryError):

@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError, Future, InvalidStateError
 from typing import Any, TypeVar
 
 from worker.errors import Cancelled
-from worker.lane import known
+from worker.faults import report
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ def into(target: Future[Any], step: Callable[[T], None]) -> Callable[[Future[T]]
         except CancelledError:
             fail(target, Cancelled("cancelled"))
         except Exception as error:  # noqa: BLE001  whoever waits is told
-            fail(target, known(error))
+            fail(target, report(error))
 
     return proceed
 

@@ -1,7 +1,7 @@
 """An open file → Clip (float32, mono, 16 kHz), whatever ffmpeg reads, at the cost of one item if it goes wrong.
 
-Nothing is decoded in this process; only WAV that needs no decoding is read here (`worker.audio.wave`). Decoding processes are
-kept running (`worker.audio.process`): no start-up per file, yet a crash there costs one item. What libsndfile reads well
+Nothing is decoded in this process; only WAV that needs no decoding is read here (`worker.audio.wav`). Decoding processes are
+kept running (`worker.audio.decode_process`): no start-up per file, yet a crash there costs one item. What libsndfile reads well
 (WAV, FLAC, Ogg, MP3, AIFF) it reads there, the rest libav. What they refuse (damage, more than two channels, odd codecs) goes
 to one ffmpeg with its output piped. The limits on length and time hold while decoding, not after it.
 
@@ -19,7 +19,6 @@ import selectors
 import socket
 import struct
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +26,9 @@ from typing import IO, BinaryIO, cast
 
 import numpy as np
 
-from worker.audio import ffmpeg, wave
+from worker import child
+from worker.audio import ffmpeg
+from worker.audio import wav as wave
 from worker.config import Settings
 from worker.errors import Cancelled, DecodeFailed, EmptyAudio, TooLong
 from worker.types import SAMPLE_RATE, Clip
@@ -125,8 +126,8 @@ class _Process:
         with theirs:
             passed = (theirs.fileno(), self._memory.fileno())
             self._process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-m", "worker.audio.process", *map(str, passed)], pass_fds=passed,
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=_ROOT)
+                child.command("worker.audio.decode_process", *map(str, passed)), pass_fds=passed,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=child.ROOT)
         self._socket.settimeout(_POLL_SEC)
         self.alive = True
 
@@ -261,4 +262,3 @@ def _last_words(stderr: str) -> str:
     return useful[-1][:200] if useful else ""
 
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

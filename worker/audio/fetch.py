@@ -25,9 +25,10 @@ import requests
 import tenacity
 from urllib3.exceptions import HTTPError as Urllib3Error
 
-from worker.audio import guard, s3
 from worker.config import Settings
 from worker.errors import Cancelled, DecodeFailed, EmptyAudio, FetchFailed, InputError, SourceForbidden, SourceNotFound, TooLarge
+from worker.net import s3
+from worker.net import safe_http as guard
 from worker.types import Source
 
 ATTEMPTS = 4

@@ -8,18 +8,12 @@ from __future__ import annotations
 import functools
 import shutil
 
-from worker.errors import AviaryError
+from worker.errors import FfmpegMissing
 from worker.types import SAMPLE_RATE
 
 # Demuxers of single files. Left out on purpose: hls, concat, dash, sdp, image2, lavfi and all else that opens further files.
 FORMATS = ("aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,dtshd,eac3,flac,flv,gsm,iff,loas,matroska,webm,mov,mp4,m4a,"
            "3gp,3g2,mp2,mp3,mpc,mpc8,mpeg,mpegts,mxf,nist,nut,ogg,oma,qcp,rm,sox,spdif,tak,truehd,tta,voc,w64,wav,wv,xwma")
-
-
-class FfmpegMissing(AviaryError):
-    """Neither on PATH nor in the imageio-ffmpeg package."""
-
-    code = "ffmpeg_missing"
 
 
 @functools.cache

@@ -14,7 +14,6 @@ import heapq
 import logging
 import threading
 import time
-import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,7 +22,8 @@ from typing import BinaryIO, NamedTuple
 from worker.audio.decode import Decoder, expected_sec
 from worker.audio.fetch import Fetcher
 from worker.config import Settings
-from worker.errors import AviaryError, Cancelled, InternalError
+from worker.errors import AviaryError, Cancelled
+from worker.faults import report
 from worker.types import Clip, Source
 
 log = logging.getLogger(__name__)
@@ -208,10 +208,8 @@ class Ingest:
             outcome: Decoded | AviaryError = self._decode(unit, queue)
         except AviaryError as error:
             outcome = error
-        except BaseException:
-            name = uuid.uuid4().hex[:12]
-            log.exception("error %s while reading an input", name)
-            outcome = InternalError(f"a fault of the worker while reading this input (see the log, id {name})")
+        except BaseException as error:  # noqa: BLE001  an input is answered whatever happens
+            outcome = report(error, during="the reading of this input")
         unit.deliver(outcome)
 
     def _decode(self, unit: Unit, queue: Queue) -> Decoded:

@@ -8,7 +8,7 @@ from worker.catalog import Model
 from worker.config import Settings
 
 _CLASSES = {
-    "nemo": ("worker.backends.nemo", "Nemo"),
+    "nemo": ("worker.backends.parakeet", "Nemo"),
     "canary": ("worker.backends.canary", "Canary"),
     "flamingo": ("worker.backends.flamingo", "Flamingo"),
     "whisper": ("worker.backends.whisper", "Whisper"),

@@ -15,11 +15,11 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-from worker.backends import timing
 from worker.backends.base import Backend
-from worker.backends.device import device_of
-from worker.backends.nemo_model import NemoModel, weigh
-from worker.backends.sound import has_sound
+from worker.backends.common import timestamps as timing
+from worker.backends.common.device import device_of
+from worker.backends.common.silence import has_sound
+from worker.backends.nemo.encoder import NemoModel, weigh
 from worker.catalog import Model
 from worker.config import Settings
 from worker.errors import Unsupported

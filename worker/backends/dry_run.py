@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 from worker.backends.base import Backend
-from worker.backends.timing import chars
+from worker.backends.common.timestamps import chars
 from worker.catalog import Model
 from worker.config import Settings
 from worker.types import Analysis, Batch, Caption, Embedding, Output, Piece, Reply, Span, Transcript

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from worker import weights
-from worker.backends import generation, tower
 from worker.backends.base import Backend
-from worker.backends.device import device_of, dtype_of, libraries
+from worker.backends.common import audio_tower as tower
+from worker.backends.common import checkpoints as weights
+from worker.backends.common import generation
+from worker.backends.common.device import device_of, dtype_of, libraries
 from worker.catalog import Model
 from worker.config import Settings
 from worker.types import SAMPLE_RATE, Analysis, Batch, Caption, Embedding, Output, Piece, Reply, Transcript

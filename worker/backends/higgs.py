@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from worker import catalog, weights
-from worker.backends import create, tower
+from worker import catalog
+from worker.backends import create
 from worker.backends.base import Backend
-from worker.backends.device import device_of, dtype_of, libraries
+from worker.backends.common import audio_tower as tower
+from worker.backends.common import checkpoints as weights
+from worker.backends.common.device import device_of, dtype_of, libraries
 from worker.catalog import Model
 from worker.config import Settings
 from worker.errors import ModelUnavailable

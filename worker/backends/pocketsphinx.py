@@ -8,22 +8,20 @@ from __future__ import annotations
 import json
 import struct
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from worker import child
 from worker.backends.base import Backend
-from worker.backends.sound import has_sound
-from worker.backends.timing import chars, segments
+from worker.backends.common.silence import has_sound
+from worker.backends.common.timestamps import chars, segments
 from worker.catalog import Model
 from worker.config import Settings
 from worker.errors import Cancelled, ModelError, ModelUnavailable
 from worker.types import Batch, Output, Piece, Span, Transcript
 
 _CHILD = "worker.backends.pocketsphinx_process"
-_ROOT = Path(__file__).parent.parent.parent     # where that name is found, wherever this process was started
 
 
 class Pocketsphinx(Backend):
@@ -33,7 +31,7 @@ class Pocketsphinx(Backend):
         self._process: subprocess.Popen[bytes] | None = None
 
     def load(self) -> None:
-        self._process = subprocess.Popen([sys.executable, "-m", _CHILD], cwd=_ROOT, stdin=subprocess.PIPE,  # noqa: S603
+        self._process = subprocess.Popen(child.command(_CHILD), cwd=child.ROOT, stdin=subprocess.PIPE,  # noqa: S603
                                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         answer = self._answer()
         if "ready" not in answer:

@@ -18,11 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from worker import weights
-from worker.backends import alignment, generation, timing
+from worker.backends import whisper_alignment as alignment
 from worker.backends.base import Backend
-from worker.backends.device import device_of, dtype_of, libraries
-from worker.backends.sound import has_sound
+from worker.backends.common import checkpoints as weights
+from worker.backends.common import generation
+from worker.backends.common import timestamps as timing
+from worker.backends.common.device import device_of, dtype_of, libraries
+from worker.backends.common.silence import has_sound
 from worker.catalog import Model
 from worker.config import Settings
 from worker.errors import Unsupported

@@ -1,6 +1,6 @@
 """What a client's calls give. Times are seconds; an embedding is float32 of shape (frames, width), or (width,) if pooled.
 
-`read` makes them of one result as the worker writes it (`worker.render`).
+`read` makes them of one result as the worker writes it (`worker.protocol.render`).
 """
 from __future__ import annotations
 

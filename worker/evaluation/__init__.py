@@ -28,19 +28,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from worker import catalog, render
+from worker import catalog
 from worker.config import Settings
 from worker.errors import RequestError
 from worker.evaluation import metrics
 from worker.evaluation.folders import Corpus, Pair, read_folder, read_manifest
 from worker.evaluation.metrics import Counts
 from worker.evaluation.report import to_html
-from worker.request import parse
+from worker.protocol import render
+from worker.protocol.request import parse
 from worker.types import Failure, Request, Response, Result, S3Access, Transcript
 
 if TYPE_CHECKING:
-    from worker.engine import Engine
-    from worker.underway import OnResult
+    from worker.engine.engine import Engine
+    from worker.engine.request_state import OnResult
 
 __all__ = ["MATCH_MODES", "Corpus", "Evaluation", "Pair", "evaluate", "prepare", "read_folder", "read_manifest", "to_html"]
 

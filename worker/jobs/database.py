@@ -21,8 +21,7 @@ import sqlalchemy as sa
 import tenacity
 from sqlalchemy import event, exc
 
-from worker.config import ConfigError
-from worker.errors import DiskFull, StoreError
+from worker.errors import ConfigError, DiskFull, StoreError
 from worker.jobs.schema import migrate
 
 BUSY_SEC = 30.0

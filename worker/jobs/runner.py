@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from worker.config import Settings
 from worker.errors import AviaryError, Cancelled, DeviceLost, InternalError, StoreError
+from worker.faults import report
 from worker.jobs import webhook as webhooks
 from worker.jobs.records import Job, Outcome, Submission
 from worker.jobs.store import JobStore
@@ -222,14 +223,13 @@ class JobRunner:
             self._store.finish(self.owner, outcomes)
         except StoreError:
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  the runner never dies
             if len(outcomes) > 1:       # one that cannot be stored must not keep the others
                 for job_id, outcome in outcomes.items():
                     self._finish({job_id: outcome})
                 return
             (job_id,) = outcomes
-            log.exception("job %s: its answer cannot be stored", job_id)
-            self._store.finish(self.owner, {job_id: Outcome.failed(_fault(job_id, error))})
+            self._store.finish(self.owner, {job_id: Outcome.failed(_unexpected(job_id, error))})
 
     def _outcome(self, job_id: str, future: Future[dict[str, Any]], progress: tuple[int, int] | None) -> Outcome | None:
         """How the job ended, or None if somebody else shall run it."""
@@ -246,9 +246,8 @@ class JobRunner:
             error = {"code": fault.code, "message": fault.message, "retryable": fault.retryable}
             if fault.code not in _LEFT:
                 return Outcome.failed(error, progress=progress)
-        except Exception as fault:
-            log.exception("job %s failed", job_id)
-            return Outcome.failed(_fault(job_id, fault), progress=progress)
+        except Exception as fault:  # noqa: BLE001  a job is answered whatever happens
+            return Outcome.failed(_unexpected(job_id, fault), progress=progress)
         log.warning("job %s is left to another process: %s", job_id, error["message"])
         self._lost = self._lost or error["code"] == DeviceLost.code
         return None
@@ -297,6 +296,6 @@ def _left_of(answer: Mapping[str, Any]) -> dict[str, Any] | None:
     return next((error for error in errors if error["code"] in _LEFT), None)
 
 
-def _fault(job_id: str, error: Exception) -> dict[str, Any]:
-    return {"code": InternalError.code, "retryable": False,
-            "message": f"a fault of the worker: {type(error).__name__} (see the log, job {job_id})"}
+def _unexpected(job_id: str, error: Exception) -> dict[str, Any]:
+    ours = report(error, during=f"job {job_id}")
+    return {"code": ours.code, "message": ours.message, "retryable": ours.retryable}

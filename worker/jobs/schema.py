@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from worker.config import ConfigError
+from worker.errors import ConfigError
 
 metadata = sa.MetaData()
 

@@ -7,7 +7,7 @@ which the job's id in the body tells. With a secret, the header
 
     X-Aviary-Signature: t=<seconds since 1970>,v1=<hex HMAC-SHA256 of "<t>.<body>">
 
-says that the body is ours and when it was sent. Addresses are guarded like those of inputs: see worker/audio/guard.py.
+says that the body is ours and when it was sent. Addresses are guarded like those of inputs: see worker/net/safe_http.py.
 """
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ import tenacity
 from tenacity.wait import wait_base
 from urllib3.exceptions import HTTPError as Urllib3Error
 
-from worker.audio import guard
 from worker.errors import RequestError, StoreError
 from worker.jobs.records import Job
 from worker.jobs.store import JobStore
+from worker.net import safe_http as guard
 
 log = logging.getLogger(__name__)
 

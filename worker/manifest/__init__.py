@@ -11,9 +11,9 @@ count for nothing. The output has each line's fields and `pred_text` (transcribe
 any answer, a segment's from its own start), `caption`, `embedding_path` (an .npy, relative to the output), or `error`; and a
 `warning` where the audio is damaged (a server's transcripts tell of it with timestamps only).
 """
-from worker.manifest.asks import output_path, process_manifest, with_engine
-from worker.manifest.cluster import on_ray
+from worker.manifest.askers import output_path, process_manifest, with_engine
 from worker.manifest.lines import Line
+from worker.manifest.ray import on_ray
 from worker.manifest.run import Answer, Ask, Summary, process
 
 __all__ = ["Answer", "Ask", "Line", "Summary", "on_ray", "output_path", "process", "process_manifest", "with_engine"]

@@ -28,11 +28,11 @@ from worker.errors import (
     Cancelled,
     DeadlineExceeded,
     DeviceLost,
-    InternalError,
     ModelUnavailable,
     RequestError,
     ServerUnreachable,
 )
+from worker.faults import report
 from worker.manifest.journal import SYNC_SEC, Journal
 from worker.manifest.lines import Line, read
 
@@ -183,9 +183,8 @@ class _Run:
             if isinstance(error, _ENDS) and not isinstance(error, DeadlineExceeded):
                 raise
             return _dump(fields | {"error": _error(error)})
-        except Exception as error:
-            log.exception("line %d", line.index + 1)
-            return _dump(fields | {"error": _error(InternalError(f"a fault: {type(error).__name__} (see the log)"))})
+        except Exception as error:  # noqa: BLE001  a line is answered whatever happens
+            return _dump(fields | {"error": _error(report(error, during=f"line {line.index + 1}"))})
         fields |= answer.fields
         if answer.embedding is not None:
             if self._over.is_set():

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from worker.config import ConfigError, Settings
+from worker.config import Settings
+from worker.errors import ConfigError
 from worker.types import SAMPLE_RATE
 
 

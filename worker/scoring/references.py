@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from worker.audio.files import below, is_audio
-from worker.engine import Engine
+from worker.engine.engine import Engine
 from worker.errors import Cancelled, InputError, ReferenceFailed
 from worker.futures import fail, into, settle
 from worker.scoring.models import Heard, ScoringModel

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import TypedDict
 
 from worker.config import Settings
-from worker.engine import Engine
+from worker.engine.engine import Engine
 from worker.errors import AviaryError, Cancelled, ClipNotFound, ModelUnavailable, RequestError
+from worker.faults import report
 from worker.futures import fail, into, settle
-from worker.lane import known
 from worker.scoring.config import ModelEntry, ScoreConfig
 from worker.scoring.models import Heard, ScoringModel
 from worker.scoring.references import References
@@ -171,7 +171,7 @@ class Scorer:
             if self._closing.done():
                 raise Cancelled("the worker is shutting down")
         except Exception as error:  # noqa: BLE001  whoever waits is told
-            fail(self.ready, known(error))
+            fail(self.ready, report(error))
         else:
             settle(self.ready, None)
 
@@ -188,7 +188,7 @@ class Scorer:
         except Exception as error:  # noqa: BLE001  the other models go on
             if not isinstance(error, Cancelled):
                 log.error("model %s is left out: %s", entry.key, error)  # noqa: TRY400  the message says it all
-            fail(future, known(error))
+            fail(future, report(error))
         else:
             settle(future, model)
 

@@ -1,0 +1,63 @@
+"""What the models of NeMo share: a checkpoint restored for inference, and clips → encoder states.
+
+mel is computed in float32, the rest in the worker's dtype. The models are run directly, not through `transcribe()`, which reads
+files again, drops unreadable ones, pads short arrays and forgets to leave training mode.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worker.backends.common import checkpoints as weights
+from worker.backends.common.device import device_of, dtype_of
+from worker.config import Settings
+from worker.errors import ModelUnavailable
+from worker.types import Piece
+
+
+class NemoModel:
+    """A checkpoint on the device. `parts` are the modules that are cast to the worker's dtype."""
+
+    def __init__(self, name: str, settings: Settings, parts: Sequence[str]) -> None:
+        path = weights.nemo_file(name, settings)
+        try:
+            import torch
+            from nemo.utils import logging as nemo_logging
+
+            nemo_logging.setLevel(nemo_logging.ERROR)
+            from nemo.collections.asr.models import ASRModel
+        except ImportError as error:
+            raise ModelUnavailable(f"{name} needs nemo_toolkit[asr] and torch: {error}") from error
+        self.device = device_of(settings)
+        self.dtype = dtype_of(settings, self.device)
+        self.torch = torch
+        self.model: Any = ASRModel.restore_from(str(path), map_location=self.device)
+        self.model.eval().requires_grad_(False)
+        self.model.preprocessor.featurizer.dither = 0.0
+        self.model.preprocessor.featurizer.pad_to = 0
+        for part in parts:
+            if hasattr(self.model, part):
+                getattr(self.model, part).to(self.dtype)
+        featurizer = self.model.preprocessor.featurizer
+        self.frame_sec: float = featurizer.hop_length / featurizer.sample_rate * self.model.encoder.subsampling_factor
+
+    def encode(self, pieces: Sequence[Piece]) -> tuple[Any, Any]:
+        """The encoder's states of shape (clips, width, frames), and the frames of each clip."""
+        torch = self.torch
+        lengths = [len(piece.clip.samples) for piece in pieces]
+        signal = np.zeros((len(pieces), max(lengths)), np.float32)
+        for row, piece in zip(signal, pieces, strict=True):
+            row[:len(piece.clip.samples)] = piece.clip.samples
+        mel, mel_length = self.model.preprocessor(input_signal=torch.from_numpy(signal).to(self.device),
+                                                  length=torch.tensor(lengths, device=self.device))
+        encoded, frames = self.model.encoder(audio_signal=mel.to(self.dtype), length=mel_length)
+        return encoded, frames
+
+
+def weigh(name: str, settings: Settings) -> int:
+    """Bytes of the checkpoint, which are about those of its weights."""
+    path: Path = weights.nemo_file(name, settings)
+    return path.stat().st_size

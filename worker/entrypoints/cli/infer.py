@@ -1,0 +1,69 @@
+"""transcribe, translate, caption, embed, chat, analyze: one request for all inputs, each result written as its sink does."""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from typing import Any
+
+from worker import catalog
+from worker.config import Settings
+from worker.entrypoints import python as api
+from worker.entrypoints.cli import outputs, session
+from worker.entrypoints.cli.inputs import expand
+from worker.net.bucket import Bucket
+from worker.protocol import render
+from worker.protocol.request import parse
+from worker.types import Response, Timing
+
+Json = dict[str, Any]
+
+_FIELDS = ("language", "target_language", "timestamps", "punctuation", "prompt", "style", "max_new_tokens", "temperature",
+           "top_p", "pooling", "encoding")
+_FORMS = {"jsonl": "json", "txt": "text", "npy": "json"}
+
+
+def run(given: argparse.Namespace) -> int:
+    """Raises RequestError, ConfigError and ModelUnavailable before anything is written."""
+    inputs = expand(session.typed(given))
+    sink = outputs.create(given.format, given.output, inputs, sys.stdout.buffer)
+    settings = Settings.of(model=given.model, model_dir=given.model_dir, device=given.device)
+    payload = _payload(given, catalog.find(settings.default_model))
+    named = {"model": given.model} if given.model else {}
+    parse({**payload, **named, "inputs": ["any"]}, settings)        # what is wrong with the options is told before loading
+    payload |= {"inputs": [one.source for one in inputs], "progress": session.bar_shown(given)}
+    put, tally = Bucket(settings).put, session.Tally(len(inputs))
+    with session.quiet_stdout(), api.load(settings, given.model) as bundle:
+        with tally.until_interrupted(), contextlib.closing(bundle.outcomes(payload)) as running:
+            for done in running:
+                answer = render.to_json(Response(bundle.model, (done.outcome,), Timing()), put)
+                index = done.outcome.index
+                result = _result(given.command, inputs[index].source, answer["results"][0], done.elapsed_sec)
+                tally.add(result)
+                sink.add(index, result)
+        sink.close({"model": bundle.model, "usage": tally.usage})
+        return tally.report()
+
+
+def _payload(given: argparse.Namespace, row: catalog.Model) -> Json:
+    payload = {name: getattr(given, name, None) for name in _FIELDS}
+    if payload["max_new_tokens"] is not None and "max_new_tokens" not in row.options:
+        session.say(f"{row.id} does not write token by token: --max-new-tokens changes nothing")
+        payload["max_new_tokens"] = None
+    if given.command == "chat":
+        told = [{"role": "system", "content": given.system}] if given.system else []
+        payload["messages"] = [*told, {"role": "user", "content": payload.pop("prompt")}]
+    if given.format == "npy":
+        payload["encoding"] = "base64"
+    payload |= {"task": given.command, "format": _FORMS.get(given.format, given.format)}
+    return {name: value for name, value in payload.items() if value is not None}
+
+
+def _result(task: str, file: str, shape: Json, elapsed_sec: float) -> Json:
+    """A result as people read it here: by its file."""
+    result = {"index": shape["index"], "file": file, **{name: shape[name] for name in shape if name not in ("index", "id")}}
+    if "error" not in result:
+        if task in ("transcribe", "translate"):
+            result.setdefault("tokens_generated", None)
+        result["elapsed_sec"] = round(elapsed_sec, 3)
+    return result

@@ -1,0 +1,76 @@
+"""manifest: the same is asked about every line of a JSONL manifest, of the engine of this process, of a Ray cluster's, or of a
+server."""
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from worker.config import Settings
+from worker.entrypoints import python as api
+from worker.entrypoints.cli import session
+from worker.manifest import Ask, Summary, on_ray, output_path, process, process_manifest, with_engine
+
+_OPTIONS = ("timestamps", "language", "target_language", "prompt", "style", "pooling", "max_new_tokens", "temperature", "top_p")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Prints the output's path. What ends a run (RequestError, ModelUnavailable, a server that does not answer) is raised; what
+    is done is written, and the same command goes on there."""
+    output = output_path(given.manifest, given.output, given.task)
+    options = {name: value for name in _OPTIONS if (value := getattr(given, name)) is not None}
+    options |= {"model": given.model} if given.model else {}
+    last: Summary | None = None
+
+    def note(summary: Summary) -> None:
+        nonlocal last
+        last = summary
+
+    with session.quiet_stdout(), contextlib.ExitStack() as stack:
+        if given.server is None:
+            ask, concurrency = _asks(given, options, stack)
+            told = stack.enter_context(_bar(note))
+            process(given.manifest, output, ask, concurrency=concurrency, retry_failed=given.retry_failed, progress=told,
+                    options=options)
+        else:
+            told = stack.enter_context(_bar(note))
+            asyncio.run(process_manifest(
+                given.manifest, given.output, given.server, given.concurrency, task=given.task, api_key=given.api_key,
+                retry_failed=given.retry_failed, progress=told, **options))
+    print(output)
+    assert last is not None         # it is told at the end
+    session.say(f"{last.lines} lines, {last.resumed} of them from before, in {last.elapsed_sec:.1f} s")
+    if last.failed:
+        codes = ", ".join(f"{code} {count}" for code, count in last.errors.most_common())
+        session.say(f"{last.failed} lines failed ({codes}); --retry-failed asks about them again")
+    return 1 if last.failed else 0
+
+
+def _asks(given: argparse.Namespace, options: Mapping[str, Any], stack: contextlib.ExitStack) -> tuple[Ask, int]:
+    """Who is asked, for as long as the stack is open, and about how many lines at a time."""
+    settings = Settings.of(model=given.model, model_dir=given.model_dir, device=given.device)
+    if given.ray is None:
+        bundle = stack.enter_context(api.load(settings, given.model))
+        return with_engine(bundle.engine, given.task, **bundle.naming(options)), given.concurrency
+    cluster = stack.enter_context(on_ray(settings, given.task, address=given.ray, engines=given.engines, each=given.concurrency,
+                                         **options))
+    return cluster, cluster.concurrency
+
+
+@contextlib.contextmanager
+def _bar(note: Callable[[Summary], None]) -> Iterator[Callable[[Summary], None]]:
+    """What a run is to tell about itself: shown on a terminal, by the part of the manifest that is read."""
+    from tqdm import tqdm
+
+    form = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    with tqdm(total=1.0, bar_format=form, dynamic_ncols=True, disable=not sys.stderr.isatty()) as line:
+
+        def told(summary: Summary) -> None:
+            note(summary)
+            line.set_postfix_str(f"{summary.lines} lines, {summary.failed} failed", refresh=False)
+            line.update(summary.done - line.n)
+
+        yield told

@@ -1,0 +1,39 @@
+"""serve: the HTTP server, in this process or in several."""
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from worker.config import Settings
+
+
+def run(given: argparse.Namespace) -> int:
+    """Serve until told to end, and return the exit code. Raises ConfigError if the settings do not allow it."""
+    from worker import logs
+    from worker.config import Settings
+    from worker.entrypoints.http.auth import check_address
+
+    settings = _addressed(Settings.of(given.config, model=given.model, model_dir=given.model_dir, device=given.device,
+                                      host=given.host, port=given.port, workers=given.workers))
+    if settings.audio_score_server_socket is None:
+        check_address(settings)
+    logs.configure(settings)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    if settings.workers != 1:
+        from worker.engine.placement import seats as placements
+
+        if len(several := placements(settings)) > 1:
+            from worker.entrypoints.http.gateway import nginx, supervisor
+
+            return supervisor.run(settings, several, nginx.find())
+    from worker.entrypoints.http.serve import serve
+
+    return serve(settings, uds=settings.audio_score_server_socket)
+
+
+def _addressed(settings: Settings) -> Settings:
+    """Return the settings with HOST and PORT taken from AUDIO_SCORE_SERVER_HOST and _PORT where they are not set."""
+    others = {"host": settings.audio_score_server_host, "port": settings.audio_score_server_port}
+    return settings.model_copy(update={name: value for name, value in others.items()
+                                       if value is not None and name not in settings.model_fields_set})

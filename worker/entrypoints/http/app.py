@@ -1,0 +1,101 @@
+"""The HTTP door: `create_app(settings)` puts the routes on one engine.
+
+    /v1/...                      openai.py      OpenAI's routes, captions, embeddings, analyze, models
+    /transcribe, /evaluate ...   earlier.py     the routes of the servers that Aviary replaces
+    /transcribe/async, /jobs...  jobs.py        what outlives a restart
+    /run, /runsync, /status...   runpod_api.py  the same, as Runpod's API
+    /health..., /ping, /metrics  health.py      for those who watch
+    /ui                          ui/            the page
+
+Requests pass, from outside in: CORS, metrics, the gate (key, rate, size), routes. Start-up answers at once and loads in the
+background; the engine ends with the app.
+"""
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, RedirectResponse
+from starlette.middleware.cors import CORSMiddleware
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from worker.config import Settings
+from worker.engine.engine import Engine
+from worker.entrypoints.http import responses as problems
+from worker.entrypoints.http.auth import Gate
+from worker.entrypoints.http.job_queue import Background
+from worker.entrypoints.http.metrics import Meter, Meters
+from worker.entrypoints.http.routes import health, jobs, openai
+from worker.entrypoints.http.routes import legacy as earlier
+from worker.entrypoints.http.routes import runpod as runpod_api
+from worker.entrypoints.http.service import Service
+
+UI = Path(__file__).parent / "ui"
+_POLICY = "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob: http: https:; " \
+          "connect-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+
+def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
+    """The application. `engine`: made of the settings, and closed with the app, unless given."""
+    meters = Meters()
+    ours = engine is None
+    running = engine or Engine(settings, on_batch=meters.batch, on_response=meters.response)
+    meters.watch(running)
+    service = Service(settings, running, meters)
+    background = Background(settings, service.tasks, jobs.webhook_body)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        service.load()
+        background.start()
+        yield
+        await asyncio.to_thread(background.close)
+        await asyncio.to_thread(service.close)
+        if ours:
+            await asyncio.to_thread(running.close)
+
+    app = FastAPI(title="Aviary", summary="One worker for NVIDIA's speech and audio models", lifespan=lifespan)
+    problems.install(app)
+    app.add_middleware(Gate, settings=settings)
+    app.add_middleware(Meter, meters=meters)
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["GET", "POST"],
+                           allow_headers=["Authorization", "Content-Type"], expose_headers=["Retry-After"])
+    for own in (openai.router(service), runpod_api.router(service, background), jobs.router(service, background),
+                earlier.router(service), health.router(service)):
+        app.router.routes.extend(own.routes)        # not included: a router within a router costs every request a search
+
+    @app.get("/", tags=["Health"])
+    async def root() -> JSONResponse:
+        """What this is and where to go on."""
+        return JSONResponse({"name": "Aviary", "model": service.default, "docs": "/docs", "page": "/ui", "health": "/health"})
+
+    if UI.is_dir():
+        app.mount("/ui", _Page(StaticFiles(directory=UI, html=True)), name="ui")
+
+        @app.get("/ui", include_in_schema=False)
+        async def page() -> RedirectResponse:
+            return RedirectResponse("/ui/")
+
+    return app
+
+
+class _Page:
+    """The page's files, which may load nothing from elsewhere."""
+
+    def __init__(self, files: ASGIApp) -> None:
+        self._files = files
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"content-security-policy", _POLICY.encode()),
+                                      (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"),
+                                      (b"cache-control", b"no-cache")]
+            await send(message)
+
+        await self._files(scope, receive, guarded)

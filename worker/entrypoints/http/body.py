@@ -1,0 +1,104 @@
+"""A request's body, JSON or a multipart form, → its fields as one dict, in which uploaded files are names of open files."""
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+from fastapi.requests import Request
+from starlette.requests import ClientDisconnect
+
+from worker.entrypoints.http import multipart as form
+from worker.errors import Cancelled, DiskFull, NotReadable, RequestError
+
+_LARGE = 1 << 18           # JSON that takes some milliseconds to read is not read on the event loop
+
+
+@dataclass
+class Body:
+    """`fields`: as sent; a field named `x[]` is the list `x`. `files`: what the fields' values of that name stand for;
+    whoever takes the body closes them. `names`: the files' own names, as the client gave them."""
+
+    fields: dict[str, Any]
+    files: dict[str, BinaryIO] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+
+    def is_file(self, name: str) -> bool:
+        """Whether the field is an uploaded file."""
+        value = self.fields.get(name)
+        return isinstance(value, str) and value in self.files
+
+    def close(self) -> None:
+        with ExitStack() as stack:
+            for file in self.files.values():
+                stack.callback(file.close)
+
+
+def is_form(request: Request) -> bool:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data"
+
+
+async def read(request: Request) -> Body:
+    """The body. Raises RequestError for what is neither, or not whole."""
+    try:
+        return await (_form(request) if is_form(request) else _json(request))
+    except ClientDisconnect as error:
+        raise Cancelled("the client hung up") from error
+
+
+async def _json(request: Request) -> Body:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise NotReadable("send application/json or multipart/form-data")
+    data = await request.body()
+    try:
+        fields = json.loads(data) if len(data) < _LARGE else await asyncio.to_thread(json.loads, data)
+    except (ValueError, RecursionError) as error:
+        raise RequestError("the body is not JSON") from error
+    if b"\\ud" in data.lower():
+        _refuse_surrogates(fields)
+    if not isinstance(fields, dict):
+        raise RequestError(f"the body must be a JSON object, not {type(fields).__name__}")
+    return Body(fields)
+
+
+def _refuse_surrogates(fields: Any) -> None:
+    """Half characters, which JSON can spell and no answer could repeat. Raises RequestError."""
+    try:
+        json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise RequestError("the body holds half a character (a lone surrogate)") from error
+
+
+async def _form(request: Request) -> Body:
+    try:
+        return _gather(await form.read(request))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull("there is no room for this upload") from error
+        raise
+
+
+def _gather(parts: list[form.Part]) -> Body:
+    body, twice = Body({}), None
+    for part in parts:
+        given: Any = part.text
+        if part.file is not None:
+            given = f"upload:{len(body.files)}"
+            body.files[given] = part.file
+            body.names[given] = part.filename
+        plain = part.name.removesuffix("[]")
+        kept = body.fields.get(plain)
+        if plain != part.name and isinstance(kept, list):
+            kept.append(given)
+        elif plain in body.fields:
+            twice = plain
+        else:
+            body.fields[plain] = given if plain == part.name else [given]
+    if twice is not None:
+        body.close()
+        raise RequestError(f"{twice} is given twice", param=twice)
+    return body

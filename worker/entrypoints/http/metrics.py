@@ -1,0 +1,175 @@
+"""Numbers to watch: what Prometheus reads at /metrics, and the same for people at /stats.
+
+One registry an app. Labels are few and bounded: models of the catalog and MODELS, devices, tasks, error codes, route
+templates.
+"""
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.core import GaugeMetricFamily, Metric
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from worker.engine.engine import Engine
+from worker.types import Batch, Caption, Failure, Reply, Request, Response, Result, Transcript
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Meters:
+    """`batch` is called on the devices' threads, `response` and `request` on the event loop."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        counter = functools.partial(Counter, registry=self.registry)
+        histogram = functools.partial(Histogram, registry=self.registry)
+        self._started = time.time()
+        self._requests = counter("aviary_http_requests", "HTTP requests answered", ["route", "method", "status"])
+        self._latency = histogram("aviary_http_request_seconds", "HTTP request to the end of its answer", ["route"],
+                                  buckets=_SECONDS)
+        self._inputs = counter("aviary_inputs", "Inputs answered", ["task", "outcome"])
+        self._audio = counter("aviary_audio_seconds", "Seconds of audio answered", ["task"])
+        self._tokens = counter("aviary_generated_tokens", "Tokens generated")
+        self._stages = counter("aviary_stage_seconds", "Seconds spent by stage, summed over inputs", ["stage"])
+        self._wait = histogram("aviary_queue_wait_seconds", "A request's inputs' mean wait for the device", buckets=_SECONDS)
+        self._batches = counter("aviary_batches", "Batches run", ["model", "device"])
+        self._sizes = histogram("aviary_batch_size", "Pieces in a batch", buckets=(1, 2, 4, 8, 16, 32, 64))
+        self._device = counter("aviary_device_seconds", "Seconds the device was busy", ["model", "device"])
+        self._heard = counter("aviary_device_audio_seconds", "Seconds of audio the device was given", ["model"])
+        self._padding = counter("aviary_padding_seconds", "Seconds of padding the device was given", ["model"])
+        self._in_flight = Gauge("aviary_inputs_in_flight", "Inputs taken and not yet answered", registry=self.registry)
+        self._taken = 0
+
+    def watch(self, engine: Engine) -> None:
+        """Adds what only the engine knows, asked for at each reading."""
+        self.registry.register(_EngineCollector(engine))
+
+    def in_flight(self, inputs: int) -> None:
+        self._taken = inputs
+        self._in_flight.set(inputs)
+
+    def batch(self, batch: Batch, seconds: float, device: str) -> None:
+        model = batch.options.model
+        heard = sum(piece.duration_sec for piece in batch.pieces)
+        self._batches.labels(model, device).inc()
+        self._sizes.observe(len(batch.pieces))
+        self._device.labels(model, device).inc(seconds)
+        self._heard.labels(model).inc(heard)
+        self._padding.labels(model).inc(max(0.0, batch.padded_sec - heard))
+
+    def response(self, request: Request, response: Response) -> None:
+        task = request.items[0].options.task if request.items else "none"
+        for one in response.results:
+            self._inputs.labels(task, one.error.code if isinstance(one, Failure) else "ok").inc()
+            if isinstance(one, Result):
+                self._audio.labels(task).inc(one.duration_sec)
+                self._tokens.inc(_tokens(one))
+        timing = response.timing
+        for stage in ("fetch", "decode", "queue", "model"):
+            self._stages.labels(stage).inc(getattr(timing, f"{stage}_sec"))
+        self._wait.observe(timing.queue_sec / max(1, len(response.results)))
+
+    def request(self, route: str, method: str, status: int, seconds: float) -> None:
+        self._requests.labels(route, method, str(status)).inc()
+        self._latency.labels(route).observe(seconds)
+
+    def stats(self, engine: Engine) -> dict[str, Any]:
+        """The sums since the start, for people."""
+        busy, heard, padding = (_total(one) for one in (self._device, self._heard, self._padding))
+        batches = _total(self._batches)
+        outcomes = {sample.labels["outcome"]: 0.0 for sample in _samples(self._inputs)}
+        for sample in _samples(self._inputs):
+            outcomes[sample.labels["outcome"]] += sample.value
+        return {
+            "uptime_sec": round(time.time() - self._started, 1),
+            "requests": round(_total(self._requests)),
+            "inputs": {"answered": round(outcomes.pop("ok", 0)), "failed": {code: round(n) for code, n in outcomes.items()},
+                       "in_flight": self._taken},
+            "queue": {"pieces_waiting": engine.waiting, "decoded_sec_held": round(engine.held_sec, 1)},
+            "audio_sec": round(_total(self._audio), 1),
+            "tokens_generated": round(_total(self._tokens)),
+            "batches": {"count": round(batches), "device_busy_sec": round(busy, 2),
+                        "rtfx": round(heard / busy, 1) if busy else None,
+                        "padding_share": round(padding / (heard + padding), 4) if heard else None},
+            "devices": dataclasses.asdict(engine.devices),
+            "models": engine.models,
+        }
+
+
+class Meter:
+    """ASGI middleware: counts and times every request by its route's template."""
+
+    def __init__(self, app: ASGIApp, meters: Meters) -> None:
+        self._app, self._meters = app, meters
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            method = scope["method"] if scope["method"] in ("GET", "POST", "OPTIONS") else "other"
+            self._meters.request(route, method, status, time.perf_counter() - started)
+
+
+class _EngineCollector:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterable[Metric]:
+        yield GaugeMetricFamily("aviary_pieces_waiting", "Decoded pieces that wait for the device", value=self._engine.waiting)
+        yield GaugeMetricFamily("aviary_decoded_seconds_held", "Seconds of decoded audio in memory", value=self._engine.held_sec)
+        models = GaugeMetricFamily("aviary_model_state", "1 for the state each model is in", labels=["model", "state"])
+        for model, state in self._engine.models.items():
+            models.add_metric([model, state], 1)
+        yield models
+        devices = GaugeMetricFamily("aviary_devices", "Devices, those that work and those that are lost", labels=["state"])
+        devices.add_metric(["working"], self._engine.devices.count - self._engine.devices.lost)
+        devices.add_metric(["lost"], self._engine.devices.lost)
+        yield devices
+        memory = _device_memory()
+        if memory is not None:
+            yield GaugeMetricFamily("aviary_device_memory_bytes", "Device memory that tensors take", value=memory)
+
+
+def _device_memory() -> int | None:
+    """None without a GPU, or before anything has loaded torch."""
+    import sys
+
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return None
+    return int(torch.cuda.memory_allocated())
+
+
+def _tokens(one: Result) -> int:
+    output = one.output
+    if isinstance(output, Reply):
+        return output.completion_tokens
+    return (output.tokens_generated or 0) if isinstance(output, Transcript | Caption) else 0
+
+
+def _samples(counter: Counter) -> list[Any]:
+    return [sample for metric in counter.collect() for sample in metric.samples if sample.name.endswith("_total")]
+
+
+def _total(counter: Counter) -> float:
+    return float(sum(sample.value for sample in _samples(counter)))

@@ -1,0 +1,72 @@
+"""Errors → OpenAI's object, `{"error": {"message", "type", "param", "code"}}`, whatever raised them and wherever.
+
+What a fault of ours says to the outside is an id that is in the log, nothing else.
+"""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.requests import Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from worker.errors import AviaryError, Cancelled
+from worker.faults import report
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+def to_json(error: AviaryError) -> dict[str, Any]:
+    """OpenAI's error object."""
+    status = status_of(error)
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+
+
+def status_of(error: AviaryError) -> int:
+    """The HTTP status; of clients that are gone nobody reads it, so what is cancelled is told as a worker that goes."""
+    return 503 if isinstance(error, Cancelled) else error.status
+
+
+def response(error: AviaryError) -> JSONResponse:
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+    if error.retry_after_sec is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after_sec))
+    return JSONResponse(to_json(error), status_of(error), headers)
+
+
+def install(app: FastAPI) -> None:
+    """Makes every error of the app's, expected or not, one of these."""
+    app.add_exception_handler(AviaryError, _ours)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Exception, _fault)
+
+
+async def _ours(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, AviaryError)
+    return response(error)
+
+
+async def _http(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = _CODES.get(error.status_code, "invalid_request")
+    body = {"message": error.detail, "type": "invalid_request_error", "param": None, "code": code}
+    return JSONResponse({"error": body}, error.status_code, error.headers)
+
+
+async def _invalid(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"][1:]) or None
+    body = {"message": f"{name or 'the request'}: {first['msg']}", "type": "invalid_request_error", "param": name,
+            "code": "invalid_request"}
+    return JSONResponse({"error": body}, 400)
+
+
+async def _fault(request: Request, error: Exception) -> JSONResponse:
+    return response(report(error, during=f"{request.method} {request.url.path}"))

@@ -1,0 +1,52 @@
+"""The sockets that a server process listens on: a Unix socket of its own, and a TCP address shared with other processes."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from worker.errors import ConfigError
+
+DRAIN_SEC = 30               # how long a server that is told to end may take to answer what it has accepted
+
+
+def listening(uds: Path | None, shared: tuple[str, int] | None) -> list[socket.socket] | None:
+    """Return the bound sockets to serve on, or None where uvicorn binds HOST and PORT itself."""
+    if uds is None:
+        return None
+    private = socket.socket(socket.AF_UNIX)
+    claim(uds)
+    private.bind(str(uds))
+    return [private] + ([bind_shared(*shared)] if shared else [])
+
+
+def claim(uds: Path) -> None:
+    """Remove a stale Unix socket. Raises ConfigError if a server listens on it or the path cannot be used."""
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.settimeout(1)
+        try:
+            asking.connect(str(uds))
+        except (ConnectionRefusedError, FileNotFoundError):
+            remove(uds)
+            return
+        except (TimeoutError, BlockingIOError):
+            pass            # a server is there: its backlog is full
+        except OSError as error:
+            raise ConfigError(f"cannot serve on {uds}: {error.strerror or error}") from None
+    raise ConfigError(f"another server is listening on {uds}; stop it or choose another path")
+
+
+def remove(uds: Path) -> None:
+    """Remove the file if it is a Unix socket."""
+    if uds.is_socket():
+        uds.unlink()
+
+
+def bind_shared(host: str, port: int) -> socket.socket:
+    """Return a socket bound to an address that other processes bind to as well (SO_REUSEPORT)."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    shared = socket.socket(family, kind, protocol)
+    shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    shared.bind(address)
+    return shared

@@ -1,0 +1,118 @@
+/**
+ * A transcript as SubRip or WebVTT, by the server's own rule (worker/protocol/render.py): cues of at most two lines of 42 characters
+ * and seven seconds, cut between words and at segment ends, with spaces where the text has them.
+ */
+
+/** @typedef {{start: number, end: number, text: string}} Segment  seconds */
+/** @typedef {{start: number, end: number, word: string}} Word  seconds */
+/** @typedef {{text: string, duration?: number, words?: Word[], segments?: Segment[]}} Transcript */
+
+const LINE_CHARS = 42;
+const CUE_CHARS = 2 * LINE_CHARS;
+const CUE_SEC = 7;
+const SHORTEST_SEC = 0.5;
+
+/**
+ * @param {Transcript} transcript
+ * @returns {string}
+ */
+export function srt(transcript) {
+  return cues(transcript).map((cue, i) => {
+    const text = cue.text.replaceAll("-->", "->");
+    return `${i + 1}\n${stamp(cue.start, ",")} --> ${stamp(cue.end, ",")}\n${text}\n`;
+  }).join("\n");
+}
+
+/**
+ * @param {Transcript} transcript
+ * @returns {string}
+ */
+export function vtt(transcript) {
+  const blocks = cues(transcript).map((cue) => {
+    const text = cue.text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+    return `${stamp(cue.start, ".")} --> ${stamp(cue.end, ".")}\n${text}\n`;
+  });
+  return ["WEBVTT\n", ...blocks].join("\n");
+}
+
+/**
+ * The cues, their lines broken.
+ * @param {Transcript} transcript
+ * @returns {Segment[]}
+ */
+export function cues({ text, duration = 0, words = [], segments = [] }) {
+  if (!text) return [];
+  if (!words.length) {
+    const spans = segments.length ? segments : [{ text, start: 0, end: duration }];
+    return spans.map((span) => cue({ ...span, texts: span.text.split(/\s+/).filter(Boolean).map((word) => ` ${word}`) }));
+  }
+  let letters = 0;
+  const ends = new Set(segments.map((segment) => (letters += lettersOf(segment.text))));
+  letters = 0;
+  /** @type {{texts: string[], start: number, end: number}[]} */
+  const made = [];
+  let open = false;
+  const texts = spaced(text, words.map(({ word }) => word));
+  for (const [i, { word, start, end }] of words.entries()) {
+    const last = made.at(-1);
+    if (open && last && length(last.texts.join("").trimStart()) + length(texts[i]) <= CUE_CHARS && end - last.start <= CUE_SEC) {
+      last.texts.push(texts[i]);
+      last.end = Math.max(last.end, end);
+    } else {
+      made.push({ texts: [texts[i]], start, end });
+    }
+    letters += lettersOf(word);
+    open = !ends.has(letters);
+  }
+  return made.map(cue);
+}
+
+/**
+ * The words, a space before each but those that follow the last without one in the text.
+ * @param {string} text
+ * @param {string[]} words
+ * @returns {string[]}
+ */
+export function spaced(text, words) {
+  let at = 0;
+  return words.map((word) => {
+    const place = text.slice(at, at + word.length + CUE_CHARS).indexOf(word);
+    at += place < 0 ? 0 : place + word.length;
+    return place === 0 ? word : ` ${word}`;
+  });
+}
+
+/** @param {string} text */
+function lettersOf(text) {
+  return length(text.replace(/\s+/g, ""));
+}
+
+/** Characters as people and Python count them, not UTF-16 units. @param {string} text */
+function length(text) {
+  return [...text].length;
+}
+
+/**
+ * On two lines, broken between words near the middle, where one would be too long.
+ * @param {{texts: string[], start: number, end: number}} span
+ * @returns {Segment}
+ */
+function cue({ texts: [first = "", ...rest], start, end: said }) {
+  const texts = [first.trimStart(), ...rest];
+  const text = texts.join("");
+  const end = Math.round(said * 1000) > Math.round(start * 1000) ? said : start + SHORTEST_SEC;
+  if (length(text) <= LINE_CHARS || !rest.length) return { text, start, end };
+  const half = Math.floor(length(text) / 2);
+  const places = texts.slice(1).map((_, i) => i + 1);
+  const far = (/** @type {number} */ i) => Math.abs(length(texts.slice(0, i).join("")) - half);
+  const middle = places.reduce((best, i) => (far(i) < far(best) ? i : best));
+  return { text: `${texts.slice(0, middle).join("")}\n${texts.slice(middle).join("").trimStart()}`, start, end };
+}
+
+/** @param {number} seconds @param {string} point */
+function stamp(seconds, point) {
+  const millis = Math.round(seconds * 1000);
+  const two = (/** @type {number} */ n) => String(Math.floor(n)).padStart(2, "0");
+  return `${two(millis / 3_600_000)}:${two(millis / 60_000 % 60)}:${two(millis / 1000 % 60)}${point}`
+    + String(millis % 1000).padStart(3, "0");
+}

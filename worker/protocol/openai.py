@@ -1,0 +1,147 @@
+"""OpenAI's JSON over Runpod's proxy: `openai_route` and `openai_input` → our payload, and our answer → OpenAI's shape.
+
+    /v1/models                                   the catalog
+    /v1/chat/completions                         one audio (`input_audio` or `audio`), text before and after it
+    /v1/audio/transcriptions, /translations      JSON: `audio` {"url" | "data"} or `file` (a source), response_format …
+    /v1/audio/captions, /embeddings, /analyze    JSON: `audio` {"url" | "data"}
+
+Fields that mean nothing here are refused by name, as everywhere. Pure translation: the request goes on to
+`worker.protocol.request`.
+"""
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from worker import catalog
+from worker.errors import RequestError, Unsupported
+
+Json = dict[str, Any]
+Shape = Callable[[Json], Any]
+
+_TASKS = {"transcriptions": "transcribe", "translations": "translate", "captions": "caption", "embeddings": "embed",
+          "analyze": "analyze"}
+_SAME = ("model", "language", "target_language", "prompt", "temperature", "top_p", "style", "pooling", "max_new_tokens",
+         "punctuation")
+_AS_IT_IS = {"chunking_strategy": "auto"}      # what OpenAI's clients may ask for and get anyway
+
+
+def models() -> Json:
+    """The catalog as OpenAI lists models."""
+    return {"object": "list", "data": [model_json(model) for model in catalog.MODELS]}
+
+
+def model_json(model: catalog.Model) -> Json:
+    """A model as OpenAI lists it, with what it can do beside."""
+    targets = model.languages if model.backend == "canary" else ("en",) if "translate" in model.tasks else ()
+    return {"id": model.id, "object": "model", "created": 0, "owned_by": model.id.split("/")[0], "aliases": list(model.aliases),
+            "tasks": list(model.tasks), "languages": list(model.languages), "target_languages": list(targets),
+            "timestamps": ["word", "segment", "char"] if model.timestamps else [], "options": list(model.options),
+            "max_sec": model.max_sec}
+
+
+def translate(route: str, body: Any) -> tuple[Json, Shape]:
+    """The payload that a route's body asks for, and what makes OpenAI's answer of ours."""
+    if not isinstance(body, Mapping):
+        raise RequestError("openai_input must be a JSON object", param="openai_input")
+    if route == "/v1/chat/completions":
+        return _chat(body), _chat_shape
+    name = route.removeprefix("/v1/audio/")
+    if name not in _TASKS:
+        known = ", ".join(["/v1/models", "/v1/chat/completions", *(f"/v1/audio/{task}" for task in _TASKS)])
+        raise RequestError(f"openai_route {route!r} is not known: use one of {known}", param="openai_route")
+    return _audio(_TASKS[name], body), _speech_shape if name in ("transcriptions", "translations") else _first
+
+
+def source(value: Any, name: str) -> str:
+    """A source as these bodies have it: a string, or an object with url or data. Raises RequestError."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping) and isinstance(value.get("url"), str):
+        return str(value["url"])
+    if isinstance(value, Mapping) and isinstance(value.get("data"), str):
+        data = str(value["data"])
+        return data if data.startswith("data:") else f"data:;base64,{data}"
+    raise RequestError(f"{name} must be a source, or an object with url or data", param=name)
+
+
+def _audio(task: str, body: Mapping[str, Any]) -> Json:
+    renamed = {"response_format": "format", "timestamp_granularities": "timestamps", "encoding_format": "encoding"}
+    payload: Json = {"task": task}
+    for name, value in body.items():
+        if name in ("audio", "file"):
+            if "audio" in payload:
+                raise RequestError("give either audio or file", param=name)
+            payload["audio"] = source(value, name)
+        elif name in renamed:
+            payload[renamed[name]] = value
+        elif name in _SAME:
+            payload[name] = value
+        elif name not in _AS_IT_IS or value != _AS_IT_IS[name]:
+            raise RequestError(f"{name} is not a field of this route", param=name)
+    return payload
+
+
+def _chat(body: Mapping[str, Any]) -> Json:
+    payload: Json = {"task": "chat", "messages": []}
+    for name, value in body.items():
+        if name == "messages":
+            payload |= _turns(value)
+        elif name in ("max_tokens", "max_completion_tokens"):
+            payload["max_new_tokens"] = value
+        elif name == "stream" and value:
+            raise Unsupported("stream is not possible through Runpod's handler", param="stream")
+        elif name in _SAME:
+            payload[name] = value
+        elif name not in ("stream", "user", "n") or (name == "n" and value != 1):
+            raise RequestError(f"{name} is not a field of this route", param=name)
+    return payload
+
+
+def _turns(messages: Any) -> Json:
+    """The one audio, and the turns as text."""
+    if not isinstance(messages, list) or not messages:
+        raise RequestError("messages must be a list with at least one message", param="messages")
+    audios: list[str] = []
+    turns: list[Json] = []
+    for message in messages:
+        if not isinstance(message, Mapping):
+            raise RequestError("a message is an object with role and content", param="messages")
+        content = message.get("content")
+        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        texts: list[str] = []
+        before = len(audios)
+        for part in parts:
+            kind = str(part.get("type")) if isinstance(part, Mapping) else ""
+            if kind == "text" and isinstance(part.get("text"), str):
+                texts.append(str(part["text"]))
+            elif kind in ("audio", "input_audio"):
+                audios.append(source(part.get(kind), kind))
+            else:
+                raise RequestError("a content part is text, input_audio or audio", param="messages")
+        turns.append({"role": message.get("role"), "content": "\n".join(texts), "audio": len(audios) > before})
+    if len(audios) != 1:
+        raise RequestError(f"a chat needs exactly one audio, not {len(audios)}", param="messages")
+    return {"messages": turns, "audio": audios[0]}
+
+
+def _first(answer: Json) -> Json:
+    return {"model": answer["model"], **answer["results"][0]}
+
+
+def _speech_shape(answer: Json) -> Any:
+    """OpenAI's json has no language: it is here where the model tells it, for who asks for no times."""
+    one = answer["results"][0]
+    if "formatted" in one:
+        return one["formatted"]
+    told = {"language": one["language"]} if one["language"] else {}
+    return {"text": one["text"], **told, "usage": {"type": "duration", "seconds": one["duration_sec"]}}
+
+
+def _chat_shape(answer: Json) -> Json:
+    one = answer["results"][0]
+    choice = {"index": 0, "message": {"role": "assistant", "content": one["text"]}, "finish_reason": one["finish_reason"]}
+    return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": int(time.time()),
+            "model": answer["model"], "choices": [choice], "usage": one["usage"]}
