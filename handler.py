@@ -15,9 +15,9 @@ from worker.config import quiet_runpod_sdk
 
 quiet_runpod_sdk()
 
-from worker.entrypoints.runpod import Door  # noqa: E402
+from worker.entrypoints.runpod import RunpodWorker  # noqa: E402
 
-_door = Door()
+_door = RunpodWorker()
 
 
 async def handler(job: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from worker.backends import create
 from worker.backends.common.audio_tower import load_tower, tower_bytes
 from worker.catalog import find
 from worker.config import Settings
-from worker.engine.chunking import cut
+from worker.engine.chunking import split
 from worker.types import Batch, Clip, Options, Piece
 
 CANARY = str(corpus.FIXTURES / "canary-digits.nemo")
@@ -115,7 +115,7 @@ def long_canary() -> list[Row]:
     audio = np.concatenate([part for _ in range(300) for part in (spoken[rng.integers(len(spoken))], pause)])[:600 * 16_000]
     backend = create(find(CANARY), Settings(device="cpu"))
     backend.load()
-    pieces = [Piece(Clip(audio[start:end]), Options(CANARY)) for start, end in cut(audio, find(CANARY).window_sec or 40)]
+    pieces = [Piece(Clip(audio[start:end]), Options(CANARY)) for start, end in split(audio, find(CANARY).window_sec or 40)]
     backend.infer(Batch(tuple(pieces[:2])))
     together = seconds(lambda: backend.infer(Batch(tuple(pieces))), 3)
     apart = seconds(lambda: [backend.infer(Batch((piece,))) for piece in pieces], 3)

@@ -30,10 +30,10 @@ SEATS = 2
 _SERVE = """
 import sys
 from worker.config import Settings
-from worker.engine import placement as seats
+from worker.engine import placement
 from worker.entrypoints.http.gateway import nginx, supervisor
 settings = Settings()
-sys.exit(supervisor.run(settings, seats.seats(settings)[:int(sys.argv[1])], nginx.find()))
+sys.exit(supervisor.run(settings, placement.placements(settings)[:int(sys.argv[1])], nginx.find()))
 """
 
 _MIX = """

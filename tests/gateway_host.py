@@ -24,8 +24,8 @@ ROOT = Path(__file__).parent.parent
 WEEK = (ROOT / "samples" / "week.wav").read_bytes()
 # As `serve` does where there is no nginx.
 WITHOUT_NGINX = ("import sys; from worker import logs; from worker.config import Settings; "
-                 "from worker.engine import placement; from worker.entrypoints.http.gateway import supervisor; s = Settings(); logs.configure(s); "
-                 "sys.exit(supervisor.run(s, placement.seats(s), None))")
+                 "from worker.engine import placement; from worker.entrypoints.http.gateway import supervisor; "
+                 "s = Settings(); logs.configure(s); sys.exit(supervisor.run(s, placement.placements(s), None))")
 
 
 class Host:

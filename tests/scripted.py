@@ -20,7 +20,7 @@ def create(model, settings):
 class Scripted(Backend):
     overhead_sec = 5.0
 
-    def weigh(self) -> int:
+    def weight_bytes(self) -> int:
         return 7
 
     def load(self) -> None:

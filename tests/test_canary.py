@@ -235,8 +235,8 @@ def test_ten_minutes_are_heard_as_well_as_the_same_speech_in_short_clips(clips, 
         short = dict(zip(clips, transcripts([str(DIGITS / name) for name in clips]), strict=True))
         (timed,) = transcripts([str(tmp_path / "long.flac")], timestamps=True)
     wanted = " ".join(LABELS[name] for name in names).split()
-    apart = " ".join(short[name].text for name in names).split()
-    assert edits(long.text.split(), wanted) <= edits(apart, wanted) + 0.01 * len(wanted)
+    split_thinking = " ".join(short[name].text for name in names).split()
+    assert edits(long.text.split(), wanted) <= edits(split_thinking, wanted) + 0.01 * len(wanted)
     starts = [word.start for word in timed.words]
     assert starts == sorted(starts)
     assert starts[-1] > 590

@@ -28,8 +28,8 @@ from worker import errors
 from worker.client import AsyncClient, Client, Transcribed, audio, runpod, wire
 from worker.config import Settings
 from worker.engine.engine import Engine
-from worker.entrypoints.http import responses as problems
-from worker.entrypoints.runpod import Door
+from worker.entrypoints.http import responses
+from worker.entrypoints.runpod import RunpodWorker
 
 WEEK = "samples/week.wav"
 ROOT = Path(__file__).parent.parent
@@ -122,7 +122,7 @@ SPOKEN = (200, {}, {"text": "so", "usage": {"seconds": 1.0}})
 
 
 def problem(error: errors.AviaryError):
-    answer = problems.response(error)
+    answer = responses.response(error)
     return answer.status_code, {k: v for k, v in answer.headers.items() if k == "retry-after"}, bytes(answer.body)
 
 
@@ -537,7 +537,7 @@ class Api:
 def door(tmp_path_factory):
     configured = Settings(skip_model_load=True, data_dir=tmp_path_factory.mktemp("data"))
     with Engine(configured) as engine:
-        yield Door(configured, engine)
+        yield RunpodWorker(configured, engine)
 
 
 @contextlib.contextmanager
@@ -656,7 +656,7 @@ def scorers(tmp_path_factory):
     configured = Settings(model="whisper-small", model_dir=folder / "models", device="cpu", hf_hub_offline=True,
                           audio_score_config=folder / "config.json", data_dir=folder / "data", allow_private_urls=True)
     with Engine(configured) as engine, serving(configured) as url, \
-            endpoint(Api(Door(configured, engine), ())) as ours:
+            endpoint(Api(RunpodWorker(configured, engine), ())) as ours:
         yield {"server": url, "endpoint": ours.url}
 
 

@@ -9,8 +9,7 @@ import pytest
 import handler
 import worker as runner
 from worker.config import Settings
-from worker.entrypoints import cli
-from worker.entrypoints import runpod as serverless
+from worker.entrypoints import cli, runpod
 from worker.entrypoints.cli import serve
 from worker.errors import ConfigError
 
@@ -68,7 +67,7 @@ def test_every_door_has_the_same_model(checkpoint, monkeypatch, tmp_path, capsys
     monkeypatch.setenv("SKIP_MODEL_LOAD", "1")
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
     found = {}
-    door = serverless.Door()
+    door = runpod.RunpodWorker()
     monkeypatch.setattr(handler, "_door", door)
     found["handler"] = asyncio.run(handler.handler({"id": "a", "input": {"inputs": ["samples/week.wav"]}}))["model"]
     door.engine.close()
@@ -76,7 +75,7 @@ def test_every_door_has_the_same_model(checkpoint, monkeypatch, tmp_path, capsys
         found["python"] = bundle.model
     assert cli.main(["transcribe", "samples/week.wav"]) == 0
     found["command line"] = json.loads(capsysbinary.readouterr().out)["model"]
-    monkeypatch.setattr(serve, "run", lambda settings: found.update(server=settings.default_model) or 0)
+    monkeypatch.setattr(serve, "serve", lambda settings: found.update(server=settings.default_model) or 0)
     assert cli.main(["serve"]) == 0
     assert found == dict.fromkeys(("handler", "python", "command line", "server"), str(checkpoint))
 

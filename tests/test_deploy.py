@@ -21,12 +21,12 @@ from serving import serving
 
 from worker.config import Settings
 from worker.engine.engine import Engine
-from worker.entrypoints import ray_serve as cluster
+from worker.entrypoints import ray_serve
 from worker.entrypoints.cli import arguments
 from worker.entrypoints.http import sockets
 from worker.entrypoints.http.app import create_app
-from worker.entrypoints.http.gateway.control import Front
-from worker.entrypoints.http.metrics import Meters
+from worker.entrypoints.http.gateway.control import Control
+from worker.entrypoints.http.metrics import Metrics
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 WEEK = (DEPLOY.parent / "samples" / "week.wav").read_bytes()
@@ -144,8 +144,8 @@ def test_a_real_prometheus_answers_what_the_dashboard_asks(tmp_path):
 
 
 def metrics() -> set[str]:
-    settings, meters, both = Settings(skip_model_load=True), Meters(), CollectorRegistry()
-    both.register(Front(settings, []))
+    settings, meters, both = Settings(skip_model_load=True), Metrics(), CollectorRegistry()
+    both.register(Control(settings, []))
     with Engine(settings) as engine:
         meters.watch(engine)
         text = generate_latest(meters.registry).decode() + generate_latest(both).decode()
@@ -170,7 +170,7 @@ def test_kubernetes():
 def test_ray():
     (application,) = read("ray-serve.yaml")["applications"]
     module, _, name = application["import_path"].partition(":")
-    assert module == cluster.__name__
-    assert callable(getattr(cluster, name))
+    assert module == ray_serve.__name__
+    assert callable(getattr(ray_serve, name))
     for option in application["args"]:
-        assert f"`{option}`" in str(cluster.app.__doc__)
+        assert f"`{option}`" in str(ray_serve.app.__doc__)

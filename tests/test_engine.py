@@ -14,7 +14,7 @@ from conftest import encode, tone
 from worker.audio import ingest
 from worker.backends.base import Backend
 from worker.config import Settings
-from worker.engine import scheduler as pool
+from worker.engine import scheduler
 from worker.engine.engine import Engine
 from worker.protocol.request import parse
 from worker.types import Failure, Request, Result, Transcript
@@ -310,7 +310,7 @@ def test_the_background_reads_far_ahead_only_while_nobody_waits(settings, tmp_pa
 
 
 def test_the_background_gets_its_turn_however_many_wait(settings, tmp_path, monkeypatch):
-    for module in (ingest, pool):
+    for module in (ingest, scheduler):
         monkeypatch.setattr(module, "BACKGROUND_SEC", 0.3)
     model, stop = Slow(), threading.Event()
     model.gate.set()

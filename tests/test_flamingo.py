@@ -211,11 +211,11 @@ def test_no_length_makes_it_fail(model, samples):
 
 
 def test_thoughts_are_told_apart():
-    from worker.backends.common.generation import apart
+    from worker.backends.common.generation import split_thinking
 
-    assert apart("<think>a guitar?</think> Rock.") == ("Rock.", "a guitar?")
-    assert apart("Rock.") == ("Rock.", None)
-    assert apart("<think>a guitar, or") == ("", "a guitar, or")
+    assert split_thinking("<think>a guitar?</think> Rock.") == ("Rock.", "a guitar?")
+    assert split_thinking("Rock.") == ("Rock.", None)
+    assert split_thinking("<think>a guitar, or") == ("", "a guitar, or")
 
 
 @pytest.mark.parametrize(("said", "text"), [
@@ -233,7 +233,7 @@ def test_the_tower_alone_gives_the_same_embeddings(folders, models):
         assert not hasattr(alone, "_model")
         for one, other in zip(ask(alone, CLIPS, task="embed"), ask(models[kind], CLIPS, task="embed"), strict=True):
             assert np.allclose(one.values, other.values, atol=1e-5)
-        assert 0 < alone.weigh() < models[kind].weigh() / 2
+        assert 0 < alone.weight_bytes() < models[kind].weight_bytes() / 2
 
 
 def test_the_tower_is_a_small_part_of_the_full_size_model():

@@ -16,7 +16,7 @@ from gateway_host import WEEK, WITHOUT_NGINX, Host, gone, holding, hosting
 from prometheus_client.parser import text_string_to_metric_families
 
 from worker.config import Settings
-from worker.engine.placement import Seat
+from worker.engine.placement import Placement
 from worker.entrypoints.http import sockets
 from worker.entrypoints.http.gateway import nginx, supervisor
 from worker.entrypoints.http.gateway.worker_process import ask
@@ -205,7 +205,7 @@ def test_a_supervisor_that_is_killed_takes_everything_with_it(tmp_path):
 def broken(data: Path) -> int:
     """The exit code of a server whose workers cannot start."""
     settings = Settings(skip_model_load=True, data_dir=data, port=0)
-    seat = Seat("nowhere", {"PYTHONHOME": str(data / "nowhere")}, (), settings)
+    seat = Placement("nowhere", {"PYTHONHOME": str(data / "nowhere")}, (), settings)
     return supervisor.run(settings, [seat, seat], None)
 
 

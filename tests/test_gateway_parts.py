@@ -20,12 +20,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.parser import text_string_to_metric_families
 
 from worker.config import Settings
-from worker.engine import placement as seats
+from worker.engine import placement
 from worker.entrypoints.http import sockets
-from worker.entrypoints.http.gateway import aggregate as sums
-from worker.entrypoints.http.gateway import control as front
-from worker.entrypoints.http.gateway import nginx, supervisor
-from worker.entrypoints.http.gateway import worker_process as process
+from worker.entrypoints.http.gateway import aggregate, control, nginx, supervisor, worker_process
 from worker.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -92,7 +89,7 @@ async def until(condition, seconds: float) -> None:
 @contextlib.asynccontextmanager
 async def supervised(settings: Settings, folder: Path):
     """A supervisor in this process, with one worker and no nginx."""
-    made = supervisor.Supervisor(settings, seats.place(settings, 1, [], [0]), folder, None)
+    made = supervisor.Supervisor(settings, placement.place(settings, 1, [], [0]), folder, None)
     running = asyncio.create_task(made.run())
     try:
         yield made, made._workers[0]
@@ -107,8 +104,8 @@ def free_port() -> int:
 
 
 def test_a_worker_that_hangs_is_replaced(tmp_path, monkeypatch):
-    monkeypatch.setattr(process, "ASK_SEC", 0.3)
-    monkeypatch.setattr(process, "HUNG_SEC", (4, 60))
+    monkeypatch.setattr(worker_process, "ASK_SEC", 0.3)
+    monkeypatch.setattr(worker_process, "HUNG_SEC", (4, 60))
 
     async def hang() -> None:
         settings = Settings(skip_model_load=True, data_dir=tmp_path, port=free_port())
@@ -155,7 +152,7 @@ def test_a_folder_too_deep_for_sockets_is_said(tmp_path):
 def asked(tmp_path):
     """A client of a supervisor's own server that has no workers yet."""
     settings = Settings(api_key="k", rate_limit="2/minute")
-    with front.serving(front.Front(settings, []), tmp_path / "control"), \
+    with control.serving(control.Control(settings, []), tmp_path / "control"), \
             httpx.Client(base_url="http://control", transport=httpx.HTTPTransport(uds=str(tmp_path / "control"))) as client:
         yield client
 
@@ -171,7 +168,7 @@ def test_the_gate_counts_keys_and_lets_questions_pass(asked):
 
 
 def test_without_keys_an_address_is_counted_as_nginx_says_it(tmp_path):
-    with front.serving(front.Front(Settings(rate_limit="1/minute"), []), tmp_path / "control"), \
+    with control.serving(control.Control(Settings(rate_limit="1/minute"), []), tmp_path / "control"), \
             httpx.Client(base_url="http://control", transport=httpx.HTTPTransport(uds=str(tmp_path / "control"))) as client:
         told = [client.post("/gate/v1/x", headers={"X-Forwarded-For": who}).status_code
                 for who in ("1.2.3.4", "5.6.7.8", "1.2.3.4")]
@@ -190,7 +187,7 @@ def test_numbers_need_the_key_and_are_there_before_any_worker(asked):
 
 
 def test_a_worker_that_is_replaced_while_it_is_asked_counts_once(tmp_path):
-    class Replaced(process.Worker):
+    class Replaced(worker_process.Worker):
         texts = iter([b"counted_total 5\n", b"counted_total 5\n", b"counted_total 1\n"])
 
         def ask(self, path, headers=None, wait_sec=10):
@@ -200,16 +197,16 @@ def test_a_worker_that_is_replaced_while_it_is_asked_counts_once(tmp_path):
             self.asked += 1
             return 200, b"# TYPE counted_total counter\n" + text
 
-    worker = Replaced(0, seats.place(Settings(), 1, [], [0])[0], tmp_path)
+    worker = Replaced(0, placement.place(Settings(), 1, [], [0])[0], tmp_path)
     worker.state, worker.starts, worker.asked = "ready", 1, 1
-    with front.serving(front.Front(Settings(), [worker]), tmp_path / "control"), \
+    with control.serving(control.Control(Settings(), [worker]), tmp_path / "control"), \
             httpx.Client(base_url="http://control", transport=httpx.HTTPTransport(uds=str(tmp_path / "control"))) as client:
         told = [read(client.get("/metrics").text)["counted_total",] for _ in range(3)]
     assert told == [5, 5, 6]
 
 
 def test_a_rolling_restart_leaves_one_that_serves(tmp_path):
-    class Quick(process.Worker):
+    class Quick(worker_process.Worker):
         async def stop(self, *, patiently=False):
             assert patiently
             self.starts, self.state = self.starts + 1, "ready"
@@ -219,7 +216,7 @@ def test_a_rolling_restart_leaves_one_that_serves(tmp_path):
             return super().leave()
 
     served: list[bool] = []
-    taken = seats.place(Settings(), 3, [], [0])
+    taken = placement.place(Settings(), 3, [], [0])
     workers = [Quick(number, seat, tmp_path) for number, seat in enumerate(taken)]
     for worker, state in zip(workers, ("ready", "loading", "unhealthy"), strict=True):
         worker.state, worker.starts = state, 1
@@ -243,7 +240,7 @@ def test_one_worker_serves_on_a_unix_socket(tmp_path):
             second = subprocess.run([sys.executable, "-m", "worker", "serve"], cwd=ROOT, env=os.environ | values, timeout=60,
                                     capture_output=True, text=True, check=False)
             assert second.returncode != 0
-            assert "another server is on" in second.stderr
+            assert "another server is listening on" in second.stderr
             assert client.get("/health").status_code == 200
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://socket") as client:
             assert client.get("/health").status_code == 200, "its socket is still there"
@@ -276,7 +273,7 @@ def read(text: str) -> dict[tuple, float]:
             for family in text_string_to_metric_families(text) for one in family.samples}
 
 
-def summed(totals: sums.Totals) -> dict[tuple, float]:
+def summed(totals: aggregate.Totals) -> dict[tuple, float]:
     registry = CollectorRegistry()
     registry.register(totals)
     return read(generate_latest(registry).decode())
@@ -284,7 +281,7 @@ def summed(totals: sums.Totals) -> dict[tuple, float]:
 
 @given(st.lists(workers, min_size=1, max_size=4))
 def test_every_series_is_the_sum_of_the_workers(texts):
-    totals = sums.Totals()
+    totals = aggregate.Totals()
     totals.add({str(i): text for i, text in enumerate(texts)}, [str(i) for i in range(len(texts))])
     found = summed(totals)
     expected: dict[tuple, float] = {}
@@ -296,7 +293,7 @@ def test_every_series_is_the_sum_of_the_workers(texts):
 
 @given(workers, workers)
 def test_what_a_process_has_counted_outlives_it_and_what_it_held_does_not(old, new):
-    totals = sums.Totals()
+    totals = aggregate.Totals()
     totals.add({"0-1": old}, ["0-1"])
     totals.add({}, ["0-1"])
     assert summed(totals) == read(old), "busy, but there"
@@ -313,7 +310,7 @@ def stats(requests: int, busy: float, rtfx: float | None, padding: float | None,
 
 
 def test_stats_add_up_and_rates_are_of_all_device_seconds():
-    whole = sums.add_stats([stats(4, 1.0, 100.0, 0.5, {"a": "ready"}), stats(6, 3.0, 20.0, 0.0, {"a": "loading", "b": "failed"}),
+    whole = aggregate.add_stats([stats(4, 1.0, 100.0, 0.5, {"a": "ready"}), stats(6, 3.0, 20.0, 0.0, {"a": "loading", "b": "failed"}),
                             stats(0, 0.0, None, None, {})])
     assert whole["requests"] == 10
     assert whole["uptime_sec"] == 6.0

@@ -72,7 +72,7 @@ def test_only_the_tower_is_counted_and_loaded(parts):
     backend = create(rows["told"], Settings(device="cpu"))
     whole = sum(file.stat().st_size for file in whisper.glob("*.safetensors"))
     tower = sum(4 * tensor.numel() for tensor in parts[2].state_dict().values())
-    assert backend.weigh() == whole + tower
+    assert backend.weight_bytes() == whole + tower
 
 
 def test_a_missing_part_says_which(parts, tmp_path):

@@ -28,7 +28,7 @@ from serving import serving
 from worker import errors
 from worker.config import Settings
 from worker.engine.engine import Engine
-from worker.manifest import Answer, on_ray, output_path, process, process_manifest, with_engine
+from worker.manifest import LineResult, on_ray, output_path, process, process_manifest, with_engine
 from worker.manifest.run import WINDOW
 
 ROOT = Path(__file__).parent.parent
@@ -44,10 +44,10 @@ def write(path: Path, *lines) -> Path:
     return path
 
 
-def echo(line) -> Answer:
+def echo(line) -> LineResult:
     """Answers with the audio's own name."""
     audio = line.audio()
-    return Answer({"pred_text": audio if isinstance(audio, str) else f"{len(audio)} bytes"})
+    return LineResult({"pred_text": audio if isinstance(audio, str) else f"{len(audio)} bytes"})
 
 
 def size(path: Path) -> int:
@@ -186,7 +186,7 @@ def test_a_segment_is_cut_where_it_says(tmp_path):
 
     def keep(line):
         got.append(soundfile.read(io.BytesIO(line.audio()))[0] * 32768)
-        return Answer({})
+        return LineResult({})
 
     process(write(tmp_path / "m.jsonl", {"path": "a.flac", "offset": 0.5, "duration": 0.25}, {"path": "a.flac", "offset": 1.5}),
             tmp_path / "out.jsonl", keep, concurrency=1)
@@ -231,7 +231,7 @@ def test_the_order_is_the_manifests_whoever_is_faster(tmp_path):
         most.append(len(inside))
         time.sleep(waits[line.index])
         inside.remove(line.index)
-        return Answer({"pred_text": str(line.index)})
+        return LineResult({"pred_text": str(line.index)})
 
     process(manifest, tmp_path / "out.jsonl", slow, concurrency=8)
     assert [row["n"] for row in rows(tmp_path / "out.jsonl")] == list(range(60))
@@ -247,7 +247,7 @@ def test_the_window_is_bounded(tmp_path):
         asked.append(line.index)
         if line.index == 0:
             first.wait(10)
-        return Answer({})
+        return LineResult({})
 
     run = threading.Thread(target=process, args=(manifest, tmp_path / "out.jsonl", ask), kwargs={"concurrency": 3})
     run.start()
@@ -266,7 +266,7 @@ def test_memory_does_not_grow_with_the_manifest(tmp_path):
             file.write(json.dumps({"path": "x", "n": number, "text": "t" * 2000}) + "\n")
 
     def ask(line):
-        return Answer({}, np.zeros((500, 100), np.float32) if line.index % 50 == 0 else None)
+        return LineResult({}, np.zeros((500, 100), np.float32) if line.index % 50 == 0 else None)
 
     tracemalloc.start()
     try:
@@ -327,13 +327,13 @@ def test_failed_lines_can_be_asked_again(tmp_path):
             raise errors.FetchFailed("not now")
         if line.index == 17:
             raise ZeroDivisionError
-        return Answer({"pred_text": "old"})
+        return LineResult({"pred_text": "old"})
 
     def works(line):
         asked.append(line.index)
         if line.index == 23:
             raise errors.FetchFailed("still")
-        return Answer({"pred_text": "new"})
+        return LineResult({"pred_text": "new"})
 
     assert process(manifest, output, fails).errors == {"fetch_failed": 5, "internal_error": 1}
     assert process(manifest, output, works).resumed == 50

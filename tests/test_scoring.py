@@ -125,7 +125,7 @@ def test_higgs_takes_the_features_of_the_processor_that_is_named(heard, tmp_path
     import transformers
 
     from worker.backends import higgs
-    from worker.backends.common import audio_tower as tower
+    from worker.backends.common import audio_tower
 
     _, engine, folder = heard
     names = {"own": {"n_fft": 512}, "wide": {"feature_size": 128}}
@@ -143,10 +143,10 @@ def test_higgs_takes_the_features_of_the_processor_that_is_named(heard, tmp_path
     assert features.keys() == {"higgs-audio-v2", "own"}
     assert not np.allclose(features["own"], features["higgs-audio-v2"], atol=1e-3)
     checkpoint = folder / "models" / "higgs-audio-v2-understanding-3B"
-    alone = tower.load_tower(checkpoint, higgs._config(transformers, checkpoint), torch.float32, torch.device("cpu"))
+    alone = audio_tower.load_tower(checkpoint, higgs._config(transformers, checkpoint), torch.float32, torch.device("cpu"))
     samples, _ = soundfile.read(SAMPLES / "doctor.flac", dtype="float32")
     with torch.inference_mode():
-        (states,) = tower.states(alone, transformers.WhisperFeatureExtractor.from_pretrained(tmp_path / "own"), [samples])
+        (states,) = audio_tower.states(alone, transformers.WhisperFeatureExtractor.from_pretrained(tmp_path / "own"), [samples])
     assert np.allclose(features["own"], states.mean(axis=0), atol=1e-4)
 
 
@@ -466,7 +466,7 @@ def test_open_returns_before_anything_is_heard_and_close_leaves_nobody_waiting(f
         for one in (future, scorer.ready, scorer.score("a-video", "part_2", at(folder / "tone.wav"))):
             with pytest.raises(Cancelled):
                 one.result(20)
-        assert set(threading.enumerate()) - before <= {lane._thread for lane in engine._lanes}
+        assert set(threading.enumerate()) - before <= {lane._thread for lane in engine._runners}
         backend.gate.set()
 
 

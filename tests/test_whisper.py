@@ -13,8 +13,7 @@ from conftest import check_embeddings
 pytest.importorskip("transformers", reason="transformers is not installed")
 from fixtures import tiny_whisper
 
-from worker.backends import create
-from worker.backends import whisper_alignment as alignment
+from worker.backends import create, whisper_alignment
 from worker.catalog import find
 from worker.config import Settings
 from worker.engine.engine import Engine
@@ -253,7 +252,7 @@ def test_the_cheapest_path_is_that_of_plain_dynamic_programming():
     rng = np.random.default_rng(0)
     for tokens, frames in ((1, 1), (1, 9), (4, 4), (5, 40), (12, 30), (6, 3)):
         cost = rng.standard_normal((tokens, frames))
-        assert alignment.path_starts(cost) == plain_starts(cost)
+        assert whisper_alignment.path_starts(cost) == plain_starts(cost)
 
 
 def plain_starts(cost: np.ndarray) -> list[int]:
@@ -281,7 +280,7 @@ def test_times_follow_the_attention():
     edges = [*truth, 80, 100]
     for token, (begin, end) in enumerate(itertools.pairwise(edges)):
         attention[:, 2 + token, begin:end] = 1.0
-    times = alignment._times(attention, 2, 0.02)
+    times = whisper_alignment._times(attention, 2, 0.02)
     assert [round(start / 0.02) for start, _ in times] == pytest.approx(truth, abs=2)
     assert times[-1][1] == pytest.approx(1.6, abs=0.05)
 

@@ -26,7 +26,7 @@ CHANNELS = 64            # most that an array may have: more is an axis of somet
 RATES = (1_000, 768_000)
 
 
-class Shelf:
+class MemoryFiles:
     """What one request holds in memory. `folder`: where its files pass through. `close` when the request is done."""
 
     def __init__(self, folder: Path) -> None:

@@ -27,8 +27,7 @@ from typing import IO, BinaryIO, cast
 import numpy as np
 
 from worker import child
-from worker.audio import ffmpeg
-from worker.audio import wav as wave
+from worker.audio import ffmpeg, wav
 from worker.config import Settings
 from worker.errors import Cancelled, DecodeFailed, EmptyAudio, TooLong
 from worker.types import SAMPLE_RATE, Clip
@@ -49,7 +48,7 @@ class Decoder:
     def decode(self, file: BinaryIO, *, cancelled: Callable[[], bool] = lambda: False) -> Clip:
         """The whole file's first audio track. The file must be seekable; it is left open."""
         limits = _Limits(self._settings, cancelled)
-        samples = wave.read(file, limits.check)
+        samples = wav.read(file, limits.check)
         clip = self._decoded(file, limits) if samples is None else Clip(samples)
         if not len(clip.samples):
             raise EmptyAudio("holds no audio samples")
@@ -72,7 +71,7 @@ class Decoder:
         with _shareable(file) as shared:
             try:
                 return self._by_process(shared, limits)
-            except _Refused as refused:
+            except _LibraryRefused as refused:
                 return _by_ffmpeg(shared, limits, str(refused))
 
     def _by_process(self, file: BinaryIO, limits: _Limits) -> Clip:
@@ -82,7 +81,7 @@ class Decoder:
             process = _Process()
         try:
             return process.decode(file, limits)
-        except _Refused:
+        except _LibraryRefused:
             raise
         except BaseException:
             process.alive = False
@@ -113,7 +112,7 @@ class _Limits:
             raise TooLong(f"longer than the {self._sec:g} s allowed (MAX_AUDIO_SEC)")
 
 
-class _Refused(Exception):
+class _LibraryRefused(Exception):
     """The libraries could not decode it, and why."""
 
 
@@ -139,10 +138,10 @@ class _Process:
             status = json.loads(self._answer(limits))
         except (EOFError, OSError):
             self.alive = False
-            raise _Refused("the decoder crashed") from None
+            raise _LibraryRefused("the decoder crashed") from None
         if status["error"]:
             self._trim()        # what came before the fault may be much
-            raise _Refused(status["error"])
+            raise _LibraryRefused(status["error"])
         limits.check(status["bytes"])
         return Clip(self._samples(status["bytes"]), status["warning"])
 

@@ -27,8 +27,7 @@ from urllib3.exceptions import HTTPError as Urllib3Error
 
 from worker.config import Settings
 from worker.errors import Cancelled, DecodeFailed, EmptyAudio, FetchFailed, InputError, SourceForbidden, SourceNotFound, TooLarge
-from worker.net import s3
-from worker.net import safe_http as guard
+from worker.net import s3, safe_http
 from worker.types import Source
 
 ATTEMPTS = 4
@@ -76,7 +75,7 @@ class Fetcher:
     def _session(self, *, allow_private: bool) -> requests.Session:
         name = f"session_{allow_private}"
         if not hasattr(self._local, name):
-            setattr(self._local, name, guard.session(allow_private=allow_private))
+            setattr(self._local, name, safe_http.session(allow_private=allow_private))
         return cast(requests.Session, getattr(self._local, name))
 
     def _again(self, source: Source) -> BinaryIO:
@@ -162,7 +161,7 @@ class Fetcher:
                 time.sleep(min(0.2, left))
 
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda error: isinstance(error, _Again)), reraise=True, sleep=sleep,
+            retry=tenacity.retry_if_exception(lambda error: isinstance(error, _Refetch)), reraise=True, sleep=sleep,
             stop=tenacity.stop_after_attempt(ATTEMPTS), wait=_wait)
         try:
             for attempt in retrying:
@@ -170,7 +169,7 @@ class Fetcher:
                     file.seek(0)
                     file.truncate()
                     self._attempt(source, url, name, file, allow_private, deadline, cancelled)
-        except _Again as error:
+        except _Refetch as error:
             raise FetchFailed(str(error)) from error
 
     def _attempt(self, source: Source, url: str, name: str, file: BinaryIO, allow_private: bool, deadline: float,
@@ -184,7 +183,7 @@ class Fetcher:
                 raise SourceForbidden(f"{name} redirects to something that is not http or https")
             left = max(0.1, deadline - time.monotonic())
             try:
-                with (guard.watched(lambda: _check(cancelled, deadline, self._settings.fetch_timeout_sec, name)),
+                with (safe_http.watched(lambda: _check(cancelled, deadline, self._settings.fetch_timeout_sec, name)),
                       session.get(url, stream=True, allow_redirects=False, headers={"Accept-Encoding": "identity"},
                                   timeout=(min(CONNECT_SEC, left), min(READ_SEC, left))) as response):
                     region = response.headers.get("x-amz-bucket-region")
@@ -197,7 +196,7 @@ class Fetcher:
                         _raise_for(response, name)
                         self._save(response, file, name)
                         return
-            except guard.PrivateAddress as error:
+            except safe_http.PrivateAddress as error:
                 raise SourceForbidden(f"{name} leads to an address that is not public (ALLOW_PRIVATE_URLS)") from error
             except requests.exceptions.SSLError as error:
                 raise FetchFailed(f"{name} has no valid certificate", retryable=False) from error
@@ -205,7 +204,7 @@ class Fetcher:
                 raise FetchFailed(f"{name} is not a valid URL", retryable=False) from error
             except (requests.exceptions.RequestException, Urllib3Error, OSError) as error:
                 _check(cancelled, deadline, self._settings.fetch_timeout_sec, name)
-                raise _Again(f"{name} could not be read: {_kind(error)}") from error
+                raise _Refetch(f"{name} could not be read: {_kind(error)}") from error
         raise FetchFailed(f"{name} redirects more than {REDIRECTS} times", retryable=False)
 
     def _save(self, response: requests.Response, file: BinaryIO, name: str) -> None:
@@ -220,13 +219,13 @@ class Fetcher:
                 self._too_large()
             file.write(block)
         if length.isdigit() and not response.headers.get("content-encoding") and total < int(length):
-            raise _Again(f"{name} broke off after {total} of {length} bytes")
+            raise _Refetch(f"{name} broke off after {total} of {length} bytes")
 
     def _too_large(self) -> NoReturn:
         raise TooLarge(f"larger than the {self._settings.max_audio_bytes} bytes allowed (MAX_AUDIO_BYTES)")
 
 
-class _Again(Exception):
+class _Refetch(Exception):
     """A failure that may pass. `after`: seconds the server asked to wait."""
 
     def __init__(self, message: str, after: float | None = None) -> None:
@@ -239,7 +238,7 @@ _BACK_OFF = tenacity.wait_exponential_jitter(initial=0.3, max=8, jitter=0.3)
 
 def _wait(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    asked = error.after if isinstance(error, _Again) else None
+    asked = error.after if isinstance(error, _Refetch) else None
     return asked if asked is not None else _BACK_OFF(state)
 
 
@@ -253,7 +252,7 @@ def _raise_for(response: requests.Response, name: str) -> None:
         after: float | None = None
         with contextlib.suppress(KeyError, ValueError):
             after = max(0.0, float(response.headers["retry-after"]))
-        raise _Again(f"{name} answered HTTP {status}", after)
+        raise _Refetch(f"{name} answered HTTP {status}", after)
     raise FetchFailed(f"{name} answered HTTP {status}", retryable=False)
 
 

@@ -19,7 +19,7 @@ class Backend(ABC):
 
     overhead_sec: float = 100.0
 
-    def weigh(self) -> int:
+    def weight_bytes(self) -> int:
         """Bytes of device memory the weights will take, as far as their files tell before they are loaded."""
         return 0
 

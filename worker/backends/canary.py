@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from worker.backends.base import Backend
-from worker.backends.common import timestamps as timing
+from worker.backends.common import timestamps
 from worker.backends.common.device import device_of
-from worker.backends.common.silence import has_sound
-from worker.backends.nemo.encoder import NemoModel, weigh
+from worker.backends.common.silence import is_silent
+from worker.backends.nemo.encoder import NemoModel, weight_bytes
 from worker.catalog import Model
 from worker.config import Settings
 from worker.errors import Unsupported
@@ -33,8 +33,8 @@ class Canary(Backend):
     def __init__(self, model: Model, settings: Settings) -> None:
         self._row, self._settings = model, settings
 
-    def weigh(self) -> int:
-        return weigh(self._row.id, self._settings)
+    def weight_bytes(self) -> int:
+        return weight_bytes(self._row.id, self._settings)
 
     def load(self) -> None:
         with _aligner_on(self._settings):
@@ -58,7 +58,7 @@ class Canary(Backend):
         spoken, written = languages(batch.options)
         prompt = self._prompt(batch.options, spoken, written)
         outputs: list[Output] = [Transcript("", language=written) for _ in batch.pieces]
-        heard = [i for i, piece in enumerate(batch.pieces) if has_sound(piece.clip.samples)]
+        heard = [i for i, piece in enumerate(batch.pieces) if not is_silent(piece.clip.samples)]
         if heard:
             for i, transcript in zip(heard, self._hear([batch.pieces[i] for i in heard], prompt, written), strict=True):
                 outputs[i] = transcript
@@ -134,12 +134,12 @@ class Canary(Backend):
         return transcripts
 
     def _made(self, piece: Piece, text: str, words: tuple[Span, ...], hypothesis: Any, written: str) -> Transcript:
-        segments = timing.segments(words)
+        segments = timestamps.segments(words)
         if text and not words and piece.options.timestamps:
             segments = (Span(text, 0.0, piece.duration_sec),)       # the model told no times: this much is known
         tokens = self._model.tokenizer.ids_to_tokens(hypothesis.y_sequence.tolist())
         count = sum(_SIGN.fullmatch(token) is None for token in tokens)
-        return Transcript(text, words, segments, timing.chars(words), written, count)
+        return Transcript(text, words, segments, timestamps.chars(words), written, count)
 
 
 def languages(options: Options) -> tuple[str, str]:

@@ -17,9 +17,7 @@ from typing import Any
 import numpy as np
 
 from worker.backends.base import Backend
-from worker.backends.common import audio_tower as tower
-from worker.backends.common import checkpoints as weights
-from worker.backends.common import generation
+from worker.backends.common import audio_tower, checkpoints, generation
 from worker.backends.common.device import device_of, dtype_of, libraries
 from worker.catalog import Model
 from worker.config import Settings
@@ -48,8 +46,8 @@ class Flamingo(Backend):
         self._row, self._settings = model, settings
         self._captions = CAPTIONS["music" if model.music else "audio"]
 
-    def weigh(self) -> int:
-        return tower.tower_bytes(self._folder()) if self._row.part else weights.checkpoint_bytes(self._folder())
+    def weight_bytes(self) -> int:
+        return audio_tower.tower_bytes(self._folder()) if self._row.part else checkpoints.checkpoint_bytes(self._folder())
 
     def load(self) -> None:
         folder = self._folder()
@@ -58,7 +56,7 @@ class Flamingo(Backend):
         self._dtype = dtype_of(self._settings, self._device)
         config = transformers.AutoConfig.from_pretrained(folder)
         if self._row.part:
-            self._tower = tower.load_tower(folder, config.audio_config, self._dtype, self._device)
+            self._tower = audio_tower.load_tower(folder, config.audio_config, self._dtype, self._device)
             self._features = transformers.AutoFeatureExtractor.from_pretrained(folder)
         else:
             made = getattr(transformers, config.architectures[0])
@@ -74,7 +72,7 @@ class Flamingo(Backend):
     def infer(self, batch: Batch) -> list[Output]:
         with self._torch.inference_mode():
             if batch.options.task == "embed":
-                heard = tower.states(self._tower, self._features, [_samples(piece) for piece in batch.pieces])
+                heard = audio_tower.states(self._tower, self._features, [_samples(piece) for piece in batch.pieces])
                 return [self._embedding(piece, states) for piece, states in zip(batch.pieces, heard, strict=True)]
             return self._write(batch)
 
@@ -85,7 +83,7 @@ class Flamingo(Backend):
 
     def _folder(self) -> Any:
         part = self._row.part or ""
-        return weights.checkpoint(self._row.id.removesuffix(f":{part}"), self._settings, part=part)
+        return checkpoints.checkpoint(self._row.id.removesuffix(f":{part}"), self._settings, part=part)
 
     def _write(self, batch: Batch) -> list[Output]:
         pieces, options = batch.pieces, batch.options
@@ -104,13 +102,13 @@ class Flamingo(Backend):
         watch.finish([output.text for output in outputs])
         if options.task != "analyze":
             return list(outputs)
-        counts = [-(-len(_samples(piece)) // tower.WINDOW) for piece in pieces]
-        heard = tower.joined(tower.valid(self._tower, states[0], inputs["input_features_mask"]), counts)
+        counts = [-(-len(_samples(piece)) // audio_tower.WINDOW) for piece in pieces]
+        heard = audio_tower.joined(audio_tower.valid(self._tower, states[0], inputs["input_features_mask"]), counts)
         return [Analysis(caption, self._embedding(piece, rows_of)) for piece, caption, rows_of
                 in zip(pieces, outputs, heard, strict=True) if isinstance(caption, Caption)]
 
     def _output(self, task: str, row: generation.Written, prompt_tokens: int) -> Transcript | Reply | Caption:
-        text, thinking = generation.apart(row.text)
+        text, thinking = generation.split_thinking(row.text)
         if task == "transcribe":
             return Transcript(_bare(text), tokens_generated=len(row.tokens))
         if task == "chat":
@@ -120,7 +118,7 @@ class Flamingo(Backend):
     @staticmethod
     def _shown(task: str, text: str) -> str:
         """What a listener may see of a text so far. A transcript is told when it is whole: its framing must come off."""
-        return "" if task == "transcribe" else generation.apart(text)[0]
+        return "" if task == "transcribe" else generation.split_thinking(text)[0]
 
     def _read(self, ids: list[int]) -> str:
         return str(self._processor.tokenizer.decode(ids, skip_special_tokens=True))
@@ -157,7 +155,7 @@ def _samples(piece: Piece) -> np.ndarray:
     samples = piece.clip.samples
     if len(samples) <= 2 * TAIL:
         return np.pad(samples, (0, 2 * TAIL - len(samples)))
-    tail = len(samples) % tower.WINDOW
+    tail = len(samples) % audio_tower.WINDOW
     return samples[:-tail] if 0 < tail <= TAIL else samples
 
 

@@ -15,8 +15,7 @@ import numpy as np
 from worker import catalog
 from worker.backends import create
 from worker.backends.base import Backend
-from worker.backends.common import audio_tower as tower
-from worker.backends.common import checkpoints as weights
+from worker.backends.common import audio_tower, checkpoints
 from worker.backends.common.device import device_of, dtype_of, libraries
 from worker.catalog import Model
 from worker.config import Settings
@@ -31,8 +30,8 @@ class Higgs(Backend):
         self._row, self._settings = model, settings
         self._transcriber = create(catalog.find(model.transcriber or ""), settings)
 
-    def weigh(self) -> int:
-        return tower.tower_bytes(self._folder()) + self._transcriber.weigh()
+    def weight_bytes(self) -> int:
+        return audio_tower.tower_bytes(self._folder()) + self._transcriber.weight_bytes()
 
     def load(self) -> None:
         folder = self._folder()
@@ -40,11 +39,11 @@ class Higgs(Backend):
         self._device = device_of(self._settings)
         self._dtype = dtype_of(self._settings, self._device)
         self._features = transformers.AutoFeatureExtractor.from_pretrained(
-            weights.checkpoint(self._row.processor or "", self._settings, part=None))
+            checkpoints.checkpoint(self._row.processor or "", self._settings, part=None))
         config = _config(transformers, folder)
         if (made := self._features.feature_size) != config.num_mel_bins:
             raise ModelUnavailable(f"{self._row.id} hears {config.num_mel_bins} mel bands, and its processor makes {made}")
-        self._tower = tower.load_tower(folder, config, self._dtype, self._device)
+        self._tower = audio_tower.load_tower(folder, config, self._dtype, self._device)
         self._transcriber.load()
         self.overhead_sec = self._transcriber.overhead_sec
         self._frame_rate = SAMPLE_RATE / self._features.hop_length / 4
@@ -53,7 +52,7 @@ class Higgs(Backend):
         if batch.options.task != "embed":
             return self._transcriber.infer(batch)
         with self._torch.inference_mode():
-            heard = tower.states(self._tower, self._features, [piece.clip.samples for piece in batch.pieces])
+            heard = audio_tower.states(self._tower, self._features, [piece.clip.samples for piece in batch.pieces])
         return [self._embedding(piece, states) for piece, states in zip(batch.pieces, heard, strict=True)]
 
     def close(self) -> None:
@@ -64,7 +63,7 @@ class Higgs(Backend):
 
     def _folder(self) -> Path:
         own = self._row.id.removesuffix(f":{self._row.processor}")
-        return weights.checkpoint(own, self._settings, part=self._row.part or "")
+        return checkpoints.checkpoint(own, self._settings, part=self._row.part or "")
 
     def _embedding(self, piece: Piece, states: np.ndarray) -> Embedding:
         pooling = piece.options.pooling
@@ -80,7 +79,7 @@ def _config(transformers: Any, folder: Path) -> Any:
             "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim"}
         return transformers.AudioFlamingo3EncoderConfig(**{name: value for name, value in known.items() if name in names
                                                            and name not in ("model_type", "architectures")})
-    shapes = tower.shapes(folder)
+    shapes = audio_tower.shapes(folder)
     width, mels, _ = shapes["conv1.weight"]
     return transformers.AudioFlamingo3EncoderConfig(
         num_mel_bins=mels, hidden_size=width, intermediate_size=shapes["layers.0.fc1.weight"][0],

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from worker.backends.base import Backend
-from worker.backends.common import timestamps as timing
-from worker.backends.common.silence import has_sound
-from worker.backends.nemo import greedy_transducer as greedy
-from worker.backends.nemo.encoder import NemoModel, weigh
+from worker.backends.common import timestamps
+from worker.backends.common.silence import is_silent
+from worker.backends.nemo import greedy_transducer
+from worker.backends.nemo.encoder import NemoModel, weight_bytes
 from worker.backends.nemo.local_attention import LocalAttention
 from worker.catalog import Model
 from worker.config import Settings
@@ -25,7 +25,7 @@ from worker.types import Batch, Output, Piece, Span, Transcript
 log = logging.getLogger(__name__)
 
 
-class Nemo(Backend):
+class Parakeet(Backend):
     overhead_sec = 100.0     # a GPU hears some 3,000 s a second and takes some 36 ms to start
 
     def __init__(self, model: Model, settings: Settings) -> None:
@@ -49,8 +49,8 @@ class Nemo(Backend):
         self._local = LocalAttention(model.encoder) if model.encoder.self_attention_model == "rel_pos" else None
         self._long_decoder_warm = False
 
-    def weigh(self) -> int:
-        return weigh(self._row.id, self._settings)
+    def weight_bytes(self) -> int:
+        return weight_bytes(self._row.id, self._settings)
 
     def warm(self) -> None:
         if self._device.type == "cuda" and self._transducer:
@@ -58,7 +58,7 @@ class Nemo(Backend):
 
     def infer(self, batch: Batch) -> list[Output]:
         outputs: list[Output] = [Transcript("", language=self._language(piece)) for piece in batch.pieces]
-        spoken = [i for i, piece in enumerate(batch.pieces) if has_sound(piece.clip.samples)]
+        spoken = [i for i, piece in enumerate(batch.pieces) if not is_silent(piece.clip.samples)]
         if spoken:
             try:
                 heard = self._hear([batch.pieces[i] for i in spoken], batch.long)
@@ -94,7 +94,7 @@ class Nemo(Backend):
         """Text, token ids, first frames and frames of each row. Long clips have a decoder of their own, because a CUDA
         graph is captured again whenever a batch outgrows the one before."""
         if self._windowed:
-            found = greedy.decode(self._model.decoder, self._model.joint, encoded, frames, self._tdt_durations, self._most)
+            found = greedy_transducer.decode(self._model.decoder, self._model.joint, encoded, frames, self._tdt_durations, self._most)
             spell = self._model.decoding.decode_tokens_to_str_with_strip_punctuation
             return [(spell(row.ids), *row) for row in found]
         if long and self._device.type == "cuda" and not self._long_decoder_warm:
@@ -134,8 +134,8 @@ class Nemo(Backend):
         names = _names(self._model, ids)
         tokens = [Span(name, min(start * self._frame_sec, end_sec), min((start + max(1, last)) * self._frame_sec, end_sec))
                   for name, start, last in zip(names, starts, lasts, strict=True)]
-        words = timing.words(tokens)
-        return Transcript(text.strip(), words, timing.segments(words), timing.chars(tokens), self._language(piece))
+        words = timestamps.words(tokens)
+        return Transcript(text.strip(), words, timestamps.segments(words), timestamps.chars(tokens), self._language(piece))
 
     def _language(self, piece: Piece) -> str | None:
         return piece.options.language or (self._row.languages[0] if len(self._row.languages) == 1 else None)

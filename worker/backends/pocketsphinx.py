@@ -14,7 +14,7 @@ import numpy as np
 
 from worker import child
 from worker.backends.base import Backend
-from worker.backends.common.silence import has_sound
+from worker.backends.common.silence import is_silent
 from worker.backends.common.timestamps import chars, segments
 from worker.catalog import Model
 from worker.config import Settings
@@ -51,7 +51,7 @@ class Pocketsphinx(Backend):
     def _hear(self, piece: Piece) -> Transcript:
         if piece.cancelled():
             raise Cancelled("cancelled")
-        if not has_sound(piece.clip.samples):
+        if is_silent(piece.clip.samples):
             return Transcript("", language="en")
         if self._process is None:
             self.load()

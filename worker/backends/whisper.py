@@ -18,13 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from worker.backends import whisper_alignment as alignment
+from worker.backends import whisper_alignment
 from worker.backends.base import Backend
-from worker.backends.common import checkpoints as weights
-from worker.backends.common import generation
-from worker.backends.common import timestamps as timing
+from worker.backends.common import checkpoints, generation, timestamps
 from worker.backends.common.device import device_of, dtype_of, libraries
-from worker.backends.common.silence import has_sound
+from worker.backends.common.silence import is_silent
 from worker.catalog import Model
 from worker.config import Settings
 from worker.errors import Unsupported
@@ -42,8 +40,8 @@ class Whisper(Backend):
     def __init__(self, model: Model, settings: Settings) -> None:
         self._row, self._settings = model, settings
 
-    def weigh(self) -> int:
-        return weights.checkpoint_bytes(self._folder())
+    def weight_bytes(self) -> int:
+        return checkpoints.checkpoint_bytes(self._folder())
 
     def load(self) -> None:
         folder = self._folder()
@@ -77,7 +75,7 @@ class Whisper(Backend):
             language = "en" if _translated(batch.options) else batch.options.language
             nothing = Transcript("", language=language, tokens_generated=0)
             outputs: list[Output] = [nothing] * len(batch.pieces)
-            spoken = [i for i, piece in enumerate(batch.pieces) if has_sound(piece.clip.samples)]
+            spoken = [i for i, piece in enumerate(batch.pieces) if not is_silent(piece.clip.samples)]
             prompts = {(prompt := batch.pieces[i].options.prompt): self._prompt_ids(prompt) for i in spoken}
             for prompt, ids in prompts.items():     # one prompt a call, and none before all are known to be good
                 alike = [i for i in spoken if batch.pieces[i].options.prompt == prompt]
@@ -91,7 +89,7 @@ class Whisper(Backend):
             self._torch.cuda.empty_cache()
 
     def _folder(self) -> Path:
-        return weights.checkpoint(self._row.id, self._settings)
+        return checkpoints.checkpoint(self._row.id, self._settings)
 
     def _write(self, pieces: list[Piece], prompt_ids: Any) -> list[Transcript]:
         options = pieces[0].options
@@ -167,7 +165,7 @@ class Whisper(Backend):
         prefixes = [[self._start, *([sign(f"<|{language}|>"), sign(f"<|{told['task']}|>")] if told else []), self._first_time - 1]
                     for language in spoken]
         full = [[*prefix, *text, self._end] for prefix, text in zip(prefixes, texts, strict=True)]
-        times = alignment.token_times(self._model, states, full, len(prefixes[0]), frames, self._heads, 1 / self._frame_rate)
+        times = whisper_alignment.token_times(self._model, states, full, len(prefixes[0]), frames, self._heads, 1 / self._frame_rate)
         written = ["en"] * len(rows) if told.get("task") == "translate" else spoken
         return [self._spelt(text, edges, language) for text, edges, language in zip(texts, times, written, strict=True)]
 
@@ -182,14 +180,14 @@ class Whisper(Backend):
                 continue
             spans.append(Span(text, edges[i - len(held) + 1][0], edges[i][1]))
             held = []
-        return timing.chars(spans, marker=" ") if language in BY_LETTER else timing.words(spans, marker=" ")
+        return timestamps.chars(spans, marker=" ") if language in BY_LETTER else timestamps.words(spans, marker=" ")
 
     def _transcript(self, piece: Piece, row: list[int], text: str, words: tuple[Span, ...], language: str) -> Transcript:
         end = piece.duration_sec
         words = tuple(Span(word.text, min(word.start, end), min(word.end, end)) for word in words)
         segments = self._segments(row, end) if piece.options.timestamps else ()
         count = sum(token < self._end for token in row)
-        return Transcript(text, words, segments, timing.chars(words), language, count)
+        return Transcript(text, words, segments, timestamps.chars(words), language, count)
 
     def _segments(self, row: list[int], end: float) -> tuple[Span, ...]:
         """The text between time tokens. One that is not closed ends with the clip."""

@@ -21,14 +21,14 @@ A = TypeVar("A", bound=Answer)
 Turns = str | Sequence[Mapping[str, Any]]
 
 
-class Options(TypedDict, total=False):
+class RequestOptions(TypedDict, total=False):
     """`model`: an alias or id, else the worker's default. `sample_rate`: of an array, which needs it."""
 
     model: str
     sample_rate: int
 
 
-class Generation(Options, total=False):
+class Generation(RequestOptions, total=False):
     """Of models that write token by token."""
 
     prompt: str
@@ -50,15 +50,15 @@ class Captioning(Generation, total=False):
     style: Literal["detailed", "brief", "technical"]
 
 
-class Embedding(Options, total=False):
+class EmbedOptions(RequestOptions, total=False):
     pooling: Literal["none", "mean"]
 
 
-class Analyzing(Captioning, Embedding, total=False):
+class Analyzing(Captioning, EmbedOptions, total=False):
     pass
 
 
-class Chatting(Options, total=False):
+class Chatting(RequestOptions, total=False):
     max_new_tokens: int
     temperature: float
     top_p: float
@@ -83,7 +83,7 @@ class Calls:
     def caption(self, audio: Audio, **options: Unpack[Captioning]) -> Steps[Captioned]:
         return self._ask(Captioned, "caption", audio, options)
 
-    def embed(self, audio: Audio, **options: Unpack[Embedding]) -> Steps[Embedded]:
+    def embed(self, audio: Audio, **options: Unpack[EmbedOptions]) -> Steps[Embedded]:
         return self._ask(Embedded, "embed", audio, {**options, "encoding": "base64"})
 
     def analyze(self, audio: Audio, **options: Unpack[Analyzing]) -> Steps[Analyzed]:
@@ -93,7 +93,7 @@ class Calls:
         turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(turn) for turn in messages]
         return self._ask(Replied, "chat", audio, {**options, "messages": turns})
 
-    def score(self, audio: Audio, *, uid: str, cid: str, **options: Unpack[Options]) -> Steps[Scored]:
+    def score(self, audio: Audio, *, uid: str, cid: str, **options: Unpack[RequestOptions]) -> Steps[Scored]:
         return self._ask(Scored, "score", audio, {**options, "uid": uid, "cid": cid})
 
     def _ask(self, kind: type[A], task: str, audio: Audio, options: Mapping[str, Any]) -> Steps[A]:

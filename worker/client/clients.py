@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
-    from worker.client.calls import Analyzing, Captioning, Chatting, Embedding, Options, Transcribing, Turns
+    from worker.client.calls import Analyzing, Captioning, Chatting, EmbedOptions, RequestOptions, Transcribing, Turns
 
 T = TypeVar("T")
 A = TypeVar("A", bound=Answer)
@@ -77,7 +77,7 @@ class Client:
         """A description in words."""
         return self._run(self._calls.caption(audio, **options))
 
-    def embed(self, audio: Audio, **options: Unpack[Embedding]) -> Embedded:
+    def embed(self, audio: Audio, **options: Unpack[EmbedOptions]) -> Embedded:
         """The audio encoder's features."""
         return self._run(self._calls.embed(audio, **options))
 
@@ -90,7 +90,7 @@ class Client:
         one that the audio belongs to)."""
         return self._run(self._calls.chat(audio, messages, **options))
 
-    def score(self, audio: Audio, *, uid: str, cid: str, **options: Unpack[Options]) -> Scored:
+    def score(self, audio: Audio, *, uid: str, cid: str, **options: Unpack[RequestOptions]) -> Scored:
         """How like the reference clip `cid` of `uid` the audio is."""
         return self._run(self._calls.score(audio, uid=uid, cid=cid, **options))
 
@@ -180,7 +180,7 @@ class AsyncClient:
         """As Client's."""
         return await self._run(self._calls.caption(audio, **options))
 
-    async def embed(self, audio: Audio, **options: Unpack[Embedding]) -> Embedded:
+    async def embed(self, audio: Audio, **options: Unpack[EmbedOptions]) -> Embedded:
         """As Client's."""
         return await self._run(self._calls.embed(audio, **options))
 
@@ -192,7 +192,7 @@ class AsyncClient:
         """As Client's."""
         return await self._run(self._calls.chat(audio, messages, **options))
 
-    async def score(self, audio: Audio, *, uid: str, cid: str, **options: Unpack[Options]) -> Scored:
+    async def score(self, audio: Audio, *, uid: str, cid: str, **options: Unpack[RequestOptions]) -> Scored:
         """As Client's."""
         return await self._run(self._calls.score(audio, uid=uid, cid=cid, **options))
 

@@ -18,7 +18,7 @@ SEARCH = 0.5                     # the part of a window, at its end, in which to
 _NO_SPACES = (("\u3000", "\u9fff"), ("\uff01", "\uff60"))      # of Chinese and Japanese; their wide ？ and ！ are the latter
 
 
-def cut(samples: np.ndarray, window_sec: float) -> list[tuple[int, int]]:
+def split(samples: np.ndarray, window_sec: float) -> list[tuple[int, int]]:
     """Windows of at most `window_sec`, as (start, end) in samples, that together are the whole clip in order."""
     longest = int(window_sec * SAMPLE_RATE)
     if len(samples) <= longest:
@@ -35,7 +35,7 @@ def cut(samples: np.ndarray, window_sec: float) -> list[tuple[int, int]]:
     return [*spans, (start, len(samples))]
 
 
-def join(parts: Sequence[tuple[float, Output]]) -> Transcript:
+def merge(parts: Sequence[tuple[float, Output]]) -> Transcript:
     """One transcript of the windows' own, each given with its start in seconds."""
     transcripts = [(start, output) for start, output in parts if isinstance(output, Transcript)]
     languages = Counter(one.language for _, one in transcripts if one.language and one.text)

@@ -21,14 +21,14 @@ from worker.backends import create
 from worker.backends.base import Backend
 from worker.backends.common.device import weights_budget
 from worker.config import Settings
-from worker.engine import chunking as windows
+from worker.engine import chunking
 from worker.engine.batching import Limits
-from worker.engine.model_manager import Residency
-from worker.engine.placement import devices
+from worker.engine.model_manager import ModelManager
+from worker.engine.placement import device_placements
 from worker.engine.remote.device import Device
-from worker.engine.request_state import Countdown, OnResult, OnText, Parts, Run, shown
-from worker.engine.runner import Lane, OnBatch
-from worker.engine.scheduler import Done, Pool
+from worker.engine.request_state import Countdown, OnResult, OnText, RequestState, WindowCollector, visible
+from worker.engine.runner import OnBatch, Runner
+from worker.engine.scheduler import PieceResult, Scheduler
 from worker.errors import AviaryError, DeviceLost, TooLong
 from worker.faults import report
 from worker.futures import any_of
@@ -58,31 +58,31 @@ class Engine:
                  on_batch: OnBatch = lambda batch, seconds, device: None,
                  on_response: OnResponse = lambda request, response: None) -> None:
         self.settings, self._on_response = settings, on_response
-        self._devices = [Device(seat) for seat in devices(settings)] if create_backend is None else []
+        self._devices = [Device(placement) for placement in device_placements(settings)] if create_backend is None else []
         self._ingest = Ingest(settings, idle=self._nudge)
-        self._pool = Pool(wait_sec=settings.batch_wait_sec, coming=self._ingest.coming)
+        self._scheduler = Scheduler(wait_sec=settings.batch_wait_sec, coming=self._ingest.coming)
         loading = threading.Lock()
 
-        def lane(number: int, device: Device | None) -> Lane:
-            own = device.seat.settings if device else settings.model_copy(update={"device": settings.devices[number]})
+        def runner(number: int, device: Device | None) -> Runner:
+            own = device.placement.settings if device else settings.model_copy(update={"device": settings.devices[number]})
             make = device.create if device else create_backend or (lambda model: create(model, settings))
-            residency = Residency(make, changed=self._nudge, budget=lambda: weights_budget(own),
+            models = ModelManager(make, changed=self._nudge, budget=lambda: weights_budget(own),
                                   idle_sec=settings.model_idle_sec, loading=loading)
             if device:
-                device.watch(residency.lose)
-            return Lane(self._pool, residency, Limits.of(settings), name=str(number), on_batch=on_batch,
+                device.watch(models.lose)
+            return Runner(self._scheduler, models, Limits.of(settings), name=str(number), on_batch=on_batch,
                         ended=device.close if device else lambda: None)
 
         here = len(settings.devices) if create_backend else 1
-        self._lanes = [lane(number, device) for number, device in enumerate(self._devices or [None] * here)]
-        for one in self._lanes:
+        self._runners = [runner(number, device) for number, device in enumerate(self._devices or [None] * here)]
+        for one in self._runners:
             one.start()
 
     def submit(self, request: Request, *, on_result: OnResult | None = None, on_text: OnText | None = None) -> Future[Response]:
         """Runs the request. `on_result` is called for each input as it is done, `on_text` with an input's index and each
         bit of a text as it is generated, or of a long clip as its windows are done; both on a worker thread: be quick
         there."""
-        run = Run(request, on_result, on_text)
+        run = RequestState(request, on_result, on_text)
         groups: dict[Source, list[Item]] = {}
         for item in request.items:
             groups.setdefault(item.source, []).append(item)
@@ -96,40 +96,40 @@ class Engine:
     def _ended(self, request: Request, future: Future[Response]) -> None:
         if future.cancelled():
             self._ingest.drop_cancelled()
-            self._pool.nudge()
+            self._scheduler.nudge()
         else:
             self._on_response(request, future.result())
 
     def _nudge(self) -> None:
-        self._pool.nudge()
+        self._scheduler.nudge()
 
     def load(self, model: str) -> Future[None]:
         """Loads a model ahead of its first request, and starts the decoders. The future is done when the model is ready on all
         devices, but for those that are lost or cannot load it, and fails when there is none but such."""
         self._ingest.warm()
-        return any_of([lane.residency.load(model) for lane in self._left or self._lanes])
+        return any_of([runner.models.load(model) for runner in self._left or self._runners])
 
     @property
     def models(self) -> dict[str, str]:
         """The models that are there: ready (on any device), loading or failed."""
         found: dict[str, str] = {}
-        for lane in self._left or self._lanes:
-            for model, state in lane.residency.states().items():
+        for runner in self._left or self._runners:
+            for model, state in runner.models.states().items():
                 found[model] = min(state, found.get(model, state), key=_STATES.index)
         return found
 
     @property
     def devices(self) -> Devices:
-        return Devices(len(self._lanes), len(self._lanes) - len(self._left))
+        return Devices(len(self._runners), len(self._runners) - len(self._left))
 
     @property
-    def _left(self) -> list[Lane]:
-        return [lane for lane in self._lanes if lane.lost is None]
+    def _left(self) -> list[Runner]:
+        return [runner for runner in self._runners if runner.lost is None]
 
     @property
     def waiting(self) -> int:
         """Pieces that are decoded and wait for a device."""
-        return len(self._pool)
+        return len(self._scheduler)
 
     @property
     def held_sec(self) -> float:
@@ -139,13 +139,13 @@ class Engine:
     @property
     def lost(self) -> DeviceLost | None:
         """Why this process must be replaced, or None: the last of its devices is lost."""
-        return self._pool.lost
+        return self._scheduler.lost
 
     def close(self) -> None:
         """Ends the threads and the processes. What is queued is answered as cancelled."""
-        self._pool.close()
-        for lane in self._lanes:
-            lane.join()
+        self._scheduler.close()
+        for runner in self._runners:
+            runner.join()
         for device in self._devices:
             device.close()
         self._ingest.close()
@@ -156,7 +156,7 @@ class Engine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _unit(self, run: Run, queue: Queue, source: Source, items: list[Item]) -> Unit:
+    def _unit(self, run: RequestState, queue: Queue, source: Source, items: list[Item]) -> Unit:
         def deliver(outcome: Decoded | AviaryError) -> None:
             if isinstance(outcome, AviaryError):
                 for item in items:
@@ -175,36 +175,36 @@ class Engine:
 
         return Unit(source, deliver, run.future.cancelled)
 
-    def _put(self, run: Run, clip: Clip, options: Options, items: list[Item], using: Countdown) -> None:
+    def _put(self, run: RequestState, clip: Clip, options: Options, items: list[Item], using: Countdown) -> None:
         """Puts the clip on the lane, in windows where it is longer than the model hears at a time."""
         row = catalog.find(options.model)
         spans = [(0, len(clip.samples))]
         if options.task in ("transcribe", "translate"):
-            spans = windows.cut(clip.samples, row.window_sec) if row.window_sec else spans
+            spans = chunking.split(clip.samples, row.window_sec) if row.window_sec else spans
         elif row.max_sec and clip.duration_sec > row.max_sec and options.task != "embed":
             raise TooLong(f"{clip.duration_sec:.1f} s is longer than the {row.max_sec:g} s that {row.id} hears for one "
                           f"{options.task}")
         order = time.monotonic()
         teller = run.teller(items)
-        parts = Parts(len(spans), functools.partial(self._answer, run, clip, items, using), teller if len(spans) > 1 else None)
+        parts = WindowCollector(len(spans), functools.partial(self._answer, run, clip, items, using), teller if len(spans) > 1 else None)
         for number, (start, end) in enumerate(spans):
             part = Clip(clip.samples[start:end]) if len(spans) > 1 else clip
             piece = Piece(part, options, order, run.request.background, run.future.cancelled)
             if teller is not None and len(spans) == 1:
                 piece = dataclasses.replace(piece, on_text=teller, begins=teller.begins)
-            self._pool.put(piece, self._collect(run, parts, number, start))
+            self._scheduler.submit(piece, self._collect(run, parts, number, start))
 
     @staticmethod
-    def _answer(run: Run, clip: Clip, items: list[Item], using: Countdown, outcome: Output | AviaryError) -> None:
+    def _answer(run: RequestState, clip: Clip, items: list[Item], using: Countdown, outcome: Output | AviaryError) -> None:
         using.down()
         for item in items:
             run.done(Failure(item.index, outcome, item.id) if isinstance(outcome, AviaryError) else
-                     Result(item, clip.duration_sec, shown(outcome, item.view), clip.warning))
+                     Result(item, clip.duration_sec, visible(outcome, item.view), clip.warning))
 
     @staticmethod
-    def _collect(run: Run, parts: Parts, number: int, start: int) -> Callable[[Done | AviaryError], None]:
-        def deliver(outcome: Done | AviaryError) -> None:
-            if isinstance(outcome, Done):
+    def _collect(run: RequestState, parts: WindowCollector, number: int, start: int) -> Callable[[PieceResult | AviaryError], None]:
+        def deliver(outcome: PieceResult | AviaryError) -> None:
+            if isinstance(outcome, PieceResult):
                 run.spent(queue_sec=outcome.queue_sec, model_sec=outcome.model_sec)
                 parts.done(number, (start / SAMPLE_RATE, outcome.output))
             else:

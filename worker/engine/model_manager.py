@@ -29,39 +29,39 @@ from worker.faults import forget, translate
 log = logging.getLogger(__name__)
 
 RETRY_SEC = 30.0
-STAY_SEC = 1.0           # a model that became ready may be claimed for so long before it must make room
+KEEP_SEC = 1.0           # a model that became ready may be claimed for so long before it must make room
 GIB = 1024**3
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class _Resident:
+class _ManagedModel:
     """A model that is loading, loaded (fresh: but not yet warmed; leaving: to be closed), or failed."""
 
     backend: Backend | None = None
-    fresh: bool = True
-    leaving: bool = False
+    needs_warmup: bool = True
+    evicting: bool = False
     error: AviaryError | None = None
     bytes: int = 0
     users: int = 0
-    stays: float = 0.0
+    keep_until: float = 0.0
     since: float = dataclasses.field(default_factory=time.monotonic)     # last use, or the failure
     futures: list[Future[None]] = dataclasses.field(default_factory=list)
 
 
-class Residency:
+class ModelManager:
     """`budget` gives the bytes that all weights together may take; `changed` is called when a load has ended."""
 
     def __init__(self, create: Callable[[catalog.Model], Backend], *, budget: Callable[[], float] = lambda: float("inf"),
                  idle_sec: float = 0.0, changed: Callable[[], None] = lambda: None,
                  loading: threading.Lock | None = None) -> None:
         self._create, self._budget, self._idle_sec, self._changed = create, budget, idle_sec, changed
-        self._residents: dict[str, _Resident] = {}
+        self._residents: dict[str, _ManagedModel] = {}
         self._lock, self._loading = threading.Condition(), loading or threading.Lock()
         self._closed: AviaryError | None = None         # and why
         self._waiting_for_room = False
         self.lost: DeviceLost | None = None
 
-    def claim(self, model: str) -> Backend | None:
+    def acquire(self, model: str) -> Backend | None:
         """The backend, which stays until `release`; None while it loads. Raises ModelUnavailable when it cannot be loaded."""
         with self._lock:
             resident = self._residents.get(model)
@@ -70,8 +70,8 @@ class Residency:
                 return None
             if resident.error:
                 raise resident.error.with_traceback(None)       # an error that is raised again keeps every frame it passed
-            if resident.backend is None or resident.fresh or resident.leaving \
-                    or (self._waiting_for_room and time.monotonic() >= resident.stays):
+            if resident.backend is None or resident.needs_warmup or resident.evicting \
+                    or (self._waiting_for_room and time.monotonic() >= resident.keep_until):
                 return None
             resident.users += 1
             return resident.backend
@@ -89,13 +89,13 @@ class Residency:
         """Whether a model waits for `warm` or has to leave in `sweep`, or the device is lost."""
         with self._lock:
             return self.lost is not None \
-                or any(one.leaving or (one.backend is not None and one.fresh) for one in self._residents.values())
+                or any(one.evicting or (one.backend is not None and one.needs_warmup) for one in self._residents.values())
 
     def warm(self) -> None:
         """Makes ready what has been loaded since."""
         with self._lock:
-            fresh = [(name, one) for name, one in self._residents.items() if one.backend is not None and one.fresh]
-        for name, resident in fresh:
+            needs_warmup = [(name, one) for name, one in self._residents.items() if one.backend is not None and one.needs_warmup]
+        for name, resident in needs_warmup:
             self._warm(name, resident)
 
     def load(self, model: str) -> Future[None]:
@@ -109,7 +109,7 @@ class Residency:
             resident = self._residents.get(model)
             if resident is None or resident.error:
                 resident = self._start(model)
-            if resident.backend is not None and not resident.fresh:
+            if resident.backend is not None and not resident.needs_warmup:
                 future.set_result(None)
             else:
                 resident.futures.append(future)
@@ -118,7 +118,7 @@ class Residency:
     def states(self) -> dict[str, str]:
         """Each model's state: ready, loading or failed."""
         with self._lock:
-            return {name: "failed" if one.error else "loading" if one.backend is None or one.fresh else "ready"
+            return {name: "failed" if one.error else "loading" if one.backend is None or one.needs_warmup else "ready"
                     for name, one in self._residents.items()}
 
     def has(self, model: str) -> bool:
@@ -130,7 +130,7 @@ class Residency:
         self.lost = error
         self._changed()
 
-    def sweep(self) -> float | None:
+    def evict_idle(self) -> float | None:
         """Closes what has to make room or has been unused for `idle_sec`. Seconds until there may be more to do, or None."""
         now = time.monotonic()
         with self._lock:
@@ -139,18 +139,18 @@ class Residency:
                     del self._residents[name]
             idle = self._idle()
             for resident in idle.values():
-                resident.leaving |= bool(self._idle_sec) and now - resident.since >= self._idle_sec
-            leaving = {name: one for name, one in self._residents.items() if one.leaving}
-        for name, resident in leaving.items():
+                resident.evicting |= bool(self._idle_sec) and now - resident.since >= self._idle_sec
+            evicting = {name: one for name, one in self._residents.items() if one.evicting}
+        for name, resident in evicting.items():
             assert resident.backend is not None
             _close(resident.backend)
             log.info("unloaded %s", name)
-        if leaving:
+        if evicting:
             with self._lock:
-                for name in leaving:
+                for name in evicting:
                     self._residents.pop(name, None)
                 self._lock.notify_all()
-        left = [self._idle_sec - (now - resident.since) for resident in idle.values() if not resident.leaving]
+        left = [self._idle_sec - (now - resident.since) for resident in idle.values() if not resident.evicting]
         return min(left, default=None) if self._idle_sec else None
 
     def close(self, why: AviaryError | None = None) -> None:
@@ -168,20 +168,20 @@ class Residency:
             if resident.backend is not None:
                 _close(resident.backend)
 
-    def _start(self, model: str) -> _Resident:
-        resident = self._residents[model] = _Resident()
+    def _start(self, model: str) -> _ManagedModel:
+        resident = self._residents[model] = _ManagedModel()
         threading.Thread(target=self._load, args=(model, resident), name=f"load {model}", daemon=True).start()
         return resident
 
-    def _idle(self) -> dict[str, _Resident]:
+    def _idle(self) -> dict[str, _ManagedModel]:
         return {name: one for name, one in self._residents.items()
-                if one.backend is not None and not one.users and not one.fresh and not one.leaving}
+                if one.backend is not None and not one.users and not one.needs_warmup and not one.evicting}
 
-    def _load(self, model: str, resident: _Resident) -> None:
+    def _load(self, model: str, resident: _ManagedModel) -> None:
         started = time.monotonic()
         try:
             backend = self._create(catalog.find(model))
-            weight = backend.weigh()
+            weight = backend.weight_bytes()
             with self._loading:
                 self._make_room(model, weight)
                 backend.load()
@@ -214,8 +214,8 @@ class Residency:
             while weight + sum(one.bytes for one in self._residents.values()) > budget:
                 self._refuse_if_closed()
                 idlest = min(self._idle().values(), key=lambda one: one.since, default=None)
-                if idlest and time.monotonic() >= idlest.stays and not any(one.leaving for one in self._residents.values()):
-                    idlest.leaving = True
+                if idlest and time.monotonic() >= idlest.keep_until and not any(one.evicting for one in self._residents.values()):
+                    idlest.evicting = True
                     self._changed()
                 self._waiting_for_room = True
                 self._lock.wait(0.1)
@@ -223,7 +223,7 @@ class Residency:
             self._refuse_if_closed()
         self._changed()
 
-    def _warm(self, model: str, resident: _Resident) -> None:
+    def _warm(self, model: str, resident: _ManagedModel) -> None:
         assert resident.backend is not None
         try:
             resident.backend.warm()
@@ -234,14 +234,14 @@ class Residency:
             self._failed(resident, _unavailable(model, error))
             return
         with self._lock:
-            resident.fresh, resident.since = False, time.monotonic()
-            resident.stays = resident.since + STAY_SEC
+            resident.needs_warmup, resident.since = False, time.monotonic()
+            resident.keep_until = resident.since + KEEP_SEC
             futures, resident.futures = resident.futures, []
             self._lock.notify_all()
         for future in futures:
             future.set_result(None)
 
-    def _failed(self, resident: _Resident, error: AviaryError) -> None:
+    def _failed(self, resident: _ManagedModel, error: AviaryError) -> None:
         with self._lock:
             if isinstance(error, DeviceLost):
                 self.lost = error

@@ -30,7 +30,7 @@ for i in range(torch.cuda.device_count()):
 
 
 @dataclasses.dataclass(frozen=True)
-class Seat:
+class Placement:
     """`name` for people; what the process's environment, CPU affinity (none: all cores) and settings are."""
 
     name: str
@@ -38,7 +38,7 @@ class Seat:
     cores: tuple[int, ...]
     settings: Settings
 
-    def having(self, **changes: Any) -> Seat:
+    def with_settings(self, **changes: Any) -> Placement:
         """The same with other settings."""
         return dataclasses.replace(self, settings=self.settings.model_copy(update=changes))
 
@@ -49,13 +49,13 @@ class Gpu:
     bytes: int
 
 
-def seats(settings: Settings) -> list[Seat]:
+def placements(settings: Settings) -> list[Placement]:
     """The seats, at least one. Raises ConfigError for a DEVICE that is not there."""
     gpus, named = _wanted(settings), len(settings.devices)
     return place(settings, settings.workers or len(gpus) or named, gpus, _cores())
 
 
-def devices(settings: Settings) -> list[Seat]:
+def device_placements(settings: Settings) -> list[Placement]:
     """The seats of the devices that DEVICE names, or finds; none where it is one, which needs no process of its own. Raises
     ConfigError for one that is not there."""
     several = len(settings.devices) > 1
@@ -66,7 +66,7 @@ def devices(settings: Settings) -> list[Seat]:
     return place(settings, count, gpus, _cores()) if count > 1 else []
 
 
-def place(settings: Settings, count: int, gpus: list[Gpu], cores: list[int]) -> list[Seat]:
+def place(settings: Settings, count: int, gpus: list[Gpu], cores: list[int]) -> list[Placement]:
     """`count` seats on these GPUs, in turn; without any, on these cores, in blocks that do not overlap, or, where there are
     fewer cores than seats, on all of them."""
     own = settings.model_copy(update={"workers": 1})
@@ -75,10 +75,10 @@ def place(settings: Settings, count: int, gpus: list[Gpu], cores: list[int]) -> 
     if not gpus:
         own = own.model_copy(update={"device": own.devices[0]})
         own, threads = _sharing(own, _memory(), count), {"OMP_NUM_THREADS": str(max(1, len(cores) // count))}
-        return [Seat(f"cores {','.join(map(str, block))}", threads, block, own) for block in _blocks(cores, count)]
+        return [Placement(f"cores {','.join(map(str, block))}", threads, block, own) for block in _blocks(cores, count)]
     placed = list(itertools.islice(itertools.cycle(gpus), count))
     own = own.model_copy(update={"device": "cuda"})         # the only one that its process sees
-    return [Seat(gpu.uuid, {"CUDA_VISIBLE_DEVICES": gpu.uuid}, (), _sharing(own, gpu.bytes, placed.count(gpu)))
+    return [Placement(gpu.uuid, {"CUDA_VISIBLE_DEVICES": gpu.uuid}, (), _sharing(own, gpu.bytes, placed.count(gpu)))
             for gpu in placed]
 
 

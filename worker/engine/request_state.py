@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 
-from worker.engine import chunking as windows
+from worker.engine import chunking
 from worker.errors import AviaryError
 from worker.types import Failure, Item, Output, Request, Response, Result, Timing, Transcript, View
 
@@ -20,7 +20,7 @@ OnResult = Callable[[Result | Failure], None]
 OnText = Callable[[int, str], None]
 
 
-class Parts:
+class WindowCollector:
     """What came of a clip's windows: delivered as one output when the last is in, or as the first window's error. `tell` is
     given the text of the windows in their order, each as soon as those before it are in."""
 
@@ -39,17 +39,17 @@ class Parts:
                 return
         error = next((one for one in self._outcomes if isinstance(one, AviaryError)), None)
         parts = [one for one in self._outcomes if isinstance(one, tuple)]
-        self._deliver(error or (parts[0][1] if len(parts) == 1 else windows.join(parts)))
+        self._deliver(error or (parts[0][1] if len(parts) == 1 else chunking.merge(parts)))
 
     def _tell_more(self, tell: Callable[[str], None]) -> None:
         ready = list(itertools.takewhile(lambda one: isinstance(one, tuple), self._outcomes))
-        text = windows.join([one for one in ready if isinstance(one, tuple)]).text if ready else ""
+        text = chunking.merge([one for one in ready if isinstance(one, tuple)]).text if ready else ""
         if len(text) > len(self._told):
             tell(text[len(self._told):])
             self._told = text
 
 
-def shown(output: Output, view: View) -> Output:
+def visible(output: Output, view: View) -> Output:
     """The output without the spans that its view leaves out: ten thousand results should not hold every letter's time."""
     if not isinstance(output, Transcript):
         return output
@@ -58,7 +58,7 @@ def shown(output: Output, view: View) -> Output:
                                chars=output.chars if "char" in view.timestamps else ())
 
 
-class Run:
+class RequestState:
     """A request under way: collects what is done, in any order, and sets the future when all is."""
 
     def __init__(self, request: Request, on_result: OnResult | None, on_text: OnText | None) -> None:
@@ -78,9 +78,9 @@ class Run:
             for stage, value in seconds.items():
                 self._spent[stage] = self._spent.get(stage, 0.0) + value
 
-    def teller(self, items: list[Item]) -> Teller | None:
+    def teller(self, items: list[Item]) -> TextStream | None:
         """What passes on the text of these inputs as it is generated, if anybody listens."""
-        return None if self._on_text is None else Teller(self._on_text, items)
+        return None if self._on_text is None else TextStream(self._on_text, items)
 
     def done(self, outcome: Result | Failure) -> None:
         if self._on_result is not None and not self.future.cancelled():
@@ -101,7 +101,7 @@ class Run:
             self.future.set_result(Response(self.request.model, results, timing))
 
 
-class Teller:
+class TextStream:
     """Tells the listener of an input's text, bit by bit, and each bit once, though the text `begins` anew where a batch has
     failed."""
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 from worker.backends.base import Backend
 from worker.engine.batching import Limits
-from worker.engine.model_manager import Residency
-from worker.engine.scheduler import Done, Pool, Taken, Waiting, deliver, deliver_all
+from worker.engine.model_manager import ModelManager
+from worker.engine.scheduler import Assignment, PieceResult, QueuedPiece, Scheduler, deliver, deliver_all
 from worker.errors import AviaryError, Cancelled, DeviceLost, InternalError, ModelUnavailable, OutOfMemory
 from worker.faults import forget, report, translate
 from worker.types import Batch
@@ -25,18 +25,18 @@ log = logging.getLogger(__name__)
 OnBatch = Callable[[Batch, float, str], None]
 
 
-class Lane:
+class Runner:
     """One device. `residency` holds its models; `on_batch` is told of each batch that was run, its seconds, and the lane's
     `name`; `ended` gives the device up: called once its models are closed, before that where it is lost."""
 
-    def __init__(self, pool: Pool, residency: Residency, limits: Limits, *, name: str = "0",
+    def __init__(self, scheduler: Scheduler, models: ModelManager, limits: Limits, *, name: str = "0",
                  on_batch: OnBatch = lambda batch, seconds, device: None, ended: Callable[[], None] = lambda: None) -> None:
-        self.residency, self.name = residency, name
+        self.models, self.name = models, name
         self.lost: DeviceLost | None = None
-        self._pool, self._limits, self._on_batch, self._ended = pool, limits, on_batch, ended
+        self._scheduler, self._limits, self._on_batch, self._ended = scheduler, limits, on_batch, ended
         self._budgets: dict[str, Limits] = {}
         self._thread = threading.Thread(target=self._live, name=f"lane {name}", daemon=True)
-        pool.join(self)
+        scheduler.add_runner(self)
 
     def start(self) -> None:
         self._thread.start()
@@ -51,34 +51,34 @@ class Lane:
         return self._budgets.setdefault(model, dataclasses.replace(self._limits, max_waste_sec=backend.overhead_sec))
 
     def _live(self) -> None:
-        while not self._pool.closed and self.lost is None:
+        while not self._scheduler.closed and self.lost is None:
             try:
-                self.residency.warm()
-                pause = self.residency.sweep()
-                if self.residency.lost is not None:
-                    self._lose(self.residency.lost)
-                elif taken := self._pool.take(self, pause):
+                self.models.warm()
+                pause = self.models.evict_idle()
+                if self.models.lost is not None:
+                    self._lose(self.models.lost)
+                elif taken := self._scheduler.next_assignment(self, pause):
                     self._act(taken)
                     del taken           # it holds the batch and its model
             except BaseException as error:  # noqa: BLE001  the lane never dies
                 fault = InternalError("the batch could not be planned")
                 fault.__cause__ = error
-                self._pool.abandon(report(fault))
+                self._scheduler.abandon(report(fault))
         if self.lost is not None:
             self._ended()           # a model might not close on a device like that
-        self.residency.close(self.lost or Cancelled("the worker is shutting down"))
+        self.models.close(self.lost or Cancelled("the worker is shutting down"))
         self._ended()
 
-    def _act(self, taken: Taken) -> None:
+    def _act(self, taken: Assignment) -> None:
         if isinstance(taken.model, AviaryError):
             deliver_all(taken.group, report(taken.model))
             return
         try:
             self._run(taken.model, taken.group)
         finally:
-            self.residency.release(taken.group[0].piece.options.model)
+            self.models.release(taken.group[0].piece.options.model)
 
-    def _run(self, backend: Backend, group: list[Waiting]) -> None:
+    def _run(self, backend: Backend, group: list[QueuedPiece]) -> None:
         """Runs the group as one batch, or in halves if it fails, and delivers every piece."""
         limits = self._budgets[group[0].piece.options.model]
         batch = Batch(tuple(w.piece for w in group), long=len(group) == 1 and group[0].piece.duration_sec > limits.long_sec)
@@ -96,13 +96,13 @@ class Lane:
         took, total = time.monotonic() - started, sum(piece.duration_sec for piece in batch.pieces) or 1.0
         for waiting, output in zip(group, outputs, strict=True):
             share = took * waiting.piece.duration_sec / total
-            deliver(waiting, Done(output, started - waiting.since, share))
+            deliver(waiting, PieceResult(output, started - waiting.since, share))
         self._on_batch(batch, took, self.name)
 
-    def _recover(self, backend: Backend, group: list[Waiting], batch: Batch, error: AviaryError) -> None:
+    def _recover(self, backend: Backend, group: list[QueuedPiece], batch: Batch, error: AviaryError) -> None:
         if isinstance(error, DeviceLost):
             self._lose(error)
-            deliver_all(self._pool.give_back(group, error, ran=True), error)
+            deliver_all(self._scheduler.requeue(group, error, ran=True), error)
             return
         if isinstance(error, OutOfMemory) and len(group) > 1:
             limits = self._budgets[batch.options.model]
@@ -118,8 +118,8 @@ class Lane:
             if self.lost is None:
                 self._run(backend, half)
             else:
-                deliver_all(self._pool.give_back(half, self.lost, ran=False), self.lost)
+                deliver_all(self._scheduler.requeue(half, self.lost, ran=False), self.lost)
 
     def _lose(self, error: DeviceLost) -> None:
         self.lost = error
-        self._pool.leave(self, error)
+        self._scheduler.remove_runner(self, error)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Unpack
 
-    from worker.audio.arrays import Shelf
+    from worker.audio.arrays import MemoryFiles
     from worker.engine.engine import Engine
     from worker.scoring.scorer import Score
 
@@ -60,7 +60,7 @@ class Answer(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Done:
+class FinishedInput:
     """An input that is done. `elapsed_sec`: since the request was sent."""
 
     outcome: Result | Failure
@@ -203,7 +203,7 @@ class ModelBundle:
             for done in running:
                 yield _answer(done, names)
 
-    def outcomes(self, payload: Mapping[str, Any]) -> Generator[Done, None, None]:
+    def outcomes(self, payload: Mapping[str, Any]) -> Generator[FinishedInput, None, None]:
         """Runs a payload whose `inputs` are any audio; gives each outcome as it is done. Closing it drops what is left to do.
         Raises RequestError before anything is begun."""
         fields = dict(payload)
@@ -238,26 +238,26 @@ class ModelBundle:
     @contextlib.contextmanager
     def _request(self, payload: Mapping[str, Any]) -> Iterator[Request]:
         """The payload's request, whose audio lasts until the end of the block."""
-        from worker.audio.arrays import Shelf
+        from worker.audio.arrays import MemoryFiles
         from worker.protocol.request import parse
 
         fields = self.naming(payload)
         audio, rate = fields.pop("inputs"), fields.pop("sample_rate", None)
         settings = self.settings.model_copy(update={"max_inputs": max(self.settings.max_inputs, len(audio))})
         files: dict[str, BinaryIO] = {}
-        with contextlib.closing(Shelf(settings.data_dir)) as shelf:
+        with contextlib.closing(MemoryFiles(settings.data_dir)) as shelf:
             inputs = [_source(index, one, rate, shelf, files) for index, one in enumerate(audio)]
             yield parse({**fields, "inputs": inputs}, settings, trusted=True, files=files)
 
-    def _run(self, request: Request, *, shown: bool) -> Generator[Done, None, None]:
+    def _run(self, request: Request, *, shown: bool) -> Generator[FinishedInput, None, None]:
         from worker.entrypoints.progress import bar
 
         if not self._close.alive:
             raise ModelUnavailable("this bundle is closed")
-        finished: queue.SimpleQueue[Done | None] = queue.SimpleQueue()
+        finished: queue.SimpleQueue[FinishedInput | None] = queue.SimpleQueue()
         started = time.monotonic()
         with bar(request.size, shown=shown) as add:
-            future = self.engine.submit(request, on_result=lambda one: finished.put(Done(one, time.monotonic() - started)))
+            future = self.engine.submit(request, on_result=lambda one: finished.put(FinishedInput(one, time.monotonic() - started)))
             future.add_done_callback(lambda _future: finished.put(None))
             try:
                 while (done := finished.get()) is not None:
@@ -296,7 +296,7 @@ def load(settings: Settings, named: str | None = None) -> ModelBundle:
     return ModelBundle(engine, named)
 
 
-def _source(index: int, audio: Any, rate: int | None, shelf: Shelf, files: dict[str, BinaryIO]) -> str:
+def _source(index: int, audio: Any, rate: int | None, shelf: MemoryFiles, files: dict[str, BinaryIO]) -> str:
     """What stands in the payload for an input: its path or URL, or a name that no path can have."""
     name = f"\0{index}"
     if isinstance(audio, str | os.PathLike):
@@ -316,7 +316,7 @@ def _name(index: int, audio: Any) -> str:
     return os.fsdecode(audio) if isinstance(audio, str | os.PathLike) else f"input {index}"
 
 
-def _answer(done: Done, names: Sequence[str]) -> Answer[Any] | Failure:
+def _answer(done: FinishedInput, names: Sequence[str]) -> Answer[Any] | Failure:
     one = done.outcome
     if isinstance(one, Failure):
         return one

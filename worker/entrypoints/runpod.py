@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 PROGRESS_SEC = 2.0
 
 
-class Door:
+class RunpodWorker:
     """`engine`: made of the settings on the first job, unless given."""
 
     def __init__(self, settings: Settings | None = None, engine: Engine | None = None) -> None:

@@ -26,8 +26,7 @@ from worker.engine.request_state import OnResult
 from worker.errors import AviaryError, Cancelled, DeviceLost, InputError, RequestError, TooManyInputs, Unsupported
 from worker.faults import report
 from worker.net.bucket import Bucket
-from worker.protocol import openai as openai_route
-from worker.protocol import render
+from worker.protocol import openai, render
 from worker.protocol.request import parse, source_of, unwrapped, validated
 from worker.types import Failure, Response, S3Access, Source
 
@@ -134,8 +133,8 @@ class Tasks:
         if route == "/v1/models":
             listed: Future[Any] = Future()
             listed.set_result(None)
-            return Work(0, None, lambda _on_result: listed, lambda _outcome: openai_route.models())
-        payload, shape = openai_route.translate(route, body.get("openai_input"))
+            return Work(0, None, lambda _on_result: listed, lambda _outcome: openai.models())
+        payload, shape = openai.translate(route, body.get("openai_input"))
         work = self.prepare(payload, **options)
 
         def finish(outcome: Any) -> Any:

@@ -28,10 +28,10 @@ from typing import Any, Literal
 from worker.config import Settings
 from worker.errors import AviaryError, Cancelled, DeviceLost, InternalError, StoreError
 from worker.faults import report
-from worker.jobs import webhook as webhooks
 from worker.jobs.records import Job, Outcome, Submission
 from worker.jobs.store import JobStore
 from worker.jobs.webhook import Webhooks
+from worker.jobs.webhook import check as check_webhook
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class JobRunner:
     def check(self, webhook: str | None) -> None:
         """Raises RequestError for one that is not allowed."""
         if webhook is not None:
-            webhooks.check(webhook, allow_private=self._webhooks.allow_private)
+            check_webhook(webhook, allow_private=self._webhooks.allow_private)
 
     def submit_all(self, submissions: Sequence[Submission]) -> list[Job]:
         """As JobStore.submit_all, likewise."""

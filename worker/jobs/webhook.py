@@ -30,7 +30,7 @@ from urllib3.exceptions import HTTPError as Urllib3Error
 from worker.errors import RequestError, StoreError
 from worker.jobs.records import Job
 from worker.jobs.store import JobStore
-from worker.net import safe_http as guard
+from worker.net import safe_http
 
 log = logging.getLogger(__name__)
 
@@ -119,16 +119,16 @@ class Webhooks:
         host = urlsplit(str(job.webhook)).hostname
         body = json.dumps(self._shape(job)).encode()
         trying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_Again), reraise=True, wait=self._wait,
+            retry=tenacity.retry_if_exception_type(_Redeliver), reraise=True, wait=self._wait,
             sleep=tenacity.sleep_using_event(self._stopping),
             stop=tenacity.stop_any(tenacity.stop_after_attempt(ATTEMPTS), tenacity.stop_when_event_set(self._stopping)))
         try:
             trying(self._post, str(job.webhook), body)
-        except _Again as error:
+        except _Redeliver as error:
             if self._stopping.is_set():
                 return False
             log.warning("job %s: its webhook at %s was given up: %s", job.id, host, error)
-        except _Refused as error:
+        except _Rejected as error:
             log.warning("job %s: its webhook at %s was refused: %s", job.id, host, error)
         return True
 
@@ -137,35 +137,35 @@ class Webhooks:
         if self._secret:
             headers["X-Aviary-Signature"] = sign(self._secret, body, int(time.time()))
         try:
-            with (guard.watched(_until(time.monotonic() + sum(TIMEOUT_SEC))),
-                  guard.session(allow_private=self.allow_private) as session,
+            with (safe_http.watched(_until(time.monotonic() + sum(TIMEOUT_SEC))),
+                  safe_http.session(allow_private=self.allow_private) as session,
                   session.post(url, data=body, headers=headers, timeout=TIMEOUT_SEC, allow_redirects=False,
                                stream=True) as response):       # its answer's body is not read
                 status = response.status_code
-        except guard.PrivateAddress as error:
-            raise _Refused("its address is not public (ALLOW_PRIVATE_URLS)") from error
+        except safe_http.PrivateAddress as error:
+            raise _Rejected("its address is not public (ALLOW_PRIVATE_URLS)") from error
         except (requests.exceptions.InvalidURL, UnicodeError) as error:
-            raise _Refused("it is not a valid URL") from error
+            raise _Rejected("it is not a valid URL") from error
         except (requests.exceptions.RequestException, Urllib3Error, OSError) as error:
-            raise _Again(type(error).__name__) from error
+            raise _Redeliver(type(error).__name__) from error
         if status >= 500 or status in (408, 429):
-            raise _Again(f"HTTP {status}")
+            raise _Redeliver(f"HTTP {status}")
         if status >= 300:
-            raise _Refused(f"HTTP {status}")
+            raise _Rejected(f"HTTP {status}")
 
 
-class _Again(Exception):
+class _Redeliver(Exception):
     """Another try may help."""
 
 
-class _Refused(Exception):
+class _Rejected(Exception):
     """No other try will help."""
 
 
 def _until(deadline: float) -> Callable[[], None]:
     def check() -> None:
         if time.monotonic() > deadline:
-            raise _Again("too slow")
+            raise _Redeliver("too slow")
 
     return check
 
@@ -174,6 +174,6 @@ def _surely_private(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
-        return not guard.is_public(str(ipaddress.ip_address(host)))
+        return not safe_http.is_public(str(ipaddress.ip_address(host)))
     except ValueError:
         return False        # a name: what it resolves to is checked on the connection

@@ -14,6 +14,6 @@ any answer, a segment's from its own start), `caption`, `embedding_path` (an .np
 from worker.manifest.askers import output_path, process_manifest, with_engine
 from worker.manifest.lines import Line
 from worker.manifest.ray import on_ray
-from worker.manifest.run import Answer, Ask, Summary, process
+from worker.manifest.run import Asker, LineResult, Summary, process
 
-__all__ = ["Answer", "Ask", "Line", "Summary", "on_ray", "output_path", "process", "process_manifest", "with_engine"]
+__all__ = ["Asker", "Line", "LineResult", "Summary", "on_ray", "output_path", "process", "process_manifest", "with_engine"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from worker.errors import Cancelled, RequestError
 from worker.manifest.lines import Line
-from worker.manifest.run import Answer, Ask, Summary, process
+from worker.manifest.run import Asker, LineResult, Summary, process
 from worker.protocol import render
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ async def process_manifest(manifest_path: str | Path, output_dir: str | Path, se
     loop, stop = asyncio.get_running_loop(), threading.Event()
     asked: set[Future[Any]] = set()
     async with AsyncClient(server_url, api_key, retries=RETRIES) as client:
-        def ask(line: Line) -> Answer:
+        def ask(line: Line) -> LineResult:
             future = asyncio.run_coroutine_threadsafe(getattr(client, task)(line.audio(), **options), loop)
             asked.add(future)
             try:
@@ -74,14 +74,14 @@ def output_path(manifest: str | Path, folder: str | Path, task: Task) -> Path:
     return Path(folder) / f"{Path(manifest).stem}.{task}.jsonl"
 
 
-def with_engine(engine: Engine, task: Task, **options: Any) -> Ask:
+def with_engine(engine: Engine, task: Task, **options: Any) -> Asker:
     """Asks the engine of this process, which may read any path. `options`: the request's fields (model, style, ...)."""
     import tempfile
 
     from worker.protocol.request import parse
     from worker.types import Analysis, Caption, Embedding, Failure, Transcript
 
-    def ask(line: Line) -> Answer:
+    def ask(line: Line) -> LineResult:
         audio = line.audio()
         with contextlib.ExitStack() as stack:
             files = {}
@@ -107,12 +107,12 @@ def with_engine(engine: Engine, task: Task, **options: Any) -> Ask:
     return ask
 
 
-def _said(text: str, spans: Mapping[Level, Sequence[Span]], warning: str | None) -> Answer:
-    return Answer({"pred_text": text} | ({"timestamps": render.timestamps(spans)} if spans else {}) | _warned(warning))
+def _said(text: str, spans: Mapping[Level, Sequence[Span]], warning: str | None) -> LineResult:
+    return LineResult({"pred_text": text} | ({"timestamps": render.timestamps(spans)} if spans else {}) | _warned(warning))
 
 
-def _heard(caption: str | None, embedding: np.ndarray | None, warning: str | None) -> Answer:
-    return Answer(({} if caption is None else {"caption": caption}) | _warned(warning), embedding)
+def _heard(caption: str | None, embedding: np.ndarray | None, warning: str | None) -> LineResult:
+    return LineResult(({} if caption is None else {"caption": caption}) | _warned(warning), embedding)
 
 
 def _warned(warning: str | None) -> dict[str, str]:

@@ -31,7 +31,7 @@ from worker.config import Settings, keep_ray_here
 from worker.errors import AviaryError, Cancelled, DeviceLost, RequestError, ServerUnreachable
 from worker.manifest.askers import Task, with_engine
 from worker.manifest.lines import Line
-from worker.manifest.run import Answer
+from worker.manifest.run import LineResult
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class EngineActor:
             return error
         return None
 
-    def ask(self, line: Line) -> Answer | AviaryError:
+    def ask(self, line: Line) -> LineResult | AviaryError:
         try:
             return self._ask(line)
         except DeviceLost:
@@ -114,7 +114,7 @@ class Cluster:
         for actor in actors:
             self._load(actor, each)
 
-    def __call__(self, line: Line) -> Answer:
+    def __call__(self, line: Line) -> LineResult:
         import ray
 
         line = dataclasses.replace(line, folder=line.folder.absolute())
@@ -151,11 +151,11 @@ class Cluster:
             ray.kill(actor)
         concurrent.futures.wait(self._asked, timeout=CLOSE_SEC)
 
-    def _send(self, actor: Any, line: Line) -> Answer | AviaryError:
+    def _send(self, actor: Any, line: Line) -> LineResult | AviaryError:
         with self._lock:
             if self._closed:
                 raise Cancelled("stopped")
-            asked: Future[Answer | AviaryError] = actor.ask.remote(line).future()
+            asked: Future[LineResult | AviaryError] = actor.ask.remote(line).future()
             self._asked.add(asked)
         try:
             return asked.result()

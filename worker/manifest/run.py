@@ -49,7 +49,7 @@ _ENDS = (RequestError, Busy, ServerUnreachable, DeviceLost, ModelUnavailable, Ca
 
 
 @dataclass(frozen=True)
-class Answer:
+class LineResult:
     """What is added to a line, and the embedding, float32, that goes into a file."""
 
     fields: Json
@@ -73,10 +73,10 @@ class Summary:
         return sum(self.errors.values())
 
 
-Ask = Callable[[Line], Answer]
+Asker = Callable[[Line], LineResult]
 
 
-def process(manifest: str | Path, output: str | Path, ask: Ask, *, concurrency: int = 16, retry_failed: bool = False,
+def process(manifest: str | Path, output: str | Path, ask: Asker, *, concurrency: int = 16, retry_failed: bool = False,
             progress: Callable[[Summary], None] = lambda summary: None, stop: threading.Event | None = None,
             options: Mapping[str, Any] | None = None) -> Summary:
     """Writes the output, or the rest of it. `concurrency`: threads that ask. `retry_failed`: lines with an error are asked
@@ -107,7 +107,7 @@ def process(manifest: str | Path, output: str | Path, ask: Ask, *, concurrency: 
 
 
 class _Run:
-    def __init__(self, manifest: Path, output: Path, ask: Ask, concurrency: int, progress: Callable[[Summary], None],
+    def __init__(self, manifest: Path, output: Path, ask: Asker, concurrency: int, progress: Callable[[Summary], None],
                  stop: threading.Event) -> None:
         self._manifest, self._output, self._ask, self._concurrency = manifest, output, ask, concurrency
         self._progress, self._stop, self._over = progress, stop, threading.Event()

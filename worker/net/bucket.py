@@ -60,12 +60,12 @@ class Bucket:
     def _ask(self, method: str, url: str, failed: str, **options: Any) -> None:
         import requests
 
-        from worker.net import safe_http as guard
+        from worker.net import safe_http
 
         try:
-            with guard.session(allow_private=self._allow_private) as session:
+            with safe_http.session(allow_private=self._allow_private) as session:
                 session.request(method, url, allow_redirects=False, **options).raise_for_status()
-        except guard.PrivateAddress as error:
+        except safe_http.PrivateAddress as error:
             raise SourceForbidden("the bucket's endpoint is not public (ALLOW_PRIVATE_URLS)") from error
         except requests.exceptions.HTTPError as error:
             raise FetchFailed(f"{failed}: HTTP {error.response.status_code}") from error

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from worker.backends.common import checkpoints as weights
+from worker.backends.common import checkpoints
 from worker.errors import ModelUnavailable
 from worker.types import SAMPLE_RATE
 
@@ -88,7 +88,7 @@ def valid(tower: Any, states: Any, mask: Any) -> list[np.ndarray]:
 def _files(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
     """The files that hold tensors of the tower, each with their names, as they stand there and as the encoder has them."""
     held = {folder / file: [name for name in _header(folder / file) if name.startswith(_PREFIXES)]
-            for file in weights.weight_files(folder, "audio_tower.")}
+            for file in checkpoints.weight_files(folder, "audio_tower.")}
     if not any(held.values()):
         raise ModelUnavailable(f"{folder.name} holds no audio tower")
     for file, names in held.items():

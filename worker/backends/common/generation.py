@@ -66,7 +66,7 @@ def written(ids: Sequence[int], ends: Sequence[int], read: Callable[[list[int]],
     return Written(read(kept), kept, "length" if stop is None else "stop")
 
 
-def apart(text: str) -> tuple[str, str | None]:
+def split_thinking(text: str) -> tuple[str, str | None]:
     """The answer, and the thoughts a thinking model wrote before it; thoughts that were cut off leave no answer."""
     if "<think>" not in text:
         return text.strip(), None

@@ -7,5 +7,6 @@ SILENCE = 1e-4           # a peak below -80 dBFS
 MIN_SAMPLES = 1_280      # one encoder frame, 80 ms
 
 
-def has_sound(samples: np.ndarray) -> bool:
-    return len(samples) >= MIN_SAMPLES and float(np.abs(samples).max()) > SILENCE
+def is_silent(samples: np.ndarray) -> bool:
+    """Whether the samples, float32 of shape (samples,), hold nothing to transcribe: too short, or no peak above -80 dBFS."""
+    return len(samples) < MIN_SAMPLES or float(np.abs(samples).max()) <= SILENCE

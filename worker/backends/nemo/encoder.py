@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from worker.backends.common import checkpoints as weights
+from worker.backends.common import checkpoints
 from worker.backends.common.device import device_of, dtype_of
 from worker.config import Settings
 from worker.errors import ModelUnavailable
@@ -22,7 +22,7 @@ class NemoModel:
     """A checkpoint on the device. `parts` are the modules that are cast to the worker's dtype."""
 
     def __init__(self, name: str, settings: Settings, parts: Sequence[str]) -> None:
-        path = weights.nemo_file(name, settings)
+        path = checkpoints.nemo_file(name, settings)
         try:
             import torch
             from nemo.utils import logging as nemo_logging
@@ -57,7 +57,7 @@ class NemoModel:
         return encoded, frames
 
 
-def weigh(name: str, settings: Settings) -> int:
+def weight_bytes(name: str, settings: Settings) -> int:
     """Bytes of the checkpoint, which are about those of its weights."""
-    path: Path = weights.nemo_file(name, settings)
+    path: Path = checkpoints.nemo_file(name, settings)
     return path.stat().st_size

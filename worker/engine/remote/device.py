@@ -21,7 +21,7 @@ from typing import Any
 from worker import child
 from worker.backends.base import Backend
 from worker.catalog import Model
-from worker.engine.placement import Seat
+from worker.engine.placement import Placement
 from worker.engine.remote.wire import Failed, Plan, Sent, Wire, pack
 from worker.errors import DeviceLost
 from worker.types import Batch, Output, Piece
@@ -34,15 +34,15 @@ LOOK_SEC = 0.1           # how often a running call looks whether it was cancell
 END_SEC = 5.0            # a process that has not ended by then is killed
 
 
-class Elsewhere(Exception):
+class RemoteTraceback(Exception):
     """The traceback of an exception that was raised in the process."""
 
 
 class Device:
     """The process, started at once."""
 
-    def __init__(self, seat: Seat) -> None:
-        self.seat = seat
+    def __init__(self, placement: Placement) -> None:
+        self.placement = placement
         self._lock, self._numbers = threading.Lock(), itertools.count()
         self._answers: dict[int, queue.SimpleQueue[tuple[Any, ...]]] = {}
         self._why: str | None = None                # nothing is answered any more
@@ -50,15 +50,15 @@ class Device:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603
-                child.command(_CHILD, str(theirs.fileno())), env=child.environment(**seat.environment),
+                child.command(_CHILD, str(theirs.fileno())), env=child.environment(**placement.environment),
                 cwd=child.ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=2)     # results alone go to stdout
         self._wire = Wire(ours)
-        self._send(Plan(seat.settings, os.getcwd(), FACTORY, bool(logging.getLogger("worker").handlers), seat.cores))
+        self._send(Plan(placement.settings, os.getcwd(), FACTORY, bool(logging.getLogger("worker").handlers), placement.cores))
 
     def watch(self, lost: Callable[[DeviceLost], None]) -> None:
         """Begins to listen, before anything is asked. `lost` is called, on a thread of its own, when the process ends and was
         not closed."""
-        threading.Thread(target=self._listen, args=(lost,), name=f"device {self.seat.name}", daemon=True).start()
+        threading.Thread(target=self._listen, args=(lost,), name=f"device {self.placement.name}", daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -137,9 +137,9 @@ class Device:
         except (EOFError, OSError):
             pass
         except Exception:
-            log.exception("the process of %s said what nobody understands", self.seat.name)
+            log.exception("the process of %s said what nobody understands", self.placement.name)
         self._wire.hang_up()
-        why = f"the process of {self.seat.name} ended, code {self._code()}"
+        why = f"the process of {self.placement.name} ended, code {self._code()}"
         with self._lock:
             self._why = why
             for waiting in self._answers.values():
@@ -158,7 +158,7 @@ class Device:
     def _lost(self) -> DeviceLost:
         """A new one for each who asks: an error that is raised again keeps every frame that it passed."""
         error = DeviceLost("the device failed; the worker restarts, send the request again")
-        error.__cause__ = Elsewhere(self._why)
+        error.__cause__ = RemoteTraceback(self._why)
         return error
 
 
@@ -168,7 +168,7 @@ class _Remote(Backend):
     def __init__(self, device: Device, handle: int) -> None:
         self._device, self._handle = device, handle
 
-    def weigh(self) -> int:
+    def weight_bytes(self) -> int:
         return int(self._device.call("weigh", self._handle))
 
     def load(self) -> None:
@@ -195,5 +195,5 @@ def _raised(failed: Failed) -> BaseException:
     else:
         error = type(failed.name, (MemoryError if failed.name == "MemoryError" else Exception,), {})(failed.text)
     if failed.trace is not None:
-        error.__cause__ = Elsewhere(failed.trace)
+        error.__cause__ = RemoteTraceback(failed.trace)
     return error

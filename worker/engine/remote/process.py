@@ -46,7 +46,7 @@ class Host:
         self._backends: dict[int, Backend] = {}
         self._numbers = itertools.count()
         self._cancelled: dict[int, list[threading.Event]] = {}      # of the pieces of each call that is not answered yet
-        self._lane = ThreadPoolExecutor(1, "lane")
+        self._runner = ThreadPoolExecutor(1, "lane")
 
     def serve(self) -> None:
         """Until the other end is gone."""
@@ -61,7 +61,7 @@ class Host:
                     self._cancelled[call] = [threading.Event() for _ in given[1]]
                 answer = functools.partial(self._answer, call, asked, given)
                 if asked in ("warm", "infer", "close"):
-                    self._lane.submit(answer)
+                    self._runner.submit(answer)
                 else:
                     threading.Thread(target=answer, name=asked, daemon=True).start()
                 del answer, given           # they hold the audio
@@ -80,8 +80,8 @@ class Host:
         self._backends[handle] = self._create(row)
         return handle
 
-    def _weigh(self, _call: int, handle: int) -> int:
-        return self._backends[handle].weigh()
+    def _weight_bytes(self, _call: int, handle: int) -> int:
+        return self._backends[handle].weight_bytes()
 
     def _load(self, _call: int, handle: int) -> float:
         backend = self._backends[handle]

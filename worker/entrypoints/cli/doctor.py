@@ -191,14 +191,14 @@ def _model(settings: Settings) -> Iterator[Finding]:
 
 
 def _weights(row: Model, settings: Settings) -> Finding:
-    from worker.backends.common import checkpoints as weights
+    from worker.backends.common import checkpoints
     from worker.errors import ModelUnavailable
 
     name = row.id.removesuffix(":audio_tower")
     on_disk = settings.model_copy(update={"hf_hub_offline": True})
     try:
-        found = weights.nemo_file(name, on_disk) if row.backend in ("nemo", "canary") \
-            else weights.checkpoint(name, on_disk, part=row.part or "")
+        found = checkpoints.nemo_file(name, on_disk) if row.backend in ("nemo", "canary") \
+            else checkpoints.checkpoint(name, on_disk, part=row.part or "")
     except ModelUnavailable as error:
         if settings.hf_hub_offline or Path(name).is_dir() or name.endswith(".nemo"):
             return Finding("model", error.message, "put the weights there, or let the hub be asked (HF_HUB_OFFLINE=0)")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from worker import catalog
 from worker.config import Settings
-from worker.entrypoints import python as api
+from worker.entrypoints import python
 from worker.entrypoints.cli import outputs, session
 from worker.entrypoints.progress import bar
 from worker.errors import RequestError
@@ -27,7 +27,7 @@ def run(given: argparse.Namespace) -> int:
     options = {name: value for name, value in options.items() if value is not None}
     how = {"match_mode": given.match_mode, "normalizer": given.normalizer}
     prepare(corpus, settings, options, trusted=True, **how)         # what is wrong is told before the model is loaded
-    with session.quiet_stdout(), api.load(settings, given.model) as bundle, \
+    with session.quiet_stdout(), python.load(settings, given.model) as bundle, \
             bar(len(corpus.pairs), shown=session.bar_shown(given)) as add:
         answer = evaluate(bundle.engine, corpus, options, trusted=True, on_result=add, **how)
     if given.html is not None:

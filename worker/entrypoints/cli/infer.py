@@ -8,7 +8,7 @@ from typing import Any
 
 from worker import catalog
 from worker.config import Settings
-from worker.entrypoints import python as api
+from worker.entrypoints import python
 from worker.entrypoints.cli import outputs, session
 from worker.entrypoints.cli.inputs import expand
 from worker.net.bucket import Bucket
@@ -33,7 +33,7 @@ def run(given: argparse.Namespace) -> int:
     parse({**payload, **named, "inputs": ["any"]}, settings)        # what is wrong with the options is told before loading
     payload |= {"inputs": [one.source for one in inputs], "progress": session.bar_shown(given)}
     put, tally = Bucket(settings).put, session.Tally(len(inputs))
-    with session.quiet_stdout(), api.load(settings, given.model) as bundle:
+    with session.quiet_stdout(), python.load(settings, given.model) as bundle:
         with tally.until_interrupted(), contextlib.closing(bundle.outcomes(payload)) as running:
             for done in running:
                 answer = render.to_json(Response(bundle.model, (done.outcome,), Timing()), put)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from worker.config import Settings
-from worker.entrypoints import python as api
+from worker.entrypoints import python
 from worker.entrypoints.cli import session
-from worker.manifest import Ask, Summary, on_ray, output_path, process, process_manifest, with_engine
+from worker.manifest import Asker, Summary, on_ray, output_path, process, process_manifest, with_engine
 
 _OPTIONS = ("timestamps", "language", "target_language", "prompt", "style", "pooling", "max_new_tokens", "temperature", "top_p")
 
@@ -49,11 +49,11 @@ def run(given: argparse.Namespace) -> int:
     return 1 if last.failed else 0
 
 
-def _asks(given: argparse.Namespace, options: Mapping[str, Any], stack: contextlib.ExitStack) -> tuple[Ask, int]:
+def _asks(given: argparse.Namespace, options: Mapping[str, Any], stack: contextlib.ExitStack) -> tuple[Asker, int]:
     """Who is asked, for as long as the stack is open, and about how many lines at a time."""
     settings = Settings.of(model=given.model, model_dir=given.model_dir, device=given.device)
     if given.ray is None:
-        bundle = stack.enter_context(api.load(settings, given.model))
+        bundle = stack.enter_context(python.load(settings, given.model))
         return with_engine(bundle.engine, given.task, **bundle.naming(options)), given.concurrency
     cluster = stack.enter_context(on_ray(settings, given.task, address=given.ray, engines=given.engines, each=given.concurrency,
                                          **options))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from worker.entrypoints import python as api
+from worker.entrypoints import python
 from worker.entrypoints.cli import outputs, session
 from worker.entrypoints.cli.inputs import expand
 from worker.errors import AviaryError, RequestError
@@ -36,7 +36,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _by_reference(given: argparse.Namespace, sources: list[str]) -> Iterator[Json]:
-    with api.load_model(given.model_dir, given.model, device=given.device) as bundle:
+    with python.load_model(given.model_dir, given.model, device=given.device) as bundle:
         for one in bundle.score(sources, given.reference, progress=session.bar_shown(given)):
             yield {"error": render.error_json(one.error)} if isinstance(one, Failure) else {**one}
 

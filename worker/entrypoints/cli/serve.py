@@ -10,26 +10,32 @@ if TYPE_CHECKING:
 
 def run(given: argparse.Namespace) -> int:
     """Serve until told to end, and return the exit code. Raises ConfigError if the settings do not allow it."""
-    from worker import logs
     from worker.config import Settings
+
+    return serve(Settings.of(given.config, model=given.model, model_dir=given.model_dir, device=given.device,
+                             host=given.host, port=given.port, workers=given.workers))
+
+
+def serve(settings: Settings) -> int:
+    """Serve in this process or, as WORKERS says, behind the gateway. Raises ConfigError."""
+    from worker import logs
     from worker.entrypoints.http.auth import check_address
 
-    settings = _addressed(Settings.of(given.config, model=given.model, model_dir=given.model_dir, device=given.device,
-                                      host=given.host, port=given.port, workers=given.workers))
+    settings = _addressed(settings)
     if settings.audio_score_server_socket is None:
         check_address(settings)
     logs.configure(settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     if settings.workers != 1:
-        from worker.engine.placement import seats as placements
+        from worker.engine.placement import placements
+        from worker.entrypoints.http.gateway import nginx, supervisor
 
-        if len(several := placements(settings)) > 1:
-            from worker.entrypoints.http.gateway import nginx, supervisor
-
+        several = placements(settings)
+        if len(several) > 1:
             return supervisor.run(settings, several, nginx.find())
-    from worker.entrypoints.http.serve import serve
+    from worker.entrypoints.http.serve import serve as serve_here
 
-    return serve(settings, uds=settings.audio_score_server_socket)
+    return serve_here(settings, uds=settings.audio_score_server_socket)
 
 
 def _addressed(settings: Settings) -> Settings:

@@ -25,13 +25,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.config import Settings
 from worker.engine.engine import Engine
-from worker.entrypoints.http import responses as problems
-from worker.entrypoints.http.auth import Gate
-from worker.entrypoints.http.job_queue import Background
-from worker.entrypoints.http.metrics import Meter, Meters
-from worker.entrypoints.http.routes import health, jobs, openai
-from worker.entrypoints.http.routes import legacy as earlier
-from worker.entrypoints.http.routes import runpod as runpod_api
+from worker.entrypoints.http import responses
+from worker.entrypoints.http.auth import AuthMiddleware
+from worker.entrypoints.http.job_queue import JobQueue
+from worker.entrypoints.http.metrics import Metrics, MetricsMiddleware
+from worker.entrypoints.http.routes import health, jobs, legacy, openai, runpod
 from worker.entrypoints.http.service import Service
 
 UI = Path(__file__).parent / "ui"
@@ -41,12 +39,12 @@ _POLICY = "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data
 
 def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     """The application. `engine`: made of the settings, and closed with the app, unless given."""
-    meters = Meters()
+    meters = Metrics()
     ours = engine is None
     running = engine or Engine(settings, on_batch=meters.batch, on_response=meters.response)
     meters.watch(running)
     service = Service(settings, running, meters)
-    background = Background(settings, service.tasks, jobs.webhook_body)
+    background = JobQueue(settings, service.tasks, jobs.webhook_body)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -59,14 +57,14 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
             await asyncio.to_thread(running.close)
 
     app = FastAPI(title="Aviary", summary="One worker for NVIDIA's speech and audio models", lifespan=lifespan)
-    problems.install(app)
-    app.add_middleware(Gate, settings=settings)
-    app.add_middleware(Meter, meters=meters)
+    responses.install(app)
+    app.add_middleware(AuthMiddleware, settings=settings)
+    app.add_middleware(MetricsMiddleware, meters=meters)
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["GET", "POST"],
                            allow_headers=["Authorization", "Content-Type"], expose_headers=["Retry-After"])
-    for own in (openai.router(service), runpod_api.router(service, background), jobs.router(service, background),
-                earlier.router(service), health.router(service)):
+    for own in (openai.router(service), runpod.router(service, background), jobs.router(service, background),
+                legacy.router(service), health.router(service)):
         app.router.routes.extend(own.routes)        # not included: a router within a router costs every request a search
 
     @app.get("/", tags=["Health"])

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.config import Settings
-from worker.entrypoints.http import responses as problems
+from worker.entrypoints.http import responses
 from worker.errors import AviaryError, ConfigError, RateLimited, TooLarge, Unauthorized
 
 FORM_BYTES = 1 << 20       # what a form may have beside its file
@@ -33,7 +33,7 @@ def check_address(settings: Settings) -> None:
                           "or to off if something before this server checks them")
 
 
-class Gate:
+class AuthMiddleware:
     """`settings.api_key`: the keys taken, separated by commas; `off` or none: nobody is asked."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -52,7 +52,7 @@ class Gate:
         try:
             limit = self._admit(scope)
         except AviaryError as error:
-            await problems.response(error)(scope, receive, send)
+            await responses.response(error)(scope, receive, send)
             return
         await self._app(scope, _limited(receive, limit), send)
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from fastapi.requests import Request
 from starlette.requests import ClientDisconnect
 
-from worker.entrypoints.http import multipart as form
+from worker.entrypoints.http import multipart
 from worker.errors import Cancelled, DiskFull, NotReadable, RequestError
 
 _LARGE = 1 << 18           # JSON that takes some milliseconds to read is not read on the event loop
@@ -75,14 +75,14 @@ def _refuse_surrogates(fields: Any) -> None:
 
 async def _form(request: Request) -> Body:
     try:
-        return _gather(await form.read(request))
+        return _gather(await multipart.read(request))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull("there is no room for this upload") from error
         raise
 
 
-def _gather(parts: list[form.Part]) -> Body:
+def _gather(parts: list[multipart.Part]) -> Body:
     body, twice = Body({}), None
     for part in parts:
         given: Any = part.text

@@ -13,7 +13,7 @@ from worker.jobs.records import Job, Submission
 StoreAll = Callable[[Sequence[Submission]], list[Job]]
 
 
-class Intake:
+class SubmissionBatcher:
     """`store_all`: blocks; stores all or none. For one event loop."""
 
     def __init__(self, store_all: StoreAll) -> None:

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 from worker.config import Settings
-from worker.entrypoints.http.intake import Intake
+from worker.entrypoints.http.intake import SubmissionBatcher
 from worker.entrypoints.tasks import Tasks, is_light
 from worker.errors import Cancelled, DiskFull, JobNotFound, WrongJobState
 from worker.futures import fail, into, settle
@@ -26,7 +26,7 @@ UPLOAD = "upload:"
 Json = dict[str, Any]
 
 
-class Background:
+class JobQueue:
     """The store, and the runner that works it off. `shape`: what a webhook is told of a job."""
 
     def __init__(self, settings: Settings, tasks: Tasks, shape: Callable[[Job], Json]) -> None:
@@ -34,7 +34,7 @@ class Background:
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="answers")
         self.store = JobStore.of(settings)
         self.runner = JobRunner.of(settings, self.store, self._run, shape=shape)
-        self._intake = Intake(self.runner.submit_all)
+        self._intake = SubmissionBatcher(self.runner.submit_all)
 
     def start(self) -> None:
         self.runner.start()

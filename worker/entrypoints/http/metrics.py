@@ -24,7 +24,7 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
-class Meters:
+class Metrics:
     """`batch` is called on the devices' threads, `response` and `request` on the event loop."""
 
     def __init__(self) -> None:
@@ -104,10 +104,10 @@ class Meters:
         }
 
 
-class Meter:
+class MetricsMiddleware:
     """ASGI middleware: counts and times every request by its route's template."""
 
-    def __init__(self, app: ASGIApp, meters: Meters) -> None:
+    def __init__(self, app: ASGIApp, meters: Metrics) -> None:
         self._app, self._meters = app, meters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -23,7 +23,7 @@ from worker import catalog
 from worker.config import Settings
 from worker.engine.engine import Engine
 from worker.engine.request_state import OnResult
-from worker.entrypoints.http.metrics import Meters
+from worker.entrypoints.http.metrics import Metrics
 from worker.entrypoints.tasks import Tasks, is_light
 from worker.errors import AviaryError, Cancelled, DeadlineExceeded, ModelNotFound, QueueFull, StillLoading
 from worker.protocol.request import parse, unwrapped
@@ -38,7 +38,7 @@ LOADING_SEC = 5.0
 class Service:
     """One engine behind HTTP. Its methods are for the event loop."""
 
-    def __init__(self, settings: Settings, engine: Engine, meters: Meters) -> None:
+    def __init__(self, settings: Settings, engine: Engine, meters: Metrics) -> None:
         self.settings, self.engine, self.meters = settings, engine, meters
         self.tasks = Tasks(settings, engine)
         self._loads: dict[str, Future[None]] = {}

@@ -28,10 +28,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.config import Settings
-from worker.entrypoints.http import responses as problems
-from worker.entrypoints.http.auth import Gate, keys
-from worker.entrypoints.http.gateway import aggregate as sums
-from worker.entrypoints.http.gateway import worker_process as process
+from worker.entrypoints.http import responses
+from worker.entrypoints.http.auth import AuthMiddleware, keys
+from worker.entrypoints.http.gateway import aggregate, worker_process
 from worker.entrypoints.http.gateway.worker_process import Worker
 from worker.errors import AviaryError, StillLoading
 
@@ -39,18 +38,18 @@ _GATE = "/gate"
 _VERDICTS = {429: 403}       # nginx's auth_request knows 2xx, 401 and 403
 
 
-class Front:
+class Control:
     """The application, on the supervisor's workers. Their states are read from another thread than writes them."""
 
     def __init__(self, settings: Settings, workers: Sequence[Worker]) -> None:
         self._settings, self._workers = settings, workers
-        self._totals = sums.Totals()
+        self._totals = aggregate.Totals()
         self._registry = CollectorRegistry()
         self._registry.register(self)
         numbers = Starlette(routes=[Route("/metrics", self._metrics), Route("/stats", self._stats)])
         numbers.add_exception_handler(AviaryError, _problem)
-        self._numbers: ASGIApp = Gate(numbers, settings.model_copy(update={"rate_limit": None}))
-        self._gate: ASGIApp = Gate(_pass, settings)
+        self._numbers: ASGIApp = AuthMiddleware(numbers, settings.model_copy(update={"rate_limit": None}))
+        self._gate: ASGIApp = AuthMiddleware(_pass, settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith(f"{_GATE}/"):
@@ -79,9 +78,9 @@ class Front:
         answers = [json.loads(text) for _, text in await self._ask("/stats")]
         if not answers:
             raise StillLoading("no worker answers yet", retry_after_sec=1)
-        workers = [{"worker": worker.number, "seat": worker.seat.name, "pid": worker.pid, "state": worker.state,
+        workers = [{"worker": worker.number, "seat": worker.placement.name, "pid": worker.pid, "state": worker.state,
                     "restarts": max(0, worker.starts - 1)} for worker in self._workers]
-        return JSONResponse(sums.add_stats(answers) | {"workers": workers})
+        return JSONResponse(aggregate.add_stats(answers) | {"workers": workers})
 
     async def _ask(self, path: str) -> list[tuple[str, bytes]]:
         """What the workers answer, of those that do, by the processes' names: a worker may be replaced meanwhile."""
@@ -128,7 +127,7 @@ class Relay:
             await self._app(scope, receive, send)
             return
         key = Headers(scope=scope).get("authorization")
-        status, body = await asyncio.to_thread(process.ask, self._front, scope["path"], {"Authorization": key} if key else None)
+        status, body = await asyncio.to_thread(worker_process.ask, self._front, scope["path"], {"Authorization": key} if key else None)
         kind = CONTENT_TYPE_LATEST if scope["path"] == "/metrics" and status == 200 else "application/json"
         await Response(body, status, media_type=kind)(scope, receive, send)
 
@@ -148,4 +147,4 @@ def _verdict(send: Send) -> Send:
 
 async def _problem(_request: Request, error: Exception) -> Response:
     assert isinstance(error, AviaryError)
-    return problems.response(error)
+    return responses.response(error)

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from worker.config import Settings
-from worker.entrypoints.http import responses as problems
+from worker.entrypoints.http import responses
 from worker.entrypoints.http.auth import FORM_BYTES
 from worker.errors import (
     AviaryError,
@@ -149,7 +149,7 @@ def _answer(status: int, error: AviaryError) -> str:
     shown = status if error is _ERRORS.get(status) else error.status
     after = _RETRY_AFTER.get(error.code)
     again = f"add_header Retry-After {after} always; " if after else ""
-    text = json.dumps(problems.to_json(error))
+    text = json.dumps(responses.to_json(error))
     # A refused request's body is not read: what else came on its connection would be lost with it, so clients are told.
     return (f"error_page {status} ={shown} @{status}; "
             f"location @{status} {{ keepalive_timeout 0; default_type application/json; {again}return {shown} '{text}'; }}")

@@ -27,10 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from worker.config import Settings
-from worker.engine.placement import Seat
+from worker.engine.placement import Placement
 from worker.entrypoints.http import sockets
-from worker.entrypoints.http.gateway import control as front
-from worker.entrypoints.http.gateway import nginx
+from worker.entrypoints.http.gateway import control, nginx
 from worker.entrypoints.http.gateway.worker_process import Worker
 from worker.errors import ConfigError
 
@@ -43,7 +42,7 @@ LOOK_SEC = (0.1, 2.0)        # how often a worker is looked at, until it has loa
 _PATH_BYTES = 100            # of a Unix socket: 103 on macOS, 107 on Linux
 
 
-def run(settings: Settings, seats: Sequence[Seat], gateway: Path | None) -> int:
+def run(settings: Settings, placements: Sequence[Placement], gateway: Path | None) -> int:
     """Serves with a worker on each seat, behind the nginx `gateway` or, without it, all on one port. Returns the exit code.
     Raises ConfigError for what cannot be served so."""
     if gateway is None and settings.audio_score_server_socket is not None:
@@ -54,17 +53,17 @@ def run(settings: Settings, seats: Sequence[Seat], gateway: Path | None) -> int:
         with sockets.bind_shared(settings.host, 0) as free:
             settings = settings.model_copy(update={"port": free.getsockname()[1]})
     with _folder(settings.data_dir.resolve()) as folder:
-        return asyncio.run(Supervisor(settings, seats, folder, gateway).run())
+        return asyncio.run(Supervisor(settings, placements, folder, gateway).run())
 
 
 class Supervisor:
     """The processes of one server, in `folder`, which is theirs alone."""
 
-    def __init__(self, settings: Settings, seats: Sequence[Seat], folder: Path, gateway: Path | None) -> None:
+    def __init__(self, settings: Settings, placements: Sequence[Placement], folder: Path, gateway: Path | None) -> None:
         self._settings, self._folder, self._gateway = settings, folder, gateway
         shared = None if gateway else (settings.host, settings.port)
         rate = None if gateway else settings.rate_limit         # the gateway keeps one count for all
-        self._workers = [Worker(number, seat.having(rate_limit=rate), folder, shared) for number, seat in enumerate(seats)]
+        self._workers = [Worker(number, placement.with_settings(rate_limit=rate), folder, shared) for number, placement in enumerate(placements)]
         self._nginx: asyncio.subprocess.Process | None = None
         self._pid_file = folder / "nginx.pid"           # is there when nginx can take signals
         self._loading = asyncio.Lock()
@@ -80,9 +79,9 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._told_to_end)
         loop.add_signal_handler(signal.SIGHUP, self._told_to_roll)
-        with front.serving(front.Front(self._settings, self._workers), self._folder / "control"):
+        with control.serving(control.Control(self._settings, self._workers), self._folder / "control"):
             log.info("serving on %s with %d workers (%s)%s", nginx.listen(self._settings), len(self._workers),
-                     "; ".join(worker.seat.name for worker in self._workers), "" if self._gateway else ", without nginx")
+                     "; ".join(worker.placement.name for worker in self._workers), "" if self._gateway else ", without nginx")
             if self._gateway is None:
                 log.warning("%s", nginx.MISSING)
             tasks = [asyncio.create_task(self._keep(worker)) for worker in self._workers]
@@ -126,7 +125,7 @@ class Supervisor:
                 continue
             stable = worker.served and time.monotonic() - worker.started > STABLE_SEC
             deaths = 1 if stable else deaths + 1
-            await self._mourn(worker, code, deaths)
+            await self._on_exit(worker, code, deaths)
 
     async def _watch(self, worker: Worker) -> None:
         """Keeps the worker's state up to date; ends a process that is of no use any more."""
@@ -145,10 +144,10 @@ class Supervisor:
                 await worker.stop()
             await asyncio.sleep(LOOK_SEC[not worker.loading])
 
-    async def _mourn(self, worker: Worker, code: int, deaths: int) -> None:
+    async def _on_exit(self, worker: Worker, code: int, deaths: int) -> None:
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         pause = min(LONGEST_PAUSE_SEC, 0.25 * 2 ** (deaths - 1))
-        log.error("worker %d (%s) has ended %s%s; a new one starts in %g s", worker.number, worker.seat.name, how,
+        log.error("worker %d (%s) has ended %s%s; a new one starts in %g s", worker.number, worker.placement.name, how,
                   f", for the {deaths}th time in a row" if deaths > 2 else "", pause)
         self._deaths += 1
         if self._deaths >= GIVE_UP and not self._served:

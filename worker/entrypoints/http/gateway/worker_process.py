@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from worker import child
-from worker.engine.placement import Seat
+from worker.engine.placement import Placement
 from worker.entrypoints.http import sockets
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,8 @@ class Worker:
     """One of the workers: its seat, and its process of the moment, each of which has a socket of its own in `folder`.
     `shared`: an address that all workers listen to beside it. For one event loop; `ask`, `state` and `socket` for any thread."""
 
-    def __init__(self, number: int, seat: Seat, folder: Path, shared: tuple[str, int] | None = None) -> None:
-        self.number, self.seat = number, seat
+    def __init__(self, number: int, placement: Placement, folder: Path, shared: tuple[str, int] | None = None) -> None:
+        self.number, self.placement = number, placement
         self._folder, self._shared = folder, shared
         self._process: asyncio.subprocess.Process | None = None
         self.state: State = "down"
@@ -72,10 +72,10 @@ class Worker:
         self.starts += 1
         self.state, self.lost, self.hung, self.served = "starting", False, False, False
         self.started = self._heard = time.monotonic()
-        plan = {"settings": self.seat.settings.model_dump(mode="json"), "socket": str(self.socket), "cores": self.seat.cores,
+        plan = {"settings": self.placement.settings.model_dump(mode="json"), "socket": str(self.socket), "cores": self.placement.cores,
                 "shared": self._shared, "control": str(self._folder / "control")}
         self._process = await asyncio.create_subprocess_exec(
-            *child.command("worker.entrypoints.http.serve"), env=child.environment(**self.seat.environment),
+            *child.command("worker.entrypoints.http.serve"), env=child.environment(**self.placement.environment),
             stdin=asyncio.subprocess.PIPE, start_new_session=True)      # Ctrl-C is for the supervisor alone
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(plan).encode() + b"\n")
@@ -93,7 +93,7 @@ class Worker:
             return
         listens = patiently and self.socket.exists()        # before that it would not know the signal
         self._process.send_signal(signal.SIGHUP if listens else signal.SIGTERM)
-        drain_sec = self.seat.settings.request_timeout_sec if listens else sockets.DRAIN_SEC
+        drain_sec = self.placement.settings.request_timeout_sec if listens else sockets.DRAIN_SEC
         try:
             await asyncio.wait_for(self._process.wait(), drain_sec + KILL_SEC)
         except asyncio.TimeoutError:

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from worker.entrypoints.http import openapi as schemas
+from worker.entrypoints.http import openapi
 from worker.entrypoints.http.service import Service
 
 _WORDS = {"ready": "healthy", "loading": "loading", "unhealthy": "unhealthy"}
@@ -23,32 +23,32 @@ def router(service: Service) -> APIRouter:
                 "device": service.settings.device, "devices": dataclasses.asdict(service.engine.devices),
                 "models": service.engine.models}
 
-    @routes.get("/health", **schemas.health())
+    @routes.get("/health", **openapi.health())
     async def health() -> JSONResponse:
         return JSONResponse(state())
 
-    @routes.get("/health/live", **schemas.health(503))
+    @routes.get("/health/live", **openapi.health(503))
     async def live() -> JSONResponse:
         return JSONResponse(state(), 503 if service.engine.lost else 200)
 
-    @routes.get("/health/ready", **schemas.health(503))
+    @routes.get("/health/ready", **openapi.health(503))
     async def ready() -> JSONResponse:
         return JSONResponse(state(), 200 if service.state == "ready" else 503)
 
-    @routes.get("/healthz", **schemas.health())
+    @routes.get("/healthz", **openapi.health())
     async def healthz() -> JSONResponse:
         return JSONResponse({"status": "ok" if service.state == "ready" else service.state, "device": service.settings.device,
                              "model": service.default})
 
-    @routes.get("/ping", **schemas.ping())
+    @routes.get("/ping", **openapi.ping())
     async def ping() -> Response:
         return Response(status_code={"ready": 200, "loading": 204, "unhealthy": 503}[service.state])
 
-    @routes.get("/stats", **schemas.stats())
+    @routes.get("/stats", **openapi.stats())
     async def stats() -> JSONResponse:
         return JSONResponse(service.meters.stats(service.engine))
 
-    @routes.get("/metrics", **schemas.metrics())
+    @routes.get("/metrics", **openapi.metrics())
     async def metrics() -> Response:
         return Response(generate_latest(service.meters.registry), media_type=CONTENT_TYPE_LATEST)
 

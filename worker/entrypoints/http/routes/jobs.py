@@ -16,12 +16,10 @@ from fastapi import APIRouter
 from fastapi.requests import Request
 from fastapi.responses import JSONResponse, Response
 
-from worker.entrypoints.http import answers, body
-from worker.entrypoints.http import openapi as schemas
-from worker.entrypoints.http.job_queue import UPLOAD, Background
+from worker.entrypoints.http import answers, body, openapi
+from worker.entrypoints.http.job_queue import UPLOAD, JobQueue
 from worker.entrypoints.http.route import Route
-from worker.entrypoints.http.routes import legacy as earlier
-from worker.entrypoints.http.routes import runpod as runpod_api
+from worker.entrypoints.http.routes import legacy, runpod
 from worker.entrypoints.http.service import Service
 from worker.errors import JobFailed, RequestError, WrongJobState
 from worker.jobs.records import STATES, Job, Seen
@@ -31,17 +29,17 @@ Json = dict[str, Any]
 MOST_LISTED = 500
 
 
-def router(service: Service, background: Background) -> APIRouter:
+def router(service: Service, background: JobQueue) -> APIRouter:
     """The routes, on one service and its jobs."""
     routes = APIRouter(tags=["Jobs"], route_class=Route)
     store = background.store
 
-    @routes.post("/transcribe/async", **schemas.submit())
+    @routes.post("/transcribe/async", **openapi.submit())
     async def submit(http: Request) -> JSONResponse:
         given = await body.read(http)
         try:
             webhook = given.fields.pop("webhook", None)
-            payload, filename = earlier.upload_payload(given, service)
+            payload, filename = legacy.upload_payload(given, service)
             file = given.files[payload.pop("audio")]
             job = await background.submit("transcribe", {"audio": UPLOAD, **payload}, file=file, filename=filename,
                                           webhook=webhook)
@@ -49,7 +47,7 @@ def router(service: Service, background: Background) -> APIRouter:
             given.close()
         return JSONResponse({"job_id": job.id, "status": job.state, "message": f"Transcription job started for {filename}"})
 
-    @routes.get("/jobs", **schemas.jobs())
+    @routes.get("/jobs", **openapi.jobs())
     async def listed(state: str | None = None, kind: str | None = None, limit: int = 100,
                      before: int | None = None) -> JSONResponse:
         if state is not None and state not in STATES:
@@ -68,7 +66,7 @@ def router(service: Service, background: Background) -> APIRouter:
 
     # Each of these hops to a thread once, for all it does: under load a hop is what takes longest.
 
-    @routes.get("/jobs/{name}/status", **schemas.job())
+    @routes.get("/jobs/{name}/status", **openapi.job())
     async def status(name: str) -> Response:
         def told() -> Json:
             found = background.find(name)
@@ -76,7 +74,7 @@ def router(service: Service, background: Background) -> APIRouter:
 
         return await answers.of(told)
 
-    @routes.get("/jobs/{name}/result", **schemas.job_result())
+    @routes.get("/jobs/{name}/result", **openapi.job_result())
     async def result(name: str) -> Response:
         def told() -> Any:
             found = background.find(name)
@@ -90,7 +88,7 @@ def router(service: Service, background: Background) -> APIRouter:
 
         return await answers.of(told)
 
-    @routes.post("/jobs/{name}/cancel", **schemas.cancel())
+    @routes.post("/jobs/{name}/cancel", **openapi.cancel())
     async def cancel(name: str) -> JSONResponse:
         job = await asyncio.to_thread(background.cancel, name)
         return JSONResponse({"message": f"Job {job.id} cancelled", "status": job.state})
@@ -100,7 +98,7 @@ def router(service: Service, background: Background) -> APIRouter:
 
 def webhook_body(job: Job) -> Json:
     """What a webhook is told: the status, in the manner in which the job was sent."""
-    return runpod_api.shape(job) if job.kind == "run" else _status(Seen(job, None, None))
+    return runpod.shape(job) if job.kind == "run" else _status(Seen(job, None, None))
 
 
 def _status(found: Seen) -> Json:

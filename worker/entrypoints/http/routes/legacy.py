@@ -20,14 +20,12 @@ from fastapi.responses import JSONResponse, Response
 
 from worker import catalog
 from worker.audio.fetch import Fetcher
-from worker.entrypoints.http import body
-from worker.entrypoints.http import openapi as schemas
+from worker.entrypoints.http import body, openapi
 from worker.entrypoints.http.body import Body
 from worker.entrypoints.http.route import Route
 from worker.entrypoints.http.service import Service
 from worker.errors import InputError, RequestError
-from worker.protocol import openai as openai_route
-from worker.protocol import render
+from worker.protocol import openai, render
 from worker.protocol.request import MOST_TOKENS, source_of
 from worker.types import Failure, Result, Transcript
 
@@ -38,7 +36,7 @@ def router(service: Service) -> APIRouter:
     """The routes, on one service."""
     routes = APIRouter(tags=["Earlier servers'"], route_class=Route)
 
-    @routes.post("/transcribe", **schemas.transcribe())
+    @routes.post("/transcribe", **openapi.transcribe())
     async def transcribe(http: Request) -> Response:
         given = await body.read(http)
         try:
@@ -48,7 +46,7 @@ def router(service: Service) -> APIRouter:
         finally:
             given.close()
 
-    @routes.post("/evaluate", **schemas.evaluate())
+    @routes.post("/evaluate", **openapi.evaluate())
     async def evaluate(http: Request) -> Response:
         given = await body.read(http)
         given.close()
@@ -57,7 +55,7 @@ def router(service: Service) -> APIRouter:
         answer = await service.run(http, {**_written(given.fields, service), "task": "evaluate"})
         return JSONResponse(answer)
 
-    @routes.post("/score", **schemas.score())
+    @routes.post("/score", **openapi.score())
     async def score(http: Request) -> Response:
         given = await body.read(http)
         try:
@@ -66,7 +64,7 @@ def router(service: Service) -> APIRouter:
                 raise RequestError(f"{min(unknown)} is not a field of this route", param=min(unknown))
             if "audio" not in given.fields:
                 raise RequestError("audio is missing: send the recording as a file, or its URL", param="audio")
-            audio = openai_route.source(given.fields["audio"], "audio")
+            audio = openai.source(given.fields["audio"], "audio")
             answer = await service.run(http, {**given.fields, "audio": audio, "task": "score"}, given.files)
         finally:
             given.close()

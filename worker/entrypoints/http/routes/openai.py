@@ -17,17 +17,14 @@ from fastapi.requests import Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from worker import catalog
-from worker.entrypoints.http import answers, body
-from worker.entrypoints.http import openapi as schemas
-from worker.entrypoints.http import responses as problems
+from worker.entrypoints.http import answers, body, openapi, responses
 from worker.entrypoints.http.body import Body
 from worker.entrypoints.http.route import Route
 from worker.entrypoints.http.service import Service, hung_up
 from worker.errors import Cancelled, ModelNotFound, RequestError
 from worker.faults import report
 from worker.net.bucket import Bucket
-from worker.protocol import openai as openai_route
-from worker.protocol import render
+from worker.protocol import openai, render
 from worker.types import Embedding
 from worker.types import Response as Answer
 
@@ -62,11 +59,11 @@ def router(service: Service) -> APIRouter:
         return await answers.of(lambda: shape(answer))
 
     for name in ("transcriptions", "translations"):
-        routes.add_api_route(f"/v1/audio/{name}", speech, methods=["POST"], name=name, **schemas.speech(name))
+        routes.add_api_route(f"/v1/audio/{name}", speech, methods=["POST"], name=name, **openapi.speech(name))
     for name in ("captions", "embeddings", "analyze"):
-        routes.add_api_route(f"/v1/audio/{name}", sound, methods=["POST"], name=name, **schemas.sound(name))
+        routes.add_api_route(f"/v1/audio/{name}", sound, methods=["POST"], name=name, **openapi.sound(name))
 
-    @routes.post("/v1/chat/completions", **schemas.chat())
+    @routes.post("/v1/chat/completions", **openapi.chat())
     async def chat(http: Request) -> Response:
         given, payload, shape, stream = await _read(http)
         given.close()
@@ -74,17 +71,17 @@ def router(service: Service) -> APIRouter:
             return await _events(http, _chat_events(service, payload, stream))
         return JSONResponse(shape(await _answer(service, http, payload, given)))
 
-    @routes.get("/v1/models", **schemas.models())
+    @routes.get("/v1/models", **openapi.models())
     async def models() -> Response:
-        listed = openai_route.models()
+        listed = openai.models()
         states = service.engine.models
         listed["data"] = [one | {"loaded": states.get(one["id"]) == "ready", "default": one["id"] == service.default}
                           for one in _with_own(listed["data"], service)]
         return JSONResponse(listed)
 
-    @routes.get("/v1/models/{name:path}", **schemas.model())
+    @routes.get("/v1/models/{name:path}", **openapi.model())
     async def model(name: str) -> Response:
-        for one in _with_own(openai_route.models()["data"], service):
+        for one in _with_own(openai.models()["data"], service):
             if name == one["id"] or name in one["aliases"]:
                 return JSONResponse(one)
         raise ModelNotFound(f"model {name!r} is not one of this server's", param="model")
@@ -97,11 +94,11 @@ def _with_own(listed: list[Json], service: Service) -> list[Json]:
     settings = service.settings
     rows = [catalog.find(name) for name in (settings.default_model, *settings.models)]
     known = {one["id"] for one in listed}
-    own = {row.id: openai_route.model_json(row) for row in rows if row.id not in known}
+    own = {row.id: openai.model_json(row) for row in rows if row.id not in known}
     return [*own.values(), *listed]
 
 
-async def _read(http: Request) -> tuple[Body, Json, openai_route.Shape, Json | None]:
+async def _read(http: Request) -> tuple[Body, Json, openai.Shape, Json | None]:
     """The body, the payload, what shapes the answer, and the stream's options if one is wanted."""
     given = await body.read(http)
     try:
@@ -112,7 +109,7 @@ async def _read(http: Request) -> tuple[Body, Json, openai_route.Shape, Json | N
             raise RequestError("stream must be true or false", param="stream")
         if not isinstance(options, dict) or options.keys() - {"include_usage", "include_obfuscation"}:
             raise RequestError("stream_options may have include_usage", param="stream_options")
-        payload, shape = openai_route.translate(http.scope["path"], fields)
+        payload, shape = openai.translate(http.scope["path"], fields)
     except BaseException:
         given.close()
         raise
@@ -161,7 +158,7 @@ async def _written(coming: asyncio.Future[Event], events: AsyncGenerator[Event, 
             except StopAsyncIteration:
                 return
             except Exception as error:  # noqa: BLE001  the status is long sent: an event is what is left
-                event = problems.to_json(report(error))
+                event = responses.to_json(report(error))
             yield f"data: {event if isinstance(event, str) else json.dumps(event, ensure_ascii=False)}\n\n"
             if isinstance(event, dict) and "error" in event:
                 return

@@ -14,9 +14,8 @@ from fastapi import APIRouter
 from fastapi.requests import Request
 from fastapi.responses import JSONResponse, Response
 
-from worker.entrypoints.http import answers, body
-from worker.entrypoints.http import openapi as schemas
-from worker.entrypoints.http.job_queue import Background
+from worker.entrypoints.http import answers, body, openapi
+from worker.entrypoints.http.job_queue import JobQueue
 from worker.entrypoints.http.route import Route
 from worker.entrypoints.http.service import Service
 from worker.errors import AviaryError, RequestError
@@ -28,11 +27,11 @@ _STATES = {"pending": "IN_QUEUE", "processing": "IN_PROGRESS", "completed": "COM
            "cancelled": "CANCELLED"}
 
 
-def router(service: Service, background: Background) -> APIRouter:
+def router(service: Service, background: JobQueue) -> APIRouter:
     """The routes, on one service and its jobs."""
     routes = APIRouter(tags=["Runpod"], route_class=Route)
 
-    @routes.post("/run", **schemas.run())
+    @routes.post("/run", **openapi.run())
     async def run(http: Request) -> JSONResponse:
         given = await body.read(http)
         given.close()
@@ -41,7 +40,7 @@ def router(service: Service, background: Background) -> APIRouter:
         job = await background.submit("run", payload, webhook=webhook)
         return JSONResponse({"id": job.id, "status": _STATES[job.state]})
 
-    @routes.post("/runsync", **schemas.run())
+    @routes.post("/runsync", **openapi.run())
     async def runsync(http: Request) -> Response:
         given = await body.read(http)
         given.close()
@@ -70,9 +69,9 @@ def router(service: Service, background: Background) -> APIRouter:
 
     for method in ("GET", "POST"):
         routes.add_api_route("/status/{name}", runpod_status, methods=[method], operation_id=f"runpod_status_{method.lower()}",
-                             **schemas.job())
+                             **openapi.job())
 
-    @routes.post("/cancel/{name}", **schemas.cancel())
+    @routes.post("/cancel/{name}", **openapi.cancel())
     async def runpod_cancel(name: str) -> JSONResponse:
         return JSONResponse(shape(await asyncio.to_thread(background.cancel, name)))
 

@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.backends.base import Backend
-from worker.engine import model_manager as residency
-from worker.engine import runner as lanes
+from worker.engine import model_manager, runner
 from worker.engine.batching import Limits, next_batch
-from worker.engine.model_manager import Residency
-from worker.engine.scheduler import Pool
+from worker.engine.model_manager import ModelManager
+from worker.engine.scheduler import Scheduler
 from worker.errors import Cancelled, DeviceLost, ModelError, ModelUnavailable, OutOfMemory
 from worker.types import Batch, Clip, Options, Piece, Transcript
 
@@ -28,15 +27,15 @@ def piece(seconds: float, order: int = 0, language: str | None = None) -> Piece:
     return Piece(Clip(np.broadcast_to(np.float32(0), (round(seconds * 16_000),))), Options(MODEL, language=language), order)
 
 
-class Lane:
-    """A pool and the one lane that takes from it."""
+class Harness:
+    """A scheduler and the one runner that takes from it."""
 
     def __init__(self, limits, create, **options) -> None:
-        self.pool = Pool(**options)
-        self.put = self.pool.put
-        self.residency = Residency(create, changed=self.pool.nudge)
-        self._lane = lanes.Lane(self.pool, self.residency, limits)
-        self._lane.start()
+        self.pool = Scheduler(**options)
+        self.put = self.pool.submit
+        self.models = ModelManager(create, changed=self.pool.nudge)
+        self._runner = runner.Runner(self.pool, self.models, limits)
+        self._runner.start()
 
     @property
     def lost(self):
@@ -44,7 +43,7 @@ class Lane:
 
     def close(self) -> None:
         self.pool.close()
-        self._lane.join()
+        self._runner.join()
 
 
 class Model(Backend):
@@ -77,7 +76,7 @@ def run(model: Model, pieces: list[Piece], **options) -> list:
         gate.wait(5)
         return model
 
-    lane = Lane(LIMITS, create, **options)
+    lane = Harness(LIMITS, create, **options)
     futures: list[Future] = [Future() for _ in pieces]
     for one, future in zip(pieces, futures, strict=True):
         lane.put(one, future.set_result)
@@ -117,7 +116,7 @@ def test_only_the_culprit_fails():
     model = Model(fails=lambda b: ValueError("boom") if any(p.order == 5 for p in b.pieces) else None)
     outcomes = run(model, [piece(1, i) for i in range(8)])
     assert [i for i, o in enumerate(outcomes) if isinstance(o, ModelError)] == [5]
-    assert "see the log" in outcomes[5].message
+    assert "under id " in outcomes[5].message
     assert "boom" not in outcomes[5].message
 
 
@@ -137,7 +136,7 @@ def test_one_piece_that_does_not_fit_alone_says_so():
 def test_a_lost_device_fails_what_is_queued_and_all_that_comes_after():
     lost = Model(fails=lambda _b: RuntimeError("CUDA error: an illegal memory access was encountered"))
     gate, futures = threading.Event(), [Future() for _ in range(20)]
-    lane = Lane(LIMITS, lambda _row: gate.wait(5) and lost)
+    lane = Harness(LIMITS, lambda _row: gate.wait(5) and lost)
     for i, future in enumerate(futures):
         lane.put(piece(1, i), future.set_result)
     gate.set()
@@ -151,7 +150,7 @@ def test_a_lost_device_fails_what_is_queued_and_all_that_comes_after():
 
 
 def test_a_model_that_cannot_load_fails_its_pieces_and_is_tried_again(monkeypatch):
-    monkeypatch.setattr(residency, "RETRY_SEC", 0.2)
+    monkeypatch.setattr(model_manager, "RETRY_SEC", 0.2)
     tries = []
 
     def load():
@@ -159,7 +158,7 @@ def test_a_model_that_cannot_load_fails_its_pieces_and_is_tried_again(monkeypatc
         if len(tries) == 1:
             raise OSError("no space left")
 
-    lane = Lane(LIMITS, lambda _row: Model(load=load))
+    lane = Harness(LIMITS, lambda _row: Model(load=load))
     first, second = Future(), Future()
     lane.put(piece(1), first.set_result)
     assert isinstance(first.result(5), ModelUnavailable)
@@ -174,15 +173,15 @@ def test_loading_ahead_reports_failure():
     def fail():
         raise ModelUnavailable("gated")
 
-    lane = Lane(LIMITS, lambda _row: Model(load=fail))
+    lane = Harness(LIMITS, lambda _row: Model(load=fail))
     with pytest.raises(ModelUnavailable, match="gated"):
-        lane.residency.load(MODEL).result(5)
+        lane.models.load(MODEL).result(5)
     lane.close()
 
 
 def test_cancelled_pieces_are_dropped_before_they_run():
     model, gate, futures = Model(), threading.Event(), [Future() for _ in range(4)]
-    lane = Lane(LIMITS, lambda _row: gate.wait(5) and model)
+    lane = Harness(LIMITS, lambda _row: gate.wait(5) and model)
     cancelled = threading.Event()
     lane.put(piece(1), futures[0].set_result)
     time.sleep(0.1)                                        # on its way to the device
@@ -198,8 +197,8 @@ def test_cancelled_pieces_are_dropped_before_they_run():
 
 def test_an_idle_device_waits_for_what_is_coming_but_not_long():
     model = Model()
-    lane = Lane(LIMITS, lambda _row: model, wait_sec=0.3, coming=lambda background: 1)
-    lane.residency.load(MODEL).result(5)
+    lane = Harness(LIMITS, lambda _row: model, wait_sec=0.3, coming=lambda background: 1)
+    lane.models.load(MODEL).result(5)
     futures = [Future() for _ in range(3)]
     started = time.monotonic()
     for future in futures:
@@ -213,11 +212,11 @@ def test_an_idle_device_waits_for_what_is_coming_but_not_long():
 
 
 def test_a_fault_in_planning_fails_what_waits_and_the_lane_goes_on(monkeypatch):
-    from worker.engine import scheduler as module
+    from worker.engine import scheduler
 
     planned = iter([True, False])
-    monkeypatch.setattr(module, "next_batch", lambda *given: 1 / 0 if next(planned, False) else next_batch(*given))
-    lane = Lane(LIMITS, lambda _row: Model())
+    monkeypatch.setattr(scheduler, "next_batch", lambda *given: 1 / 0 if next(planned, False) else next_batch(*given))
+    lane = Harness(LIMITS, lambda _row: Model())
     broken, after = Future(), Future()
     lane.put(piece(1), broken.set_result)
     assert broken.result(5).code == "internal_error"
@@ -227,7 +226,7 @@ def test_a_fault_in_planning_fails_what_waits_and_the_lane_goes_on(monkeypatch):
 
 
 def test_a_delivery_that_raises_does_not_stop_the_lane():
-    lane = Lane(LIMITS, lambda _row: Model())
+    lane = Harness(LIMITS, lambda _row: Model())
     after: Future = Future()
     lane.put(piece(1), lambda _outcome: 1 / 0)
     lane.put(piece(1, 1, "de"), after.set_result)
@@ -244,8 +243,8 @@ def test_a_backend_with_the_wrong_number_of_outputs_is_a_fault_of_ours():
 
 def test_closing_answers_what_waits_and_closes_the_model():
     model, gate = Model(), threading.Event()
-    lane = Lane(LIMITS, lambda _row: model)
-    lane.residency.load(MODEL).result(5)
+    lane = Harness(LIMITS, lambda _row: model)
+    lane.models.load(MODEL).result(5)
     model.infer = lambda batch: gate.wait(5) and [Transcript("") for _ in batch.pieces]
     running, waiting = Future(), Future()
     lane.put(piece(1), running.set_result)
@@ -271,7 +270,7 @@ def test_a_device_lost_while_a_model_loads_loses_the_lane():
     def load():
         raise RuntimeError("CUDA error: unspecified launch failure")
 
-    lane = Lane(LIMITS, lambda _row: Model(load=load))
+    lane = Harness(LIMITS, lambda _row: Model(load=load))
     outcome: Future = Future()
     lane.put(piece(1), outcome.set_result)
     assert isinstance(outcome.result(5), DeviceLost)
@@ -285,7 +284,7 @@ def test_a_device_lost_while_a_model_loads_loses_the_lane():
 def test_who_waits_overtakes_a_background_however_old():
     model = Model(fails=lambda b: time.sleep(0.01))
     gate, futures = threading.Event(), {}
-    lane = Lane(LIMITS, lambda _row: gate.wait(5) and model)
+    lane = Harness(LIMITS, lambda _row: gate.wait(5) and model)
     given = [dataclasses.replace(piece(1, i), background=True) for i in range(40)] + [piece(2, 1000)]
     for one in given:
         futures[one] = Future()

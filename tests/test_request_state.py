@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from worker.backends.base import Backend
 from worker.config import Settings
 from worker.engine.engine import Engine
-from worker.engine.request_state import Teller
+from worker.engine.request_state import TextStream
 from worker.protocol.request import parse
 from worker.types import Failure, Item, Options, Source, Transcript, View
 
@@ -19,7 +19,7 @@ from worker.types import Failure, Item, Options, Source, Transcript, View
 def test_a_text_that_is_generated_again_is_told_once(text, runs):
     """Each run is cut into bits at will, and ends where it fails; the last one goes to the end."""
     told = []
-    teller = Teller(lambda index, bit: told.append((index, bit)), [Item(index, Source("path", "a"), Options("m"), View(()), None)
+    teller = TextStream(lambda index, bit: told.append((index, bit)), [Item(index, Source("path", "a"), Options("m"), View(()), None)
                                                                    for index in (3, 5)])
     for cuts in [*runs, [len(text)]]:
         teller.begins()

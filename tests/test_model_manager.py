@@ -9,8 +9,8 @@ import weakref
 import pytest
 
 from worker.backends.base import Backend
-from worker.engine import model_manager as residency
-from worker.engine.model_manager import GIB, Residency
+from worker.engine import model_manager
+from worker.engine.model_manager import GIB, ModelManager
 from worker.errors import Cancelled, DeviceLost, ModelUnavailable
 
 A, B, C = "parakeet", "canary", "whisper"
@@ -21,7 +21,7 @@ class Fake(Backend):
         self._weight, self._gate, self._error = weight, gate, error
         self.loads = self.warms = self.closes = 0
 
-    def weigh(self) -> int:
+    def weight_bytes(self) -> int:
         return self._weight
 
     def load(self) -> None:
@@ -49,26 +49,26 @@ class House:
         self.made: list[tuple[str, Fake]] = []
         self._args = (weight, gate)
         self._errors = errors or {}
-        self.of = Residency(self._create, **options)
+        self.of = ModelManager(self._create, **options)
 
     def _create(self, row) -> Fake:
         fake = Fake(*self._args, self._errors.get(row.name))
         self.made.append((row.name, fake))
         return fake
 
-    def claim(self, name: str) -> Fake:
+    def acquire(self, name: str) -> Fake:
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
             self.of.warm()
-            self.of.sweep()
-            backend = self.of.claim(name)
+            self.of.evict_idle()
+            backend = self.of.acquire(name)
             if backend is not None:
                 return backend
             time.sleep(0.005)
         raise AssertionError(f"{name} did not load")
 
     def use(self, name: str) -> Fake:
-        backend = self.claim(name)
+        backend = self.acquire(name)
         self.of.release(name)
         return backend
 
@@ -77,7 +77,7 @@ def test_a_model_is_loaded_once_however_many_ask():
     gate = threading.Event()
     house = House(gate=gate)
     futures = [house.of.load(A) for _ in range(5)]
-    assert [house.of.claim(A) for _ in range(5)] == [None] * 5
+    assert [house.of.acquire(A) for _ in range(5)] == [None] * 5
     gate.set()
     backend = house.use(A)
     for future in futures:
@@ -91,7 +91,7 @@ def test_models_that_are_there_answer_while_another_loads():
     gate.set()
     house.use(A)
     gate.clear()
-    assert house.of.claim(B) is None
+    assert house.of.acquire(B) is None
     assert house.use(A)
     gate.set()
     assert house.use(B)
@@ -108,25 +108,25 @@ def test_the_longest_unused_leaves_to_make_room():
 
 def test_what_is_in_use_stays_until_it_is_released():
     house = House(weight=GIB, budget=lambda: GIB)
-    first = house.claim(A)
-    assert house.of.claim(B) is None
+    first = house.acquire(A)
+    assert house.of.acquire(B) is None
     time.sleep(0.1)
     assert first.closes == 0
-    assert house.of.claim(B) is None
+    assert house.of.acquire(B) is None
     house.of.release(A)
     house.use(B)
     assert first.closes == 1
 
 
 def test_a_model_that_is_always_busy_leaves_when_another_is_wanted(monkeypatch):
-    monkeypatch.setattr(residency, "STAY_SEC", 0.0)
+    monkeypatch.setattr(model_manager, "KEEP_SEC", 0.0)
     house = House(weight=GIB, budget=lambda: GIB)
-    first = house.claim(A)
-    assert house.of.claim(B) is None
+    first = house.acquire(A)
+    assert house.of.acquire(B) is None
     deadline = time.monotonic() + 5
     while not house.of._waiting_for_room and time.monotonic() < deadline:
         time.sleep(0.005)
-    assert house.of.claim(A) is None, "no new work for it while somebody waits"
+    assert house.of.acquire(A) is None, "no new work for it while somebody waits"
     house.of.release(A)
     house.use(B)
     assert first.closes == 1
@@ -138,7 +138,7 @@ def test_a_model_that_was_loaded_ahead_is_not_driven_out_before_it_is_ready():
     future = house.of.load(A)
     while not house.of.due:
         time.sleep(0.005)
-    assert house.of.claim(B) is None
+    assert house.of.acquire(B) is None
     time.sleep(0.1)
     assert house.made[0][1].closes == 0
     house.of.warm()
@@ -148,14 +148,14 @@ def test_a_model_that_was_loaded_ahead_is_not_driven_out_before_it_is_ready():
 
 
 def test_two_that_do_not_fit_together_take_turns(monkeypatch):
-    monkeypatch.setattr(residency, "STAY_SEC", 0.3)
+    monkeypatch.setattr(model_manager, "KEEP_SEC", 0.3)
     house = House(weight=GIB, budget=lambda: GIB)
     deadline, answered = time.monotonic() + 4, {A: 0, B: 0}
     while time.monotonic() < deadline and min(answered.values()) < 1:
         house.of.warm()
-        house.of.sweep()
+        house.of.evict_idle()
         for name in (A, B):
-            if answered[name] < 1 and house.of.claim(name):
+            if answered[name] < 1 and house.of.acquire(name):
                 answered[name] += 1
                 house.of.release(name)
         time.sleep(0.005)
@@ -168,18 +168,18 @@ def test_a_model_too_big_for_the_budget_says_so_and_drives_nobody_out():
     with pytest.raises(ModelUnavailable, match=r"needs 3.0 GiB.*2.0 GiB are allowed \(MODELS_MEMORY_GB\)"):
         house.of.load(A).result(5)
     with pytest.raises(ModelUnavailable):
-        house.claim(A)
+        house.acquire(A)
 
 
 def test_one_that_cannot_load_leaves_the_others_serving_and_is_tried_again_later(monkeypatch):
     house = House(errors={A: ModelUnavailable("it is gated")})
     with pytest.raises(ModelUnavailable, match="gated"):
-        house.claim(A)
+        house.acquire(A)
     assert house.use(B)
     with pytest.raises(ModelUnavailable, match="gated"):
-        house.of.claim(A)
+        house.of.acquire(A)
     assert len(house.made) == 2
-    monkeypatch.setattr(residency, "RETRY_SEC", 0.0)
+    monkeypatch.setattr(model_manager, "RETRY_SEC", 0.0)
     house._errors.clear()
     assert house.use(A)
 
@@ -187,9 +187,9 @@ def test_one_that_cannot_load_leaves_the_others_serving_and_is_tried_again_later
 def test_a_strange_failure_is_told_in_words_of_ours():
     house = House(errors={A: RuntimeError("CUDA out of memory"), B: OSError("no space left on device")})
     with pytest.raises(ModelUnavailable, match="does not fit into the device's memory"):
-        house.claim(A)
+        house.acquire(A)
     with pytest.raises(ModelUnavailable, match="no space left"):
-        house.claim(B)
+        house.acquire(B)
 
 
 def test_a_failure_while_warming_counts_as_one_of_loading():
@@ -206,10 +206,10 @@ def test_a_failure_while_warming_counts_as_one_of_loading():
 
 def test_the_idle_leave_after_their_time_and_not_while_in_use():
     house = House(idle_sec=0.15)
-    first, second = house.use(A), house.claim(B)
-    assert 0 < house.of.sweep() <= 0.15
+    first, second = house.use(A), house.acquire(B)
+    assert 0 < house.of.evict_idle() <= 0.15
     time.sleep(0.2)
-    house.of.sweep()
+    house.of.evict_idle()
     assert (first.closes, second.closes) == (1, 0)
     house.of.release(B)
     assert house.use(A) is not first
@@ -218,7 +218,7 @@ def test_the_idle_leave_after_their_time_and_not_while_in_use():
 def test_without_an_idle_time_nobody_leaves():
     house = House()
     house.use(A)
-    assert house.of.sweep() is None
+    assert house.of.evict_idle() is None
 
 
 def test_closing_closes_all_and_answers_who_waits():
@@ -245,8 +245,8 @@ def test_closing_closes_all_and_answers_who_waits():
 
 def test_a_load_that_waits_for_room_ends_with_the_worker():
     house = House(weight=GIB, budget=lambda: GIB)
-    house.claim(A)
-    assert house.of.claim(B) is None
+    house.acquire(A)
+    assert house.of.acquire(B) is None
     deadline = time.monotonic() + 5
     while not house.of._waiting_for_room and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -274,7 +274,7 @@ def test_a_panic_is_a_failure_like_any_other():
     house.use(B)
     house.made[-1][1].warm = lambda: (_ for _ in ()).throw(Panic())
     with pytest.raises(ModelUnavailable):
-        house.claim(A)
+        house.acquire(A)
 
 
 def test_a_device_lost_while_loading_is_remembered():
@@ -322,7 +322,7 @@ def test_downloads_are_not_held_up_by_a_load():
 
     def watched(row):
         fake = create(row)
-        fake.weigh = lambda: weighed.set() or 1
+        fake.weight_bytes = lambda: weighed.set() or 1
         return fake
 
     house.of._create = watched
@@ -335,6 +335,6 @@ def test_failures_are_forgotten_after_a_while(monkeypatch):
     house = House(errors={A: ModelUnavailable("it is gated")})
     with pytest.raises(ModelUnavailable):
         house.of.load(A).result(5)
-    monkeypatch.setattr(residency, "RETRY_SEC", 0.0)
-    house.of.sweep()
+    monkeypatch.setattr(model_manager, "RETRY_SEC", 0.0)
+    house.of.evict_idle()
     assert not house.of._residents

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from ray_host import ROOT, cluster, processes
 
-from worker.entrypoints import ray_serve as on_serve
+from worker.entrypoints import ray_serve
 
 WEEK = (ROOT / "samples/week.wav").read_bytes()
 TRIES = 5
@@ -26,7 +26,7 @@ def served(tmp_path, monkeypatch):
         port = free.getsockname()[1]
     with cluster():
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(on_serve.app({"min_replicas": 2, "max_replicas": 2, "gpus": 0, "cpus": 0.5}), route_prefix="/")
+        serve.run(ray_serve.app({"min_replicas": 2, "max_replicas": 2, "gpus": 0, "cpus": 0.5}), route_prefix="/")
         yield f"http://127.0.0.1:{port}"
         serve.shutdown()
 

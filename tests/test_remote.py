@@ -26,13 +26,13 @@ from serving import serving
 
 from worker import catalog
 from worker.config import Settings
+from worker.engine import remote
 from worker.engine.engine import Engine
-from worker.engine.placement import Seat
-from worker.engine.remote import device as remote
+from worker.engine.placement import Placement
 from worker.engine.remote.device import Device
 from worker.engine.remote.wire import Wire, pack
-from worker.entrypoints import python as api
-from worker.entrypoints.runpod import Door
+from worker.entrypoints import python
+from worker.entrypoints.runpod import RunpodWorker
 from worker.errors import DeviceLost, ModelError, ModelUnavailable, OutOfMemory
 from worker.faults import translate
 from worker.protocol.request import parse
@@ -63,14 +63,14 @@ def processes() -> list[str]:
 
 @pytest.fixture
 def scripted(monkeypatch):
-    monkeypatch.setattr(remote, "FACTORY", FACTORY)
+    monkeypatch.setattr(remote.device, "FACTORY", FACTORY)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPO), str(REPO / "tests")]))
 
 
 @pytest.fixture
 def device(scripted):
     lost = []
-    made = Device(Seat("the first", {"OMP_NUM_THREADS": "1"}, (), Settings()))
+    made = Device(Placement("the first", {"OMP_NUM_THREADS": "1"}, (), Settings()))
     made.watch(lost.append)
     made.lost = lost
     yield made
@@ -116,7 +116,7 @@ def test_what_is_sent_is_received(sent, text):
 
 def test_a_backend_elsewhere_is_one_like_any_other(device):
     backend = device.create(ROW)
-    assert backend.weigh() == 7
+    assert backend.weight_bytes() == 7
     assert backend.overhead_sec != 6
     backend.load()
     assert backend.overhead_sec == 6
@@ -131,7 +131,7 @@ def test_a_backend_elsewhere_is_one_like_any_other(device):
 
 
 def test_arrays_come_back(monkeypatch):
-    made = Device(Seat("dry", {}, (), Settings(skip_model_load=True)))
+    made = Device(Placement("dry", {}, (), Settings(skip_model_load=True)))
     made.watch(lambda _error: None)
     backend = made.create(ROW)
     backend.load()
@@ -203,12 +203,12 @@ def test_closing_ends_a_process_that_is_at_work_and_is_no_loss(device):
     device.close()
     thread.join(5)
     assert raised
-    assert time.monotonic() - started < remote.END_SEC
+    assert time.monotonic() - started < device.END_SEC
     assert not device.lost
 
 
 def test_what_is_printed_there_is_no_result_here(capfd, scripted):
-    made = Device(Seat("it", {}, (), Settings()))
+    made = Device(Placement("it", {}, (), Settings()))
     made.watch(lambda _error: None)
     made.create(ROW).infer(Batch((piece("print"),)))
     made.close()
@@ -219,7 +219,7 @@ def test_what_is_printed_there_is_no_result_here(capfd, scripted):
 
 
 def test_a_process_that_cannot_start_is_a_lost_device(scripted, monkeypatch):
-    monkeypatch.setattr(remote, "FACTORY", "scripted:nothing")
+    monkeypatch.setattr(remote.device, "FACTORY", "scripted:nothing")
     with Engine(Settings(device="cpu,cpu")) as engine:
         with pytest.raises(DeviceLost):
             engine.load(ROW.id).result(30)
@@ -361,7 +361,7 @@ def test_the_handler_works_on_with_what_is_left_and_is_replaced_when_idle(script
 
     with Engine(settings.model_copy(update={"device": "cpu,cpu,cpu"})) as engine:
         engine.load(ROW.id).result(30)
-        first, poisoned, slow = asyncio.run(run(Door(settings, engine=engine)))
+        first, poisoned, slow = asyncio.run(run(RunpodWorker(settings, engine=engine)))
         assert "refresh_worker" not in first
         assert first["usage"] == {"inputs": 8, "failed": 0, "audio_sec": first["usage"]["audio_sec"]}
         assert poisoned["results"][0]["error"]["code"] == "device_lost"
@@ -397,9 +397,9 @@ def test_the_server_serves_from_the_first_that_is_ready_and_says_what_is_lost(se
 
         assert says() == ({"count": 2, "lost": 0}, "healthy", 200)
         for lost, status, code in ((1, "healthy", 200), (2, "unhealthy", 503)):
-            engine._lanes[lost - 1].residency.lose(DeviceLost("it went"))
+            engine._runners[lost - 1].models.lose(DeviceLost("it went"))
             eventually(lambda lost=lost: engine.devices.lost == lost)
-            eventually(lambda: not engine._lanes[0]._thread.is_alive())
+            eventually(lambda: not engine._runners[0]._thread.is_alive())
             assert says() == ({"count": 2, "lost": lost}, status, code)
 
 
@@ -455,7 +455,7 @@ def test_a_signal_for_the_whole_group_leaves_them_to_the_engine(holder, number):
 def test_python_begins_with_the_first_device_that_is_ready(scripted, settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "slow").touch()
-    with api.load(settings) as bundle:
+    with python.load(settings) as bundle:
         assert (tmp_path / "first").exists(), "the other device is still loading"
         assert bundle.engine.models[ROW.id] == "ready"
         (tmp_path / "first").unlink()

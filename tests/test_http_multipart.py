@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect
 from urllib3 import encode_multipart_formdata
 
-from worker.entrypoints.http import multipart as form
+from worker.entrypoints.http import multipart
 from worker.errors import RequestError
 
 NAMES = st.text("abcÄ []", min_size=1)
@@ -41,11 +41,11 @@ def ask(body: bytes, content_type: str, *, cut: int = 700, length: bool = True, 
     return Request({"type": "http", "method": "POST", "headers": headers}, receive)
 
 
-def read(*args, **options) -> list[form.Part]:
-    return asyncio.run(form.read(ask(*args, **options)))
+def read(*args, **options) -> list[multipart.Part]:
+    return asyncio.run(multipart.read(ask(*args, **options)))
 
 
-def content(part: form.Part) -> bytes:
+def content(part: multipart.Part) -> bytes:
     part.file.seek(0)
     return part.file.read()
 
@@ -53,25 +53,25 @@ def content(part: form.Part) -> bytes:
 @pytest.fixture
 def free():
     """Asserts at the end that all of the room was given back."""
-    before = form._ROOM._left
+    before = multipart._ROOM._left
     yield
-    assert form._ROOM._left == before
+    assert multipart._ROOM._left == before
 
 
 @given(parts=st.lists(FIELDS | FILES, min_size=1, max_size=8), cut=st.integers(1, 6000), length=st.booleans())
 def test_the_parts_are_those_that_were_sent(parts, cut, length):
-    before = form._ROOM._left
+    before = multipart._ROOM._left
     found = read(*encode_multipart_formdata(parts), cut=cut, length=length)
     assert [(part.name, (part.filename, content(part)) if part.is_file else part.text) for part in found] == parts
     for part in found:
         if part.is_file:
             part.file.close()
-    assert form._ROOM._left == before
+    assert multipart._ROOM._left == before
 
 
 @pytest.mark.parametrize("size", [0, 1, 5_000_000])
 def test_what_is_no_longer_small_goes_to_disk(size, free, monkeypatch, tmp_path):
-    monkeypatch.setattr(form, "IN_MEMORY", 1000)
+    monkeypatch.setattr(multipart, "IN_MEMORY", 1000)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     data = os.urandom(size)
     body, kind = encode_multipart_formdata([("file", ("a", data)), ("more", ("b", b"x" * 2000))])
@@ -84,14 +84,14 @@ def test_what_is_no_longer_small_goes_to_disk(size, free, monkeypatch, tmp_path)
 
 
 def test_together_they_take_no_more_memory_than_they_may(free, monkeypatch, tmp_path):
-    monkeypatch.setattr(form._ROOM, "_left", 25_000)
+    monkeypatch.setattr(multipart._ROOM, "_left", 25_000)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     body, kind = encode_multipart_formdata([("file", ("a", b"x" * 10_000))])
 
-    def on_disk(part: form.Part) -> bool:
+    def on_disk(part: multipart.Part) -> bool:
         return not isinstance(part.file, io.BytesIO)
 
-    def one() -> form.Part:
+    def one() -> multipart.Part:
         (part,) = read(body, kind)
         assert content(part) == b"x" * 10_000
         return part
@@ -104,7 +104,7 @@ def test_together_they_take_no_more_memory_than_they_may(free, monkeypatch, tmp_
     for part in held:
         part.file.close()
         part.file.close()
-    assert form._ROOM._left == 25_000
+    assert multipart._ROOM._left == 25_000
 
 
 BODY, KIND = encode_multipart_formdata([("file", ("a", b"x" * 10_000)), ("model", "m")], boundary="b")
@@ -118,18 +118,18 @@ BODY, KIND = encode_multipart_formdata([("file", ("a", b"x" * 10_000)), ("model"
     (b"", KIND, "before its last boundary"),
     (b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n", KIND, "without a name"),
     (b"--b\r\n" + b"x" * 10_000 + b": 1\r\n\r\nx\r\n--b--\r\n", KIND, "the form cannot be read"),
-    (*encode_multipart_formdata([("f", "x" * (form.FIELD_BYTES + 1))]), "f has more than"),
-    (*encode_multipart_formdata([("f", "x")] * (form.MOST_FIELDS + 1)), "200 fields"),
-    (*encode_multipart_formdata([("f", ("a", b"x"))] * (form.MOST_FILES + 1)), "16 files")])
+    (*encode_multipart_formdata([("f", "x" * (multipart.FIELD_BYTES + 1))]), "f has more than"),
+    (*encode_multipart_formdata([("f", "x")] * (multipart.MOST_FIELDS + 1)), "200 fields"),
+    (*encode_multipart_formdata([("f", ("a", b"x"))] * (multipart.MOST_FILES + 1)), "16 files")])
 def test_what_is_wrong_with_a_form_is_said(body, kind, says, free):
     with pytest.raises(RequestError, match=says):
         read(body, kind)
 
 
-@pytest.mark.parametrize("limit", [form.IN_MEMORY, 1000])
+@pytest.mark.parametrize("limit", [multipart.IN_MEMORY, 1000])
 def test_nothing_is_left_of_an_upload_whose_client_hung_up(limit, free, monkeypatch, tmp_path):
-    monkeypatch.setattr(form, "IN_MEMORY", limit)
-    monkeypatch.setattr(form, "AT_ONCE", 1000)
+    monkeypatch.setattr(multipart, "IN_MEMORY", limit)
+    monkeypatch.setattr(multipart, "AT_ONCE", 1000)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     before = set(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else None
     with pytest.raises(ClientDisconnect):
@@ -146,20 +146,20 @@ def test_a_length_beside_chunks_is_not_believed(free):
 
 def test_a_file_in_tiny_pieces_takes_no_more_memory_than_any(free, monkeypatch):
     held = []
-    monkeypatch.setattr(form._Form, "write_waiting", lambda self, write=form._Form.write_waiting:
+    monkeypatch.setattr(multipart._Form, "write_waiting", lambda self, write=multipart._Form.write_waiting:
                         (held.append(len(self.waiting)), write(self)))
     (part,) = read(*encode_multipart_formdata([("file", ("a", b"x" * 10_000))]), cut=1, length=False)
     assert content(part) == b"x" * 10_000
-    assert max(held) <= form.AT_ONCE / 512
+    assert max(held) <= multipart.AT_ONCE / 512
     part.file.close()
 
 
 def test_writing_waits_for_no_other_work_and_ends_before_its_files_are_closed(monkeypatch):
     """Though asyncio's own threads are all taken, and though the request is given up twice meanwhile."""
-    monkeypatch.setattr(form, "AT_ONCE", 1000)
+    monkeypatch.setattr(multipart, "AT_ONCE", 1000)
     begun, go_on, ended = threading.Event(), threading.Event(), []
 
-    def slowly(self, write=form._Form.write_waiting):
+    def slowly(self, write=multipart._Form.write_waiting):
         begun.set()
         assert go_on.wait(10)
         write(self)
@@ -168,7 +168,7 @@ def test_writing_waits_for_no_other_work_and_ends_before_its_files_are_closed(mo
     async def run() -> None:
         busy, loop = threading.Event(), asyncio.get_running_loop()
         taken = [loop.run_in_executor(None, busy.wait, 10) for _ in range(64)]
-        reading = asyncio.ensure_future(form.read(ask(BODY, KIND, length=False)))
+        reading = asyncio.ensure_future(multipart.read(ask(BODY, KIND, length=False)))
         while not begun.is_set():
             await asyncio.sleep(0.01)
         for _ in range(2):
@@ -181,5 +181,5 @@ def test_writing_waits_for_no_other_work_and_ends_before_its_files_are_closed(mo
         busy.set()
         await asyncio.gather(*taken)
 
-    monkeypatch.setattr(form._Form, "write_waiting", slowly)
+    monkeypatch.setattr(multipart._Form, "write_waiting", slowly)
     asyncio.run(run())

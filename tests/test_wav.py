@@ -12,8 +12,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.audio import decode_process as process
-from worker.audio import wav as wave
+from worker.audio import decode_process, wav
 from worker.errors import Cancelled
 
 FORMAT = struct.pack("<HHIIHH", 1, 1, 16_000, 32_000, 2, 16)
@@ -47,7 +46,7 @@ def test_any_file_can_be_read_that_way(tmp_path, kind):
     samples = np.random.default_rng(0).integers(-2**15, 2**15, 700_000).astype(np.int16)
     soundfile.write(tmp_path / "a.wav", samples, 16_000)
     with kind(tmp_path / "a.wav") as file:
-        assert np.array_equal(wave.read(file, nothing), samples / np.float32(2**15))
+        assert np.array_equal(wav.read(file, nothing), samples / np.float32(2**15))
 
 
 @given(samples=st.binary(max_size=400), fmt=st.sampled_from((FORMAT, FORMAT + b"\0\0")),
@@ -58,13 +57,13 @@ def test_what_is_read_is_what_libsndfile_reads(folder, samples, fmt, before, bet
     data = riff(*(chunk(name, body) for name, body in before), chunk(b"fmt ", fmt), chunk(b"junk", between),
                 chunk(b"data", samples, size)) + (chunk(b"abcd", after) if after else b"")
     with opened(folder, data) as file:
-        found = wave.read(file, nothing)
+        found = wav.read(file, nothing)
         if found is None:
             start = data.index(b"data" + struct.pack("<I", size)) + 8
             assert size == 0 or size % 2 or start + size > len(data)
             return
         with tempfile.TemporaryFile() as decoded:
-            size, warning = process.stored(process.by_sndfile(file.fileno()), decoded.fileno(), 1 << 20)
+            size, warning = decode_process.stored(decode_process.by_sndfile(file.fileno()), decoded.fileno(), 1 << 20)
             expected = np.frombuffer(decoded.read(), np.float32)
     assert (size, warning) == (found.nbytes, None)
     assert found.dtype == np.float32
@@ -81,7 +80,7 @@ def test_only_what_needs_no_decoding_is_read(tmp_path, options, reads):
     samples = np.zeros((1600, given.pop("channels", 1)))
     soundfile.write(tmp_path / "a", samples, **given)
     with io.FileIO(tmp_path / "a") as file:
-        assert (wave.read(file, nothing) is not None) is reads
+        assert (wav.read(file, nothing) is not None) is reads
 
 
 @pytest.mark.parametrize("data", [
@@ -91,7 +90,7 @@ def test_only_what_needs_no_decoding_is_read(tmp_path, options, reads):
     riff(chunk(b"fmt ", FORMAT.replace(b"\x80\x3e", b"\x40\x1f")), chunk(b"fmt ", FORMAT), chunk(b"data", b"1234"))])
 def test_a_header_that_does_not_fit_or_takes_long_is_left_to_others(tmp_path, data):
     with opened(tmp_path, data) as file:
-        assert wave.read(file, nothing) is None
+        assert wav.read(file, nothing) is None
 
 
 def test_reading_ends_when_the_check_says_so(tmp_path):
@@ -104,7 +103,7 @@ def test_reading_ends_when_the_check_says_so(tmp_path):
 
     with opened(tmp_path, riff(chunk(b"fmt ", FORMAT), chunk(b"data", os.urandom(5_000_000)))) as file:
         with pytest.raises(Cancelled):
-            wave.read(file, check)
+            wav.read(file, check)
         assert asked == [10_000_000] * 3
         asked.clear()
 
@@ -112,4 +111,4 @@ def test_reading_ends_when_the_check_says_so(tmp_path):
 def test_more_than_a_block_is_read_whole(tmp_path):
     data = os.urandom(3_000_002)
     with opened(tmp_path, riff(chunk(b"fmt ", FORMAT), chunk(b"data", data))) as file:
-        assert np.array_equal(wave.read(file, nothing), np.frombuffer(data, "<i2") / np.float32(2**15))
+        assert np.array_equal(wav.read(file, nothing), np.frombuffer(data, "<i2") / np.float32(2**15))

@@ -8,25 +8,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.config import Settings
-from worker.engine import placement as seats
+from worker.engine import placement
 from worker.errors import ConfigError
 
-GPUS = [seats.Gpu("GPU-a", 80 * 1024**3), seats.Gpu("GPU-b", 80 * 1024**3)]
+GPUS = [placement.Gpu("GPU-a", 80 * 1024**3), placement.Gpu("GPU-b", 80 * 1024**3)]
 
 
 @pytest.fixture
 def machine(monkeypatch):
     """A machine with GPUS, of which torch is shown so many."""
     def make(seen: int = 2) -> None:
-        monkeypatch.setattr(seats, "_nodes", lambda: 2)
-        monkeypatch.setattr(seats, "_gpus", lambda: GPUS[:seen])
+        monkeypatch.setattr(placement, "_nodes", lambda: 2)
+        monkeypatch.setattr(placement, "_gpus", lambda: GPUS[:seen])
 
     return make
 
 
 @given(st.integers(1, 12), st.lists(st.integers(0, 63), min_size=1, max_size=24, unique=True).map(sorted))
 def test_cores_are_divided_without_overlap_where_they_suffice(count, cores):
-    taken = seats.place(Settings(), count, [], cores)
+    taken = placement.place(Settings(), count, [], cores)
     blocks = [seat.cores for seat in taken]
     assert len(blocks) == count
     if count <= len(cores):
@@ -37,51 +37,51 @@ def test_cores_are_divided_without_overlap_where_they_suffice(count, cores):
 
 
 def test_each_worker_sees_one_gpu_and_those_that_share_one_share_its_memory():
-    taken = seats.place(Settings(device="cuda"), 3, GPUS, list(range(16)))
+    taken = placement.place(Settings(device="cuda"), 3, GPUS, list(range(16)))
     assert [seat.environment["CUDA_VISIBLE_DEVICES"] for seat in taken] == ["GPU-a", "GPU-b", "GPU-a"]
     assert [seat.settings.models_memory_gb for seat in taken] == [32, 64, 32]
     assert {seat.settings.workers for seat in taken} == {1}
     assert {seat.settings.decode_workers for seat in taken} == {5}
-    (one, other) = seats.place(Settings(device="cuda:1", decode_workers=3, models_memory_gb=7), 2, [GPUS[1]], [0])
+    (one, other) = placement.place(Settings(device="cuda:1", decode_workers=3, models_memory_gb=7), 2, [GPUS[1]], [0])
     assert one.environment == other.environment == {"CUDA_VISIBLE_DEVICES": "GPU-b"}
     assert (one.settings.device, one.settings.decode_workers, one.settings.models_memory_gb) == ("cuda", 3, 7)
 
 
 def test_without_gpus_one_seat_is_enough_and_a_gpu_that_is_asked_for_is_missed():
-    assert len(seats.seats(Settings(workers=0, device="cpu"))) == 1
-    assert len(seats.seats(Settings(workers=4, skip_model_load=True))) == 4
-    if not seats._gpus():
+    assert len(placement.placements(Settings(workers=0, device="cpu"))) == 1
+    assert len(placement.placements(Settings(workers=4, skip_model_load=True))) == 4
+    if not placement._gpus():
         with pytest.raises(ConfigError, match="torch sees 0 CUDA devices"):
-            seats.seats(Settings(workers=0, device="cuda"))
+            placement.placements(Settings(workers=0, device="cuda"))
 
 
 def test_an_engine_has_a_seat_for_each_device_that_is_named_or_visible(machine):
     machine()
     for device in ("auto", "cuda:0,cuda:1", "cuda:0, cuda:1"):
-        taken = seats.devices(Settings(device=device))
+        taken = placement.device_placements(Settings(device=device))
         assert [seat.environment for seat in taken] == [{"CUDA_VISIBLE_DEVICES": "GPU-a"}, {"CUDA_VISIBLE_DEVICES": "GPU-b"}]
         assert [(seat.settings.device, seat.settings.models_memory_gb) for seat in taken] == [("cuda", 64), ("cuda", 64)]
-    one, other = seats.devices(Settings(device="cuda:1,cuda:1"))
+    one, other = placement.device_placements(Settings(device="cuda:1,cuda:1"))
     assert one.environment == other.environment == {"CUDA_VISIBLE_DEVICES": "GPU-b"}
     assert one.settings.models_memory_gb == other.settings.models_memory_gb == 32
     with pytest.raises(ConfigError, match="torch sees 2 CUDA devices"):
-        seats.devices(Settings(device="cuda:1,cuda:2"))
+        placement.device_placements(Settings(device="cuda:1,cuda:2"))
 
 
 def test_one_device_needs_no_process(machine, monkeypatch):
     machine(seen=1)                 # CUDA_VISIBLE_DEVICES hides the other
-    assert seats.devices(Settings()) == []
+    assert placement.device_placements(Settings()) == []
     machine()
-    assert seats.devices(Settings(skip_model_load=True)) == []
-    monkeypatch.setattr(seats, "_gpus", lambda: pytest.fail("torch is not asked"))
+    assert placement.device_placements(Settings(skip_model_load=True)) == []
+    monkeypatch.setattr(placement, "_gpus", lambda: pytest.fail("torch is not asked"))
     for device in ("cpu", "cuda", "cuda:1"):
-        assert seats.devices(Settings(device=device)) == []
-    monkeypatch.setattr(seats, "_nodes", lambda: 1)
-    assert seats.devices(Settings()) == []
+        assert placement.device_placements(Settings(device=device)) == []
+    monkeypatch.setattr(placement, "_nodes", lambda: 1)
+    assert placement.device_placements(Settings()) == []
 
 
 def test_devices_on_the_cpu_divide_its_cores_and_its_memory():
-    one, other = seats.devices(Settings(device="cpu,cpu", skip_model_load=True))
+    one, other = placement.device_placements(Settings(device="cpu,cpu", skip_model_load=True))
     assert one.settings.device == other.settings.device == "cpu"
     assert one.settings.models_memory_gb == other.settings.models_memory_gb < os.sysconf("SC_PHYS_PAGES") * 4096 / 2 / 1024**3
     cores = os.sched_getaffinity(0)
@@ -93,11 +93,11 @@ def test_devices_on_the_cpu_divide_its_cores_and_its_memory():
 def test_each_worker_has_one_device_whatever_is_named(machine):
     machine()
     for device, expected in (("auto", "ab"), ("cuda", "ab"), ("cuda:1", "b"), ("cuda:1,cuda:0", "ba")):
-        taken = seats.seats(Settings(device=device, workers=0))
+        taken = placement.placements(Settings(device=device, workers=0))
         assert [seat.environment["CUDA_VISIBLE_DEVICES"][-1] for seat in taken] == list(expected)
         for seat in taken:
-            assert seats.devices(seat.settings) == [], "and starts no processes of its own"
-    taken = seats.seats(Settings(device="cpu,cpu,cpu", workers=0))
+            assert placement.device_placements(seat.settings) == [], "and starts no processes of its own"
+    taken = placement.placements(Settings(device="cpu,cpu,cpu", workers=0))
     assert [seat.settings.device for seat in taken] == ["cpu"] * 3
 
 

@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from worker.backends.common import audio_tower as tower
+from worker.backends.common import audio_tower
 from worker.errors import ModelUnavailable
 
 CONFIG = transformers.AudioFlamingo3EncoderConfig(num_mel_bins=80, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
@@ -32,9 +32,9 @@ def same(one, other) -> bool:
 def test_one_file(tmp_path, encoder, prefix):
     tensors = {prefix + name: value.clone() for name, value in encoder.state_dict().items()}
     save_file({**tensors, "language_model.weight": torch.zeros(300, 300)}, tmp_path / "model.safetensors")
-    assert same(encoder, tower.load_tower(tmp_path, CONFIG, torch.float32, torch.device("cpu")))
-    assert tower.tower_bytes(tmp_path) == 4 * sum(value.numel() for value in encoder.state_dict().values())
-    assert tower.shapes(tmp_path)["conv1.weight"] == [16, 80, 3]
+    assert same(encoder, audio_tower.load_tower(tmp_path, CONFIG, torch.float32, torch.device("cpu")))
+    assert audio_tower.tower_bytes(tmp_path) == 4 * sum(value.numel() for value in encoder.state_dict().values())
+    assert audio_tower.shapes(tmp_path)["conv1.weight"] == [16, 80, 3]
 
 
 def test_several_files_of_which_only_those_with_the_tower_are_opened(tmp_path, encoder):
@@ -45,26 +45,26 @@ def test_several_files_of_which_only_those_with_the_tower_are_opened(tmp_path, e
     places = {name: "a.safetensors" if i < 7 else "b.safetensors" for i, name in enumerate(names)}
     index = {"weight_map": {**places, "language_model.weight": "never-downloaded.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert same(encoder, tower.load_tower(tmp_path, CONFIG, torch.float32, torch.device("cpu")))
+    assert same(encoder, audio_tower.load_tower(tmp_path, CONFIG, torch.float32, torch.device("cpu")))
 
 
 def test_a_tower_of_another_shape_or_none_is_refused(tmp_path, encoder):
     save_file({"other.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(ModelUnavailable, match="holds no audio tower"):
-        tower.tower_bytes(tmp_path)
+        audio_tower.tower_bytes(tmp_path)
     save_file({"audio_tower.conv1.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(ModelUnavailable, match="no audio tower of the kind that is known"):
-        tower.load_tower(tmp_path, CONFIG, torch.float32, torch.device("cpu"))
+        audio_tower.load_tower(tmp_path, CONFIG, torch.float32, torch.device("cpu"))
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ModelUnavailable, match=r"model\.safetensors is missing"):
-        tower.tower_bytes(tmp_path)
+        audio_tower.tower_bytes(tmp_path)
 
 
-@pytest.mark.parametrize("samples", [0, 1, 400, 16_000, tower.WINDOW, tower.WINDOW + 1, 3 * tower.WINDOW + 500])
+@pytest.mark.parametrize("samples", [0, 1, 400, 16_000, audio_tower.WINDOW, audio_tower.WINDOW + 1, 3 * audio_tower.WINDOW + 500])
 def test_any_length_has_about_25_states_a_second(encoder, samples):
     features = transformers.WhisperFeatureExtractor(feature_size=80)
     with torch.inference_mode():
-        (states,) = tower.states(encoder, features, [np.zeros(samples, np.float32)])
+        (states,) = audio_tower.states(encoder, features, [np.zeros(samples, np.float32)])
     assert states.dtype == np.float32
     assert states.shape[1] == 16
     assert len(states) == pytest.approx(samples / 640, abs=1)
@@ -73,10 +73,10 @@ def test_any_length_has_about_25_states_a_second(encoder, samples):
 
 def test_windows_do_not_depend_on_how_many_run_at_once(encoder, monkeypatch):
     features = transformers.WhisperFeatureExtractor(feature_size=80)
-    samples = np.random.default_rng(0).standard_normal(5 * tower.WINDOW // 2).astype(np.float32)
-    clips = [samples, samples[:9000], samples[5:tower.WINDOW + 5]]
+    samples = np.random.default_rng(0).standard_normal(5 * audio_tower.WINDOW // 2).astype(np.float32)
+    clips = [samples, samples[:9000], samples[5:audio_tower.WINDOW + 5]]
     with torch.inference_mode():
-        together = tower.states(encoder, features, clips)
-        monkeypatch.setattr(tower, "WINDOWS_AT_ONCE", 1)
-        for one, other in zip(tower.states(encoder, features, clips), together, strict=True):
+        together = audio_tower.states(encoder, features, clips)
+        monkeypatch.setattr(audio_tower, "WINDOWS_AT_ONCE", 1)
+        for one, other in zip(audio_tower.states(encoder, features, clips), together, strict=True):
             assert np.allclose(one, other, atol=1e-5)

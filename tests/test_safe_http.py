@@ -9,7 +9,7 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.net import safe_http as guard
+from worker.net import safe_http
 
 PRIVATE = ["127.0.0.1", "127.9.9.9", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
            "224.0.0.1", "255.255.255.255", "240.0.0.1", "::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "fd00:ec2::254",
@@ -20,19 +20,19 @@ PRIVATE = ["127.0.0.1", "127.9.9.9", "10.0.0.1", "172.16.0.1", "192.168.1.1", "1
 
 @pytest.mark.parametrize("address", PRIVATE)
 def test_private(address):
-    assert not guard.is_public(address)
+    assert not safe_http.is_public(address)
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
 def test_public(address):
-    assert guard.is_public(address)
+    assert safe_http.is_public(address)
 
 
 @given(st.ip_addresses(v=4))
 def test_an_ipv4_address_is_judged_alike_however_ipv6_carries_it(address):
     mapped = f"::ffff:{address}"
     nat64 = str(ipaddress.IPv6Address(int(ipaddress.ip_address("64:ff9b::")) + int(address)))
-    assert guard.is_public(mapped) == guard.is_public(nat64) == guard.is_public(str(address))
+    assert safe_http.is_public(mapped) == safe_http.is_public(nat64) == safe_http.is_public(str(address))
 
 
 def listening() -> socket.socket:
@@ -51,8 +51,8 @@ def never_reached(server: socket.socket) -> bool:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0x7f000001", "2130706433", "0.0.0.0"])
 def test_loopback_is_refused_however_it_is_written(host):
-    with listening() as server, guard.session(allow_private=False) as session:
-        with pytest.raises(guard.PrivateAddress):
+    with listening() as server, safe_http.session(allow_private=False) as session:
+        with pytest.raises(safe_http.PrivateAddress):
             session.get(f"http://{host}:{server.getsockname()[1]}/", timeout=2)
         assert never_reached(server)
 
@@ -75,7 +75,7 @@ def test_the_address_checked_is_the_one_connected_to(monkeypatch):
         connected = []
         monkeypatch.setattr(socket, "getaddrinfo", rebinding)
         monkeypatch.setattr(socket.socket, "connect", unreachable)
-        with guard.session(allow_private=False) as session, pytest.raises(requests.ConnectionError):
+        with safe_http.session(allow_private=False) as session, pytest.raises(requests.ConnectionError):
             session.get(f"http://rebind.example:{port}/", timeout=2)
     assert connected == [("8.8.8.8", port)]
     assert len(asked) == 1
@@ -84,11 +84,11 @@ def test_the_address_checked_is_the_one_connected_to(monkeypatch):
 def test_one_private_address_among_public_ones_is_enough_to_refuse(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_a, **_k: [
         (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in ("8.8.8.8", "10.0.0.1")])
-    with guard.session(allow_private=False) as session, pytest.raises(guard.PrivateAddress):
+    with safe_http.session(allow_private=False) as session, pytest.raises(safe_http.PrivateAddress):
         session.get("http://mixed.example/", timeout=2)
 
 
 def test_the_environment_s_proxy_is_not_used(monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    with guard.session(allow_private=False) as session:
+    with safe_http.session(allow_private=False) as session:
         assert not session.trust_env

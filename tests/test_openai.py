@@ -9,7 +9,7 @@ from conftest import DIGITS
 
 from worker.config import Settings
 from worker.engine.engine import Engine
-from worker.entrypoints.runpod import Door
+from worker.entrypoints.runpod import RunpodWorker
 
 DATA = base64.b64encode((DIGITS / "00.flac").read_bytes()).decode()
 
@@ -18,10 +18,10 @@ DATA = base64.b64encode((DIGITS / "00.flac").read_bytes()).decode()
 def door():
     settings = Settings(skip_model_load=True, runpod_webhook_get_job=None)
     with Engine(settings) as engine:
-        yield Door(settings, engine)
+        yield RunpodWorker(settings, engine)
 
 
-def ask(door: Door, route: str, body=None):
+def ask(door: RunpodWorker, route: str, body=None):
     return asyncio.run(door.handle({"id": "j", "input": {"openai_route": route, "openai_input": body}}))
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from worker import config
-from worker.backends.common import checkpoints as weights
+from worker.backends.common import checkpoints
 from worker.config import Settings
 from worker.errors import ModelUnavailable
 
@@ -31,15 +31,15 @@ def nothing_else(tmp_path, monkeypatch):
 
 def test_each_place_is_looked_into(tmp_path):
     in_home = snapshot(tmp_path / "home" / ".cache" / "huggingface" / "hub")
-    assert weights.nemo_file(NAME, Settings(hf_hub_offline=True)) == in_home
+    assert checkpoints.nemo_file(NAME, Settings(hf_hub_offline=True)) == in_home
     on_volume = snapshot(tmp_path / "volume" / "huggingface-cache" / "hub")
-    assert weights.nemo_file(NAME, Settings(hf_hub_offline=True)) == on_volume
+    assert checkpoints.nemo_file(NAME, Settings(hf_hub_offline=True)) == on_volume
     in_hf_home = snapshot(tmp_path / "hf" / "hub")
-    assert weights.nemo_file(NAME, Settings(hf_hub_offline=True, hf_home=tmp_path / "hf")) == in_hf_home
+    assert checkpoints.nemo_file(NAME, Settings(hf_hub_offline=True, hf_home=tmp_path / "hf")) == in_hf_home
     (tmp_path / "models" / "parakeet-tdt-0.6b-v3").mkdir(parents=True)
     in_folder = tmp_path / "models" / "parakeet-tdt-0.6b-v3" / "parakeet-tdt-0.6b-v3.nemo"
     in_folder.touch()
-    assert weights.nemo_file(NAME, Settings(hf_hub_offline=True, model_dir=tmp_path / "models")) == in_folder
+    assert checkpoints.nemo_file(NAME, Settings(hf_hub_offline=True, model_dir=tmp_path / "models")) == in_folder
 
 
 def test_the_revision_that_main_names_wins(tmp_path):
@@ -47,13 +47,13 @@ def test_the_revision_that_main_names_wins(tmp_path):
     snapshot(hub, "aaa", main="bbb")
     (hub / "models--nvidia--parakeet-tdt-0.6b-v3" / "refs" / "main").unlink()
     newer = snapshot(hub, "bbb", main="bbb")
-    assert weights.nemo_file(NAME, Settings(hf_home=tmp_path / "hf")) == newer
+    assert checkpoints.nemo_file(NAME, Settings(hf_home=tmp_path / "hf")) == newer
 
 
 def test_nowhere_and_offline_says_where_it_looked(tmp_path):
     (tmp_path / "hf" / "hub").mkdir(parents=True)
     with pytest.raises(ModelUnavailable, match="HF_HUB_OFFLINE"):
-        weights.nemo_file(NAME, Settings(hf_hub_offline=True, hf_home=tmp_path / "hf"))
+        checkpoints.nemo_file(NAME, Settings(hf_hub_offline=True, hf_home=tmp_path / "hf"))
 
 
 def folder(path, *, shards=(), index=None):
@@ -73,51 +73,51 @@ def test_a_checkpoint_is_found_where_it_is_whole(tmp_path):
     cache = tmp_path / "hf" / "hub" / "models--openai--whisper-small" / "snapshots"
     folder(cache / "aaa")                                        # only its config was ever looked at
     whole = folder(cache / "bbb", shards=["model.safetensors"])
-    assert weights.checkpoint("openai/whisper-small", settings) == whole
+    assert checkpoints.checkpoint("openai/whisper-small", settings) == whole
     mine = folder(tmp_path / "models" / "whisper-small", shards=["model.safetensors"])
-    assert weights.checkpoint("openai/whisper-small", settings) == mine
-    assert weights.checkpoint(str(whole), settings) == whole
-    assert weights.checkpoint_bytes(whole) == 5
+    assert checkpoints.checkpoint("openai/whisper-small", settings) == mine
+    assert checkpoints.checkpoint(str(whole), settings) == whole
+    assert checkpoints.checkpoint_bytes(whole) == 5
 
 
 def test_a_model_dir_may_be_the_checkpoint_itself(tmp_path):
     mine = folder(tmp_path / "whisper-small", shards=["model.safetensors"])
-    assert weights.checkpoint("openai/whisper-small", Settings(hf_hub_offline=True, model_dir=mine)) == mine
+    assert checkpoints.checkpoint("openai/whisper-small", Settings(hf_hub_offline=True, model_dir=mine)) == mine
 
 
 def test_of_a_part_only_its_files_are_needed(tmp_path):
     index = {"audio_tower.a": "1.safetensors", "audio_tower.b": "2.safetensors", "language_model.c": "3.safetensors"}
     some = folder(tmp_path / "x", shards=["1.safetensors", "2.safetensors"], index=index)
-    assert weights.checkpoint(str(some), Settings(), part="audio_tower") == some
+    assert checkpoints.checkpoint(str(some), Settings(), part="audio_tower") == some
     with pytest.raises(ModelUnavailable, match=r"not a whole checkpoint: it lacks 3\.safetensors"):
-        weights.checkpoint(str(some), Settings())
+        checkpoints.checkpoint(str(some), Settings())
 
 
 def test_a_checkpoint_may_be_wanted_without_its_weights(tmp_path):
     bare = folder(tmp_path / "x")
-    assert weights.checkpoint(str(bare), Settings(), part=None) == bare
+    assert checkpoints.checkpoint(str(bare), Settings(), part=None) == bare
     with pytest.raises(ModelUnavailable, match=r"lacks model\.safetensors"):
-        weights.checkpoint(str(bare), Settings())
+        checkpoints.checkpoint(str(bare), Settings())
 
 
 @pytest.mark.parametrize("name", ["/no/such", "a/b/c", ".."])
 def test_no_checkpoint_says_so(tmp_path, name):
     with pytest.raises(ModelUnavailable):
-        weights.checkpoint(name, Settings(hf_hub_offline=True))
+        checkpoints.checkpoint(name, Settings(hf_hub_offline=True))
     with pytest.raises(ModelUnavailable, match="HF_HUB_OFFLINE"):
-        weights.checkpoint("openai/whisper-small", Settings(hf_hub_offline=True))
+        checkpoints.checkpoint("openai/whisper-small", Settings(hf_hub_offline=True))
 
 
 def test_only_the_files_that_are_loaded_are_weighed(tmp_path):
     """A repository may hold its weights twice, in another precision or for another library."""
     single = folder(tmp_path / "x", shards=["model.safetensors", "model.fp32-00001-of-00002.safetensors", "other.safetensors"])
-    assert weights.checkpoint_bytes(single) == 5
+    assert checkpoints.checkpoint_bytes(single) == 5
     index = {"a": "1.safetensors", "b": "1.safetensors", "c": "2.safetensors"}
     shards = folder(tmp_path / "y", shards=["1.safetensors", "2.safetensors", "adapter.safetensors"], index=index)
-    assert weights.checkpoint_bytes(shards) == 10
+    assert checkpoints.checkpoint_bytes(shards) == 10
     both = folder(tmp_path / "z", shards=["model.safetensors"], index=index)
-    assert weights.checkpoint(str(both), Settings()) == both
-    assert weights.checkpoint_bytes(both) == 5
+    assert checkpoints.checkpoint(str(both), Settings()) == both
+    assert checkpoints.checkpoint_bytes(both) == 5
 
 
 @pytest.mark.parametrize("lacks", ["model.safetensors", "config.json"])
@@ -128,5 +128,5 @@ def test_a_repository_without_weights_that_can_be_read_says_so(tmp_path, monkeyp
     (there / lacks).unlink()
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(there))
     with pytest.raises(ModelUnavailable, match=rf"someone/whisper-old lacks {lacks}.*safetensors") as caught:
-        weights.checkpoint("someone/whisper-old", Settings())
+        checkpoints.checkpoint("someone/whisper-old", Settings())
     assert not caught.value.retryable

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from worker.backends.base import Backend
-from worker.engine import model_manager as residency
+from worker.engine import model_manager
 from worker.engine.batching import Limits
-from worker.engine.model_manager import Residency
-from worker.engine.runner import Lane
-from worker.engine.scheduler import Pool
+from worker.engine.model_manager import ModelManager
+from worker.engine.runner import Runner
+from worker.engine.scheduler import Scheduler
 from worker.errors import Cancelled, DeviceLost, ModelError, ModelUnavailable
 from worker.types import Clip, Options, Piece, Transcript
 
@@ -49,28 +49,28 @@ class Device(Backend):
 @contextlib.contextmanager
 def lanes(*devices: Device, max_items: int = 4, **options):
     """The pool and the lanes of these devices, each with the same model loaded or loading."""
-    pool = Pool(**options)
-    made = [Lane(pool, Residency(lambda _row, device=device: device, changed=pool.nudge), Limits(max_items, 100.0, 60.0),
+    pool = Scheduler(**options)
+    made = [Runner(pool, ModelManager(lambda _row, device=device: device, changed=pool.nudge), Limits(max_items, 100.0, 60.0),
                  name=device.name) for device in devices]
-    for lane in made:
-        lane.start()
+    for runner in made:
+        runner.start()
     try:
         yield pool, made
     finally:
         pool.close()
-        for lane in made:
-            lane.join()
+        for runner in made:
+            runner.join()
 
 
 def ready(made) -> None:
-    for lane in made:
-        lane.residency.load(MODEL).result(5)
+    for runner in made:
+        runner.models.load(MODEL).result(5)
 
 
-def put(pool: Pool, *pieces: Piece) -> list[Future]:
+def put(pool: Scheduler, *pieces: Piece) -> list[Future]:
     futures = [Future() for _ in pieces]
     for one, future in zip(pieces, futures, strict=True):
-        pool.put(one, future.set_result)
+        pool.submit(one, future.set_result)
     return futures
 
 
@@ -95,7 +95,7 @@ def test_batches_go_to_whichever_is_free():
 
 
 def test_idle_lanes_share_what_waits_where_a_part_is_worth_a_batch():
-    for overhead, apart in ((2.0, True), (100.0, False)):
+    for overhead, split_thinking in ((2.0, True), (100.0, False)):
         first, second = (Device(name, takes=0.05, overhead=overhead) for name in "ab")
         coming = [1]
         with lanes(first, second, max_items=16, wait_sec=5, coming=lambda _background, coming=coming: coming[0]) as (pool, made):
@@ -107,7 +107,7 @@ def test_idle_lanes_share_what_waits_where_a_part_is_worth_a_batch():
             pool.nudge()
             texts(futures)
         sizes = sorted(map(len, first.batches + second.batches))
-        assert sizes == ([4, 4] if apart else [8])
+        assert sizes == ([4, 4] if split_thinking else [8])
 
 
 def test_lanes_that_wait_do_nothing():
@@ -142,7 +142,7 @@ def test_a_piece_that_takes_devices_with_it_takes_two_and_no_other_piece():
         ready(made)
         outcomes = [future.result(10) for future in put(pool, *(piece(1, i) for i in range(40)))]
         assert [i for i, one in enumerate(outcomes) if isinstance(one, DeviceLost)] == [7]
-        assert sum(lane.lost is not None for lane in made) == 2
+        assert sum(runner.lost is not None for runner in made) == 2
         assert pool.lost is None
         assert texts(put(pool, piece()))
 
@@ -159,10 +159,10 @@ def test_when_the_last_device_is_lost_everything_fails():
 def test_a_device_lost_while_idle_is_taken_out():
     with lanes(Device("a"), Device("b")) as (pool, made):
         ready(made)
-        made[0].residency.lose(DeviceLost("it went"))
+        made[0].models.lose(DeviceLost("it went"))
         eventually(lambda: not made[0]._thread.is_alive())
         assert texts(put(pool, piece())) == ["b"]
-        made[1].residency.lose(DeviceLost("it went too"))
+        made[1].models.lose(DeviceLost("it went too"))
         eventually(lambda: pool.lost is not None)
 
 
@@ -179,7 +179,7 @@ def test_a_model_is_left_to_those_that_can_load_it():
 
 @pytest.mark.parametrize("took", [0.0, 0.15])
 def test_a_model_that_nobody_can_load_fails_its_pieces(monkeypatch, took):
-    monkeypatch.setattr(residency, "RETRY_SEC", 0.1)        # one has forgotten its failure when the other fails
+    monkeypatch.setattr(model_manager, "RETRY_SEC", 0.1)        # one has forgotten its failure when the other fails
     lock = threading.Lock()
 
     def fail():

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from worker.entrypoints.http.intake import Intake
+from worker.entrypoints.http.intake import SubmissionBatcher
 from worker.errors import DiskFull
 from worker.jobs.records import Submission
 from worker.jobs.store import JobStore
@@ -19,7 +19,7 @@ def store(tmp_path):
     made.close()
 
 
-def together(intake: Intake, payloads: list[object]) -> list[object]:
+def together(intake: SubmissionBatcher, payloads: list[object]) -> list[object]:
     """What each is answered when all are sent at once."""
     async def run() -> list[object]:
         return await asyncio.gather(*(intake.store(Submission("run", one)) for one in payloads), return_exceptions=True)
@@ -34,7 +34,7 @@ def test_those_that_come_together_are_stored_together_in_their_order(store):
         sizes.append(len(submissions))
         return store.submit_all(submissions)
 
-    jobs = together(Intake(store_all), [{"number": number} for number in range(100)])
+    jobs = together(SubmissionBatcher(store_all), [{"number": number} for number in range(100)])
     assert [store.payload(job.id) for job in jobs] == [{"number": number} for number in range(100)]
     assert [seen.job.id for seen in reversed(store.recent())] == [job.id for job in jobs]
     assert sizes == [100]
@@ -49,7 +49,7 @@ def test_who_comes_while_others_are_stored_waits_for_no_third(store):
         return store.submit_all(submissions)
 
     async def run() -> None:
-        intake = Intake(store_all)
+        intake = SubmissionBatcher(store_all)
         first = asyncio.ensure_future(intake.store(Submission("run", 1)))
         await asyncio.to_thread(begun.wait, 10)
         others = [asyncio.ensure_future(intake.store(Submission("run", number))) for number in (2, 3)]
@@ -64,7 +64,7 @@ def test_who_comes_while_others_are_stored_waits_for_no_third(store):
 
 
 def test_one_that_cannot_be_stored_keeps_out_no_other(store):
-    one, wrong, other = together(Intake(store.submit_all), [{"n": 1}, {"n": float("nan")}, {"n": 2}])
+    one, wrong, other = together(SubmissionBatcher(store.submit_all), [{"n": 1}, {"n": float("nan")}, {"n": 2}])
     assert isinstance(wrong, ValueError)
     assert [store.payload(job.id) for job in (one, other)] == [{"n": 1}, {"n": 2}]
     assert store.counts()["pending"] == 2
@@ -81,7 +81,7 @@ def test_a_store_that_fails_is_told_to_all_and_asked_again_by_the_next_alone(sto
             raise DiskFull("no room")
         return store.submit_all(submissions)
 
-    intake = Intake(store_all)
+    intake = SubmissionBatcher(store_all)
     assert [type(one) for one in together(intake, [1, 2, 3])] == [DiskFull] * 3
     assert asked == 1
     full = False
@@ -91,7 +91,7 @@ def test_a_store_that_fails_is_told_to_all_and_asked_again_by_the_next_alone(sto
 
 def test_who_gives_up_takes_nobody_with_him(store):
     async def run() -> None:
-        intake = Intake(store.submit_all)
+        intake = SubmissionBatcher(store.submit_all)
         asked = [asyncio.ensure_future(intake.store(Submission("run", number))) for number in range(3)]
         await asyncio.sleep(0)
         asked[1].cancel()

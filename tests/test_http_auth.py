@@ -16,8 +16,8 @@ from serving import serving
 from worker.backends.base import Backend
 from worker.config import Settings
 from worker.engine.engine import Engine
-from worker.entrypoints.http.auth import Gate, check_address
-from worker.entrypoints.http.routes import openai as openai_routes
+from worker.entrypoints.http import routes
+from worker.entrypoints.http.auth import AuthMiddleware, check_address
 from worker.errors import ConfigError
 from worker.types import Transcript
 
@@ -109,12 +109,12 @@ def test_a_blank_key_is_none(key):
     with pytest.raises(ConfigError, match="holds no key"):
         check_address(settings)
     with pytest.raises(ConfigError, match="holds no key"):
-        Gate(None, settings)
+        AuthMiddleware(None, settings)
 
 
 def test_a_rate_that_is_none_is_told_at_start():
     with pytest.raises(ConfigError, match="60/minute"):
-        Gate(None, Settings(rate_limit="often"))
+        AuthMiddleware(None, Settings(rate_limit="often"))
 
 
 def test_a_body_is_cut_off_at_its_limit(tmp_path):
@@ -223,7 +223,7 @@ def test_a_client_that_hangs_up_frees_its_place(tmp_path, stream):
 
 
 def test_an_upload_may_be_read_long_after_its_stream_began(tmp_path, monkeypatch):
-    monkeypatch.setattr(openai_routes, "KEEP_ALIVE_SEC", 0.1)
+    monkeypatch.setattr(routes.openai, "KEEP_ALIVE_SEC", 0.1)
     with held(tmp_path, read_ahead_sec=1.0) as (http, backend, _), ThreadPoolExecutor(1) as pool:
         first = pool.submit(ask, http)
         while http.get("/stats").json()["queue"]["decoded_sec_held"] < 1:

@@ -10,7 +10,7 @@ import torch
 from nemo.collections.asr.modules.rnnt import RNNTDecoder, RNNTJoint, StatelessTransducerDecoder
 from nemo.collections.asr.parts.submodules.rnnt_greedy_decoding import GreedyBatchedRNNTInfer, GreedyBatchedTDTInfer
 
-from worker.backends.nemo import greedy_transducer as greedy
+from worker.backends.nemo import greedy_transducer
 
 VOCABULARY, WIDTH = 12, 16
 
@@ -42,7 +42,7 @@ def test_it_finds_what_nemo_finds(seed, layers, blank_bias, most, durations, len
         theirs = GreedyBatchedRNNTInfer(decoder, joint, VOCABULARY, max_symbols_per_step=most)
     with torch.inference_mode():
         (expected,) = theirs(encoder_output=sound, encoded_lengths=torch.tensor(lengths))
-        ours = greedy.decode(decoder, joint, sound, torch.tensor(lengths), durations, most)
+        ours = greedy_transducer.decode(decoder, joint, sound, torch.tensor(lengths), durations, most)
         for row, (mine, other) in enumerate(zip(ours, expected, strict=True)):
             assert mine.ids == other.y_sequence.tolist()
             assert mine.starts == other.timestamp.tolist()
@@ -58,6 +58,6 @@ def test_the_size_of_the_window_changes_nothing(seed, window):
     decoder, joint = networks(seed, 1, 5, 1.5)
     sound, lengths = torch.randn(3, WIDTH, 70), torch.tensor([70, 3, 41])
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
-        before = greedy.decode(decoder, joint, sound, lengths, [0, 1, 2, 3, 4], 5)
-        patch.setattr(greedy, "WINDOW", window)
-        assert greedy.decode(decoder, joint, sound, lengths, [0, 1, 2, 3, 4], 5) == before
+        before = greedy_transducer.decode(decoder, joint, sound, lengths, [0, 1, 2, 3, 4], 5)
+        patch.setattr(greedy_transducer, "WINDOW", window)
+        assert greedy_transducer.decode(decoder, joint, sound, lengths, [0, 1, 2, 3, 4], 5) == before

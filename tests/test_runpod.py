@@ -20,8 +20,8 @@ from runpod_host import REPO, Process, RunpodHost, clean_env
 from worker.backends.base import Backend
 from worker.config import Settings
 from worker.engine.engine import Engine
-from worker.entrypoints import runpod as serverless
-from worker.entrypoints.runpod import Door
+from worker.entrypoints import runpod
+from worker.entrypoints.runpod import RunpodWorker
 from worker.types import Transcript
 
 WEEK = (REPO / "samples/week.wav").read_bytes()
@@ -375,7 +375,7 @@ class TestLostDevice:
     def door(self):
         settings = Settings(model="parakeet", allowed_paths=(REPO,))
         with Engine(settings, create_backend=lambda model: self.Broken()) as engine:
-            yield Door(settings, engine=engine)
+            yield RunpodWorker(settings, engine=engine)
 
     def test_asks_for_a_fresh_worker(self, door):
         answer = asyncio.run(door.handle(LOST))
@@ -419,7 +419,7 @@ class TestOpenAi:
         asked = {"audio": str(REPO / "samples/week.wav"), "response_format": "text"}
         with Engine(settings, create_backend=lambda model: self.Spoken()) as engine:
             job = {"id": "openai", "input": {"openai_route": "/v1/audio/transcriptions", "openai_input": asked}}
-            return asyncio.run(Door(settings, engine=engine).handle(job))
+            return asyncio.run(RunpodWorker(settings, engine=engine).handle(job))
 
     def test_a_text_answer_may_hold_any_word(self):
         assert self.ask() == "the code is seven"
@@ -444,12 +444,12 @@ class TestProgressThatFails:
             raise OSError("the job host is away")
 
         monkeypatch.setattr(rp_progress, "_async_progress_update", fail)
-        monkeypatch.setattr(serverless, "PROGRESS_SEC", 0.05)
+        monkeypatch.setattr(runpod, "PROGRESS_SEC", 0.05)
         settings = Settings(skip_model_load=True, allowed_paths=(REPO,), allow_private_urls=True,
                             runpod_webhook_get_job="http://127.0.0.1:1/job-take/w?x")
         inputs = [str(REPO / "samples/week.wav"), site.url("after/1.5/slow")]
         with Engine(settings) as engine:
-            answer = asyncio.run(Door(settings, engine=engine).handle({"id": "away", "input": {"inputs": inputs}}))
+            answer = asyncio.run(RunpodWorker(settings, engine=engine).handle({"id": "away", "input": {"inputs": inputs}}))
         assert posted
         assert "error" not in answer
         assert answer["usage"]["failed"] == 0

@@ -22,7 +22,7 @@ from worker.audio import arrays
 from worker.backends.base import Backend
 from worker.config import Settings
 from worker.engine.engine import Engine
-from worker.entrypoints import python as api
+from worker.entrypoints import python
 from worker.errors import (
     AviaryError,
     ConfigError,
@@ -61,14 +61,14 @@ class Echo(Backend):
 
 @pytest.fixture(scope="module")
 def dry():
-    with api.load(Settings(skip_model_load=True, model="audio-flamingo"), "audio-flamingo") as bundle:
+    with python.load(Settings(skip_model_load=True, model="audio-flamingo"), "audio-flamingo") as bundle:
         yield bundle
 
 
 @pytest.fixture(scope="module")
 def echo():
     engine = Engine(Settings(model="whisper-tiny", models_memory_gb=1), create_backend=lambda model: Echo())
-    with api.ModelBundle(engine) as bundle:
+    with python.ModelBundle(engine) as bundle:
         yield bundle
 
 
@@ -158,7 +158,7 @@ def test_leaving_early_drops_what_is_left_to_do():
             return super().infer(batch)
 
     engine = Engine(Settings(model="pocketsphinx", batch_max_items=1, models_memory_gb=1), create_backend=lambda model: Slow())
-    with api.ModelBundle(engine) as bundle:
+    with python.ModelBundle(engine) as bundle:
         clips = [np.full(1600, 0.5)] * 40
         for _ in zip(bundle.as_completed("transcribe", clips, sample_rate=16_000), range(2), strict=False):
             pass
@@ -168,7 +168,7 @@ def test_leaving_early_drops_what_is_left_to_do():
 
 def test_more_inputs_than_a_payload_may_have(dry):
     few = Settings(skip_model_load=True, max_inputs=2)
-    with api.load(few) as bundle:
+    with python.load(few) as bundle:
         assert len(bundle.transcribe([str(WEEK)] * 5)) == 5
 
 
@@ -270,7 +270,7 @@ def test_hundreds_of_arrays_need_few_open_files():
 
 def test_closing_twice_is_fine_and_afterwards_it_says_so():
     before = threading.active_count()
-    bundle = api.load(Settings(skip_model_load=True))
+    bundle = python.load(Settings(skip_model_load=True))
     assert threading.active_count() > before
     with bundle:
         pass

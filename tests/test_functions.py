@@ -7,8 +7,7 @@ import pytest
 from conftest import DIGITS, LABELS
 
 from worker.config import Settings
-from worker.entrypoints import functions as plain
-from worker.entrypoints import python as api
+from worker.entrypoints import functions, python
 from worker.errors import RequestError, SourceNotFound, Unsupported
 
 WEEK = Path(__file__).resolve().parent.parent / "samples" / "week.wav"
@@ -16,21 +15,21 @@ WEEK = Path(__file__).resolve().parent.parent / "samples" / "week.wav"
 
 @pytest.fixture(scope="module")
 def dry():
-    with api.load(Settings(skip_model_load=True, model="audio-flamingo"), "audio-flamingo") as bundle:
+    with python.load(Settings(skip_model_load=True, model="audio-flamingo"), "audio-flamingo") as bundle:
         yield bundle
 
 
 @pytest.fixture(scope="module")
 def ears():
-    with api.load_model(model="pocketsphinx") as bundle:
+    with python.load_model(model="pocketsphinx") as bundle:
         yield bundle
 
 
 def test_answers_have_the_documented_shapes(ears):
-    result = plain.transcribe_file(path=str(WEEK), model_bundle=ears, prompt=None, max_new_tokens=128)
+    result = functions.transcribe_file(path=str(WEEK), model_bundle=ears, prompt=None, max_new_tokens=128)
     assert result.pop("elapsed_sec") > 0
     assert result == {"file": str(WEEK), "text": "see you next week", "tokens_generated": None}
-    results = plain.transcribe_files(paths=[str(WEEK), "/nowhere/a.wav", WEEK.with_name("train.mp4")], model_bundle=ears,
+    results = functions.transcribe_files(paths=[str(WEEK), "/nowhere/a.wav", WEEK.with_name("train.mp4")], model_bundle=ears,
                                       max_new_tokens=128)
     assert [one["file"] for one in results] == [str(WEEK), "/nowhere/a.wav", str(WEEK.with_name("train.mp4"))]
     assert results[0]["text"] == "see you next week"
@@ -40,25 +39,25 @@ def test_answers_have_the_documented_shapes(ears):
 
 
 def test_a_bound_on_tokens_reaches_the_models_that_write_and_only_them(dry, ears):
-    assert "max_new_tokens" in plain._options(dry, None, 128)
-    assert plain._options(ears, None, 128) == {}
+    assert "max_new_tokens" in functions._options(dry, None, 128)
+    assert functions._options(ears, None, 128) == {}
     with pytest.raises(Unsupported, match="takes no prompt"):
-        plain.transcribe_file(str(WEEK), ears, prompt="Transcribe this audio:")
-    assert plain.transcribe_file(str(WEEK), dry, prompt="Transcribe this audio:")["text"].startswith("[dry-run]")
+        functions.transcribe_file(str(WEEK), ears, prompt="Transcribe this audio:")
+    assert functions.transcribe_file(str(WEEK), dry, prompt="Transcribe this audio:")["text"].startswith("[dry-run]")
 
 
 def test_one_bad_file_raises_and_no_files_are_no_results(dry):
     with pytest.raises(SourceNotFound):
-        plain.transcribe_file("/nowhere/a.wav", dry)
-    assert plain.transcribe_files([], dry) == []
+        functions.transcribe_file("/nowhere/a.wav", dry)
+    assert functions.transcribe_files([], dry) == []
 
 
 def test_a_folder_is_evaluated(tmp_path, dry):
     for name in ("00", "01"):
         (tmp_path / f"{name}.txt").write_text(LABELS[f"{name}.flac"])
         (tmp_path / f"{name}.flac").symlink_to(DIGITS / f"{name}.flac")
-    answer = plain.evaluate_folder(audio_dir=tmp_path, gt_dir=tmp_path, model_bundle=dry, match_mode="exact")
+    answer = functions.evaluate_folder(audio_dir=tmp_path, gt_dir=tmp_path, model_bundle=dry, match_mode="exact")
     assert answer["summary"]["count"] == answer["summary"]["fp"] == 2
     assert [detail["file"] for detail in answer["details"]] == ["00.flac", "01.flac"]
     with pytest.raises(RequestError, match="not a folder"):
-        plain.evaluate_folder(tmp_path / "none", tmp_path, dry)
+        functions.evaluate_folder(tmp_path / "none", tmp_path, dry)
