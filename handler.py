@@ -7,6 +7,7 @@
 
 Importing this starts nothing and loads no torch, nemo or transformers.
 """
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,4 +1,6 @@
-"""`python -m benchmarks [NAME …]`: runs the measurements (all, or those named; `gpu` is another) and prints one table."""
+"""`python -m benchmarks [NAME …]`: runs the measurements (all, or those named; `gpu` is another) and prints one
+table."""
+
 from __future__ import annotations
 
 import sys
@@ -17,7 +19,10 @@ def main() -> None:
         rows += known[name]()
     print("| what | measured | promised | kept |\n|---|---|---|---|")
     for row in rows:
-        print(f"| {row.name} | {row.measured} | {row.promised} | {'–' if row.kept is None else 'yes' if row.kept else 'no'} |")
+        print(
+            f"| {row.name} | {row.measured} | {row.promised} "
+            f"| {'–' if row.kept is None else 'yes' if row.kept else 'no'} |"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """The clips that are measured on: spoken digits of the test fixtures, joined with pauses and encoded by ffmpeg."""
+
 from __future__ import annotations
 
 import json
@@ -14,8 +15,13 @@ from worker.audio import ffmpeg
 FIXTURES = Path(__file__).parent.parent / "tests" / "fixtures"
 MODEL = FIXTURES / "parakeet-digits.nemo"
 RATE = 16_000
-ENCODINGS = {"mp3": ("-b:a", "64k"), "m4a": ("-c:a", "aac", "-b:a", "64k"), "ogg": ("-c:a", "libvorbis"), "flac": (),
-             "wav": ("-ar", "44100", "-ac", "2")}
+ENCODINGS = {
+    "mp3": ("-b:a", "64k"),
+    "m4a": ("-c:a", "aac", "-b:a", "64k"),
+    "ogg": ("-c:a", "libvorbis"),
+    "flac": (),
+    "wav": ("-ar", "44100", "-ac", "2"),
+}
 
 
 def readings() -> list[tuple[np.ndarray, str]]:

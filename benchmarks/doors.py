@@ -1,4 +1,5 @@
 """Measurements of the other doors: the command line beside the engine, scoring beside what it is made of."""
+
 from __future__ import annotations
 
 import asyncio
@@ -33,9 +34,10 @@ with Engine(settings) as engine:
 def command() -> list[Row]:
     """120 short files by `aviary transcribe` and by the engine called directly, each in a process of its own, in turns.
 
-    What is compared begins where the model is loaded and the request is sent, in both: the engine's process takes that time
-    itself, the command tells it in its answer, as the `elapsed_sec` of the input that was done last. Start-up, which is imports
-    and loading, is reported beside it; the writing of the last line is in that too.
+    What is compared begins where the model is loaded and the request is sent, in both: the engine's process takes that
+    time
+    itself, the command tells it in its answer, as the `elapsed_sec` of the input that was done last. Start-up, which
+    is imports and loading, is reported beside it; the writing of the last line is in that too.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -43,12 +45,21 @@ def command() -> list[Row]:
         variables = os.environ | {"MODEL": NAME, "DEVICE": "cpu", "LOG_LEVEL": "ERROR"}
 
         def printed(*arguments: str) -> str:
-            return subprocess.run([sys.executable, *arguments, *paths], cwd=ROOT, env=variables, check=True,
-                                  stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+            return subprocess.run(
+                [sys.executable, *arguments, *paths],
+                cwd=ROOT,
+                env=variables,
+                check=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            ).stdout
 
         def typed() -> float:
-            return max(json.loads(line)["elapsed_sec"] for line in
-                       printed("-m", "worker", "transcribe", "--format", "jsonl").splitlines())
+            return max(
+                json.loads(line)["elapsed_sec"]
+                for line in printed("-m", "worker", "transcribe", "--format", "jsonl").splitlines()
+            )
 
         def called() -> float:
             return float(printed("-c", _ENGINE).splitlines()[-1])
@@ -56,13 +67,19 @@ def command() -> list[Row]:
         pairs = [(typed(), called()) for _ in range(6)][1:]
     ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
     ratio = statistics.median(mine / other for mine, other in pairs)
-    return [Row("120 files by `aviary transcribe`, start-up apart", f"{ratio:.2f} ({ours:.2f} against {theirs:.2f} s)",
-                "at most 1.1 of the engine called directly", ratio <= 1.1)]
+    return [
+        Row(
+            "120 files by `aviary transcribe`, start-up apart",
+            f"{ratio:.2f} ({ours:.2f} against {theirs:.2f} s)",
+            "at most 1.1 of the engine called directly",
+            ratio <= 1.1,
+        )
+    ]
 
 
 def scoring() -> list[Row]:
-    """A score against a cached reference, and a transcription and an embedding of the same recording one after the other, in
-    turns through one server; the tiny Whisper of the tests, which writes the same few words each time."""
+    """A score against a cached reference, and a transcription and an embedding of the same recording one after the
+    other, in turns through one server; the tiny Whisper of the tests, which writes the same few words each time."""
     from tests.fixtures import tiny_whisper
 
     with tempfile.TemporaryDirectory() as name:
@@ -71,23 +88,43 @@ def scoring() -> list[Row]:
         recording, reference = speech(folder, 2)
         (folder / "clips").mkdir()
         reference.rename(folder / "clips" / "video_clip.wav")
-        (folder / "config.json").write_text(json.dumps({
-            "models": [{"key": "whisper", "type": "whisper", "model_id": "openai/whisper-small"}],
-            "video_clip_dir": "clips", "cache_dir": "cache", "target_sampling_rate": 16_000}))
+        (folder / "config.json").write_text(
+            json.dumps(
+                {
+                    "models": [{"key": "whisper", "type": "whisper", "model_id": "openai/whisper-small"}],
+                    "video_clip_dir": "clips",
+                    "cache_dir": "cache",
+                    "target_sampling_rate": 16_000,
+                }
+            )
+        )
         clip = [recording.read_bytes()]
         score = upload("/score", clip, "audio", uid="video", cid="clip")
         transcribe = upload("/v1/audio/transcriptions", clip)
         embed = upload("/v1/audio/embeddings", clip, pooling="mean")
-        with served(folder, MODEL="whisper-small", MODEL_DIR=str(folder / "models"), DEVICE="cpu", HF_HUB_OFFLINE="1",
-                    AUDIO_SCORE_CONFIG=str(folder / "config.json")) as url:
+        with served(
+            folder,
+            MODEL="whisper-small",
+            MODEL_DIR=str(folder / "models"),
+            DEVICE="cpu",
+            HF_HUB_OFFLINE="1",
+            AUDIO_SCORE_CONFIG=str(folder / "config.json"),
+        ) as url:
+
             def spent(*asks: Ask) -> float:
                 return sum(asyncio.run(ask_all(url, ask, 1, 1)) for ask in asks)
 
             pairs = [(spent(score), spent(transcribe, embed)) for _ in range(66)][6:]
     ratio = statistics.median(mine / other for mine, other in pairs)
     mine, other = (statistics.median(column) * 1000 for column in zip(*pairs, strict=True))
-    return [Row("a score with its reference cached", f"{ratio:.2f} ({mine:.0f} against {other:.0f} ms)",
-                "at most 1.2 of a transcription and an embedding", ratio <= 1.2)]
+    return [
+        Row(
+            "a score with its reference cached",
+            f"{ratio:.2f} ({mine:.0f} against {other:.0f} ms)",
+            "at most 1.2 of a transcription and an embedding",
+            ratio <= 1.2,
+        )
+    ]
 
 
 ALL = {measure.__name__: measure for measure in (command, scoring)}

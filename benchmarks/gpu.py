@@ -1,9 +1,10 @@
-"""Full-size Parakeet, Canary and Audio Flamingo with random weights on a CUDA device: speed, memory, and Parakeet's graph
-captures after warm-up.
+"""Full-size Parakeet, Canary and Audio Flamingo with random weights on a CUDA device: speed, memory, and Parakeet's
+graph captures after warm-up.
 
-Random weights emit unreal numbers of tokens: Parakeet's encoder is timed apart, and its figure is the one to compare; the
-others write a fixed number. Written without a GPU at hand: it has not been run yet.
+Random weights emit unreal numbers of tokens: Parakeet's encoder is timed apart, and its figure is the one to compare;
+the others write a fixed number. Written without a GPU at hand: it has not been run yet.
 """
+
 from __future__ import annotations
 
 import tempfile
@@ -58,8 +59,10 @@ def parakeet() -> list[Row]:
                 torch.cuda.synchronize()
                 took = (time.perf_counter() - started) / 3
                 encoder = _encoder_sec(torch, backend, batch)
-                shown = (f"RTFx {size * seconds / took:.0f}, encoder alone {size * seconds / encoder:.0f}, peak "
-                         f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB, {captures() - before} captures")
+                shown = (
+                    f"RTFx {size * seconds / took:.0f}, encoder alone {size * seconds / encoder:.0f}, peak "
+                    f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB, {captures() - before} captures"
+                )
                 rows.append(Row(f"{size} x {seconds} s on {torch.cuda.get_device_name()}", shown, "reported", None))
     return rows
 
@@ -92,12 +95,15 @@ def flamingo() -> list[Row]:
                 model = transformers.AudioFlamingo3ForConditionalGeneration(config)
         finally:
             torch.set_default_dtype(torch.float32)
-        model.generation_config = transformers.GenerationConfig(eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
+        model.generation_config = transformers.GenerationConfig(
+            eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id
+        )
         model.save_pretrained(folder)
         del model
         torch.cuda.empty_cache()
-        return _generation("Audio Flamingo", folder, "caption", 30, (1, 8, 32)) \
-            + _generation("Audio Flamingo", folder, "caption", 300, (1, 8))
+        return _generation("Audio Flamingo", folder, "caption", 30, (1, 8, 32)) + _generation(
+            "Audio Flamingo", folder, "caption", 300, (1, 8)
+        )
 
 
 def _generation(name: str, path: str, task: Any, seconds: int, sizes: tuple[int, ...], tokens: int = 128) -> list[Row]:

@@ -1,4 +1,6 @@
-"""Measurements of the HTTP server, in a process of its own, asked by clients in another: what it costs beside the engine."""
+"""Measurements of the HTTP server, in a process of its own, asked by clients in another: what it costs beside the
+engine."""
+
 from __future__ import annotations
 
 import asyncio
@@ -47,10 +49,22 @@ def served(folder: Path, *command: str, **environment: str) -> Iterator[str]:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
-    variables = os.environ | {"DATA_DIR": str(folder / "data"), "ALLOWED_PATHS": str(folder), "LOG_LEVEL": "ERROR",
-                              "MAX_QUEUE": "100000", "PORT": str(port)} | environment
-    running = subprocess.Popen([sys.executable, *(one.replace("{port}", str(port)) for one in command or _OURS)],
-                               env=variables, stderr=subprocess.DEVNULL)
+    variables = (
+        os.environ
+        | {
+            "DATA_DIR": str(folder / "data"),
+            "ALLOWED_PATHS": str(folder),
+            "LOG_LEVEL": "ERROR",
+            "MAX_QUEUE": "100000",
+            "PORT": str(port),
+        }
+        | environment
+    )
+    running = subprocess.Popen(
+        [sys.executable, *(one.replace("{port}", str(port)) for one in command or _OURS)],
+        env=variables,
+        stderr=subprocess.DEVNULL,
+    )
     url = f"http://127.0.0.1:{port}"
     try:
         asyncio.run(_up(url))
@@ -87,6 +101,7 @@ async def ask_all(url: str, ask: Ask, count: int, at_once: int) -> float:
 
 def upload(path: str, clips: list[bytes], field: str = "file", **fields: str) -> Ask:
     """Sends the clips in turn, in a form with these other fields."""
+
     async def ask(http: aiohttp.ClientSession, number: int) -> None:
         form = aiohttp.FormData(fields)
         form.add_field(field, clips[number % len(clips)], filename=f"{number}.wav")
@@ -104,15 +119,15 @@ def speech(folder: Path, count: int) -> list[Path]:
     for number in range(count):
         samples = np.zeros(80_000, np.float32)
         spoken = digits[int(rng.integers(len(digits)))][:80_000]
-        samples[:len(spoken)] = spoken
+        samples[: len(spoken)] = spoken
         paths.append(folder / f"{number}.wav")
         soundfile.write(paths[-1], samples, 16_000)
     return paths
 
 
 def throughput() -> list[Row]:
-    """Clips of 5 s by upload against the same engine called in process, on the tiny Parakeet: the median of five servers, each
-    fresh, since one process may run a model a fifth slower than the next for as long as it lives."""
+    """Clips of 5 s by upload against the same engine called in process, on the tiny Parakeet: the median of five
+    servers, each fresh, since one process may run a model a fifth slower than the next for as long as it lives."""
     count, pairs = 240, []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -137,15 +152,17 @@ def throughput() -> list[Row]:
 
 
 def uploads() -> list[Row]:
-    """Two hundred uploads at once in the dry run against a route that stores them and does nothing else: files of 5 s and of a
-    minute."""
+    """Two hundred uploads at once in the dry run against a route that stores them and does nothing else: files of 5 s
+    and of a minute."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "stored").mkdir()
         paths = speech(folder, 20)
-        with served(folder, SKIP_MODEL_LOAD="1") as ours, \
-                served(folder, "-c", _BARE, str(folder / "stored"), "{port}") as bare:
+        with (
+            served(folder, SKIP_MODEL_LOAD="1") as ours,
+            served(folder, "-c", _BARE, str(folder / "stored"), "{port}") as bare,
+        ):
             for seconds, count in ((5, 400), (60, 200)):
                 clips = [_longer(path, seconds) for path in paths]
                 rates = []
@@ -158,8 +175,14 @@ def uploads() -> list[Row]:
                 ratio = statistics.median(mine / theirs for mine, theirs in rates[1:])
                 mine, theirs = (statistics.median(pair[i] for pair in rates[1:]) for i in (0, 1))
                 shown = f"{ratio:.2f} ({mine:.0f} against {theirs:.0f} a second)"
-                rows.append(Row(f"200 dry-run uploads of {seconds} s at once", shown,
-                                "at least 0.8 of a route that only stores them", ratio >= 0.8))
+                rows.append(
+                    Row(
+                        f"200 dry-run uploads of {seconds} s at once",
+                        shown,
+                        "at least 0.8 of a route that only stores them",
+                        ratio >= 0.8,
+                    )
+                )
     return rows
 
 
@@ -178,6 +201,7 @@ def backlog() -> list[Row]:
         paths = speech(folder, 60)
         ask = upload("/v1/audio/transcriptions", [paths[0].read_bytes()])
         with served(folder, MODEL=NAME) as url:
+
             async def times(count: int) -> list[float]:
                 return [await ask_all(url, ask, 1, 1) for _ in range(count)]
 
@@ -188,7 +212,7 @@ def backlog() -> list[Row]:
                     sent = {"input": {"inputs": [str(path) for path in paths]}}
                     for _ in range(50):
                         await (await http.post("/run", json=sent)).read()
-                    await asyncio.sleep(2)          # by now all that may be read ahead is
+                    await asyncio.sleep(2)  # by now all that may be read ahead is
                     before = await (await http.get("/stats")).json()
                     await asyncio.sleep(2)
                     after = await (await http.get("/stats")).json()
@@ -196,19 +220,27 @@ def backlog() -> list[Row]:
                     left = (await (await http.get("/jobs?limit=1")).json())["counts"]
                 spent = [one["batches"]["device_busy_sec"] for one in (before, after)]
                 batches = [one["batches"]["count"] for one in (before, after)]
-                return idle, busy, (spent[1] - spent[0]) / (batches[1] - batches[0]), left["pending"] + left["processing"] > 0
+                return (
+                    idle,
+                    busy,
+                    (spent[1] - spent[0]) / (batches[1] - batches[0]),
+                    left["pending"] + left["processing"] > 0,
+                )
 
             idle, busy, batch, still = asyncio.run(measure())
     alone, beside = (float(np.percentile(one, 95)) for one in (idle, busy))
     limit = 1.5 * alone + batch
-    shown = f"{beside * 1000:.0f} ms against {alone * 1000:.0f} ms alone; a batch of the backlog took {batch * 1000:.0f} ms" \
+    shown = (
+        f"{beside * 1000:.0f} ms against {alone * 1000:.0f} ms alone; a batch of the backlog took {batch * 1000:.0f} ms"
         + ("" if still else " (the backlog ended early)")
+    )
     kept = beside <= limit and still
     return [Row("p95 of a request beside a backlog", shown, "at most 1.5 of its p95 alone, and a batch", kept)]
 
 
 def stored_jobs() -> list[Row]:
-    """A thousand dry-run jobs sent and finished, against the same sent to be waited for; and how quickly their status is told."""
+    """A thousand dry-run jobs sent and finished, against the same sent to be waited for; and how quickly their status
+    is told."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = speech(folder, 1)[0]
@@ -249,6 +281,7 @@ def stored_jobs() -> list[Row]:
                 asyncio.run(finished(url, done))
                 pairs.append((time.perf_counter() - started, waited))
         with served(folder, MODEL=NAME) as url:
+
             async def first() -> str:
                 async with aiohttp.ClientSession(url) as http:
                     return str((await (await http.post("/run", json=body)).json())["id"])
@@ -261,10 +294,20 @@ def stored_jobs() -> list[Row]:
             asyncio.run(finished(url, 1001))
     took, waited = sorted(pairs, key=lambda pair: pair[0] / pair[1])[2]
     idle, loaded = (float(np.percentile(one, 99)) * 1000 for one in (quiet, busy))
-    return [Row("1,000 jobs through HTTP", f"{took / waited:.2f} ({took:.2f} against {waited:.2f} s)",
-                "at most 1.3 of the same sent synchronously", took / waited <= 1.3),
-            Row("p99 of a job's status while the device works off 1,000", f"{loaded:.1f} ms against {idle:.1f} ms idle",
-                "at most 3 x its p99 idle", loaded <= 3 * idle)]
+    return [
+        Row(
+            "1,000 jobs through HTTP",
+            f"{took / waited:.2f} ({took:.2f} against {waited:.2f} s)",
+            "at most 1.3 of the same sent synchronously",
+            took / waited <= 1.3,
+        ),
+        Row(
+            "p99 of a job's status while the device works off 1,000",
+            f"{loaded:.1f} ms against {idle:.1f} ms idle",
+            "at most 3 x its p99 idle",
+            loaded <= 3 * idle,
+        ),
+    ]
 
 
 ALL = {"http": throughput, "uploads": uploads, "backlog": backlog, "stored_jobs": stored_jobs}

@@ -1,4 +1,5 @@
 """The measurements, one function each. A Row says what was measured, what was promised, and whether it was kept."""
+
 from __future__ import annotations
 
 import math
@@ -33,7 +34,7 @@ class Row(NamedTuple):
     name: str
     measured: str
     promised: str
-    kept: bool | None        # None: reported, not promised
+    kept: bool | None  # None: reported, not promised
 
 
 def seconds(work: Callable[[], Any], times: int = 1) -> float:
@@ -79,8 +80,11 @@ def mix() -> list[Row]:
         ratio = statistics.median(theirs) / statistics.median(ours)
         right = [sum(a == b for a, b in zip(found[-1], texts, strict=True)) for found in answers]
         audio = sum(naive.duration(folder / f"{path.name}.wav") for path in paths)
-    shown = (f"{ratio:.1f} x ({statistics.median(ours):.2f} s against {statistics.median(theirs):.2f} s for {audio:.0f} s of "
-             f"audio; {right[0]} and {right[1]} of {len(texts)} texts right)")
+    shown = (
+        f"{ratio:.1f} x ({statistics.median(ours):.2f} s against {statistics.median(theirs):.2f} s for {audio:.0f} s "
+        "of "
+        f"audio; {right[0]} and {right[1]} of {len(texts)} texts right)"
+    )
     return [Row("120 mixed files end to end", shown, "at least 6 x the naive worker's rate", ratio >= 6)]
 
 
@@ -109,7 +113,10 @@ def padding() -> list[Row]:
     """2,000 lognormal clips, as the lane takes them."""
     limits = Limits.of(Settings())
     lengths = np.exp(np.random.default_rng(0).normal(math.log(6), 1, 2000))
-    waiting = [Piece(Clip(np.broadcast_to(np.float32(0), (round(s * 16_000),))), Options("m"), i) for i, s in enumerate(lengths)]
+    waiting = [
+        Piece(Clip(np.broadcast_to(np.float32(0), (round(s * 16_000),))), Options("m"), i)
+        for i, s in enumerate(lengths)
+    ]
     real, padded, largest = sum(piece.duration_sec for piece in waiting), 0.0, 0.0
     planned = sum(batch.padded_sec for batch in plan(waiting, limits))
     while waiting:
@@ -133,7 +140,7 @@ def batches() -> list[Row]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for size in (1, 4, 16):
-            clips = sorted(spoken, key=len)[8:8 + size]       # neighbours in length, as the planner makes batches
+            clips = sorted(spoken, key=len)[8 : 8 + size]  # neighbours in length, as the planner makes batches
             paths = []
             for i, audio in enumerate(clips):
                 paths.append(f"{folder}/{i}.wav")
@@ -146,7 +153,9 @@ def batches() -> list[Row]:
             mine, other = statistics.median(ours[1:]) * 1000, statistics.median(theirs[1:]) * 1000
             ratio = mine / other
             shown = f"{ratio:.2f} ({mine:.0f} against {other:.0f} ms)"
-            rows.append(Row(f"a batch of {size} on ready arrays", shown, "at most 0.55 of transcribe(paths)", ratio <= 0.55))
+            rows.append(
+                Row(f"a batch of {size} on ready arrays", shown, "at most 0.55 of transcribe(paths)", ratio <= 0.55)
+            )
     return rows
 
 
@@ -190,7 +199,8 @@ print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) 
 
 
 def memory() -> list[Row]:
-    """Peak memory of the worker with 10,000 inputs against 100, in the dry run; each input a 5 s file of its own name."""
+    """Peak memory of the worker with 10,000 inputs against 100, in the dry run; each input a 5 s file of its own
+    name."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         first = folder / "0.wav"
@@ -211,13 +221,20 @@ def memory() -> list[Row]:
 
 def imports() -> list[Row]:
     """`import handler` against `import runpod`, in fresh processes, in turn."""
+
     def start(module: str) -> float:
         return seconds(lambda: subprocess.run([sys.executable, "-c", f"import {module}"], cwd=ROOT, check=True))
 
     pairs = [(start("handler"), start("runpod")) for _ in range(6)][1:]
     ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return [Row("import handler", f"{ours / theirs:.2f} ({ours:.2f} s against {theirs:.2f} s)", "at most 1.2 of import runpod",
-                ours <= 1.2 * theirs)]
+    return [
+        Row(
+            "import handler",
+            f"{ours / theirs:.2f} ({ours:.2f} s against {theirs:.2f} s)",
+            "at most 1.2 of import runpod",
+            ours <= 1.2 * theirs,
+        )
+    ]
 
 
 ALL = {measure.__name__: measure for measure in (mix, decoding, padding, batches, jobs, memory, imports)}

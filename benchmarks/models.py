@@ -1,4 +1,6 @@
-"""Measurements of the models that write: captions in batches, analysis in one pass, the tower alone, long speech in windows."""
+"""Measurements of the models that write: captions in batches, analysis in one pass, the tower alone, long speech in
+windows."""
+
 from __future__ import annotations
 
 import json
@@ -33,12 +35,15 @@ def _flamingo(folder: str) -> Any:
 def _pieces(count: int, task: Any, tokens: int = 64) -> list[Piece]:
     rng = np.random.default_rng(0)
     options = Options("m", task, max_new_tokens=tokens)
-    return [Piece(Clip(rng.standard_normal(int(length * 16_000), dtype=np.float32) * 0.1), options)
-            for length in rng.uniform(5, 25, count)]
+    return [
+        Piece(Clip(rng.standard_normal(int(length * 16_000), dtype=np.float32) * 0.1), options)
+        for length in rng.uniform(5, 25, count)
+    ]
 
 
 def captions() -> list[Row]:
-    """Eight captions together against one by one: as long as captions are, and short ones, where hearing outweighs writing."""
+    """Eight captions together against one by one: as long as captions are, and short ones, where hearing outweighs
+    writing."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         backend = _flamingo(folder)
@@ -49,8 +54,14 @@ def captions() -> list[Row]:
             apart = seconds(lambda pieces=pieces: [backend.infer(Batch((piece,))) for piece in pieces], 5)
             shown = f"{apart / together:.1f} x ({together:.2f} s against {apart:.2f} s)"
             promised = "at least 3 x one by one" if tokens == 200 else "reported"
-            rows.append(Row(f"8 captions of {tokens} tokens in one batch", shown, promised,
-                            apart >= 3 * together if tokens == 200 else None))
+            rows.append(
+                Row(
+                    f"8 captions of {tokens} tokens in one batch",
+                    shown,
+                    promised,
+                    apart >= 3 * together if tokens == 200 else None,
+                )
+            )
     return rows
 
 
@@ -86,9 +97,15 @@ def tower() -> list[Row]:
         read = tower_bytes(folder)
         alone = load_tower(folder, config.audio_config, torch.bfloat16, torch.device("cpu"))
         held = sum(parameter.numel() for parameter in alone.parameters())
-    shown = (f"{held / everything:.1%} of {everything / 1e9:.2f} billion parameters held, {read / size:.1%} of "
-             f"{size / 1e9:.1f} GB read")
-    return [Row("the audio tower alone, full size", shown, "at most 10% of each", max(held / everything, read / size) <= 0.1)]
+    shown = (
+        f"{held / everything:.1%} of {everything / 1e9:.2f} billion parameters held, {read / size:.1%} of "
+        f"{size / 1e9:.1f} GB read"
+    )
+    return [
+        Row(
+            "the audio tower alone, full size", shown, "at most 10% of each", max(held / everything, read / size) <= 0.1
+        )
+    ]
 
 
 def _sparse(folder: Path, shapes: dict[str, Any], shards: int = 4) -> None:
@@ -112,10 +129,14 @@ def long_canary() -> list[Row]:
     spoken = [audio for audio, _ in corpus.readings()]
     rng = np.random.default_rng(0)
     pause = np.zeros(6400, np.float32)
-    audio = np.concatenate([part for _ in range(300) for part in (spoken[rng.integers(len(spoken))], pause)])[:600 * 16_000]
+    audio = np.concatenate([part for _ in range(300) for part in (spoken[rng.integers(len(spoken))], pause)])[
+        : 600 * 16_000
+    ]
     backend = create(find(CANARY), Settings(device="cpu"))
     backend.load()
-    pieces = [Piece(Clip(audio[start:end]), Options(CANARY)) for start, end in split(audio, find(CANARY).window_sec or 40)]
+    pieces = [
+        Piece(Clip(audio[start:end]), Options(CANARY)) for start, end in split(audio, find(CANARY).window_sec or 40)
+    ]
     backend.infer(Batch(tuple(pieces[:2])))
     together = seconds(lambda: backend.infer(Batch(tuple(pieces))), 3)
     apart = seconds(lambda: [backend.infer(Batch((piece,))) for piece in pieces], 3)

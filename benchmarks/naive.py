@@ -1,9 +1,11 @@
 """The plain worker that such services often are, for comparison: correct, and in no hurry.
 
-One ffmpeg to a temporary WAV and one probe a file, one after another; batches packed in arrival order up to 16 clips and
+One ffmpeg to a temporary WAV and one probe a file, one after another; batches packed in arrival order up to 16 clips
+and
 1,200 seconds; `model.transcribe(paths)` with its default batch size. Where there is no ffprobe, as with the ffmpeg of
 imageio-ffmpeg, the probe is `ffmpeg -i`, which costs about the same.
 """
+
 from __future__ import annotations
 
 import re
@@ -49,5 +51,8 @@ def pack(wavs: list[tuple[Path, float]]) -> list[list[Path]]:
 def transcribe(model: Any, sources: list[Path], folder: Path) -> list[str]:
     """The texts, in order."""
     wavs = [(wav, duration(wav)) for wav in (to_wav(source, folder) for source in sources)]
-    return [hypothesis.text for batch in pack(wavs)
-            for hypothesis in model.transcribe([str(path) for path in batch], verbose=False)]
+    return [
+        hypothesis.text
+        for batch in pack(wavs)
+        for hypothesis in model.transcribe([str(path) for path in batch], verbose=False)
+    ]

@@ -2,6 +2,7 @@
 
 Alone on its machine only: whatever else runs there takes from two workers what it leaves to one.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -60,7 +61,8 @@ print(json.dumps({"seconds": taken, "right": sum(map(str.__eq__, heard, texts.va
 
 @contextlib.contextmanager
 def served(count: int) -> Iterator[tuple[httpx.Client, Path]]:
-    """A client of a gateway before `count` workers, each with a half of the cores, and the folder with their sockets."""
+    """A client of a gateway before `count` workers, each with a half of the cores, and the folder with their
+    sockets."""
     with tempfile.TemporaryDirectory() as name, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -94,7 +96,7 @@ def clip(sec: float, number: int) -> bytes:
     while sum(map(len, parts)) < sec * 16_000:
         parts.append(next(turned))
     file = io.BytesIO()
-    soundfile.write(file, np.concatenate(parts)[:round(sec * 16_000)], 16_000, format="WAV")
+    soundfile.write(file, np.concatenate(parts)[: round(sec * 16_000)], 16_000, format="WAV")
     return file.getvalue()
 
 
@@ -126,7 +128,9 @@ def gateway() -> list[Row]:
     through, direct = [], []
     with served(1) as (client, folder):
         (worker,) = folder.glob("0-*")
-        with httpx.Client(base_url="http://worker", transport=httpx.HTTPTransport(uds=str(worker)), timeout=300) as beside:
+        with httpx.Client(
+            base_url="http://worker", transport=httpx.HTTPTransport(uds=str(worker)), timeout=300
+        ) as beside:
             for audio in [*clips[:5], *clips]:
                 direct.append(seconds(lambda audio=audio: ask(beside, audio)))
                 through.append(seconds(lambda audio=audio: ask(client, audio)))
@@ -136,23 +140,36 @@ def gateway() -> list[Row]:
 
 
 def devices() -> list[Row]:
-    """The 120 mixed files through one engine: with one device and all else on one core, with a device on each of two cores, and
-    with one device that has both."""
+    """The 120 mixed files through one engine: with one device and all else on one core, with a device on each of two
+    cores, and with one device that has both."""
     cores = sorted(os.sched_getaffinity(0))[:SEATS]
     found = {}
     with tempfile.TemporaryDirectory() as name:
         texts = {path.name: text for path, text in corpus.mixed(Path(name))}
         (Path(name) / "texts.json").write_text(json.dumps(texts))
-        for kind, device, own in (("one", "cpu", cores[:1]), ("two", ",".join(["cpu"] * SEATS), cores), ("wide", "cpu", cores)):
+        for kind, device, own in (
+            ("one", "cpu", cores[:1]),
+            ("two", ",".join(["cpu"] * SEATS), cores),
+            ("wide", "cpu", cores),
+        ):
             environment = os.environ | {"OMP_NUM_THREADS": str(len(own) if kind == "wide" else 1)}
-            done = subprocess.run([sys.executable, "-c", _MIX, device, json.dumps(own), name, NAME], cwd=ROOT, check=True,
-                                  capture_output=True, text=True, env=environment)
+            done = subprocess.run(
+                [sys.executable, "-c", _MIX, device, json.dumps(own), name, NAME],
+                cwd=ROOT,
+                check=True,
+                capture_output=True,
+                text=True,
+                env=environment,
+            )
             found[kind] = json.loads(done.stdout.splitlines()[-1])
     one, two, wide = (found[kind] for kind in ("one", "two", "wide"))
     ratio = one["seconds"] / two["seconds"]
     share = max(two["ran"].values()) / sum(two["ran"].values())
-    shown = (f"{ratio:.2f} x ({two['seconds']:.2f} s against {one['seconds']:.2f} s; {wide['seconds']:.2f} s for one device with "
-             f"both cores; {two['right']} of {len(texts)} texts right, {share:.0%} by the busier one)")
+    shown = (
+        f"{ratio:.2f} x ({two['seconds']:.2f} s against {one['seconds']:.2f} s; {wide['seconds']:.2f} s for one device "
+        "with "
+        f"both cores; {two['right']} of {len(texts)} texts right, {share:.0%} by the busier one)"
+    )
     return [Row("two devices of one engine against one, a core each", shown, "reported", None)]
 
 

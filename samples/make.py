@@ -6,6 +6,7 @@ Takes nothing, gives one file a clip and `texts.json` {file name: words}; exits 
 Needs flite with the voices slt and rms for making (a package of most distributions); checking needs only Python's.
 Another version of flite or ffmpeg gives other bytes, and may give a clip that is misheard: change its sentence then.
 """
+
 from __future__ import annotations
 
 import argparse

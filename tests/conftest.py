@@ -1,4 +1,6 @@
-"""Fixtures of more than one test file: ffmpeg's encodings, the digits and their labels, errors between texts, embeddings."""
+"""Fixtures of more than one test file: ffmpeg's encodings, the digits and their labels, errors between texts,
+embeddings."""
+
 from __future__ import annotations
 
 import json
@@ -44,7 +46,8 @@ def edits(a: list[str], b: list[str]) -> int:
 
 
 def check_embeddings(embed: Callable[..., list], clips: list[Clip], *, width: int, frame_rate: float) -> None:
-    """`embed(clips, **options)` gives each clip's own states, whatever clips are around it and however much it is padded."""
+    """`embed(clips, **options)` gives each clip's own states, whatever clips are around it and however much it is
+    padded."""
     for clip, embedding in zip(clips, embed(clips), strict=True):
         (alone,), (pooled,) = embed([clip]), embed([clip], pooling="mean")
         assert isinstance(embedding, Embedding)

@@ -1,4 +1,6 @@
-"""A whole server of several processes on loopback for the tests: started as users start it, and looked at from outside."""
+"""A whole server of several processes on loopback for the tests: started as users start it, and looked at from
+outside."""
+
 from __future__ import annotations
 
 import contextlib
@@ -23,9 +25,11 @@ from worker.entrypoints.http.gateway.worker_process import ask
 ROOT = Path(__file__).parent.parent
 WEEK = (ROOT / "samples" / "week.wav").read_bytes()
 # As `serve` does where there is no nginx.
-WITHOUT_NGINX = ("import sys; from worker import logs; from worker.config import Settings; "
-                 "from worker.engine import placement; from worker.entrypoints.http.gateway import supervisor; "
-                 "s = Settings(); logs.configure(s); sys.exit(supervisor.run(s, placement.placements(s), None))")
+WITHOUT_NGINX = (
+    "import sys; from worker import logs; from worker.config import Settings; "
+    "from worker.engine import placement; from worker.entrypoints.http.gateway import supervisor; "
+    "s = Settings(); logs.configure(s); sys.exit(supervisor.run(s, placement.placements(s), None))"
+)
 
 
 class Host:
@@ -42,14 +46,20 @@ class Host:
         self.log = data / "log"
         data.mkdir(exist_ok=True)
         command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "worker", "serve"]
-        values = {"WORKERS": str(workers), "PORT": str(self.port), "DATA_DIR": str(data), "SKIP_MODEL_LOAD": "1",
-                  "ALLOW_PRIVATE_URLS": "1"} | environment
+        values = {
+            "WORKERS": str(workers),
+            "PORT": str(self.port),
+            "DATA_DIR": str(data),
+            "SKIP_MODEL_LOAD": "1",
+            "ALLOW_PRIVATE_URLS": "1",
+        } | environment
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | values, stderr=log, stdout=log)
 
     def ask_for(self, url: str) -> httpx.Response:
-        return self.client.post("/v1/audio/transcriptions", headers=self.headers,
-                                json={"model": "parakeet", "audio": {"url": url}})
+        return self.client.post(
+            "/v1/audio/transcriptions", headers=self.headers, json={"model": "parakeet", "audio": {"url": url}}
+        )
 
     @property
     def folder(self) -> Path:
@@ -77,7 +87,7 @@ class Host:
 
     def settle(self) -> None:
         """Waits until no nginx process is left that does not know all workers."""
-        time.sleep(1)       # it may just be about to read of the last one
+        time.sleep(1)  # it may just be about to read of the last one
         self.until(lambda: not any("shutting down" in " ".join(one.cmdline()) for one in self.family()))
 
     def until(self, true: Callable[[], Any], sec: float = 40) -> None:
@@ -87,8 +97,12 @@ class Host:
             time.sleep(0.05)
 
     def transcribe(self, **options: Any) -> httpx.Response:
-        return self.client.post("/v1/audio/transcriptions", headers=self.headers, files={"file": ("week.wav", WEEK)},
-                                data=options or {"model": "parakeet"})
+        return self.client.post(
+            "/v1/audio/transcriptions",
+            headers=self.headers,
+            files={"file": ("week.wav", WEEK)},
+            data=options or {"model": "parakeet"},
+        )
 
     def family(self) -> list[psutil.Process]:
         """Every process of the server's."""
@@ -102,7 +116,8 @@ class Host:
 
 @contextlib.contextmanager
 def holding() -> Iterator[tuple[str, threading.Event]]:
-    """The URL of a clip that is not sent before the event is set: whoever asks for it to be transcribed waits so long."""
+    """The URL of a clip that is not sent before the event is set: whoever asks for it to be transcribed waits so
+    long."""
     released = threading.Event()
 
     class Source(BaseHTTPRequestHandler):
@@ -111,7 +126,7 @@ def holding() -> Iterator[tuple[str, threading.Event]]:
             self.send_response(200)
             self.send_header("Content-Length", str(len(WEEK)))
             self.end_headers()
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):        # its worker was killed
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its worker was killed
                 self.wfile.write(WEEK)
 
         def log_message(self, *_: object) -> None:

@@ -1,4 +1,6 @@
-"""A Ray cluster of this machine, on two cores: loopback alone, no dashboard, nothing told to anybody, its keys in no home."""
+"""A Ray cluster of this machine, on two cores: loopback alone, no dashboard, nothing told to anybody, its keys in no
+home."""
+
 from __future__ import annotations
 
 import contextlib
@@ -22,8 +24,15 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -r re
 def cluster() -> Iterator[str]:
     """Its address; this process is connected to it. No process of it is left afterwards."""
     before = processes()
-    context = ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="WARNING",
-                       object_store_memory=100 << 20, runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+    context = ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="WARNING",
+        object_store_memory=100 << 20,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+    )
     try:
         yield context.address_info["address"]
     finally:

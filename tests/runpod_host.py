@@ -1,12 +1,14 @@
-"""A stand-in for Runpod's job host on loopback, and the worker's process against it: the SDK's true loop, without Runpod.
+"""A stand-in for Runpod's job host on loopback, and the worker's process against it: the SDK's true loop, without
+Runpod.
 
     with RunpodHost() as host, host.worker(SKIP_MODEL_LOAD=1) as worker:
         job = host.submit({"inputs": [...]})
         host.result(job)        what the worker posted: {"output": {...}} or {"error": "...", ...}
 
-The host runs in a thread of its own; every method may be called from a test. `posts` are all posts in the order in which they
-were complete, progress too. A post that is not strict JSON (RFC 8259) becomes {"not_json": its beginning}.
+The host runs in a thread of its own; every method may be called from a test. `posts` are all posts in the order in
+which they were complete, progress too. A post that is not strict JSON (RFC 8259) becomes {"not_json": its beginning}.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -25,13 +27,15 @@ from pathlib import Path
 from aiohttp import web
 
 REPO = Path(__file__).resolve().parent.parent
-HOLD_SEC = 0.5              # how long a poll without work is held open
+HOLD_SEC = 0.5  # how long a poll without work is held open
 _numbers = itertools.count(1)
 
 
 def clean_env(**values) -> dict[str, str]:
     """An environment in which the worker finds nothing but these values."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH") if name in os.environ}
+    kept = {
+        name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH") if name in os.environ
+    }
     return kept | {"PYTHONPATH": str(REPO)} | {name: str(value) for name, value in values.items()}
 
 
@@ -51,8 +55,15 @@ class Process:
 
     def __init__(self, *arguments: str, env: dict[str, str]) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed in __exit__
-        self._popen = subprocess.Popen([sys.executable, "-u", *arguments], cwd=REPO, env=env, stdin=subprocess.DEVNULL,
-                                       stdout=self._log, stderr=subprocess.STDOUT, start_new_session=True)
+        self._popen = subprocess.Popen(
+            [sys.executable, "-u", *arguments],
+            cwd=REPO,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
     @property
     def pid(self) -> int:
@@ -78,7 +89,7 @@ class Process:
         """What is alive of its session beside itself; waits up to `patience` for that to be nothing."""
         until = time.monotonic() + patience
         while True:
-            found = alive_in_session(self.pid)[1 if self.running else 0:]
+            found = alive_in_session(self.pid)[1 if self.running else 0 :]
             if not found or time.monotonic() >= until:
                 return found
             time.sleep(0.05)
@@ -104,8 +115,8 @@ class RunpodHost:
 
     def __init__(self) -> None:
         self.posts: list[tuple[str, dict]] = []
-        self.batches: list[list[str]] = []          # the ids of each batch taken
-        self.progress_begun: list[str] = []         # the job of each progress post, when it came in
+        self.batches: list[list[str]] = []  # the ids of each batch taken
+        self.progress_begun: list[str] = []  # the job of each progress post, when it came in
         self.progress_delay = 0.0
         self._changed = threading.Condition()
         self._loop = asyncio.new_event_loop()
@@ -129,9 +140,13 @@ class RunpodHost:
             RUNPOD_WEBHOOK_GET_JOB=f"{base}/job-take/$ID?gpu=none",
             RUNPOD_WEBHOOK_POST_OUTPUT=f"{base}/job-done/$RUNPOD_POD_ID/$ID?gpu=none",
             RUNPOD_WEBHOOK_POST_STREAM=f"{base}/job-stream/$RUNPOD_POD_ID/$ID?gpu=none",
-            RUNPOD_WEBHOOK_PING=f"{base}/ping/$RUNPOD_POD_ID", RUNPOD_AI_API_KEY="key", RUNPOD_POD_ID="w1",
-            RUNPOD_PING_INTERVAL=1000, RUNPOD_SKIP_AUTO_SYSTEM_CHECKS="true", RUNPOD_SKIP_GPU_CHECK="true") | {
-                name: str(value) for name, value in values.items()}
+            RUNPOD_WEBHOOK_PING=f"{base}/ping/$RUNPOD_POD_ID",
+            RUNPOD_AI_API_KEY="key",
+            RUNPOD_POD_ID="w1",
+            RUNPOD_PING_INTERVAL=1000,
+            RUNPOD_SKIP_AUTO_SYSTEM_CHECKS="true",
+            RUNPOD_SKIP_GPU_CHECK="true",
+        ) | {name: str(value) for name, value in values.items()}
 
     def worker(self, **values) -> Process:
         """A worker of this host with these environment variables beside Runpod's."""

@@ -1,4 +1,6 @@
-"""A backend for the process of a device that does what its piece's prompt says; the process is told of it as FACTORY."""
+"""A backend for the process of a device that does what its piece's prompt says; the process is told of it as
+FACTORY."""
+
 from __future__ import annotations
 
 import os
@@ -27,7 +29,7 @@ class Scripted(Backend):
         self.overhead_sec = 6.0
         if os.path.exists("gated"):
             raise ModelUnavailable("it is gated")
-        if os.path.exists("first"):             # whoever is second waits
+        if os.path.exists("first"):  # whoever is second waits
             while os.path.exists("first"):
                 time.sleep(0.02)
         elif os.path.exists("slow"):
@@ -46,7 +48,7 @@ class Scripted(Backend):
 
     def _die(self, piece):
         os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(9)               # it comes to another thread
+        time.sleep(9)  # it comes to another thread
 
     def _crash(self, piece):
         os.kill(os.getpid(), signal.SIGSEGV)

@@ -1,4 +1,5 @@
 """A real server on loopback for the tests, in a thread of its own."""
+
 from __future__ import annotations
 
 import contextlib
@@ -16,12 +17,16 @@ from worker.entrypoints.http.app import create_app
 
 
 @contextlib.contextmanager
-def serving(settings: Settings, engine: Engine | None = None, *, loop: str = "auto",
-            wait: bool = True) -> Iterator[str]:
-    """The base URL of a server that runs until the end of the block. `wait`: until its model has loaded, or could not be."""
+def serving(
+    settings: Settings, engine: Engine | None = None, *, loop: str = "auto", wait: bool = True
+) -> Iterator[str]:
+    """The base URL of a server that runs until the end of the block. `wait`: until its model has loaded, or could not
+    be."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(create_app(settings, engine), log_level="warning", lifespan="on", loop=loop))
+        server = uvicorn.Server(
+            uvicorn.Config(create_app(settings, engine), log_level="warning", lifespan="on", loop=loop)
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
         deadline = time.monotonic() + 60

@@ -1,4 +1,5 @@
 """The audio tower out of a checkpoint: only its tensors are read, wherever they lie."""
+
 from __future__ import annotations
 
 import json
@@ -14,8 +15,9 @@ from safetensors.torch import save_file
 from worker.backends.common import audio_tower
 from worker.errors import ModelUnavailable
 
-CONFIG = transformers.AudioFlamingo3EncoderConfig(num_mel_bins=80, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                                                  intermediate_size=32)
+CONFIG = transformers.AudioFlamingo3EncoderConfig(
+    num_mel_bins=80, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,9 @@ def test_a_tower_of_another_shape_or_none_is_refused(tmp_path, encoder):
         audio_tower.tower_bytes(tmp_path)
 
 
-@pytest.mark.parametrize("samples", [0, 1, 400, 16_000, audio_tower.WINDOW, audio_tower.WINDOW + 1, 3 * audio_tower.WINDOW + 500])
+@pytest.mark.parametrize(
+    "samples", [0, 1, 400, 16_000, audio_tower.WINDOW, audio_tower.WINDOW + 1, 3 * audio_tower.WINDOW + 500]
+)
 def test_any_length_has_about_25_states_a_second(encoder, samples):
     features = transformers.WhisperFeatureExtractor(feature_size=80)
     with torch.inference_mode():
@@ -74,7 +78,7 @@ def test_any_length_has_about_25_states_a_second(encoder, samples):
 def test_windows_do_not_depend_on_how_many_run_at_once(encoder, monkeypatch):
     features = transformers.WhisperFeatureExtractor(feature_size=80)
     samples = np.random.default_rng(0).standard_normal(5 * audio_tower.WINDOW // 2).astype(np.float32)
-    clips = [samples, samples[:9000], samples[5:audio_tower.WINDOW + 5]]
+    clips = [samples, samples[:9000], samples[5 : audio_tower.WINDOW + 5]]
     with torch.inference_mode():
         together = audio_tower.states(encoder, features, clips)
         monkeypatch.setattr(audio_tower, "WINDOWS_AT_ONCE", 1)

@@ -1,4 +1,5 @@
 """Clips → Batches: nothing lost, nothing over the limits, little padding, nobody starves."""
+
 from __future__ import annotations
 
 import math
@@ -16,12 +17,14 @@ LIMITS = Limits.of(Settings())
 
 
 def piece(seconds: float, order: int = 0, **options) -> Piece:
-    samples = np.broadcast_to(np.float32(0), (round(seconds * 16_000),))     # no memory, whatever the length
+    samples = np.broadcast_to(np.float32(0), (round(seconds * 16_000),))  # no memory, whatever the length
     return Piece(Clip(samples), Options("m", **options), order)
 
 
 seconds = st.floats(0.05, 900)
-pieces = st.lists(st.builds(piece, seconds, language=st.sampled_from(["en", "de"]), timestamps=st.booleans()), max_size=60)
+pieces = st.lists(
+    st.builds(piece, seconds, language=st.sampled_from(["en", "de"]), timestamps=st.booleans()), max_size=60
+)
 limits = st.builds(Limits, st.integers(1, 20), st.floats(1, 1500), st.floats(0.5, 1000), st.floats(0, 200))
 
 

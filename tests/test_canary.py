@@ -1,4 +1,5 @@
 """Canary's real path on the tiny digits model: right words in two languages, right times, and long audio in windows."""
+
 from __future__ import annotations
 
 import random
@@ -45,9 +46,17 @@ def ask(model, clips, **options) -> list[Transcript]:
     return model.infer(Batch(tuple(Piece(clip, Options(NAME, **options)) for clip in clips)))
 
 
-@pytest.mark.parametrize(("language", "options"), [
-    ("en", {"punctuation": False}), ("en", {}), ("de", {"target_language": "de", "punctuation": False}),
-    ("de", {"target_language": "de"}), ("en", {"timestamps": True, "punctuation": False})], ids=str)
+@pytest.mark.parametrize(
+    ("language", "options"),
+    [
+        ("en", {"punctuation": False}),
+        ("en", {}),
+        ("de", {"target_language": "de", "punctuation": False}),
+        ("de", {"target_language": "de"}),
+        ("en", {"timestamps": True, "punctuation": False}),
+    ],
+    ids=str,
+)
 def test_held_out_strings_are_heard_right(model, clips, language, options):
     wanted = [translated(LABELS[name], language, options.get("punctuation", True)) for name in clips]
     heard = ask(model, clips.values(), **options)
@@ -66,8 +75,12 @@ def test_together_equals_alone_in_any_order(model, clips, options):
 
 
 def test_the_prompt_names_both_languages_always(model):
-    for options, pair in (({}, ("en", "en")), ({"language": "de"}, ("de", "de")), ({"target_language": "de"}, ("en", "de")),
-                          ({"task": "translate", "language": "de"}, ("de", "en"))):
+    for options, pair in (
+        ({}, ("en", "en")),
+        ({"language": "de"}, ("de", "de")),
+        ({"target_language": "de"}, ("en", "de")),
+        ({"task": "translate", "language": "de"}, ("de", "en")),
+    ):
         given = Options(NAME, **options)
         names = {number: sign for sign, number in model._model.tokenizer.special_tokens.items()}
         signs = [names[number] for number in model._prompt(given, *pair)]
@@ -144,7 +157,7 @@ def check_aligned(some: list[Clip], aligned: list[Transcript]) -> None:
 def test_signs_are_no_words_to_the_aligner(model, aligning, clips):
     some = [Piece(clip, Options("m", timestamps=True, punctuation=False)) for clip in list(clips.values())[:4]]
     prompt = model._prompt(some[0].options, "en", "en")
-    aligned = aligning._hear(some, prompt, "en")        # asked for time tokens, which a checkpoint with an aligner never is
+    aligned = aligning._hear(some, prompt, "en")  # asked for time tokens, which a checkpoint with an aligner never is
     assert [one.text for one in aligned] == [one.text for one in model._hear(some, prompt, "en")]
     check_aligned([piece.clip for piece in some], aligned)
 
@@ -168,8 +181,9 @@ def test_a_checkpoints_own_decoding_changes_nothing(model, clips, tmp_path):
     """Beams, lists of hypotheses, and a limit that grows with the longest clip of the batch."""
     kept, some = model._model.cfg.decoding, list(clips.values())[:6]
     try:
-        model._model.cfg.decoding = OmegaConf.create({
-            "strategy": "beam", "beam": {"beam_size": 3, "return_best_hypothesis": False, "max_generation_delta": 0}})
+        model._model.cfg.decoding = OmegaConf.create(
+            {"strategy": "beam", "beam": {"beam_size": 3, "return_best_hypothesis": False, "max_generation_delta": 0}}
+        )
         model._model.save_to(str(tmp_path / "canary.nemo"))
     finally:
         model._model.cfg.decoding = kept
@@ -181,7 +195,9 @@ def test_a_checkpoints_own_decoding_changes_nothing(model, clips, tmp_path):
 
 
 def test_time_tokens_are_not_counted_as_text(model, clips):
-    timed, plain = (ask(model, clips.values(), timestamps=timestamps, punctuation=False) for timestamps in (True, False))
+    timed, plain = (
+        ask(model, clips.values(), timestamps=timestamps, punctuation=False) for timestamps in (True, False)
+    )
     same = [(one, other) for one, other in zip(timed, plain, strict=True) if one.text == other.text]
     assert len(same) > 20
     assert all(one.tokens_generated == other.tokens_generated > 0 for one, other in same)
@@ -208,8 +224,17 @@ def test_the_tokenizer_of_the_second_canary(tmp_path, clips):
     second = create(find(str(path)), Settings(device="cpu"))
     second.load()
     names = second._model.tokenizer.ids_to_tokens(second._prompt(Options("m", timestamps=True), "en", "de"))
-    signs = ["<|startofcontext|>", "<|startoftranscript|>", "<|emo:undefined|>", "<|en|>", "<|de|>", "<|pnc|>", "<|noitn|>",
-             "<|timestamp|>", "<|nodiarize|>"]
+    signs = [
+        "<|startofcontext|>",
+        "<|startoftranscript|>",
+        "<|emo:undefined|>",
+        "<|en|>",
+        "<|de|>",
+        "<|pnc|>",
+        "<|noitn|>",
+        "<|timestamp|>",
+        "<|nodiarize|>",
+    ]
     assert [name for name in names if name in signs] == signs
     with pytest.raises(Unsupported, match="only de, en"):
         ask(second, list(clips.values())[:1], language="fr")
@@ -227,6 +252,7 @@ def test_ten_minutes_are_heard_as_well_as_the_same_speech_in_short_clips(clips, 
     soundfile.write(tmp_path / "long.flac", np.concatenate(parts), RATE)
     settings = Settings(model=NAME, device="cpu", allowed_paths=(tmp_path, DIGITS), data_dir=tmp_path / "data")
     with Engine(settings) as engine:
+
         def transcripts(sources: list[str], **options) -> list[Transcript]:
             request = parse({"inputs": sources, "punctuation": False, **options}, settings)
             return [one.output for one in engine.submit(request).result(240).results]
@@ -253,7 +279,9 @@ def test_through_the_engine_from_a_file(tmp_path, suffix):
     path = encode(DIGITS / name, tmp_path / f"a.{suffix}")
     settings = Settings(model=NAME, device="cpu", allowed_paths=(tmp_path,), data_dir=tmp_path / "data")
     with Engine(settings) as engine:
-        request = parse({"task": "translate", "target_language": "de", "inputs": [str(path)], "punctuation": False}, settings)
+        request = parse(
+            {"task": "translate", "target_language": "de", "inputs": [str(path)], "punctuation": False}, settings
+        )
         (result,) = engine.submit(request).result(60).results
     assert result.output.language == "de"
     assert set(result.output.text.split()) <= set(train_canary.GERMAN)

@@ -1,4 +1,6 @@
-"""One row a model: names are found, checkpoints on disk are looked into, and what a model cannot do is refused with who can."""
+"""One row a model: names are found, checkpoints on disk are looked into, and what a model cannot do is refused with
+who can."""
+
 from __future__ import annotations
 
 import io
@@ -34,10 +36,17 @@ def test_names_are_unique_and_found():
     assert all(find(name) in MODELS for name in names)
 
 
-@pytest.mark.parametrize(("name", "backend"), [
-    ("someone/parakeet-tdt-0.6b-finetuned", "nemo"), ("someone/canary-1b-mine", "canary"),
-    ("someone/whisper-large-v3-swedish", "whisper"), ("nvidia/audio-flamingo-next-think-hf", "flamingo"),
-    ("/not/there/canary.nemo", "canary"), ("/not/there/model.nemo", "nemo")])
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        ("someone/parakeet-tdt-0.6b-finetuned", "nemo"),
+        ("someone/canary-1b-mine", "canary"),
+        ("someone/whisper-large-v3-swedish", "whisper"),
+        ("nvidia/audio-flamingo-next-think-hf", "flamingo"),
+        ("/not/there/canary.nemo", "canary"),
+        ("/not/there/model.nemo", "nemo"),
+    ],
+)
 def test_other_names_of_a_family_are_known_by_their_name(name, backend):
     row = find(name)
     assert (row.id, row.backend) == (name, backend)
@@ -63,7 +72,10 @@ def test_checkpoints_on_disk_say_what_they_are(tmp_path):
 def test_a_distilled_whisper_on_disk_is_known_by_its_few_decoder_layers(tmp_path):
     whisper = "WhisperForConditionalGeneration"
     assert "translate" in find(folder(tmp_path / "turbo" / "a", whisper, encoder_layers=32, decoder_layers=32)).tasks
-    for name in (folder(tmp_path / "b", whisper, encoder_layers=32, decoder_layers=4), folder(tmp_path / "turbo-x", whisper)):
+    for name in (
+        folder(tmp_path / "b", whisper, encoder_layers=32, decoder_layers=4),
+        folder(tmp_path / "turbo-x", whisper),
+    ):
         assert find(name).tasks == ("transcribe", "embed")
         assert "target_language" not in find(name).options
 
@@ -73,9 +85,13 @@ def test_the_row_says_which_flamingo_is_asked_about_music(tmp_path):
     music = "MusicFlamingoForConditionalGeneration"
     for name in ("music-flamingo", "music-flamingo-2511", "someone/music-flamingo-mine", folder(tmp_path / "x", music)):
         assert find(name).music
-    for name in ("audio-flamingo-3", "audio-flamingo-next", "nvidia/audio-flamingo-next-think-hf",
-                 folder(tmp_path / "music" / "y", "AudioFlamingo3ForConditionalGeneration"),
-                 folder(tmp_path / "models--nvidia--audio-flamingo-next-hf" / "snapshots" / "abc", music)):
+    for name in (
+        "audio-flamingo-3",
+        "audio-flamingo-next",
+        "nvidia/audio-flamingo-next-think-hf",
+        folder(tmp_path / "music" / "y", "AudioFlamingo3ForConditionalGeneration"),
+        folder(tmp_path / "models--nvidia--audio-flamingo-next-hf" / "snapshots" / "abc", music),
+    ):
         assert not find(name).music
     assert find(str(tmp_path / "models--nvidia--audio-flamingo-next-hf" / "snapshots" / "abc")).max_sec == 1800
 
@@ -100,28 +116,38 @@ def test_a_folder_of_another_kind_is_not_a_model(tmp_path):
         find(str(tmp_path))
 
 
-@pytest.mark.parametrize(("model", "options", "message"), [
-    ("parakeet", {"task": "caption"}, "cannot caption, only transcribe; models that can: audio-flamingo, music-flamingo"),
-    ("audio-flamingo", {"timestamps": True}, "gives no timestamps; models that can: parakeet"),
-    ("canary-1b", {"timestamps": True}, "gives no timestamps"),
-    ("audio-flamingo", {"language": "en"}, "takes no language; models that can: parakeet"),
-    ("parakeet-v2", {"language": "de"}, "does not know language 'de', only en; models that can: parakeet, canary"),
-    ("parakeet", {"target_language": "de"}, "takes no target_language; models that can: canary"),
-    ("whisper-large", {"target_language": "de"}, "translates into en only; models that can: canary"),
-    ("whisper", {"task": "translate"}, "cannot translate, only transcribe and embed; models that can: canary"),
-    ("whisper", {"language": "de", "target_language": "en"}, "takes no target_language; models that can: canary"),
-    ("someone/distil-whisper-de", {"task": "translate"}, "cannot translate"),
-    ("someone/whisper-small.en", {"task": "translate"}, "cannot translate"),
-    ("someone/whisper-small.en", {"language": "de"}, "does not know language 'de', only en"),
-    ("canary", {"task": "translate"}, "give language"),
-    ("canary", {"language": "de", "target_language": "fr"}, "into and out of en only"),
-    ("whisper", {"punctuation": False}, "takes no punctuation; models that can: canary"),
-    ("parakeet", {"max_new_tokens": 5}, "takes no max_new_tokens"),
-    ("audio-flamingo-embed", {"task": "transcribe"}, "cannot transcribe, only embed"),
-    ("audio-flamingo-embed", {"task": "embed", "prompt": "x"}, "takes no prompt"),
-    *(("audio-flamingo", {"task": "chat", "prompt": f"a {sign} b"}, "a sign of its own") for sign in FLAMINGO_SIGNS),
-    ("music-flamingo", {"task": "chat", "messages": (Message("user", "<sound>"),)}, "a sign of its own"),
-])
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (
+            "parakeet",
+            {"task": "caption"},
+            "cannot caption, only transcribe; models that can: audio-flamingo, music-flamingo",
+        ),
+        ("audio-flamingo", {"timestamps": True}, "gives no timestamps; models that can: parakeet"),
+        ("canary-1b", {"timestamps": True}, "gives no timestamps"),
+        ("audio-flamingo", {"language": "en"}, "takes no language; models that can: parakeet"),
+        ("parakeet-v2", {"language": "de"}, "does not know language 'de', only en; models that can: parakeet, canary"),
+        ("parakeet", {"target_language": "de"}, "takes no target_language; models that can: canary"),
+        ("whisper-large", {"target_language": "de"}, "translates into en only; models that can: canary"),
+        ("whisper", {"task": "translate"}, "cannot translate, only transcribe and embed; models that can: canary"),
+        ("whisper", {"language": "de", "target_language": "en"}, "takes no target_language; models that can: canary"),
+        ("someone/distil-whisper-de", {"task": "translate"}, "cannot translate"),
+        ("someone/whisper-small.en", {"task": "translate"}, "cannot translate"),
+        ("someone/whisper-small.en", {"language": "de"}, "does not know language 'de', only en"),
+        ("canary", {"task": "translate"}, "give language"),
+        ("canary", {"language": "de", "target_language": "fr"}, "into and out of en only"),
+        ("whisper", {"punctuation": False}, "takes no punctuation; models that can: canary"),
+        ("parakeet", {"max_new_tokens": 5}, "takes no max_new_tokens"),
+        ("audio-flamingo-embed", {"task": "transcribe"}, "cannot transcribe, only embed"),
+        ("audio-flamingo-embed", {"task": "embed", "prompt": "x"}, "takes no prompt"),
+        *(
+            ("audio-flamingo", {"task": "chat", "prompt": f"a {sign} b"}, "a sign of its own")
+            for sign in FLAMINGO_SIGNS
+        ),
+        ("music-flamingo", {"task": "chat", "messages": (Message("user", "<sound>"),)}, "a sign of its own"),
+    ],
+)
 def test_what_a_model_cannot_do_is_refused_with_who_can(model, options, message):
     with pytest.raises(Unsupported) as caught:
         check(find(model), Options(find(model).id, **options))
@@ -129,15 +155,22 @@ def test_what_a_model_cannot_do_is_refused_with_who_can(model, options, message)
     assert caught.value.param
 
 
-@pytest.mark.parametrize(("model", "options"), [
-    ("parakeet", {"timestamps": True, "language": "de"}), ("canary", {"language": "de", "target_language": "en"}),
-    ("canary", {"language": "de", "target_language": "de", "punctuation": False}),
-    ("canary", {"task": "translate", "language": "fr"}),
-    ("canary", {"task": "translate", "target_language": "de"}), ("whisper", {"language": "yue"}),
-    ("whisper-large", {"task": "translate", "language": "de", "temperature": 0.2}),
-    ("whisper-small", {"language": "de", "target_language": "en"}), ("someone/whisper-of-mine", {"task": "translate"}),
-    ("music-flamingo", {"task": "caption", "style": "brief", "top_p": 0.9}), ("music-flamingo-embed", {"task": "embed"}),
-    ("higgs", {"task": "embed"}),
-])
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("parakeet", {"timestamps": True, "language": "de"}),
+        ("canary", {"language": "de", "target_language": "en"}),
+        ("canary", {"language": "de", "target_language": "de", "punctuation": False}),
+        ("canary", {"task": "translate", "language": "fr"}),
+        ("canary", {"task": "translate", "target_language": "de"}),
+        ("whisper", {"language": "yue"}),
+        ("whisper-large", {"task": "translate", "language": "de", "temperature": 0.2}),
+        ("whisper-small", {"language": "de", "target_language": "en"}),
+        ("someone/whisper-of-mine", {"task": "translate"}),
+        ("music-flamingo", {"task": "caption", "style": "brief", "top_p": 0.9}),
+        ("music-flamingo-embed", {"task": "embed"}),
+        ("higgs", {"task": "embed"}),
+    ],
+)
 def test_what_a_model_can_do_is_let_through(model, options):
     check(find(model), Options(find(model).id, **options))

@@ -1,4 +1,5 @@
 """Weights on disk are found before anything is downloaded."""
+
 from __future__ import annotations
 
 import json
@@ -71,7 +72,7 @@ def test_a_checkpoint_is_found_where_it_is_whole(tmp_path):
     (tmp_path / "models").mkdir()
     settings = Settings(hf_hub_offline=True, hf_home=tmp_path / "hf", model_dir=tmp_path / "models")
     cache = tmp_path / "hf" / "hub" / "models--openai--whisper-small" / "snapshots"
-    folder(cache / "aaa")                                        # only its config was ever looked at
+    folder(cache / "aaa")  # only its config was ever looked at
     whole = folder(cache / "bbb", shards=["model.safetensors"])
     assert checkpoints.checkpoint("openai/whisper-small", settings) == whole
     mine = folder(tmp_path / "models" / "whisper-small", shards=["model.safetensors"])
@@ -110,7 +111,9 @@ def test_no_checkpoint_says_so(tmp_path, name):
 
 def test_only_the_files_that_are_loaded_are_weighed(tmp_path):
     """A repository may hold its weights twice, in another precision or for another library."""
-    single = folder(tmp_path / "x", shards=["model.safetensors", "model.fp32-00001-of-00002.safetensors", "other.safetensors"])
+    single = folder(
+        tmp_path / "x", shards=["model.safetensors", "model.fp32-00001-of-00002.safetensors", "other.safetensors"]
+    )
     assert checkpoints.checkpoint_bytes(single) == 5
     index = {"a": "1.safetensors", "b": "1.safetensors", "c": "2.safetensors"}
     shards = folder(tmp_path / "y", shards=["1.safetensors", "2.safetensors", "adapter.safetensors"], index=index)

@@ -1,4 +1,6 @@
-"""Long clips are cut where it is quiet, whole and in order, and their transcripts joined as if there had been no cut."""
+"""Long clips are cut where it is quiet, whole and in order, and their transcripts joined as if there had been no
+cut."""
+
 from __future__ import annotations
 
 import itertools
@@ -15,8 +17,11 @@ from worker.types import SAMPLE_RATE, Span, Transcript
 def speech(spoken: list[tuple[float, float]], noise: float = 0.0) -> np.ndarray:
     """Loud noise for so many seconds, then a pause for so many, and so on."""
     rng = np.random.default_rng(0)
-    parts = [part for loud, quiet in spoken for part in (0.3 * rng.standard_normal(round(loud * SAMPLE_RATE)),
-                                                         np.zeros(round(quiet * SAMPLE_RATE)))]
+    parts = [
+        part
+        for loud, quiet in spoken
+        for part in (0.3 * rng.standard_normal(round(loud * SAMPLE_RATE)), np.zeros(round(quiet * SAMPLE_RATE)))
+    ]
     audio = np.concatenate(parts)
     return (audio + noise * rng.standard_normal(len(audio))).astype(np.float32)
 
@@ -53,7 +58,9 @@ def test_silence_and_short_clips():
 
 
 def test_joining_moves_times_and_adds_up():
-    first = Transcript("one two.", (Span("one", 0.5, 1), Span("two.", 1, 1.5)), (Span("one two.", 0.5, 1.5),), (), "en", 3)
+    first = Transcript(
+        "one two.", (Span("one", 0.5, 1), Span("two.", 1, 1.5)), (Span("one two.", 0.5, 1.5),), (), "en", 3
+    )
     second = Transcript("", language="de", tokens_generated=1)
     third = Transcript("three", (Span("three", 0, 0.25),), (Span("three", 0, 0.25),), (Span("t", 0, 0.25),), "en", 2)
     joined = merge([(0.0, first), (10.0, second), (20.0, third)])
@@ -72,8 +79,14 @@ def test_nothing_heard_is_no_text():
     assert merge([(0, Transcript("")), (1, Transcript(""))]) == Transcript("")
 
 
-@pytest.mark.parametrize(("parts", "whole"), [
-    (("你好吗？", "是的！", "走吧"), "你好吗？是的！走吧"), (("はい、", "そうです"), "はい、そうです"),
-    (("Yes.", "No."), "Yes. No."), (("我用", "iPhone"), "我用 iPhone")])
+@pytest.mark.parametrize(
+    ("parts", "whole"),
+    [
+        (("你好吗？", "是的！", "走吧"), "你好吗？是的！走吧"),
+        (("はい、", "そうです"), "はい、そうです"),
+        (("Yes.", "No."), "Yes. No."),
+        (("我用", "iPhone"), "我用 iPhone"),
+    ],
+)
 def test_texts_are_parted_as_their_language_parts_words(parts, whole):
     assert merge([(30.0 * i, Transcript(text)) for i, text in enumerate(parts)]).text == whole

@@ -1,4 +1,5 @@
 """The command line, as processes of its own: what is typed, what is written where, exit codes, Ctrl-C."""
+
 from __future__ import annotations
 
 import contextlib
@@ -42,9 +43,19 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(ROOT), **more}
 
 
-def aviary(*typed: str | Path, cwd: Path = ROOT, code: int = 0, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command(*typed), cwd=cwd, env=environment(**(env or DRY)), input=stdin, capture_output=True, text=True,
-                          timeout=60, check=False)
+def aviary(
+    *typed: str | Path, cwd: Path = ROOT, code: int = 0, stdin: str = "", **env: str
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        command(*typed),
+        cwd=cwd,
+        env=environment(**(env or DRY)),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -62,7 +73,7 @@ def refused(capsys: pytest.CaptureFixture[str], *typed: str | Path) -> str:
     """What is said to a command that is refused before anything is begun."""
     try:
         code = main([str(one) for one in typed])
-    except SystemExit as end:               # argparse's own
+    except SystemExit as end:  # argparse's own
         code = end.code
     assert code == 2
     said = capsys.readouterr()
@@ -88,8 +99,20 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_the_earlier_transcribe_of_one_file(data):
-    done = aviary("--model-dir", "model", "transcribe", "--path", "audio1.wav", "--prompt", "Transcribe this audio:",
-                  "--max-new-tokens", "128", "--output", "results.json", cwd=data)
+    done = aviary(
+        "--model-dir",
+        "model",
+        "transcribe",
+        "--path",
+        "audio1.wav",
+        "--prompt",
+        "Transcribe this audio:",
+        "--max-new-tokens",
+        "128",
+        "--output",
+        "results.json",
+        cwd=data,
+    )
     assert done.stdout == ""
     (result,) = json.loads((data / "results.json").read_text())["results"]
     assert (result["file"], result["text"]) == ("audio1.wav", "[dry-run] transcribe of 1.27 s")
@@ -97,16 +120,40 @@ def test_the_earlier_transcribe_of_one_file(data):
 
 
 def test_the_earlier_transcribe_of_many_files(data):
-    done = aviary("transcribe", "--paths", "audio1.wav", "audio2.mp3", "audio3.flac", "--max-new-tokens", "128", cwd=data)
+    done = aviary(
+        "transcribe", "--paths", "audio1.wav", "audio2.mp3", "audio3.flac", "--max-new-tokens", "128", cwd=data
+    )
     answer = json.loads(done.stdout)
     assert [one["file"] for one in answer["results"]] == ["audio1.wav", "audio2.mp3", "audio3.flac"]
     assert answer["usage"]["inputs"] == 3
-    assert {path.name for path in data.iterdir()} == {"audio1.wav", "audio2.mp3", "audio3.flac", "audio", "labels", "model"}
+    assert {path.name for path in data.iterdir()} == {
+        "audio1.wav",
+        "audio2.mp3",
+        "audio3.flac",
+        "audio",
+        "labels",
+        "model",
+    }
 
 
 def test_the_earlier_evaluate(data):
-    aviary("evaluate", "--audio-dir", "audio", "--gt-dir", "labels", "--max-new-tokens", "128", "--match-mode", "exact",
-           "--output", "eval_results.json", "--html", "page.html", cwd=data, MODEL="pocketsphinx")
+    aviary(
+        "evaluate",
+        "--audio-dir",
+        "audio",
+        "--gt-dir",
+        "labels",
+        "--max-new-tokens",
+        "128",
+        "--match-mode",
+        "exact",
+        "--output",
+        "eval_results.json",
+        "--html",
+        "page.html",
+        cwd=data,
+        MODEL="pocketsphinx",
+    )
     answer = json.loads((data / "eval_results.json").read_text())
     assert (answer["summary"]["count"], answer["summary"]["tp"], answer["summary"]["fp"]) == (2, 1, 1)
     assert [(one["file"], one["match"]) for one in answer["details"]] == [("people.mp3", 0), ("week.wav", 1)]
@@ -119,8 +166,10 @@ def test_what_an_evaluation_could_not_use_is_told(data):
     (data / "labels/left.txt").write_text("no audio")
     shutil.copy(WEEK, data / "audio/heard.wav")
     done = aviary("evaluate", "--audio-dir", "audio", "--gt-dir", "labels", cwd=data)
-    assert done.stderr == ("aviary: cut.wav: the file breaks off after 0.46 of 1.30 s\n"
-                           "aviary: heard.wav: has no label\naviary: left.txt: has no audio\n")
+    assert done.stderr == (
+        "aviary: cut.wav: the file breaks off after 0.46 of 1.30 s\n"
+        "aviary: heard.wav: has no label\naviary: left.txt: has no audio\n"
+    )
 
 
 # Inputs and results
@@ -130,8 +179,11 @@ def test_a_bad_input_stands_in_its_place_and_makes_the_exit_code_1():
     done = aviary("transcribe", WEEK, "nope.mp3", SAMPLES / "people.mp3", code=1)
     first, bad, last = json.loads(done.stdout)["results"]
     assert (first["text"], last["text"]) == ("[dry-run] transcribe of 1.27 s", "[dry-run] transcribe of 3.07 s")
-    assert bad == {"index": 1, "file": "nope.mp3", "error": {"code": "source_not_found", "message": "no such file: nope.mp3",
-                                                             "retryable": False}}
+    assert bad == {
+        "index": 1,
+        "file": "nope.mp3",
+        "error": {"code": "source_not_found", "message": "no such file: nope.mp3", "retryable": False},
+    }
     assert done.stderr == "aviary: nope.mp3: source_not_found: no such file: nope.mp3\naviary: 1 of 3 inputs failed\n"
 
 
@@ -142,9 +194,14 @@ def test_a_file_that_breaks_off_is_told_whatever_the_format(tmp_path):
 
 
 def test_lines_of_a_list_on_stdin_and_nothing_else_in_a_pipe():
-    done = aviary("transcribe", "-", "--format", "jsonl", stdin=f"{WEEK}\n\n{SAMPLES / 'people.mp3'}\n", MODEL="pocketsphinx")
+    done = aviary(
+        "transcribe", "-", "--format", "jsonl", stdin=f"{WEEK}\n\n{SAMPLES / 'people.mp3'}\n", MODEL="pocketsphinx"
+    )
     lines = sorted((json.loads(line) for line in done.stdout.splitlines()), key=lambda line: line["index"])
-    assert [line["text"] for line in lines] == ["see you next week", "there were more than two hundred people in the room"]
+    assert [line["text"] for line in lines] == [
+        "see you next week",
+        "there were more than two hundred people in the room",
+    ]
     assert done.stderr == ""
 
 
@@ -152,8 +209,17 @@ def test_a_folder_of_subtitles_keeps_names_and_resolves_those_that_meet(tmp_path
     (tmp_path / "in" / "deep" / ".hidden").mkdir(parents=True)
     for name in ("a.wav", "a.mp3", "deep/a.wav", "deep/.hidden/b.wav", "notes.txt"):
         shutil.copy(WEEK, tmp_path / "in" / name)
-    aviary("transcribe", tmp_path / "in", tmp_path / "in" / "a.wav", tmp_path / "none.wav", "--format", "srt", "--output",
-           f"{tmp_path}/out/", code=1)
+    aviary(
+        "transcribe",
+        tmp_path / "in",
+        tmp_path / "in" / "a.wav",
+        tmp_path / "none.wav",
+        "--format",
+        "srt",
+        "--output",
+        f"{tmp_path}/out/",
+        code=1,
+    )
     made = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert made == {"a.wav.srt", "a.mp3.srt", "a.wav-2.srt", "deep/a.srt"}
     cue = "1\n00:00:00,000 --> 00:00:01,268\n[dry-run] transcribe of 1.27 s\n"
@@ -163,8 +229,16 @@ def test_a_folder_of_subtitles_keeps_names_and_resolves_those_that_meet(tmp_path
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_disk_that_is_full_is_said_in_a_line():
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([sys.executable, "-m", "worker", "transcribe", WEEK], cwd=ROOT, stdout=full, stderr=subprocess.PIPE,
-                              env={**os.environ, "SKIP_MODEL_LOAD": "1"}, timeout=60, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "worker", "transcribe", WEEK],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "SKIP_MODEL_LOAD": "1"},
+            timeout=60,
+            text=True,
+            check=False,
+        )
     assert (done.returncode, done.stderr) == (1, "aviary: No space left on device\n")
 
 
@@ -186,7 +260,8 @@ def test_each_format_of_one_and_of_many(capsys):
     assert json.loads(one["verbose_json"])["duration"] == 1.268
     people = str(SAMPLES / "people.mp3")
     assert here(capsys, "caption", WEEK, people, "--format", "txt") == (
-        f"==> {WEEK} <==\n[dry-run] caption of 1.27 s\n\n==> {people} <==\n[dry-run] caption of 3.07 s\n")
+        f"==> {WEEK} <==\n[dry-run] caption of 1.27 s\n\n==> {people} <==\n[dry-run] caption of 3.07 s\n"
+    )
     many = json.loads(here(capsys, "transcribe", WEEK, people, "--format", "verbose_json", "--language", "en"))
     assert [(one["file"], one["language"]) for one in many] == [(WEEK, "en"), (people, "en")]
 
@@ -212,7 +287,11 @@ def test_a_name_that_is_not_utf_8(tmp_path):
     assert json.loads(aviary("transcribe", os.fsdecode(path)).stdout)["results"][0]["file"] == f"{tmp_path}/caf?.wav"
 
 
-@given(st.lists(st.sampled_from(["a.wav", "a.mp3", "A.wav", "b/a.wav", "a.wav.mp3", "a", "a-2.wav", "a.wav-2"]), max_size=8))
+@given(
+    st.lists(
+        st.sampled_from(["a.wav", "a.mp3", "A.wav", "b/a.wav", "a.wav.mp3", "a", "a-2.wav", "a.wav-2"]), max_size=8
+    )
+)
 def test_no_two_results_share_a_file(names):
     chosen = places([Input(name, PurePath(name)) for name in names], ".srt")
     assert len({str(place).casefold() for place in chosen}) == len(names)
@@ -223,7 +302,9 @@ def test_no_two_results_share_a_file(names):
 def test_inputs_are_files_folders_patterns_and_urls(tmp_path):
     for name in ("b.wav", "a.flac", "[1].wav"):
         (tmp_path / name).touch()
-    assert [one.source for one in expand([str(tmp_path)])] == [f"{tmp_path}/{name}" for name in ("[1].wav", "a.flac", "b.wav")]
+    assert [one.source for one in expand([str(tmp_path)])] == [
+        f"{tmp_path}/{name}" for name in ("[1].wav", "a.flac", "b.wav")
+    ]
     assert [one.source for one in expand([f"{tmp_path}/*.wav"])] == [f"{tmp_path}/[1].wav", f"{tmp_path}/b.wav"]
     assert [one.source for one in expand([f"{tmp_path}/[1].wav"])] == [f"{tmp_path}/[1].wav"]
     (url,) = expand(["https://host/x/..%2fa b.mp3?token=1"])
@@ -258,7 +339,7 @@ def test_a_folder_of_inputs_is_read_with_linked_folders_or_refused(tmp_path, mon
     (tmp_path / "here/again").symlink_to(tmp_path / "here")
     assert [str(one.place) for one in expand([str(tmp_path / "here")])] == ["b.wav", "far/a.AVI"]
     monkeypatch.chdir(tmp_path / "far")
-    for _ in range(17):         # a path that is too long to be read, whoever reads it
+    for _ in range(17):  # a path that is too long to be read, whoever reads it
         os.mkdir("d" * 250)
         os.chdir("d" * 250)
     with pytest.raises(RequestError, match=r"cannot read .*: File name too long"):
@@ -268,25 +349,29 @@ def test_a_folder_of_inputs_is_read_with_linked_folders_or_refused(tmp_path, mon
 # Usage
 
 
-@pytest.mark.parametrize(("typed", "said"), [
-    (["transcribe"], "no inputs"),
-    (["transcribe", WEEK, "--model", "nonesuch"], "model 'nonesuch' is not known"),
-    (["transcribe", WEEK, "--format", "mp3"], "invalid choice: 'mp3'"),
-    (["transcribe", WEEK, "--timestamps", "word,sentence"], "'sentence' is not one of word, segment, char"),
-    (["transcribe", WEEK, WEEK, "--format", "srt"], "srt of 2 inputs needs a folder"),
-    (["transcribe", WEEK, "--output", "/nowhere/results.json"], "cannot write /nowhere/results.json"),
-    (["transcribe", WEEK, "--output", "/dev/null/"], "cannot write to /dev/null"),
-    (["transcribe", WEEK, "--model", "pocketsphinx", "--language", "de"], "does not know language 'de'"),
-    (["transcribe", WEEK, "--model-dir", "/nowhere"], "there is no such folder"),
-    (["embed", WEEK, "--model", "parakeet"], "cannot embed"),
-    (["chat", WEEK], "--prompt"),
-    (["score", WEEK], "--reference"),
-    (["score", WEEK, "--config", "c.json"], "--uid"),
-    (["evaluate"], "--audio-dir"),
-    (["evaluate", "--audio-dir", str(SAMPLES)], "no audio with a label"),
-    (["evaluate", "--audio-dir", str(SAMPLES), "--gt-dir", "/nowhere"], "not a folder"),
-    (["sing"], "invalid choice: 'sing'"),
-], ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["transcribe"], "no inputs"),
+        (["transcribe", WEEK, "--model", "nonesuch"], "model 'nonesuch' is not known"),
+        (["transcribe", WEEK, "--format", "mp3"], "invalid choice: 'mp3'"),
+        (["transcribe", WEEK, "--timestamps", "word,sentence"], "'sentence' is not one of word, segment, char"),
+        (["transcribe", WEEK, WEEK, "--format", "srt"], "srt of 2 inputs needs a folder"),
+        (["transcribe", WEEK, "--output", "/nowhere/results.json"], "cannot write /nowhere/results.json"),
+        (["transcribe", WEEK, "--output", "/dev/null/"], "cannot write to /dev/null"),
+        (["transcribe", WEEK, "--model", "pocketsphinx", "--language", "de"], "does not know language 'de'"),
+        (["transcribe", WEEK, "--model-dir", "/nowhere"], "there is no such folder"),
+        (["embed", WEEK, "--model", "parakeet"], "cannot embed"),
+        (["chat", WEEK], "--prompt"),
+        (["score", WEEK], "--reference"),
+        (["score", WEEK, "--config", "c.json"], "--uid"),
+        (["evaluate"], "--audio-dir"),
+        (["evaluate", "--audio-dir", str(SAMPLES)], "no audio with a label"),
+        (["evaluate", "--audio-dir", str(SAMPLES), "--gt-dir", "/nowhere"], "not a folder"),
+        (["sing"], "invalid choice: 'sing'"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
 def test_what_cannot_be_is_told_before_anything_is_begun(capsys, typed, said):
     assert said in refused(capsys, *typed)
 
@@ -297,19 +382,30 @@ def test_a_bound_on_tokens_is_no_reason_to_refuse():
     assert "--max-new-tokens changes nothing" in done.stderr
 
 
-@pytest.mark.parametrize("typed", [["--model", "whisper", "transcribe", "a"], ["transcribe", "a", "--model", "whisper"],
-                                   ["--model", "canary", "transcribe", "--model", "whisper", "a"]])
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["--model", "whisper", "transcribe", "a"],
+        ["transcribe", "a", "--model", "whisper"],
+        ["--model", "canary", "transcribe", "--model", "whisper", "a"],
+    ],
+)
 def test_the_model_may_stand_before_the_command(typed):
     assert arguments.parser().parse_args(typed).model == "whisper"
 
 
 def test_help_loads_nothing():
-    code = ("import sys, contextlib; from worker.entrypoints.cli import main\n"
-            "with contextlib.suppress(SystemExit): main(sys.argv[1:])\n"
-            "assert not {'pydantic', 'numpy', 'torch', 'requests'} & set(sys.modules), sys.modules.keys()")
+    code = (
+        "import sys, contextlib; from worker.entrypoints.cli import main\n"
+        "with contextlib.suppress(SystemExit): main(sys.argv[1:])\n"
+        "assert not {'pydantic', 'numpy', 'torch', 'requests'} & set(sys.modules), sys.modules.keys()"
+    )
     for typed in (["--help"], ["transcribe", "--help"]):
         called = [sys.executable, "-c", code, *typed]
-        assert "--model-dir" in subprocess.run(called, cwd=ROOT, check=True, capture_output=True, text=True, timeout=30).stdout
+        assert (
+            "--model-dir"
+            in subprocess.run(called, cwd=ROOT, check=True, capture_output=True, text=True, timeout=30).stdout
+        )
 
 
 # Terminals, pipes and signals
@@ -318,11 +414,12 @@ def test_help_loads_nothing():
 def test_a_bar_on_a_terminal_and_results_in_the_pipe():
     terminal, end = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
-    with subprocess.Popen(command("transcribe", SAMPLES), env=environment(**DRY), cwd=ROOT, stdout=subprocess.PIPE,
-                          stderr=end) as process:
+    with subprocess.Popen(
+        command("transcribe", SAMPLES), env=environment(**DRY), cwd=ROOT, stdout=subprocess.PIPE, stderr=end
+    ) as process:
         os.close(end)
         shown = b""
-        with contextlib.suppress(OSError):          # the terminal's end, on Linux
+        with contextlib.suppress(OSError):  # the terminal's end, on Linux
             while block := os.read(terminal, 4096):
                 shown += block
         assert process.stdout is not None
@@ -332,10 +429,13 @@ def test_a_bar_on_a_terminal_and_results_in_the_pipe():
     assert b"s of audio/s" in shown
 
 
-@pytest.mark.parametrize("typed", [["transcribe", SAMPLES, "--format", "jsonl"], ["models"]], ids=lambda typed: typed[0])
+@pytest.mark.parametrize(
+    "typed", [["transcribe", SAMPLES, "--format", "jsonl"], ["models"]], ids=lambda typed: typed[0]
+)
 def test_a_reader_that_has_seen_enough_is_no_error(typed):
-    with subprocess.Popen(command(*typed), env=environment(**DRY), cwd=ROOT,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command(*typed), env=environment(**DRY), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         process.stdout.close()
         assert process.stderr is not None
@@ -349,8 +449,11 @@ def test_ctrl_c_keeps_what_is_done(tmp_path):
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/never.wav"
         typed = command("transcribe", WEEK, url, "--output", tmp_path / "out.json")
         env = environment(**DRY, ALLOW_PRIVATE_URLS="1", DECODE_WORKERS="1")
-        with subprocess.Popen(typed, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process, silent.accept()[0]:
-            time.sleep(1)                   # one reader: the first is decoded, and done as soon as its batch has waited
+        with (
+            subprocess.Popen(typed, env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process,
+            silent.accept()[0],
+        ):
+            time.sleep(1)  # one reader: the first is decoded, and done as soon as its batch has waited
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -372,8 +475,11 @@ def test_a_manifest_is_answered_line_by_line_and_goes_on_where_it_stopped(tmp_pa
     with (tmp_path / "in.jsonl").open("a") as file:
         file.write(json.dumps(rows[1]) + "\n")
     done = aviary(*typed, code=1)
-    assert re.fullmatch(r"aviary: 2 lines, 1 of them from before, in [\d.]+ s\n"
-                        r"aviary: 1 lines failed \(source_not_found 1\); --retry-failed asks about them again\n", done.stderr)
+    assert re.fullmatch(
+        r"aviary: 2 lines, 1 of them from before, in [\d.]+ s\n"
+        r"aviary: 1 lines failed \(source_not_found 1\); --retry-failed asks about them again\n",
+        done.stderr,
+    )
     first, second = map(json.loads, (tmp_path / "out" / "in.transcribe.jsonl").read_text().splitlines())
     assert [word["word"] for word in first.pop("timestamps")["word"]] == ["[dry-run]", "transcribe", "of", "1.27", "s"]
     assert first == {**rows[0], "pred_text": "[dry-run] transcribe of 1.27 s"}
@@ -383,7 +489,9 @@ def test_a_manifest_is_answered_line_by_line_and_goes_on_where_it_stopped(tmp_pa
 def test_a_manifest_takes_the_options_of_its_task(tmp_path):
     (tmp_path / "in.jsonl").write_text(json.dumps({"audio_filepath": WEEK}))
     for pooling, axes in (("none", 2), ("mean", 1)):
-        aviary("manifest", tmp_path / "in.jsonl", "--output", tmp_path / pooling, "--task", "embed", "--pooling", pooling)
+        aviary(
+            "manifest", tmp_path / "in.jsonl", "--output", tmp_path / pooling, "--task", "embed", "--pooling", pooling
+        )
         (vector,) = (tmp_path / pooling).rglob("*.npy")
         assert np.load(vector).ndim == axes
 
@@ -391,5 +499,6 @@ def test_a_manifest_takes_the_options_of_its_task(tmp_path):
 def test_a_manifest_by_a_server_that_is_not_there(capsys, monkeypatch, tmp_path):
     (tmp_path / "in.jsonl").write_text(json.dumps({"audio_filepath": WEEK}))
     monkeypatch.setattr("worker.manifest.askers.RETRIES", 0)
-    assert "127.0.0.1:9" in refused(capsys, "manifest", tmp_path / "in.jsonl", "--output", tmp_path, "--server",
-                                    "http://127.0.0.1:9")
+    assert "127.0.0.1:9" in refused(
+        capsys, "manifest", tmp_path / "in.jsonl", "--output", tmp_path, "--server", "http://127.0.0.1:9"
+    )

@@ -1,4 +1,5 @@
 """The client against live servers, a server that fails first, and a stand-in for Runpod's API."""
+
 from __future__ import annotations
 
 import asyncio
@@ -54,8 +55,8 @@ def _impatient(monkeypatch):
 
 
 class Scripted(BaseHTTPRequestHandler):
-    """Answers each request with what the server's `answer(method, path, headers, body)` gives: a status, headers and a value;
-    None breaks the connection off."""
+    """Answers each request with what the server's `answer(method, path, headers, body)` gives: a status, headers and a
+    value; None breaks the connection off."""
 
     protocol_version = "HTTP/1.1"
 
@@ -64,7 +65,7 @@ class Scripted(BaseHTTPRequestHandler):
         body = b""
         while size > 0 and (block := self.rfile.read(min(size, 1 << 16))):
             size -= len(block)
-            body = (body + block)[:1 << 20]
+            body = (body + block)[: 1 << 20]
         self.server.seen.append((self.command, self.path))
         told = self.server.answer(self.command, self.path, self.headers, body)
         if told is None:
@@ -105,10 +106,14 @@ def scripted(answer):
 
 @pytest.fixture(scope="module")
 def stage():
-    """A scripted server, whose answers each test gives, a client that asks once, a patient one, and one that takes it for
-    Runpod."""
-    with scripted(None) as server, Client(server.url, retries=0) as client, Client(server.url) as patient, \
-            Client(f"{server.url}/v2/ep1", "key") as endpoint:
+    """A scripted server, whose answers each test gives, a client that asks once, a patient one, and one that takes it
+    for Runpod."""
+    with (
+        scripted(None) as server,
+        Client(server.url, retries=0) as client,
+        Client(server.url) as patient,
+        Client(f"{server.url}/v2/ep1", "key") as endpoint,
+    ):
         server.client, server.patient, server.endpoint = client, patient, endpoint
         yield server
 
@@ -128,7 +133,7 @@ def problem(error: errors.AviaryError):
 
 # Against the server
 
-EXAMPLE = '''
+EXAMPLE = """
 client = Client(base_url="http://localhost:8000")
 
 # Generate caption
@@ -143,9 +148,9 @@ print(result.embedding.shape)  # (num_frames, 1536)
 result = client.analyze("song.wav")
 print(result.caption)
 print(result.embedding.shape)
-'''
+"""
 
-ASYNC_SEED = '''
+ASYNC_SEED = """
 import asyncio
 
 async def main():
@@ -164,7 +169,7 @@ async def main():
                 print(f"{path}: {result.caption[:50]}...")
 
 asyncio.run(main())
-'''
+"""
 
 
 def test_the_first_clients_examples_work(dry, tmp_path, monkeypatch, capsys):
@@ -183,9 +188,14 @@ def test_the_first_clients_examples_work(dry, tmp_path, monkeypatch, capsys):
 def test_real_words_of_every_kind_of_input(speaking):
     samples, rate = soundfile.read(WEEK, dtype="float32")
     with Client(speaking) as client:
-        for given, options in ((WEEK, {}), (Path(WEEK), {}), (Path(WEEK).read_bytes(), {}),
-                               (samples, {"sample_rate": rate}), ((samples * 32767).astype(np.int16), {"sample_rate": rate}),
-                               (Path(WEEK).resolve().as_uri(), {})):
+        for given, options in (
+            (WEEK, {}),
+            (Path(WEEK), {}),
+            (Path(WEEK).read_bytes(), {}),
+            (samples, {"sample_rate": rate}),
+            ((samples * 32767).astype(np.int16), {"sample_rate": rate}),
+            (Path(WEEK).resolve().as_uri(), {}),
+        ):
             result = client.transcribe(given, **options)
             assert result.text == "see you next week"
             assert result.duration == pytest.approx(1.268, abs=0.001)
@@ -198,11 +208,19 @@ def test_real_words_of_every_kind_of_input(speaking):
 
 
 def test_both_clients_say_the_same(dry):
-    turns = [{"role": "user", "content": "Hm?"}, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": "So?"}]
-    calls = [("transcribe", (WEEK,), {"timestamps": True, "language": "en", "punctuation": False, "model": "canary"}),
-             ("caption", (WEEK,), {"style": "brief", "temperature": 0.5, "model": "music-flamingo"}),
-             ("embed", (WEEK,), {"pooling": "mean"}), ("analyze", (WEEK,), {}),
-             ("chat", (WEEK, "What is it?"), {"max_new_tokens": 7, "model": "music-flamingo"}), ("chat", (WEEK, turns), {})]
+    turns = [
+        {"role": "user", "content": "Hm?"},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": "So?"},
+    ]
+    calls = [
+        ("transcribe", (WEEK,), {"timestamps": True, "language": "en", "punctuation": False, "model": "canary"}),
+        ("caption", (WEEK,), {"style": "brief", "temperature": 0.5, "model": "music-flamingo"}),
+        ("embed", (WEEK,), {"pooling": "mean"}),
+        ("analyze", (WEEK,), {}),
+        ("chat", (WEEK, "What is it?"), {"max_new_tokens": 7, "model": "music-flamingo"}),
+        ("chat", (WEEK, turns), {}),
+    ]
 
     async def ask_all():
         async with AsyncClient(dry) as client:
@@ -217,14 +235,26 @@ def test_both_clients_say_the_same(dry):
     assert ours[3].embedding.dtype == np.float32
 
 
-@pytest.mark.parametrize(("given", "options", "kind"), [
-    ("missing.wav", {}, errors.SourceNotFound), (".", {}, errors.InputError), (b"", {}, errors.EmptyAudio),
-    (b"no audio at all" * 100, {}, errors.DecodeFailed), ("gopher://host/a", {}, errors.InputError),
-    ("https://127.0.0.1/a.wav", {}, errors.SourceForbidden), ("file:///etc/hostname", {}, errors.SourceForbidden),
-    (WEEK, {"language": "xx"}, errors.Unsupported), (WEEK, {"stile": "x"}, errors.RequestError),
-    (WEEK, {"model": "nobody/nothing"}, errors.ModelNotFound), (WEEK, {"sample_rate": 8000}, errors.InputError),
-    (np.zeros(9), {}, errors.InputError), (np.zeros((2, 900)), {"sample_rate": 8000}, errors.InputError),
-    (np.zeros(0), {"sample_rate": 8000}, errors.EmptyAudio), (np.zeros(9, np.uint8), {"sample_rate": 8}, errors.InputError)])
+@pytest.mark.parametrize(
+    ("given", "options", "kind"),
+    [
+        ("missing.wav", {}, errors.SourceNotFound),
+        (".", {}, errors.InputError),
+        (b"", {}, errors.EmptyAudio),
+        (b"no audio at all" * 100, {}, errors.DecodeFailed),
+        ("gopher://host/a", {}, errors.InputError),
+        ("https://127.0.0.1/a.wav", {}, errors.SourceForbidden),
+        ("file:///etc/hostname", {}, errors.SourceForbidden),
+        (WEEK, {"language": "xx"}, errors.Unsupported),
+        (WEEK, {"stile": "x"}, errors.RequestError),
+        (WEEK, {"model": "nobody/nothing"}, errors.ModelNotFound),
+        (WEEK, {"sample_rate": 8000}, errors.InputError),
+        (np.zeros(9), {}, errors.InputError),
+        (np.zeros((2, 900)), {"sample_rate": 8000}, errors.InputError),
+        (np.zeros(0), {"sample_rate": 8000}, errors.EmptyAudio),
+        (np.zeros(9, np.uint8), {"sample_rate": 8}, errors.InputError),
+    ],
+)
 def test_what_cannot_be_is_an_error_of_the_workers(speaking, given, options, kind):
     with Client(speaking) as client, pytest.raises(kind) as caught:
         client.transcribe(given, **options)
@@ -245,8 +275,14 @@ def test_a_base_url_that_is_none():
             Client(wrong)
 
 
-@given(arrays(st.sampled_from([np.float32, np.int16, np.int32]).map(np.dtype),
-              array_shapes(min_dims=1, max_dims=2, max_side=40), elements=None), st.integers(1, 192_000))
+@given(
+    arrays(
+        st.sampled_from([np.float32, np.int16, np.int32]).map(np.dtype),
+        array_shapes(min_dims=1, max_dims=2, max_side=40),
+        elements=None,
+    ),
+    st.integers(1, 192_000),
+)
 @settings(max_examples=60, deadline=None)
 def test_arrays_are_sent_exactly(samples, rate):
     import io
@@ -280,26 +316,52 @@ def test_a_large_file_is_never_in_memory(tmp_path, ask):
 
 # Errors and retries
 
+
 def every(cls):
     return {cls}.union(*(every(sub) for sub in cls.__subclasses__()))
 
 
-@pytest.mark.parametrize("kind", sorted((cls for cls in every(errors.AviaryError) if cls.__module__ == "worker.errors" and
-                                         cls not in (errors.AviaryError, errors.Busy)), key=lambda cls: cls.__name__))
+@pytest.mark.parametrize(
+    "kind",
+    sorted(
+        (
+            cls
+            for cls in every(errors.AviaryError)
+            if cls.__module__ == "worker.errors" and cls not in (errors.AviaryError, errors.Busy)
+        ),
+        key=lambda cls: cls.__name__,
+    ),
+)
 def test_every_error_arrives_as_it_was_raised(stage, kind):
     stage.answer = lambda *_: problem(kind("it is so"))
     with pytest.raises(kind) as caught:
         stage.client.transcribe(WEEK)
     assert type(caught.value) is kind
-    assert (caught.value.message, caught.value.status, caught.value.retryable) == ("it is so", kind.status, kind.retryable)
+    assert (caught.value.message, caught.value.status, caught.value.retryable) == (
+        "it is so",
+        kind.status,
+        kind.retryable,
+    )
 
 
-@pytest.mark.parametrize(("status", "kind"), [
-    (400, errors.RequestError), (401, errors.Unauthorized), (403, errors.Unauthorized), (404, errors.RequestError),
-    (413, errors.TooLarge), (418, errors.RequestError), (429, errors.RateLimited), (500, errors.InternalError),
-    (502, errors.InternalError), (503, errors.Busy)])
-@pytest.mark.parametrize("body", [b"<html>", {"error": "text"}, {"error": {"code": "teapot", "message": "short"}},
-                                  {"detail": 1}, [1]])
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, errors.RequestError),
+        (401, errors.Unauthorized),
+        (403, errors.Unauthorized),
+        (404, errors.RequestError),
+        (413, errors.TooLarge),
+        (418, errors.RequestError),
+        (429, errors.RateLimited),
+        (500, errors.InternalError),
+        (502, errors.InternalError),
+        (503, errors.Busy),
+    ],
+)
+@pytest.mark.parametrize(
+    "body", [b"<html>", {"error": "text"}, {"error": {"code": "teapot", "message": "short"}}, {"detail": 1}, [1]]
+)
 def test_unknown_errors_go_by_their_status(stage, status, kind, body):
     stage.answer = lambda *_: (status, {}, body)
     with pytest.raises(errors.AviaryError) as caught:
@@ -308,16 +370,30 @@ def test_unknown_errors_go_by_their_status(stage, status, kind, body):
     assert caught.value.status == status
 
 
-@pytest.mark.parametrize("answer", [(200, {}, b"<html>"), (200, {}, []), (200, {}, {}), (200, {}, {"text": "a", "words": 7}),
-                                    (302, {"Location": "/"}, b"")])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, {}, b"<html>"),
+        (200, {}, []),
+        (200, {}, {}),
+        (200, {}, {"text": "a", "words": 7}),
+        (302, {"Location": "/"}, b""),
+    ],
+)
 def test_answers_of_something_else(stage, answer):
     stage.answer = lambda *_: answer
     with pytest.raises(errors.AviaryError):
         stage.client.transcribe(WEEK)
 
 
-FAILS_FIRST = [problem(errors.QueueFull("full")), problem(errors.StillLoading("loading")), (503, {}, b"<html>"),
-               (502, {}, b""), (429, {}, b""), None]
+FAILS_FIRST = [
+    problem(errors.QueueFull("full")),
+    problem(errors.StillLoading("loading")),
+    (503, {}, b"<html>"),
+    (502, {}, b""),
+    (429, {}, b""),
+    None,
+]
 
 
 @pytest.mark.parametrize("first", FAILS_FIRST)
@@ -348,19 +424,36 @@ def test_retry_after_is_honoured_and_retries_end():
         started = time.monotonic()
         client.transcribe(WEEK)
         assert time.monotonic() - started >= 1
-    with scripted(lambda *_: problem(errors.RateLimited("no", retry_after_sec=1e6))) as server, Client(server.url) as client:
+    with (
+        scripted(lambda *_: problem(errors.RateLimited("no", retry_after_sec=1e6))) as server,
+        Client(server.url) as client,
+    ):
         with pytest.raises(errors.RateLimited) as caught:
             client.transcribe(WEEK)
         assert caught.value.retry_after_sec == 1e6
         assert len(server.seen) == 1, "nobody waits for days"
-    with scripted(lambda *_: problem(errors.StillLoading("loading"))) as server, Client(server.url, retries=2) as client:
+    with (
+        scripted(lambda *_: problem(errors.StillLoading("loading"))) as server,
+        Client(server.url, retries=2) as client,
+    ):
         with pytest.raises(errors.StillLoading):
             client.transcribe(WEEK)
         assert len(server.seen) == 3
 
 
-@pytest.mark.parametrize("error", [errors.RequestError, errors.SourceNotFound, errors.TooLong, errors.DecodeFailed,
-                                   errors.FetchFailed, errors.InternalError, errors.OutOfMemory, errors.ModelUnavailable])
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.RequestError,
+        errors.SourceNotFound,
+        errors.TooLong,
+        errors.DecodeFailed,
+        errors.FetchFailed,
+        errors.InternalError,
+        errors.OutOfMemory,
+        errors.ModelUnavailable,
+    ],
+)
 def test_what_would_fail_again_is_not_sent_again(stage, error):
     stage.answer = lambda *_: problem(error("no"))
     stage.seen.clear()
@@ -389,6 +482,7 @@ def test_an_answer_that_does_not_come_is_not_asked_for_twice():
 
 
 # Batches
+
 
 class Crowd:
     """Counts how many are in at a time."""
@@ -504,6 +598,7 @@ def test_embeddings_of_one_name_do_not_overwrite_each_other(dry, tmp_path):
 
 # Runpod
 
+
 class Api:
     """Runpod's API in front of the true handler. `states`: what a job is said to be, in turn, before its end."""
 
@@ -528,9 +623,13 @@ class Api:
         if state is not None:
             return 200, {}, {"id": name[0], "status": state}
         output = asyncio.run(self.door.handle({"id": name[0], **job[1]}))
-        error = output.pop("error", None)       # as the SDK does
-        return 200, {}, {"id": name[0], "status": "FAILED" if error else "COMPLETED", "output": output} | (
-            {"error": error} if error else {})
+        error = output.pop("error", None)  # as the SDK does
+        return (
+            200,
+            {},
+            {"id": name[0], "status": "FAILED" if error else "COMPLETED", "output": output}
+            | ({"error": error} if error else {}),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -549,9 +648,15 @@ def endpoint(answer):
 
 def test_a_runpod_endpoint_answers_as_a_server_does(door, dry):
     api = Api(door)
-    calls = [("transcribe", (WEEK,), {"timestamps": True, "language": "en"}), ("transcribe", (WEEK,), {"language": "en"}),
-             ("transcribe", (WEEK,), {}), ("caption", (WEEK,), {}), ("embed", (WEEK,), {}),
-             ("analyze", (WEEK,), {"pooling": "mean"}), ("chat", (WEEK, "What?"), {})]
+    calls = [
+        ("transcribe", (WEEK,), {"timestamps": True, "language": "en"}),
+        ("transcribe", (WEEK,), {"language": "en"}),
+        ("transcribe", (WEEK,), {}),
+        ("caption", (WEEK,), {}),
+        ("embed", (WEEK,), {}),
+        ("analyze", (WEEK,), {"pooling": "mean"}),
+        ("chat", (WEEK, "What?"), {}),
+    ]
 
     async def ask_all():
         async with AsyncClient(api_url, "secret") as client:
@@ -606,16 +711,22 @@ def test_what_runpod_cannot_carry_is_not_sent(tmp_path):
         assert not server.seen
 
 
-@pytest.mark.parametrize(("job", "kind", "says"), [
-    ({"status": "COMPLETED"}, errors.ResultTooLarge, "bucket"),
-    ({"status": "COMPLETED", "output": {}}, errors.ResultTooLarge, "10 MB"),
-    ({"status": "CANCELLED"}, errors.Cancelled, "was cancelled"), ({"status": "TIMED_OUT"}, errors.DeadlineExceeded, "execution"),
-    ({"status": "FAILED", "error": json.dumps({"error_message": "boom"})}, errors.InternalError, "boom"),
-    ({"status": "FAILED", "error": "x", "output": {"code": "queue_full"}}, errors.QueueFull, "x"),
-    ({"status": "FAILED"}, errors.InternalError, "without a word"), ({"status": "WAT"}, errors.InternalError, "WAT"),
-    ({}, errors.InternalError, "None"),
-    ({"status": "COMPLETED", "output": [1]}, errors.ResultTooLarge, "10 MB"),
-    ({"status": "COMPLETED", "output": {"results": [7]}}, errors.InternalError, "not one of Aviary")])
+@pytest.mark.parametrize(
+    ("job", "kind", "says"),
+    [
+        ({"status": "COMPLETED"}, errors.ResultTooLarge, "bucket"),
+        ({"status": "COMPLETED", "output": {}}, errors.ResultTooLarge, "10 MB"),
+        ({"status": "CANCELLED"}, errors.Cancelled, "was cancelled"),
+        ({"status": "TIMED_OUT"}, errors.DeadlineExceeded, "execution"),
+        ({"status": "FAILED", "error": json.dumps({"error_message": "boom"})}, errors.InternalError, "boom"),
+        ({"status": "FAILED", "error": "x", "output": {"code": "queue_full"}}, errors.QueueFull, "x"),
+        ({"status": "FAILED"}, errors.InternalError, "without a word"),
+        ({"status": "WAT"}, errors.InternalError, "WAT"),
+        ({}, errors.InternalError, "None"),
+        ({"status": "COMPLETED", "output": [1]}, errors.ResultTooLarge, "10 MB"),
+        ({"status": "COMPLETED", "output": {"results": [7]}}, errors.InternalError, "not one of Aviary"),
+    ],
+)
 def test_how_jobs_end(stage, job, kind, says):
     stage.answer = lambda *_: (200, {}, {"id": "j", **job})
     with pytest.raises(kind, match=says):
@@ -640,6 +751,7 @@ def test_a_result_in_the_bucket_is_fetched_without_the_key():
 
 # Scores
 
+
 @pytest.fixture(scope="module")
 def scorers(tmp_path_factory):
     """A server and an endpoint with the same reference clip and a tiny Whisper."""
@@ -650,19 +762,39 @@ def scorers(tmp_path_factory):
     tiny_whisper.save(folder / "models" / "whisper-small", positions=80, seed=3)
     (folder / "clips").mkdir()
     shutil.copy(WEEK, folder / "clips" / "week_1.wav")
-    (folder / "config.json").write_text(json.dumps({
-        "models": [{"key": key, "type": "whisper", "model_id": "openai/whisper-small"} for key in ("first", "other")],
-        "video_clip_dir": "clips", "cache_dir": "cache", "target_sampling_rate": 16000}))
-    configured = Settings(model="whisper-small", model_dir=folder / "models", device="cpu", hf_hub_offline=True,
-                          audio_score_config=folder / "config.json", data_dir=folder / "data", allow_private_urls=True)
-    with Engine(configured) as engine, serving(configured) as url, \
-            endpoint(Api(RunpodWorker(configured, engine), ())) as ours:
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "models": [
+                    {"key": key, "type": "whisper", "model_id": "openai/whisper-small"} for key in ("first", "other")
+                ],
+                "video_clip_dir": "clips",
+                "cache_dir": "cache",
+                "target_sampling_rate": 16000,
+            }
+        )
+    )
+    configured = Settings(
+        model="whisper-small",
+        model_dir=folder / "models",
+        device="cpu",
+        hf_hub_offline=True,
+        audio_score_config=folder / "config.json",
+        data_dir=folder / "data",
+        allow_private_urls=True,
+    )
+    with (
+        Engine(configured) as engine,
+        serving(configured) as url,
+        endpoint(Api(RunpodWorker(configured, engine), ())) as ours,
+    ):
         yield {"server": url, "endpoint": ours.url}
 
 
 @pytest.fixture(scope="module")
 def hosted():
     """The URL of a recording."""
+
     class File(BaseHTTPRequestHandler):
         def do_GET(self):
             data = Path(WEEK).read_bytes()
@@ -684,19 +816,33 @@ def hosted():
 def test_scores_of_every_kind_of_input(scorers, hosted, way):
     samples, rate = soundfile.read(WEEK, dtype="float32")
     with Client(scorers[way]) as client:
-        for given, options in ((WEEK, {}), (Path(WEEK).read_bytes(), {}), (samples, {"sample_rate": rate}), (hosted, {}),
-                               (Path(WEEK).resolve().as_uri(), {"model": "other"})):
+        for given, options in (
+            (WEEK, {}),
+            (Path(WEEK).read_bytes(), {}),
+            (samples, {"sample_rate": rate}),
+            (hosted, {}),
+            (Path(WEEK).resolve().as_uri(), {"model": "other"}),
+        ):
             scored = client.score(given, uid="week", cid="1", **options)
             assert scored.model == options.get("model", "first")
-            assert (scored.sim_score, scored.audio_sim_score, scored.text_sim_score) == pytest.approx((1, 1, 1), abs=1e-5)
+            assert (scored.sim_score, scored.audio_sim_score, scored.text_sim_score) == pytest.approx(
+                (1, 1, 1), abs=1e-5
+            )
         assert client.score(np.zeros(rate, np.float32), uid="week", cid="1", sample_rate=rate).audio_sim_score < 0.9999
 
 
 @pytest.mark.parametrize("way", ["server", "endpoint"])
-@pytest.mark.parametrize(("given", "options", "kind"), [
-    (WEEK, {"cid": "2"}, errors.ClipNotFound), (WEEK, {"model": "third"}, errors.RequestError),
-    (WEEK, {"language": "en"}, errors.RequestError), (b"no audio" * 99, {}, errors.DecodeFailed),
-    ("file:///etc/hostname", {}, errors.SourceForbidden), ("gopher://host/a", {}, errors.InputError)])
+@pytest.mark.parametrize(
+    ("given", "options", "kind"),
+    [
+        (WEEK, {"cid": "2"}, errors.ClipNotFound),
+        (WEEK, {"model": "third"}, errors.RequestError),
+        (WEEK, {"language": "en"}, errors.RequestError),
+        (b"no audio" * 99, {}, errors.DecodeFailed),
+        ("file:///etc/hostname", {}, errors.SourceForbidden),
+        ("gopher://host/a", {}, errors.InputError),
+    ],
+)
 def test_a_score_that_cannot_be_is_an_error_of_the_workers(scorers, way, given, options, kind):
     with Client(scorers[way]) as client, pytest.raises(kind) as caught:
         client.score(given, **{"uid": "week", "cid": "1"} | options)
@@ -704,6 +850,8 @@ def test_a_score_that_cannot_be_is_an_error_of_the_workers(scorers, way, given, 
 
 
 def test_the_client_loads_nothing_of_the_worker():
-    code = ("import sys, worker.client; heavy = {'torch', 'nemo', 'fastapi', 'runpod', 'pydantic', 'worker.engine.engine', "
-            "'worker.config'} & set(sys.modules); assert not heavy, heavy")
+    code = (
+        "import sys, worker.client; heavy = {'torch', 'nemo', 'fastapi', 'runpod', 'pydantic', 'worker.engine.engine', "
+        "'worker.config'} & set(sys.modules); assert not heavy, heavy"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

@@ -1,4 +1,5 @@
 """Settings: names and defaults that users know, and errors that say what is allowed."""
+
 from __future__ import annotations
 
 import asyncio
@@ -21,9 +22,16 @@ def test_the_earlier_defaults():
     assert made.default_model == "nvidia/parakeet-tdt-0.6b-v3"
 
 
-@pytest.mark.parametrize(("name", "value", "says"), [
-    ("DTYPE", "int8", "bfloat16"), ("DEVICE", "tpu", "cuda"), ("BATCH_MAX_ITEMS", "0", "greater than or equal to 1"),
-    ("SHORT_MAX_SEC", "long", "number"), ("LOG_LEVEL", "LOUD", "INFO")])
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("DTYPE", "int8", "bfloat16"),
+        ("DEVICE", "tpu", "cuda"),
+        ("BATCH_MAX_ITEMS", "0", "greater than or equal to 1"),
+        ("SHORT_MAX_SEC", "long", "number"),
+        ("LOG_LEVEL", "LOUD", "INFO"),
+    ],
+)
 def test_a_value_that_is_not_allowed_is_an_error_that_names_the_allowed(monkeypatch, name, value, says):
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=name) as caught:
@@ -48,14 +56,14 @@ def checkpoint(tmp_path):
 
 def test_a_model_dir_that_is_a_checkpoint_is_the_default_model(checkpoint, tmp_path, monkeypatch):
     assert Settings(model_dir=checkpoint).default_model == str(checkpoint)
-    assert Settings(model_dir=tmp_path).default_model == "nvidia/parakeet-tdt-0.6b-v3"       # a folder of checkpoints
+    assert Settings(model_dir=tmp_path).default_model == "nvidia/parakeet-tdt-0.6b-v3"  # a folder of checkpoints
     monkeypatch.setenv("MODEL_DIR", str(checkpoint))
     assert Settings.of(model="parakeet").default_model == "parakeet"
     for name in ("PARAKEET_MODEL", "MODEL_NAME", "MODEL"):
         with monkeypatch.context() as named:
             named.setenv(name, "pocketsphinx")
             assert Settings.of().default_model == "pocketsphinx"
-            assert Settings.of(model_dir=checkpoint).default_model == str(checkpoint)        # a flag, over the environment
+            assert Settings.of(model_dir=checkpoint).default_model == str(checkpoint)  # a flag, over the environment
             assert Settings.of(model_dir=tmp_path).default_model == "pocketsphinx"
     served = Settings().model_dump(mode="json")
     monkeypatch.delenv("MODEL_DIR")

@@ -1,4 +1,5 @@
 """Files → Clips: right length, right mix, no clipping; hostile and broken files cost one item."""
+
 from __future__ import annotations
 
 import io
@@ -37,16 +38,40 @@ def frequency(samples: np.ndarray) -> float:
     return float(np.argmax(np.abs(np.fft.rfft(samples))) * 16_000 / len(samples))
 
 
-@pytest.mark.parametrize(("name", "options"), [
-    ("a.wav", ()), ("a.flac", ()), ("a.mp3", ("-b:a", "64k")), ("a.ogg", ("-c:a", "libvorbis")), ("b.ogg", ("-c:a", "libopus")),
-    ("a.opus", ("-c:a", "libopus")), ("a.m4a", ("-c:a", "aac")), ("a.aac", ("-c:a", "aac")), ("a.webm", ("-c:a", "libopus")),
-    ("a.mka", ("-c:a", "flac")), ("a.aiff", ()), ("a.au", ()), ("a.caf", ()), ("a.w64", ()), ("a.wma", ()), ("a.ac3", ()),
-    ("u8.wav", ("-c:a", "pcm_u8")), ("s24.wav", ("-c:a", "pcm_s24le")), ("f64.wav", ("-c:a", "pcm_f64le")),
-    ("mulaw.wav", ("-c:a", "pcm_mulaw")), ("adpcm.wav", ("-c:a", "adpcm_ms")), ("8k.wav", ("-ar", "8000")),
-    ("96k.flac", ("-ar", "96000")),
-    ("stereo.mp3", ("-ac", "2", "-ar", "44100")), ("six.flac", ("-ac", "6")), ("six.m4a", ("-ac", "6", "-c:a", "aac")),
-    ("wave.mp2", ()), ("a.ts", ("-c:a", "aac")), ("a.mov", ("-c:a", "pcm_s16le")),
-])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.wav", ()),
+        ("a.flac", ()),
+        ("a.mp3", ("-b:a", "64k")),
+        ("a.ogg", ("-c:a", "libvorbis")),
+        ("b.ogg", ("-c:a", "libopus")),
+        ("a.opus", ("-c:a", "libopus")),
+        ("a.m4a", ("-c:a", "aac")),
+        ("a.aac", ("-c:a", "aac")),
+        ("a.webm", ("-c:a", "libopus")),
+        ("a.mka", ("-c:a", "flac")),
+        ("a.aiff", ()),
+        ("a.au", ()),
+        ("a.caf", ()),
+        ("a.w64", ()),
+        ("a.wma", ()),
+        ("a.ac3", ()),
+        ("u8.wav", ("-c:a", "pcm_u8")),
+        ("s24.wav", ("-c:a", "pcm_s24le")),
+        ("f64.wav", ("-c:a", "pcm_f64le")),
+        ("mulaw.wav", ("-c:a", "pcm_mulaw")),
+        ("adpcm.wav", ("-c:a", "adpcm_ms")),
+        ("8k.wav", ("-ar", "8000")),
+        ("96k.flac", ("-ar", "96000")),
+        ("stereo.mp3", ("-ac", "2", "-ar", "44100")),
+        ("six.flac", ("-ac", "6")),
+        ("six.m4a", ("-ac", "6", "-c:a", "aac")),
+        ("wave.mp2", ()),
+        ("a.ts", ("-c:a", "aac")),
+        ("a.mov", ("-c:a", "pcm_s16le")),
+    ],
+)
 def test_every_kind_of_file_has_the_right_length_pitch_and_level(decoder, tmp_path, name, options):
     source = tone(tmp_path / "source.wav", 2.0, 48_000)
     clip = decode(decoder, encode(source, tmp_path / name, *options))
@@ -56,20 +81,21 @@ def test_every_kind_of_file_has_the_right_length_pitch_and_level(decoder, tmp_pa
     padded = name in ("a.aac", "a.ac3", "wave.mp2", "a.ts", "a.wma", "adpcm.wav")
     assert clip.duration_sec == pytest.approx(2.0, abs=0.07 if padded else 0.002)
     assert frequency(clip.samples) == pytest.approx(440, abs=2)
-    if "-ac" not in options:       # ffmpeg itself lowers the level when it makes several channels out of one
+    if "-ac" not in options:  # ffmpeg itself lowers the level when it makes several channels out of one
         assert np.abs(clip.samples[8000:-8000]).max() == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "aiff"])
 def test_samples_are_those_of_the_file(decoder, tmp_path, suffix):
-    samples = np.random.default_rng(0).integers(-2**15, 2**15, 400_000).astype(np.int16)
-    samples[:2] = -2**15, 2**15 - 1
+    samples = np.random.default_rng(0).integers(-(2**15), 2**15, 400_000).astype(np.int16)
+    samples[:2] = -(2**15), 2**15 - 1
     soundfile.write(tmp_path / f"a.{suffix}", samples, 16_000)
     assert np.array_equal(decode(decoder, tmp_path / f"a.{suffix}").samples, samples / np.float32(2**15))
 
 
-@pytest.mark.parametrize(("name", "options"), [
-    ("a.wav", ()), ("a.flac", ()), ("a.m4a", ("-c:a", "aac")), ("six.m4a", ("-ac", "6"))])
+@pytest.mark.parametrize(
+    ("name", "options"), [("a.wav", ()), ("a.flac", ()), ("a.m4a", ("-c:a", "aac")), ("six.m4a", ("-ac", "6"))]
+)
 def test_a_file_in_memory_gives_what_it_gives_on_disk(decoder, tmp_path, name, options):
     path = encode(tone(tmp_path / "source.wav", 2.0), tmp_path / name, *options)
     clip = decoder.decode(io.BytesIO(path.read_bytes()))
@@ -79,7 +105,9 @@ def test_a_file_in_memory_gives_what_it_gives_on_disk(decoder, tmp_path, name, o
 
 def test_video(decoder, tmp_path):
     source = tone(tmp_path / "source.wav", 2.0)
-    video = encode(source, tmp_path / "a.mp4", "-f", "lavfi", "-i", "color=c=blue:s=64x64:d=2", "-map", "1:v", "-map", "0:a")
+    video = encode(
+        source, tmp_path / "a.mp4", "-f", "lavfi", "-i", "color=c=blue:s=64x64:d=2", "-map", "1:v", "-map", "0:a"
+    )
     assert decode(decoder, video).duration_sec == pytest.approx(2.0, abs=0.002)
 
 
@@ -115,16 +143,25 @@ def test_libsndfile_and_libav_agree(decoder, tmp_path):
         assert np.abs(one[middle] - other[middle]).max() < 0.01
 
 
-@pytest.mark.parametrize(("name", "body", "error"), [
-    ("noise.mp3", os.urandom(5000), DecodeFailed), ("text.wav", b"this is not audio\n" * 100, DecodeFailed),
-    ("head.wav", b"RIFF\x24\x00\x00\x00WAVE", DecodeFailed), ("zeros.flac", bytes(4000), DecodeFailed),
-    ("list.m3u8", b"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nfile://{secret}\n#EXT-X-ENDLIST\n", DecodeFailed),
-    ("list.wav", b"#EXTM3U\n#EXTINF:5,\n{secret}\n#EXT-X-ENDLIST\n", DecodeFailed),
-    ("list.txt", b"ffconcat version 1.0\nfile '{secret}'\n", DecodeFailed),
-    ("list.mpd", b"<?xml version='1.0'?><MPD><Period><AdaptationSet mimeType='audio/mp4'>"
-                 b"<Representation><BaseURL>{secret}</BaseURL></Representation></AdaptationSet></Period></MPD>", DecodeFailed),
-    ("sdp.mp4", b"v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=audio 5004 RTP/AVP 0\n", DecodeFailed),
-])
+@pytest.mark.parametrize(
+    ("name", "body", "error"),
+    [
+        ("noise.mp3", os.urandom(5000), DecodeFailed),
+        ("text.wav", b"this is not audio\n" * 100, DecodeFailed),
+        ("head.wav", b"RIFF\x24\x00\x00\x00WAVE", DecodeFailed),
+        ("zeros.flac", bytes(4000), DecodeFailed),
+        ("list.m3u8", b"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nfile://{secret}\n#EXT-X-ENDLIST\n", DecodeFailed),
+        ("list.wav", b"#EXTM3U\n#EXTINF:5,\n{secret}\n#EXT-X-ENDLIST\n", DecodeFailed),
+        ("list.txt", b"ffconcat version 1.0\nfile '{secret}'\n", DecodeFailed),
+        (
+            "list.mpd",
+            b"<?xml version='1.0'?><MPD><Period><AdaptationSet mimeType='audio/mp4'>"
+            b"<Representation><BaseURL>{secret}</BaseURL></Representation></AdaptationSet></Period></MPD>",
+            DecodeFailed,
+        ),
+        ("sdp.mp4", b"v=0\no=- 0 0 IN IP4 127.0.0.1\nc=IN IP4 127.0.0.1\nm=audio 5004 RTP/AVP 0\n", DecodeFailed),
+    ],
+)
 def test_what_is_not_audio_or_points_elsewhere_fails_clearly(decoder, tmp_path, name, body, error):
     secret = tone(tmp_path / "secret.wav", 1.0)
     path = tmp_path / name
@@ -135,9 +172,13 @@ def test_what_is_not_audio_or_points_elsewhere_fails_clearly(decoder, tmp_path, 
     assert "/dev/fd" not in caught.value.message
 
 
-@pytest.mark.parametrize("body", [
-    b"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nfile://{secret}\n#EXT-X-ENDLIST\n",
-    b"ffconcat version 1.0\nfile '{secret}'\n"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nfile://{secret}\n#EXT-X-ENDLIST\n",
+        b"ffconcat version 1.0\nfile '{secret}'\n",
+    ],
+)
 def test_libav_itself_refuses_what_points_elsewhere(tmp_path, body):
     """Not only ffmpeg, to which its refusals go."""
     path = tmp_path / "list"
@@ -181,7 +222,7 @@ def test_a_file_that_breaks_off_gives_what_there_is_and_says_so(decoder, tmp_pat
     soundfile.write(tmp_path / "source.wav", 0.1 * rng.standard_normal(160_000), 16_000)
     whole = encode(tmp_path / "source.wav", tmp_path / f"a.{suffix}")
     cut = tmp_path / f"cut.{suffix}"
-    cut.write_bytes(whole.read_bytes()[:whole.stat().st_size // 2])
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     clip = decode(decoder, cut)
     assert 3 < clip.duration_sec < 6
     assert clip.warning
@@ -222,7 +263,7 @@ def test_a_decoder_that_crashes_costs_nothing_and_is_replaced(tmp_path):
 def test_a_decoder_that_hangs_is_ended_at_the_time_limit(tmp_path, monkeypatch, name):
     made = Decoder(SETTINGS.model_copy(update={"decode_timeout_sec": 1.0}))
     path = encode(tone(tmp_path / "source.wav", 1.0), tmp_path / name, "-ac", "6" if name == "six.m4a" else "1")
-    if name != "six.m4a":                       # which only ffmpeg mixes
+    if name != "six.m4a":  # which only ffmpeg mixes
         decode(made, path)
         os.kill(made._idle.queue[0]._process.pid, signal.SIGSTOP)
     else:
@@ -236,7 +277,15 @@ def test_a_decoder_that_hangs_is_ended_at_the_time_limit(tmp_path, monkeypatch, 
 
 def test_padding_is_cut_and_audio_that_the_header_forgot_is_not():
     parts = [np.ones(1000, np.float32)] * 5
-    for promised, kept in ((4500, 4500), (4000, 4000), (3999, 3999), (5000, 5000), (9000, 5000), (None, 5000), (2000, 5000)):
+    for promised, kept in (
+        (4500, 4500),
+        (4000, 4000),
+        (3999, 3999),
+        (5000, 5000),
+        (9000, 5000),
+        (None, 5000),
+        (2000, 5000),
+    ):
         assert sum(map(len, without_padding(iter(parts), promised))) == kept
 
 

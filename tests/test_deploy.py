@@ -1,5 +1,8 @@
-"""The files of deploy/ agree with the code: settings, flags, routes, ports, metrics; a real Prometheus, where it is installed,
-takes its configuration and answers what the dashboard asks. That Docker, Kubernetes and Grafana take theirs is not tried here."""
+"""The files of deploy/ agree with the code: settings, flags, routes, ports, metrics; a real Prometheus, where it is
+installed,
+takes its configuration and answers what the dashboard asks. That Docker, Kubernetes and Grafana take theirs is not
+tried here."""
+
 from __future__ import annotations
 
 import contextlib
@@ -51,13 +54,26 @@ def settings_of(command: list[str]) -> Settings:
 
 def test_every_file_is_one_that_is_checked_here():
     files = {str(path.relative_to(DEPLOY)) for path in DEPLOY.rglob("*") if path.is_file()}
-    assert files == {"docker-compose.yml", "prometheus.yml", "kubernetes.yaml", "ray-serve.yaml", "grafana/datasource.yml",
-                     "grafana/provider.yml", "grafana/dashboard.json"}
+    assert files == {
+        "docker-compose.yml",
+        "prometheus.yml",
+        "kubernetes.yaml",
+        "ray-serve.yaml",
+        "grafana/datasource.yml",
+        "grafana/provider.yml",
+        "grafana/dashboard.json",
+    }
 
 
-@pytest.mark.parametrize("names", [
-    list(COMPOSE["services"]["aviary"]["environment"]), [one["name"] for one in CONTAINER["env"]],
-    list(read("ray-serve.yaml")["applications"][0]["runtime_env"]["env_vars"])], ids=["compose", "kubernetes", "ray"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        list(COMPOSE["services"]["aviary"]["environment"]),
+        [one["name"] for one in CONTAINER["env"]],
+        list(read("ray-serve.yaml")["applications"][0]["runtime_env"]["env_vars"]),
+    ],
+    ids=["compose", "kubernetes", "ray"],
+)
 def test_every_variable_is_a_setting_and_a_key_is_asked_for(names):
     assert {name.lower() for name in names} <= set(Settings.model_fields)
     assert "API_KEY" in names
@@ -67,8 +83,18 @@ def test_compose():
     assert COMPOSE.keys() == {"services", "secrets", "volumes"}
     services = COMPOSE["services"]
     for name, service in services.items():
-        assert service.keys() <= {"build", "image", "command", "init", "environment", "ports", "volumes", "stop_grace_period",
-                                  "deploy", "secrets"}
+        assert service.keys() <= {
+            "build",
+            "image",
+            "command",
+            "init",
+            "environment",
+            "ports",
+            "volumes",
+            "stop_grace_period",
+            "deploy",
+            "secrets",
+        }
         assert "build" in service or re.search(r":v?\d+\.\d+\.\d+$", service["image"]), f"{name}: a version, not latest"
         for volume in service["volumes"]:
             source = volume.split(":")[0]
@@ -100,19 +126,27 @@ def test_grafana_shows_metrics_that_there_are():
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
     shown = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
     assert shown.count("(") == shown.count(")")
-    names = {name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum").removesuffix("_total")
-             for name in re.findall(r"aviary_\w+", shown)}
+    names = {
+        name.removesuffix("_bucket").removesuffix("_count").removesuffix("_sum").removesuffix("_total")
+        for name in re.findall(r"aviary_\w+", shown)
+    }
     assert names <= metrics() | {"aviary_device_memory_bytes"}, "which only a GPU has"
 
 
-@pytest.mark.skipif(not (shutil.which("prometheus") and shutil.which("promtool")),
-                    reason="Prometheus is not installed (Debian: apt-get install prometheus)")
+@pytest.mark.skipif(
+    not (shutil.which("prometheus") and shutil.which("promtool")),
+    reason="Prometheus is not installed (Debian: apt-get install prometheus)",
+)
 def test_a_real_prometheus_answers_what_the_dashboard_asks(tmp_path):
     check = ["promtool", "check", "config", "--syntax-only", str(DEPLOY / "prometheus.yml")]
     subprocess.run(check, check=True, capture_output=True, timeout=30)
     dashboard = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text())
-    asked = [target["expr"].replace("$__rate_interval", "10s") for panel in dashboard["panels"] for target in panel["targets"]]
-    elsewhere = re.compile("aviary_worker|aviary_device_memory")        # of several workers, of a GPU
+    asked = [
+        target["expr"].replace("$__rate_interval", "10s")
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+    ]
+    elsewhere = re.compile("aviary_worker|aviary_device_memory")  # of several workers, of a GPU
     (tmp_path / "key").write_text("k")
     config = read("prometheus.yml")
     config["global"]["scrape_interval"] = "1s"
@@ -124,8 +158,15 @@ def test_a_real_prometheus_answers_what_the_dashboard_asks(tmp_path):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
-        running = subprocess.Popen(["prometheus", f"--config.file={tmp_path / 'prometheus.yml'}", "--log.level=error",
-                                    f"--storage.tsdb.path={tmp_path / 'tsdb'}", f"--web.listen-address={address}"])
+        running = subprocess.Popen(
+            [
+                "prometheus",
+                f"--config.file={tmp_path / 'prometheus.yml'}",
+                "--log.level=error",
+                f"--storage.tsdb.path={tmp_path / 'tsdb'}",
+                f"--web.listen-address={address}",
+            ]
+        )
         try:
             deadline, empty = time.monotonic() + 60, asked
             while empty:
@@ -133,11 +174,16 @@ def test_a_real_prometheus_answers_what_the_dashboard_asks(tmp_path):
                 for data in (WEEK, b"noise" * 1000):
                     client.post("/v1/audio/transcriptions", files={"file": ("a.wav", data)})
                 time.sleep(0.5)
-                with contextlib.suppress(httpx.TransportError, ValueError):     # it is starting
-                    answers = {one: httpx.get(f"http://{address}/api/v1/query", params={"query": one}).json() for one in asked}
+                with contextlib.suppress(httpx.TransportError, ValueError):  # it is starting
+                    answers = {
+                        one: httpx.get(f"http://{address}/api/v1/query", params={"query": one}).json() for one in asked
+                    }
                     assert {answer["status"] for answer in answers.values()} == {"success"}, answers
-                    empty = [one for one, answer in answers.items()
-                             if not answer["data"]["result"] and not elsewhere.search(one)]
+                    empty = [
+                        one
+                        for one, answer in answers.items()
+                        if not answer["data"]["result"] and not elsewhere.search(one)
+                    ]
         finally:
             running.terminate()
             running.wait(20)
@@ -156,7 +202,9 @@ def test_kubernetes():
     assert MANIFESTS.keys() == {"Deployment", "Service"}
     assert [one["apiVersion"] for one in MANIFESTS.values()] == ["apps/v1", "v1"]
     labels = MANIFESTS["Deployment"]["spec"]["template"]["metadata"]["labels"]
-    assert MANIFESTS["Deployment"]["spec"]["selector"]["matchLabels"] == MANIFESTS["Service"]["spec"]["selector"] == labels
+    assert (
+        MANIFESTS["Deployment"]["spec"]["selector"]["matchLabels"] == MANIFESTS["Service"]["spec"]["selector"] == labels
+    )
     assert CONTAINER["ports"][0]["containerPort"] == settings_of(CONTAINER["args"]).port
     assert MANIFESTS["Service"]["spec"]["ports"][0]["targetPort"] == CONTAINER["ports"][0]["name"]
     assert POD["terminationGracePeriodSeconds"] > LONGEST_END_SEC

@@ -1,4 +1,5 @@
 """The README says what the code does: every setting with its default, every model, every error code."""
+
 from __future__ import annotations
 
 import re
@@ -22,8 +23,13 @@ def test_every_setting_stands_in_the_table_with_its_default_and_meaning(name):
     assert row[2] == field.description
     if field.default_factory is None:
         default = field.default
-        shown = "unset" if default is None else f"`{int(default) if isinstance(default, bool) else format(default, 'g')}`" \
-            if isinstance(default, float | bool) else f"`{default}`"
+        shown = (
+            "unset"
+            if default is None
+            else f"`{int(default) if isinstance(default, bool) else format(default, 'g')}`"
+            if isinstance(default, float | bool)
+            else f"`{default}`"
+        )
         assert row[1] == shown
     elif field.default_factory is tuple:
         assert row[1] == "unset"

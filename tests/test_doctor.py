@@ -1,4 +1,5 @@
 """The doctor: what it finds on a machine that is well, and what it says to do where one is not."""
+
 from __future__ import annotations
 
 import subprocess
@@ -20,6 +21,7 @@ OFF = {"MODEL": "pocketsphinx", "HF_HUB_OFFLINE": "1"}
 @pytest.fixture
 def find(monkeypatch) -> Callable[..., dict[str, doctor.Finding]]:
     """The findings in an environment, by what they are about; of several the last."""
+
     def look(model: str | None = None, **environment: str) -> dict[str, doctor.Finding]:
         for name, value in {**OFF, **environment}.items():
             monkeypatch.setenv(name, value)
@@ -31,8 +33,15 @@ def find(monkeypatch) -> Callable[..., dict[str, doctor.Finding]]:
 def aviary(*typed: str, before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """`aviary doctor` in a process where `before` is run first."""
     code = f"import sys; {before}\nfrom worker.entrypoints.cli import main; sys.exit(main(['doctor', *sys.argv[1:]]))"
-    return subprocess.run([sys.executable, "-c", code, *typed], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
-                          env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **OFF, **environment})
+    return subprocess.run(
+        [sys.executable, "-c", code, *typed],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", **OFF, **environment},
+    )
 
 
 def test_a_machine_that_is_well(find):
@@ -44,8 +53,10 @@ def test_a_machine_that_is_well(find):
 
 
 def test_the_command_works_without_torch_and_says_all_is_well():
-    done = aviary(before="sys.modules['torch'] = None; sys.meta_path.insert(0, type('No', (), {'find_spec': staticmethod("
-                         "lambda name, *_: (_ for _ in ()).throw(ImportError(name)) if name == 'torch' else None)}))")
+    done = aviary(
+        before="sys.modules['torch'] = None; sys.meta_path.insert(0, type('No', (), {'find_spec': staticmethod("
+        "lambda name, *_: (_ for _ in ()).throw(ImportError(name)) if name == 'torch' else None)}))"
+    )
     assert "torch" not in done.stderr
     lines = done.stdout.splitlines()
     assert (done.returncode, lines[-1]) == (0, "all is well"), done.stdout
@@ -69,20 +80,26 @@ def test_a_missing_package_is_named_not_raised():
 
 def test_packages_that_are_missing_or_of_another_version(monkeypatch):
     real = doctor.metadata.version
-    monkeypatch.setattr(doctor.metadata, "version", lambda name: {"numpy": "1.26.4"}.get(name) or real(
-        "nonesuch" if name == "soxr" else name))
+    monkeypatch.setattr(
+        doctor.metadata,
+        "version",
+        lambda name: {"numpy": "1.26.4"}.get(name) or real("nonesuch" if name == "soxr" else name),
+    )
     (found,) = doctor._packages()
     assert found.says == "numpy (1.26.4, not <2.6,>=2.0), soxr (missing, not <2,>=0.5)"
     assert "requirements-base.txt" in found.advice
 
 
-@pytest.mark.parametrize(("model", "environment", "says"), [
-    (str(MODEL), {}, f"weights in {MODEL}"),
-    ("/nowhere/a.nemo", {}, "no such file: /nowhere/a.nemo"),
-    ("parakeet", {}, "HF_HUB_OFFLINE is set"),
-    ("whisper", {"SKIP_MODEL_LOAD": "1"}, "a dry run"),
-    ("nonesuch", {}, "is not known"),
-])
+@pytest.mark.parametrize(
+    ("model", "environment", "says"),
+    [
+        (str(MODEL), {}, f"weights in {MODEL}"),
+        ("/nowhere/a.nemo", {}, "no such file: /nowhere/a.nemo"),
+        ("parakeet", {}, "HF_HUB_OFFLINE is set"),
+        ("whisper", {"SKIP_MODEL_LOAD": "1"}, "a dry run"),
+        ("nonesuch", {}, "is not known"),
+    ],
+)
 def test_the_model_s_weights(find, tmp_path, model, environment, says):
     found = find(model, HF_HOME=str(tmp_path), HOME=str(tmp_path), **environment)["model"]
     assert says in found.says
@@ -104,12 +121,15 @@ def test_weights_in_model_dir(find, tmp_path):
     assert find("whisper-tiny", MODEL_DIR=str(tmp_path))["model"].says.endswith(f"weights in {folder}")
 
 
-@pytest.mark.parametrize(("code", "sign", "says", "advice"), [
-    (403, "GatedRepo", "is gated", "accept its licence"),
-    (401, "RepoNotFound", "is not on the hub, or is private", "HF_TOKEN"),
-    (200, "", "the hub gives it at the first start", None),
-    (None, "", "the hub cannot be reached", "MODEL_DIR"),
-])
+@pytest.mark.parametrize(
+    ("code", "sign", "says", "advice"),
+    [
+        (403, "GatedRepo", "is gated", "accept its licence"),
+        (401, "RepoNotFound", "is not on the hub, or is private", "HF_TOKEN"),
+        (200, "", "the hub gives it at the first start", None),
+        (None, "", "the hub cannot be reached", "MODEL_DIR"),
+    ],
+)
 def test_what_the_hub_says_of_weights_that_are_not_here(tmp_path, code, sign, says, advice):
     class Hub(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -128,8 +148,14 @@ def test_what_the_hub_says_of_weights_that_are_not_here(tmp_path, code, sign, sa
         thread.start()
         port = hub.server_address[1] if code else 9
         try:
-            done = aviary("--model", "openai/whisper-tiny", HF_HUB_OFFLINE="0", HF_ENDPOINT=f"http://127.0.0.1:{port}",
-                          HF_HOME=str(tmp_path), before="sys.modules['torch'] = None")
+            done = aviary(
+                "--model",
+                "openai/whisper-tiny",
+                HF_HUB_OFFLINE="0",
+                HF_ENDPOINT=f"http://127.0.0.1:{port}",
+                HF_HOME=str(tmp_path),
+                before="sys.modules['torch'] = None",
+            )
         finally:
             hub.shutdown()
             thread.join()
@@ -141,8 +167,13 @@ def test_half_a_bucket_and_a_full_disk(find):
     found = find(BUCKET_NAME="clips", DATA_DIR="/dev/null/data", MAX_AUDIO_BYTES="1000")
     assert found["S3"].says == "BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY not set, though others are"
     assert not found["disk"].ok
-    full = find(BUCKET_ACCESS_KEY_ID="a", BUCKET_SECRET_ACCESS_KEY="hidden", BUCKET_ENDPOINT_URL="http://127.0.0.1:9",
-                DATA_DIR="/tmp", MAX_AUDIO_BYTES=str(10**18))
+    full = find(
+        BUCKET_ACCESS_KEY_ID="a",
+        BUCKET_SECRET_ACCESS_KEY="hidden",
+        BUCKET_ENDPOINT_URL="http://127.0.0.1:9",
+        DATA_DIR="/tmp",
+        MAX_AUDIO_BYTES=str(10**18),
+    )
     assert full["S3"].says == "bucket clips at http://127.0.0.1:9: the bucket cannot be used: ConnectionError"
     assert "404" in full["S3"].advice
     assert "hidden" not in str(full["S3"])
@@ -171,8 +202,9 @@ def test_a_bucket_that_answers(find):
     store.start()
     try:
         url = "http://{}:{}".format(*store.get_host_and_port())
-        boto3.client("s3", endpoint_url=url, aws_access_key_id="k", aws_secret_access_key="s",
-                     region_name="us-east-1").create_bucket(Bucket="clips")
+        boto3.client(
+            "s3", endpoint_url=url, aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1"
+        ).create_bucket(Bucket="clips")
         keys = {"BUCKET_ENDPOINT_URL": url, "BUCKET_ACCESS_KEY_ID": "k", "BUCKET_SECRET_ACCESS_KEY": "s"}
         assert find(BUCKET_NAME="clips", **keys)["S3"] == doctor.Finding("S3", f"bucket clips at {url} answers")
         assert not find(BUCKET_NAME="others", **keys)["S3"].ok

@@ -1,4 +1,5 @@
 """The engine on the dry run: everything in its place, whatever was thrown at it, and nothing left behind."""
+
 from __future__ import annotations
 
 import contextlib
@@ -22,8 +23,14 @@ from worker.types import Failure, Request, Result, Transcript
 
 @pytest.fixture
 def settings(tmp_path):
-    return Settings(skip_model_load=True, allowed_paths=(tmp_path,), data_dir=tmp_path / "data", decode_workers=2,
-                    fetch_timeout_sec=5, max_audio_sec=100)
+    return Settings(
+        skip_model_load=True,
+        allowed_paths=(tmp_path,),
+        data_dir=tmp_path / "data",
+        decode_workers=2,
+        fetch_timeout_sec=5,
+        max_audio_sec=100,
+    )
 
 
 @pytest.fixture
@@ -34,7 +41,7 @@ def slow_address():
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             going.wait(60)
-            with contextlib.suppress(OSError):      # who asked may be gone
+            with contextlib.suppress(OSError):  # who asked may be gone
                 self.send_error(404)
 
         def log_message(self, *args):
@@ -82,14 +89,22 @@ class Slow(Backend):
 
 
 def test_thirty_inputs_seven_of_them_bad_in_seven_ways(engine, tmp_path):
-    good = [str(encode(tone(tmp_path / "s.wav", 1 + i / 10), tmp_path / f"{i}.{suffix}"))
-            for i, suffix in enumerate(["wav", "mp3", "flac", "ogg", "m4a"] * 4 + ["wav"] * 3)]
+    good = [
+        str(encode(tone(tmp_path / "s.wav", 1 + i / 10), tmp_path / f"{i}.{suffix}"))
+        for i, suffix in enumerate(["wav", "mp3", "flac", "ogg", "m4a"] * 4 + ["wav"] * 3)
+    ]
     noise, empty = tmp_path / "noise.mp3", tmp_path / "empty.wav"
     noise.write_bytes(bytes(range(256)) * 40)
     empty.touch()
-    bad = {"/etc/passwd": "source_forbidden", str(tmp_path / "missing.wav"): "source_not_found", str(noise): "decode_failed",
-           str(empty): "empty_audio", "http://127.0.0.1:1/a.wav": "source_forbidden", "gopher://host/a": "invalid_input",
-           str(tone(tmp_path / "long.flac", 101)): "too_long"}
+    bad = {
+        "/etc/passwd": "source_forbidden",
+        str(tmp_path / "missing.wav"): "source_not_found",
+        str(noise): "decode_failed",
+        str(empty): "empty_audio",
+        "http://127.0.0.1:1/a.wav": "source_forbidden",
+        "gopher://host/a": "invalid_input",
+        str(tone(tmp_path / "long.flac", 101)): "too_long",
+    }
     inputs = list(good)
     for place, source in zip((0, 4, 9, 13, 20, 25, 29), bad, strict=True):
         inputs.insert(place, source)
@@ -215,10 +230,18 @@ def test_concurrent_requests_share_batches(settings, tmp_path):
 
 def test_every_task_has_an_answer_in_the_dry_run(engine, tmp_path):
     path = str(tone(tmp_path / "a.wav", 2))
-    kinds = {task: type(ask(engine, {"task": task, "inputs": [path]}).results[0].output).__name__
-             for task in ("transcribe", "translate", "caption", "chat", "embed", "analyze")}
-    assert kinds == {"transcribe": "Transcript", "translate": "Transcript", "caption": "Caption", "chat": "Reply",
-                     "embed": "Embedding", "analyze": "Analysis"}
+    kinds = {
+        task: type(ask(engine, {"task": task, "inputs": [path]}).results[0].output).__name__
+        for task in ("transcribe", "translate", "caption", "chat", "embed", "analyze")
+    }
+    assert kinds == {
+        "transcribe": "Transcript",
+        "translate": "Transcript",
+        "caption": "Caption",
+        "chat": "Reply",
+        "embed": "Embedding",
+        "analyze": "Analysis",
+    }
 
 
 def test_closing_answers_what_was_not_even_read_yet(settings, tmp_path):
@@ -294,7 +317,9 @@ def test_the_background_reads_far_ahead_only_while_nobody_waits(settings, tmp_pa
     many = [str(tone(tmp_path / f"{i}.wav", 1)) for i in range(30)]
     bounded = settings.model_copy(update={"read_ahead_sec": 25.0, "batch_max_total_sec": 5.0})
     with Engine(bounded, create_backend=lambda _row: model) as engine:
-        waiting = engine.submit(dataclasses.replace(parse({"inputs": [one]}, engine.settings), background=not somebody_waits))
+        waiting = engine.submit(
+            dataclasses.replace(parse({"inputs": [one]}, engine.settings), background=not somebody_waits)
+        )
         while engine.held_sec < 1:
             time.sleep(0.01)
         background = engine.submit(dataclasses.replace(parse({"inputs": many}, engine.settings), background=True))
@@ -318,6 +343,7 @@ def test_the_background_gets_its_turn_however_many_wait(settings, tmp_path, monk
     model.infer = lambda batch: time.sleep(0.02) or infer(batch)
     path, other = str(tone(tmp_path / "a.wav", 1)), str(tone(tmp_path / "b.wav", 2))
     with Engine(settings.model_copy(update={"batch_max_items": 1}), create_backend=lambda _row: model) as engine:
+
         def keep_asking():
             while not stop.is_set():
                 ask(engine, {"inputs": [path] * 1})

@@ -1,4 +1,6 @@
-"""Evaluation through the engine: the embedded model on the samples, counted by hand, and the dry run for what goes wrong."""
+"""Evaluation through the engine: the embedded model on the samples, counted by hand, and the dry run for what goes
+wrong."""
+
 from __future__ import annotations
 
 import json
@@ -21,12 +23,12 @@ from worker.types import Transcript
 SAMPLES = Path(__file__).parent.parent / "samples"
 HEARD: dict[str, str] = json.loads((SAMPLES / "texts.json").read_text())
 
-LABELS = {                                                                              # words, and what is wrong
-    "doctor.txt": "The doctor will see you\n in  twenty minutes ",                      # 8
-    "people.txt": "there was more than two hundred people in a room",                   # 10, two substitutions
-    "monday.txt": "we will meet again on monday at nine",                               # 8, an insertion
-    "week.txt": "See you again next week",                                              # 5, a deletion
-    "noise.txt": "cannot be heard",                                                     # 3 deletions: it fails
+LABELS = {  # words, and what is wrong
+    "doctor.txt": "The doctor will see you\n in  twenty minutes ",  # 8
+    "people.txt": "there was more than two hundred people in a room",  # 10, two substitutions
+    "monday.txt": "we will meet again on monday at nine",  # 8, an insertion
+    "week.txt": "See you again next week",  # 5, a deletion
+    "noise.txt": "cannot be heard",  # 3 deletions: it fails
     "left.txt": "no audio",
 }
 
@@ -76,14 +78,18 @@ class Told(Backend):
         for one in said:
             if isinstance(one, Exception):
                 raise one
-        return [Transcript(text, language=piece.options.language or self.language)
-                for text, piece in zip(said, batch.pieces, strict=True)]
+        return [
+            Transcript(text, language=piece.options.language or self.language)
+            for text, piece in zip(said, batch.pieces, strict=True)
+        ]
 
     def close(self) -> None:
         pass
 
 
-def hear(tmp_path, pairs: list[tuple[str, str | Exception]], language: str | None = None, options: dict | None = None, **how):
+def hear(
+    tmp_path, pairs: list[tuple[str, str | Exception]], language: str | None = None, options: dict | None = None, **how
+):
     """The answer of a model that hears each pair's second text where its first is the label."""
     files = [str(tone(tmp_path / f"{i}.wav", i)) for i in range(1, len(pairs) + 1)]
     model = Told({float(i): said for i, (_, said) in enumerate(pairs, 1)}, language)
@@ -97,10 +103,26 @@ def hear(tmp_path, pairs: list[tuple[str, str | Exception]], language: str | Non
 
 def test_the_summary_of_the_samples_is_what_a_hand_counts(answer):
     summary = answer["summary"]
-    counted = {"count": 5, "tp": 1, "fp": 4, "fn": 4, "precision": 0.2, "recall": 0.2, "f1": 0.2, "failed": 1,
-               "substitutions": 2, "insertions": 1, "deletions": 4, "words": 34, "wer": 7 / 34,
-               "unlabelled": ["train.mp4", "window.ogg"], "missing_audio": ["left.txt"],
-               "model": "pocketsphinx", "match_mode": "exact", "normalizer": "basic"}
+    counted = {
+        "count": 5,
+        "tp": 1,
+        "fp": 4,
+        "fn": 4,
+        "precision": 0.2,
+        "recall": 0.2,
+        "f1": 0.2,
+        "failed": 1,
+        "substitutions": 2,
+        "insertions": 1,
+        "deletions": 4,
+        "words": 34,
+        "wer": 7 / 34,
+        "unlabelled": ["train.mp4", "window.ogg"],
+        "missing_audio": ["left.txt"],
+        "model": "pocketsphinx",
+        "match_mode": "exact",
+        "normalizer": "basic",
+    }
     assert {name: summary[name] for name in counted} == counted
     assert summary["audio_sec"] == pytest.approx(9.4, abs=0.2)
     assert summary["rtfx"] == pytest.approx(summary["audio_sec"] / summary["total_sec"], rel=0.01)
@@ -108,11 +130,19 @@ def test_the_summary_of_the_samples_is_what_a_hand_counts(answer):
 
 def test_the_details_of_the_samples_in_order(answer):
     details = answer["details"]
-    assert [(one["file"], one["match"], one["substitutions"], one["insertions"], one["deletions"], one["words"])
-            for one in details] == [("doctor.flac", 1, 0, 0, 0, 8), ("monday.m4a", 0, 0, 1, 0, 8), ("noise.mp3", 0, 0, 0, 3, 3),
-                                    ("people.mp3", 0, 2, 0, 0, 10), ("week.wav", 0, 0, 0, 1, 5)]
+    assert [
+        (one["file"], one["match"], one["substitutions"], one["insertions"], one["deletions"], one["words"])
+        for one in details
+    ] == [
+        ("doctor.flac", 1, 0, 0, 0, 8),
+        ("monday.m4a", 0, 0, 1, 0, 8),
+        ("noise.mp3", 0, 0, 0, 3, 3),
+        ("people.mp3", 0, 2, 0, 0, 10),
+        ("week.wav", 0, 0, 0, 1, 5),
+    ]
     assert {one["file"]: one["pred"] for one in details} == {"noise.mp3": ""} | {
-        name: HEARD[name] for name in ("doctor.flac", "monday.m4a", "people.mp3", "week.wav")}
+        name: HEARD[name] for name in ("doctor.flac", "monday.m4a", "people.mp3", "week.wav")
+    }
     assert details[0]["gt"] == "The doctor will see you in twenty minutes"
     assert details[1]["wer"] == 1 / 8
     assert details[4]["cer"] == 6 / len("see you again next week")
@@ -132,7 +162,11 @@ def test_the_answer_is_strict_json(answer):
 
 def test_a_failed_file_does_not_match_an_empty_label_but_silence_does(tmp_path):
     answer = hear(tmp_path, [("", ""), ("", "oh yes"), ("", ModelError("broken"))])
-    assert [(one["match"], one["wer"], one["insertions"]) for one in answer["details"]] == [(1, 0.0, 0), (0, 2.0, 2), (0, 0.0, 0)]
+    assert [(one["match"], one["wer"], one["insertions"]) for one in answer["details"]] == [
+        (1, 0.0, 0),
+        (0, 2.0, 2),
+        (0, 0.0, 0),
+    ]
     summary = answer["summary"]
     assert (summary["tp"], summary["fn"], summary["failed"], summary["words"], summary["wer"]) == (1, 2, 1, 0, 2.0)
 
@@ -153,9 +187,15 @@ def test_the_corpus_rates_are_over_all_words_not_over_files(tmp_path):
 # Matching and normalising
 
 
-@pytest.mark.parametrize(("match_mode", "normalizer", "match", "wer"), [
-    ("exact", "basic", [1, 0, 0], 4 / 5), ("normalized", "basic", [1, 1, 0], 4 / 5),
-    ("exact", "whisper", [1, 0, 0], 1 / 4), ("normalized", "whisper", [1, 1, 0], 1 / 4)])
+@pytest.mark.parametrize(
+    ("match_mode", "normalizer", "match", "wer"),
+    [
+        ("exact", "basic", [1, 0, 0], 4 / 5),
+        ("normalized", "basic", [1, 1, 0], 4 / 5),
+        ("exact", "whisper", [1, 0, 0], 1 / 4),
+        ("normalized", "whisper", [1, 1, 0], 1 / 4),
+    ],
+)
 def test_how_a_match_and_the_rates_are_normalised(tmp_path, match_mode, normalizer, match, wer):
     pairs = [("Yes ", "YES"), ("Twenty one, sir.", "21 sir"), ("no", "yes")]
     answer = hear(tmp_path, pairs, "en", match_mode=match_mode, normalizer=normalizer)
@@ -166,17 +206,22 @@ def test_how_a_match_and_the_rates_are_normalised(tmp_path, match_mode, normaliz
         assert (answer["summary"]["words"], answer["summary"]["wer"]) == (5, wer)
 
 
-@pytest.mark.parametrize(("told", "asked", "words"), [("en", None, 1), (None, "en", 1), ("de", None, 2), (None, None, 2)])
+@pytest.mark.parametrize(
+    ("told", "asked", "words"), [("en", None, 1), (None, "en", 1), ("de", None, 2), (None, None, 2)]
+)
 def test_the_language_of_the_transcript_chooses_whispers_normaliser(tmp_path, told, asked, words):
     options = {"language": asked} if asked else {}
-    answer = hear(tmp_path, [("twenty one", "21"), ("twenty one", ModelError("broken"))], told, options, normalizer="whisper")
+    answer = hear(
+        tmp_path, [("twenty one", "21"), ("twenty one", ModelError("broken"))], told, options, normalizer="whisper"
+    )
     assert answer["details"][0]["words"] == words
     assert answer["details"][1]["words"] == (1 if asked else 2)
     assert answer["details"][0]["language"] == (told or asked)
 
 
-@pytest.mark.parametrize(("how", "known"), [({"match_mode": "fuzzy"}, "exact or normalized"),
-                                            ({"normalizer": "none"}, "basic or whisper")])
+@pytest.mark.parametrize(
+    ("how", "known"), [({"match_mode": "fuzzy"}, "exact or normalized"), ({"normalizer": "none"}, "basic or whisper")]
+)
 def test_an_unknown_mode_is_refused_with_those_that_are_known(how, known):
     with pytest.raises(RequestError, match=rf"is not known: use {known}") as refused:
         prepare(Corpus((Pair("a.wav", "/a.wav", ""),)), Settings(), **how)
@@ -197,8 +242,12 @@ def test_options_are_those_of_a_payload_and_checked_alike():
     request = prepare(corpus, Settings(), options).request
     assert (request.model, request.items[0].options.prompt) == ("nvidia/audio-flamingo-3-hf", "Transcribe this.")
     assert request.items[0].options.max_new_tokens == 128
-    for wrong, error in (({"model": "nonesuch"}, ModelNotFound), ({"model": "parakeet", "prompt": "x"}, Unsupported),
-                         ({"pront": "x"}, RequestError), ({"model": 5}, RequestError)):
+    for wrong, error in (
+        ({"model": "nonesuch"}, ModelNotFound),
+        ({"model": "parakeet", "prompt": "x"}, Unsupported),
+        ({"pront": "x"}, RequestError),
+        ({"model": 5}, RequestError),
+    ):
         with pytest.raises(error):
             prepare(corpus, Settings(), wrong)
 
@@ -256,6 +305,7 @@ def test_files_share_batches_and_each_is_told_as_it_is_done(tmp_path):
 
 def test_interrupted_it_drops_what_is_left(tmp_path):
     """As by Ctrl-C at a terminal."""
+
     class Held(Told):
         def load(self) -> None:
             pass

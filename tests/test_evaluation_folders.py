@@ -1,4 +1,5 @@
 """Every layout of labelled audio, and whatever is wrong with one: told, with the file's name, never passed over."""
+
 from __future__ import annotations
 
 import json
@@ -24,31 +25,60 @@ def texts(corpus: Corpus) -> dict[str, str]:
 
 
 def manifest(folder, *rows: object):
-    return make(folder, {"m.jsonl": "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows)}) / "m.jsonl"
+    return (
+        make(folder, {"m.jsonl": "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows)})
+        / "m.jsonl"
+    )
 
 
 # Folders
 
 
 def test_two_folders_paired_by_stem_and_sorted(tmp_path):
-    make(tmp_path, {"audio/test_03.flac": "", "audio/sample001.wav": "", "audio/clip02.mp3": "", "audio/v1.2.M4A": "",
-                    "labels/sample001.txt": "hello world\n", "labels/clip02.txt": "two\r\n  lines \n\n", "labels/test_03.txt": "",
-                    "labels/v1.2.TXT": "dots"})
+    make(
+        tmp_path,
+        {
+            "audio/test_03.flac": "",
+            "audio/sample001.wav": "",
+            "audio/clip02.mp3": "",
+            "audio/v1.2.M4A": "",
+            "labels/sample001.txt": "hello world\n",
+            "labels/clip02.txt": "two\r\n  lines \n\n",
+            "labels/test_03.txt": "",
+            "labels/v1.2.TXT": "dots",
+        },
+    )
     corpus = read_folder(tmp_path / "audio", tmp_path / "labels")
-    assert corpus.pairs == tuple(Pair(name, str(tmp_path / "audio" / name), text) for name, text in (
-        ("clip02.mp3", "two lines"), ("sample001.wav", "hello world"), ("test_03.flac", ""), ("v1.2.M4A", "dots")))
+    assert corpus.pairs == tuple(
+        Pair(name, str(tmp_path / "audio" / name), text)
+        for name, text in (
+            ("clip02.mp3", "two lines"),
+            ("sample001.wav", "hello world"),
+            ("test_03.flac", ""),
+            ("v1.2.M4A", "dots"),
+        )
+    )
     assert (corpus.unlabelled, corpus.missing_audio) == ((), ())
 
 
 def test_labels_beside_the_audio_in_subfolders(tmp_path):
-    make(tmp_path, {"a.wav": "", "a.txt": "top", "x/a.wav": "", "x/a.txt": "in x", "x/y/b.ogg": "", "x/y/b.txt": "in y"})
+    make(
+        tmp_path, {"a.wav": "", "a.txt": "top", "x/a.wav": "", "x/a.txt": "in x", "x/y/b.ogg": "", "x/y/b.txt": "in y"}
+    )
     assert texts(read_folder(tmp_path)) == {"a.wav": "top", "x/a.wav": "in x", "x/y/b.ogg": "in y"}
 
 
 def test_librispeech(tmp_path):
-    make(tmp_path, {"README.TXT": b"\xff",
-                    "84/121/84-121.trans.txt": "84-121-0000 GO DO YOU HEAR\n\n84-121-0001\n84-121-0009 LOST\n",
-                    "84/121/84-121-0000.flac": "", "84/121/84-121-0001.flac": "", "84/121/84-121-0002.flac": ""})
+    make(
+        tmp_path,
+        {
+            "README.TXT": b"\xff",
+            "84/121/84-121.trans.txt": "84-121-0000 GO DO YOU HEAR\n\n84-121-0001\n84-121-0009 LOST\n",
+            "84/121/84-121-0000.flac": "",
+            "84/121/84-121-0001.flac": "",
+            "84/121/84-121-0002.flac": "",
+        },
+    )
     corpus = read_folder(tmp_path)
     assert texts(corpus) == {"84/121/84-121-0000.flac": "GO DO YOU HEAR", "84/121/84-121-0001.flac": ""}
     assert corpus.unlabelled == ("84/121/84-121-0002.flac",)
@@ -56,8 +86,19 @@ def test_librispeech(tmp_path):
 
 
 def test_what_is_left_over_is_named_and_other_files_are_not_audio(tmp_path):
-    make(tmp_path, {"audio/a.wav": "", "audio/b.wav": "", "audio/notes.md": "", "audio/._a.wav": "", "audio/.cache/c.wav": "",
-                    "labels/a.txt": "a", "labels/sub/b.txt": "b", "labels/notes.txt": "n"})
+    make(
+        tmp_path,
+        {
+            "audio/a.wav": "",
+            "audio/b.wav": "",
+            "audio/notes.md": "",
+            "audio/._a.wav": "",
+            "audio/.cache/c.wav": "",
+            "labels/a.txt": "a",
+            "labels/sub/b.txt": "b",
+            "labels/notes.txt": "n",
+        },
+    )
     corpus = read_folder(tmp_path / "audio", tmp_path / "labels")
     assert texts(corpus) == {"a.wav": "a"}
     assert corpus.unlabelled == ("b.wav",)
@@ -69,8 +110,9 @@ def test_two_audio_files_of_one_stem_share_a_label(tmp_path):
     assert texts(read_folder(tmp_path)) == {"a.mp3": "same", "a.wav": "same"}
 
 
-@pytest.mark.parametrize("files", [{"a.txt": "1", "a.TXT": "2"}, {"a.txt": "1", "x.trans.txt": "a 2"},
-                                   {"x.trans.txt": "a 1\na 2"}])
+@pytest.mark.parametrize(
+    "files", [{"a.txt": "1", "a.TXT": "2"}, {"a.txt": "1", "x.trans.txt": "a 2"}, {"x.trans.txt": "a 1\na 2"}]
+)
 def test_two_labels_for_one_audio_are_refused(tmp_path, files):
     with pytest.raises(RequestError, match=r"a has two labels, .* and .*") as refused:
         read_folder(make(tmp_path, {"a.wav": "", **files}))
@@ -85,8 +127,13 @@ def test_a_label_that_is_not_utf_8_is_named(tmp_path, name):
 
 def test_unicode_names_in_either_spelling_and_a_byte_order_mark(tmp_path):
     name = "çé日本"
-    make(tmp_path, {f"audio/{unicodedata.normalize('NFD', name)}.wav": "",
-                    f"labels/{unicodedata.normalize('NFC', name)}.txt": b"\xef\xbb\xbf" + "größe 語".encode()})
+    make(
+        tmp_path,
+        {
+            f"audio/{unicodedata.normalize('NFD', name)}.wav": "",
+            f"labels/{unicodedata.normalize('NFC', name)}.txt": b"\xef\xbb\xbf" + "größe 語".encode(),
+        },
+    )
     corpus = read_folder(tmp_path / "audio", tmp_path / "labels")
     assert [pair.text for pair in corpus.pairs] == ["größe 語"]
     assert corpus.missing_audio == ()
@@ -132,24 +179,38 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 def test_a_manifest_relative_to_itself(tmp_path):
     make(tmp_path, {"clips/a.wav": "", "b.wav": "", "c.wav": ""})
-    path = manifest(tmp_path, {"audio_filepath": "clips/a.wav", "text": "one\u2028two", "duration": 1.0, "lang": "de"}, "",
-                    json.dumps({"audio_filepath": str(tmp_path / "b.wav"), "text": "\u2028 drei"}, ensure_ascii=False),
-                    {"audio_filepath": "c.wav"}, {"audio_filepath": "gone.wav", "text": "x"},
-                    {"audio_filepath": "https://host/d.mp3", "text": "vier", "offset": 0, "source_lang": "fr"})
+    path = manifest(
+        tmp_path,
+        {"audio_filepath": "clips/a.wav", "text": "one\u2028two", "duration": 1.0, "lang": "de"},
+        "",
+        json.dumps({"audio_filepath": str(tmp_path / "b.wav"), "text": "\u2028 drei"}, ensure_ascii=False),
+        {"audio_filepath": "c.wav"},
+        {"audio_filepath": "gone.wav", "text": "x"},
+        {"audio_filepath": "https://host/d.mp3", "text": "vier", "offset": 0, "source_lang": "fr"},
+    )
     corpus = read_manifest(path)
-    assert corpus.pairs == (Pair("clips/a.wav", str(tmp_path / "clips/a.wav"), "one two", "de"),
-                            Pair(str(tmp_path / "b.wav"), str(tmp_path / "b.wav"), "drei"),
-                            Pair("https://host/d.mp3", "https://host/d.mp3", "vier", "fr"))
+    assert corpus.pairs == (
+        Pair("clips/a.wav", str(tmp_path / "clips/a.wav"), "one two", "de"),
+        Pair(str(tmp_path / "b.wav"), str(tmp_path / "b.wav"), "drei"),
+        Pair("https://host/d.mp3", "https://host/d.mp3", "vier", "fr"),
+    )
     assert (corpus.unlabelled, corpus.missing_audio) == (("c.wav",), ("gone.wav",))
 
 
-@pytest.mark.parametrize(("row", "message"), [
-    ("{", "not JSON"), ("[" * 100_000, "not JSON"), ([1], "must be an object"), ({"text": "x"}, "audio_filepath"),
-    ({"audio_filepath": ""}, "audio_filepath"), ({"audio_filepath": "b.wav", "text": 5}, "text must be a string"),
-    ({"audio_filepath": "b.wav", "text": "x", "lang": 5}, "lang must be a string"),
-    ({"audio_filepath": "b.wav", "text": "x", "offset": 1.5}, "offset is not read"),
-    ({"audio_filepath": "./a.wav", "text": "y"}, "stands in line 1 already"),
-])
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ([1], "must be an object"),
+        ({"text": "x"}, "audio_filepath"),
+        ({"audio_filepath": ""}, "audio_filepath"),
+        ({"audio_filepath": "b.wav", "text": 5}, "text must be a string"),
+        ({"audio_filepath": "b.wav", "text": "x", "lang": 5}, "lang must be a string"),
+        ({"audio_filepath": "b.wav", "text": "x", "offset": 1.5}, "offset is not read"),
+        ({"audio_filepath": "./a.wav", "text": "y"}, "stands in line 1 already"),
+    ],
+)
 def test_a_bad_row_is_refused_with_its_line(tmp_path, row, message):
     with pytest.raises(RequestError, match=rf"m\.jsonl, line 2: .*{message}"):
         read_manifest(manifest(make(tmp_path, {"a.wav": ""}), {"audio_filepath": "a.wav", "text": "x"}, row))
@@ -163,8 +224,13 @@ def test_a_manifest_that_cannot_be_read(tmp_path):
 
 
 def test_odd_paths_and_lone_surrogates_do_no_harm(tmp_path):
-    corpus = read_manifest(manifest(make(tmp_path, {"a.wav": ""}), {"audio_filepath": "x\0y", "text": ""},
-                                    {"audio_filepath": "n" * 5000, "text": ""},
-                                    {"audio_filepath": "a.wav", "text": "\ud800 b"}))
+    corpus = read_manifest(
+        manifest(
+            make(tmp_path, {"a.wav": ""}),
+            {"audio_filepath": "x\0y", "text": ""},
+            {"audio_filepath": "n" * 5000, "text": ""},
+            {"audio_filepath": "a.wav", "text": "\ud800 b"},
+        )
+    )
     assert texts(corpus) == {"a.wav": "? b"}
     assert corpus.missing_audio == ("x\0y", "n" * 5000)

@@ -1,4 +1,5 @@
 """Error rates: counted by hand, and as properties against a plain edit distance."""
+
 from __future__ import annotations
 
 import pytest
@@ -21,25 +22,31 @@ def distance(one: list[str], other: list[str]) -> int:
     return row[-1]
 
 
-@pytest.mark.parametrize(("reference", "hypothesis", "counts", "rate"), [
-    ("the cat sat", "the cat sat", Counts(hits=3), 0.0),
-    ("the cat sat on the mat", "the bat sat on mat", Counts(hits=4, substitutions=1, deletions=1), 2 / 6),
-    ("see you", "see you next week", Counts(hits=2, insertions=2), 2 / 2),
-    ("see you next", "", Counts(deletions=3), 1.0),
-    ("yes", "oh yes yes yes", Counts(hits=1, insertions=3), 3.0),
-    ("", "", Counts(), 0.0),
-    ("", "what was that", Counts(insertions=3), 3.0),
-])
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "counts", "rate"),
+    [
+        ("the cat sat", "the cat sat", Counts(hits=3), 0.0),
+        ("the cat sat on the mat", "the bat sat on mat", Counts(hits=4, substitutions=1, deletions=1), 2 / 6),
+        ("see you", "see you next week", Counts(hits=2, insertions=2), 2 / 2),
+        ("see you next", "", Counts(deletions=3), 1.0),
+        ("yes", "oh yes yes yes", Counts(hits=1, insertions=3), 3.0),
+        ("", "", Counts(), 0.0),
+        ("", "what was that", Counts(insertions=3), 3.0),
+    ],
+)
 def test_words_counted_by_hand(reference, hypothesis, counts, rate):
     assert metrics.words(reference, hypothesis) == counts
     assert counts.rate == rate
 
 
-@pytest.mark.parametrize(("reference", "hypothesis", "counts"), [
-    ("kitten", "sitting", Counts(hits=4, substitutions=2, insertions=1)),
-    ("a b", "ab", Counts(hits=2, deletions=1)),
-    ("日本語", "日本", Counts(hits=2, deletions=1)),
-])
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "counts"),
+    [
+        ("kitten", "sitting", Counts(hits=4, substitutions=2, insertions=1)),
+        ("a b", "ab", Counts(hits=2, deletions=1)),
+        ("日本語", "日本", Counts(hits=2, deletions=1)),
+    ],
+)
 def test_characters_counted_by_hand(reference, hypothesis, counts):
     assert metrics.characters(reference, hypothesis) == counts
 
@@ -79,15 +86,18 @@ def test_the_alignment_holds_every_word_and_adds_up_to_the_counts(reference, hyp
     assert Counts(*size.values()) == metrics.words(reference, hypothesis)
 
 
-@pytest.mark.parametrize(("text", "normalizer", "language", "normal"), [
-    ("  Hello,\t WORLD \n again ", "basic", "en", "hello, world again"),
-    ("Ünïcode ÇA\u00a0va", "basic", None, "ünïcode ça va"),
-    ("Mr. Brown's colour: twenty-one!", "whisper", "en", "mister brown is color 21"),
-    ("Twenty-One, [noise] yes.", "whisper", "en-US", "21 yes"),
-    ("Grüße, twenty one!", "whisper", "de", "grüße twenty one"),
-    ("Twenty one.", "whisper", None, "twenty one"),
-    (" \n", "whisper", "en", ""),
-])
+@pytest.mark.parametrize(
+    ("text", "normalizer", "language", "normal"),
+    [
+        ("  Hello,\t WORLD \n again ", "basic", "en", "hello, world again"),
+        ("Ünïcode ÇA\u00a0va", "basic", None, "ünïcode ça va"),
+        ("Mr. Brown's colour: twenty-one!", "whisper", "en", "mister brown is color 21"),
+        ("Twenty-One, [noise] yes.", "whisper", "en-US", "21 yes"),
+        ("Grüße, twenty one!", "whisper", "de", "grüße twenty one"),
+        ("Twenty one.", "whisper", None, "twenty one"),
+        (" \n", "whisper", "en", ""),
+    ],
+)
 def test_normalisation(text, normalizer, language, normal):
     assert metrics.normalize(text, normalizer, language) == normal
 

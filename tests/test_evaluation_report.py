@@ -1,4 +1,5 @@
 """The page: whole in itself, in order, with every label as text and never as markup."""
+
 from __future__ import annotations
 
 import re
@@ -17,17 +18,50 @@ EVIL = "<script>alert(1)</script> & \"q\" 'q' </td> --> ]]>"
 def detail(file: str, gt: str, pred: str, **more) -> dict:
     reference, hypothesis = metrics.normalize(gt), metrics.normalize(pred)
     words, characters = metrics.words(reference, hypothesis), metrics.characters(reference, hypothesis)
-    return {"file": file, "pred": pred, "gt": gt, "match": int(reference == hypothesis), "wer": words.rate,
-            "cer": characters.rate, "substitutions": words.substitutions, "insertions": words.insertions,
-            "deletions": words.deletions, "words": words.reference, "language": None, **more}
+    return {
+        "file": file,
+        "pred": pred,
+        "gt": gt,
+        "match": int(reference == hypothesis),
+        "wer": words.rate,
+        "cer": characters.rate,
+        "substitutions": words.substitutions,
+        "insertions": words.insertions,
+        "deletions": words.deletions,
+        "words": words.reference,
+        "language": None,
+        **more,
+    }
 
 
 def answer(*details: dict, **summary) -> dict:
     total = {name: sum(one[name] for one in details) for name in ("words", "substitutions", "insertions", "deletions")}
-    return {"summary": {"count": len(details), "tp": 1, "fp": 1, "fn": 1, "precision": 0.5, "recall": 0.5, "f1": 0.5, "failed": 0,
-                        "wer": 0.125, "cer": 0.0625, **total, "characters": 100, "unlabelled": [], "missing_audio": [],
-                        "model": "m", "match_mode": "exact", "normalizer": "basic", "audio_sec": 60.0, "total_sec": 6.0,
-                        "rtfx": 10.0, **summary}, "details": list(details)}
+    return {
+        "summary": {
+            "count": len(details),
+            "tp": 1,
+            "fp": 1,
+            "fn": 1,
+            "precision": 0.5,
+            "recall": 0.5,
+            "f1": 0.5,
+            "failed": 0,
+            "wer": 0.125,
+            "cer": 0.0625,
+            **total,
+            "characters": 100,
+            "unlabelled": [],
+            "missing_audio": [],
+            "model": "m",
+            "match_mode": "exact",
+            "normalizer": "basic",
+            "audio_sec": 60.0,
+            "total_sec": 6.0,
+            "rtfx": 10.0,
+            **summary,
+        },
+        "details": list(details),
+    }
 
 
 class Page(HTMLParser):
@@ -75,7 +109,9 @@ def test_nothing_is_fetched_and_nothing_runs():
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
 
 
-@pytest.mark.parametrize("place", ["file", "gt", "pred", "error", "language", "unlabelled", "missing_audio", "model", "title"])
+@pytest.mark.parametrize(
+    "place", ["file", "gt", "pred", "error", "language", "unlabelled", "missing_audio", "model", "title"]
+)
 def test_markup_is_shown_and_not_obeyed(place):
     plain = detail("a.wav", "x", "y", language="en", error={"message": "broken"})
     summary, title = {}, "T"
@@ -101,9 +137,24 @@ def test_markup_is_shown_whatever_became_of_the_word(gt, pred):
 
 
 def test_failures_then_the_worst_then_the_longest_first():
-    page = Page(to_html(answer(detail("good.wav", "a b", "a b"), detail("alone.wav", "a", "b"), detail("bad.wav", "a b", "c"),
-                               detail("over.wav", "a", "b c"), detail("lost.wav", "a b", "", error={"message": "no such file"}))))
-    assert [re.match(r"\w+\.wav", row)[0] for row in page.files] == ["lost.wav", "over.wav", "bad.wav", "alone.wav", "good.wav"]
+    page = Page(
+        to_html(
+            answer(
+                detail("good.wav", "a b", "a b"),
+                detail("alone.wav", "a", "b"),
+                detail("bad.wav", "a b", "c"),
+                detail("over.wav", "a", "b c"),
+                detail("lost.wav", "a b", "", error={"message": "no such file"}),
+            )
+        )
+    )
+    assert [re.match(r"\w+\.wav", row)[0] for row in page.files] == [
+        "lost.wav",
+        "over.wav",
+        "bad.wav",
+        "alone.wav",
+        "good.wav",
+    ]
     assert "Failed: no such file" in page.files[0]
     assert page.files[1].startswith("over.wav200.0%300.0%21")
 
@@ -112,7 +163,7 @@ def test_each_error_has_a_sign_and_a_spoken_word():
     html = to_html(answer(detail("a.wav", "the cat sat on the mat", "the bat sat oh on mat")))
     page = Page(html)
     assert page.files[0].endswith("the cat → bat sat +oh on −the mat")
-    row = html[html.index("<tbody>"):]
+    row = html[html.index("<tbody>") :]
     for word in ("substitution:", "heard as", "insertion:", "deletion:"):
         assert word in row
     assert ("scope", "row") in page.attributes
@@ -121,8 +172,16 @@ def test_each_error_has_a_sign_and_a_spoken_word():
 
 def test_the_summary_and_what_was_left_over():
     html = to_html(answer(detail("a.wav", "a b", "a"), unlabelled=["u.wav"], missing_audio=["m.txt"], failed=3))
-    for shown in ("12.5%", "6.2%", "1 in 2 words", "50.0%", "10 times real time", "<li>u.wav</li>", "<li>m.txt</li>",
-                  "<dd>3</dd>"):
+    for shown in (
+        "12.5%",
+        "6.2%",
+        "1 in 2 words",
+        "50.0%",
+        "10 times real time",
+        "<li>u.wav</li>",
+        "<li>m.txt</li>",
+        "<dd>3</dd>",
+    ):
         assert shown in html
     assert "<ul>" not in to_html(answer(detail("a.wav", "a b", "a"), rtfx=None))
 

@@ -3,6 +3,7 @@
 Nothing depends on neighbours, on order or on what ran before; a bad item fails alone; out of memory halves the batch.
 pocketsphinx has no batches, and a test of its own.
 """
+
 from __future__ import annotations
 
 import time
@@ -37,17 +38,24 @@ class Case(NamedTuple):
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     base = tmp_path_factory.mktemp("every")
-    return {"parakeet": str(MODEL), "canary": str(Path(MODEL).parent / "canary-digits.nemo"),
-            "whisper": str(tiny_whisper.save(base / "whisper")), "audio": str(tiny_flamingo.save(base / "audio")),
-            "music": str(tiny_flamingo.save(base / "music", music=True))}
+    return {
+        "parakeet": str(MODEL),
+        "canary": str(Path(MODEL).parent / "canary-digits.nemo"),
+        "whisper": str(tiny_whisper.save(base / "whisper")),
+        "audio": str(tiny_flamingo.save(base / "audio")),
+        "music": str(tiny_flamingo.save(base / "music", music=True)),
+    }
 
 
-CASES = {"parakeet": ("parakeet", {"timestamps": True}), "canary": ("canary", {"timestamps": True}),
-         "whisper": ("whisper", {"timestamps": True, "max_new_tokens": 12}),
-         "whisper embed": ("whisper", {"task": "embed", "pooling": "mean"}),
-         "audio caption": ("audio", {"task": "caption", "max_new_tokens": 8}),
-         "audio analyze": ("audio", {"task": "analyze", "max_new_tokens": 8}),
-         "music chat": ("music", {"task": "chat", "prompt": "what?", "max_new_tokens": 8})}
+CASES = {
+    "parakeet": ("parakeet", {"timestamps": True}),
+    "canary": ("canary", {"timestamps": True}),
+    "whisper": ("whisper", {"timestamps": True, "max_new_tokens": 12}),
+    "whisper embed": ("whisper", {"task": "embed", "pooling": "mean"}),
+    "audio caption": ("audio", {"task": "caption", "max_new_tokens": 8}),
+    "audio analyze": ("audio", {"task": "analyze", "max_new_tokens": 8}),
+    "music chat": ("music", {"task": "chat", "prompt": "what?", "max_new_tokens": 8}),
+}
 
 
 @pytest.fixture(params=CASES)
@@ -83,8 +91,9 @@ class Watched(Backend):
 
 @pytest.fixture
 def engine(case, tmp_path):
-    settings = Settings(model=case.model, device="cpu", allowed_paths=(DIGITS, tmp_path), data_dir=tmp_path / "data",
-                        batch_wait_sec=2.0)
+    settings = Settings(
+        model=case.model, device="cpu", allowed_paths=(DIGITS, tmp_path), data_dir=tmp_path / "data", batch_wait_sec=2.0
+    )
     made: list[Watched] = []
     with Engine(settings, create_backend=lambda row: made.append(Watched(row, settings)) or made[0]) as engine:
         engine.load(case.model).result(60)
@@ -124,7 +133,9 @@ def test_the_promises(engine, case, tmp_path):
     assert all(map(same, ask(engine, case, FILES), alone)), "what ran before matters"
 
     culprit = round(soundfile.info(FILES[2]).duration * 16_000)
-    watched.fails = lambda batch: ValueError("bad") if any(len(p.clip.samples) == culprit for p in batch.pieces) else None
+    watched.fails = lambda batch: (
+        ValueError("bad") if any(len(p.clip.samples) == culprit for p in batch.pieces) else None
+    )
     outcomes = ask(engine, case, FILES)
     assert outcomes[2].code == "model_error"
     assert all(same(outcomes[i], alone[i]) for i in range(6) if i != 2), "a bad item cost others"
@@ -140,12 +151,23 @@ def test_the_promises(engine, case, tmp_path):
 
 def test_several_models_in_one_worker(checkpoints, tmp_path):
     """Two load while the first answers; one that cannot load has its own error and leaves the others serving."""
-    settings = Settings(model=checkpoints["parakeet"], device="cpu", allowed_paths=(DIGITS,), data_dir=tmp_path / "data",
-                        hf_hub_offline=True)
-    jobs = [(checkpoints["parakeet"], {}), (checkpoints["whisper"], {"max_new_tokens": 5}), ("canary", {}),
-            (checkpoints["audio"], {"task": "caption", "max_new_tokens": 5})] * 3
+    settings = Settings(
+        model=checkpoints["parakeet"],
+        device="cpu",
+        allowed_paths=(DIGITS,),
+        data_dir=tmp_path / "data",
+        hf_hub_offline=True,
+    )
+    jobs = [
+        (checkpoints["parakeet"], {}),
+        (checkpoints["whisper"], {"max_new_tokens": 5}),
+        ("canary", {}),
+        (checkpoints["audio"], {"task": "caption", "max_new_tokens": 5}),
+    ] * 3
     with Engine(settings) as engine:
-        futures = [engine.submit(parse({"model": model, "inputs": FILES[:3], **payload}, settings)) for model, payload in jobs]
+        futures = [
+            engine.submit(parse({"model": model, "inputs": FILES[:3], **payload}, settings)) for model, payload in jobs
+        ]
         for (model, _), future in zip(jobs, futures, strict=True):
             results = future.result(120).results
             if model == "canary":
@@ -153,13 +175,21 @@ def test_several_models_in_one_worker(checkpoints, tmp_path):
                 assert "nvidia/canary-1b-v2" in results[0].error.message
             else:
                 assert all(hasattr(one, "output") for one in results)
-        assert [one.output.text for one in futures[0].result().results] == [LABELS[Path(file).name] for file in FILES[:3]]
+        assert [one.output.text for one in futures[0].result().results] == [
+            LABELS[Path(file).name] for file in FILES[:3]
+        ]
 
 
 def test_idle_models_leave_and_come_back(checkpoints, tmp_path):
-    settings = Settings(model=checkpoints["whisper"], device="cpu", allowed_paths=(DIGITS,), data_dir=tmp_path / "data",
-                        model_idle_sec=0.3)
+    settings = Settings(
+        model=checkpoints["whisper"],
+        device="cpu",
+        allowed_paths=(DIGITS,),
+        data_dir=tmp_path / "data",
+        model_idle_sec=0.3,
+    )
     with Engine(settings) as engine:
+
         def texts() -> list[str]:
             request = parse({"inputs": FILES[:2], "max_new_tokens": 8}, settings)
             return [one.output.text for one in engine.submit(request).result(60).results]

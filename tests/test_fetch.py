@@ -1,4 +1,5 @@
 """Sources → open files, against servers that are slow, break off, lie and redirect, and a real S3 API."""
+
 from __future__ import annotations
 
 import base64
@@ -18,7 +19,16 @@ from hypothesis import strategies as st
 from worker.audio import fetch
 from worker.audio.fetch import Fetcher
 from worker.config import Settings
-from worker.errors import Cancelled, DecodeFailed, EmptyAudio, FetchFailed, InputError, SourceForbidden, SourceNotFound, TooLarge
+from worker.errors import (
+    Cancelled,
+    DecodeFailed,
+    EmptyAudio,
+    FetchFailed,
+    InputError,
+    SourceForbidden,
+    SourceNotFound,
+    TooLarge,
+)
 from worker.types import S3Access, Source
 
 BODY = bytes(range(256)) * 400
@@ -83,8 +93,11 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.flush()
                 time.sleep(0.05)
         elif path in ("/drip-head", "/drip-chunk"):
-            self.wfile.write(b"HTTP/1.1 200 OK\r\nX: " if path == "/drip-head" else
-                             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;")
+            self.wfile.write(
+                b"HTTP/1.1 200 OK\r\nX: "
+                if path == "/drip-head"
+                else b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;"
+            )
             for _ in range(600):
                 self.wfile.write(b"x")
                 time.sleep(0.05)
@@ -122,8 +135,13 @@ def server():
 
 @pytest.fixture
 def settings(tmp_path):
-    return Settings(data_dir=tmp_path / "data", allowed_paths=(tmp_path / "allowed",), allow_private_urls=True,
-                    fetch_timeout_sec=20, max_audio_bytes=1_000_000)
+    return Settings(
+        data_dir=tmp_path / "data",
+        allowed_paths=(tmp_path / "allowed",),
+        allow_private_urls=True,
+        fetch_timeout_sec=20,
+        max_audio_bytes=1_000_000,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +150,7 @@ def nothing_left(tmp_path):
     (tmp_path / "allowed").mkdir()
     yield
     assert not list((tmp_path / "data").glob("*"))
-    assert len(os.listdir("/proc/self/fd")) <= before + 12      # sessions keep a few connections alive, files none
+    assert len(os.listdir("/proc/self/fd")) <= before + 12  # sessions keep a few connections alive, files none
 
 
 def read(settings: Settings, location: str, kind="url", **options) -> bytes:
@@ -150,10 +168,20 @@ def test_a_server_that_lies_about_its_length_gets_what_it_promised(server, setti
     assert read(settings, server.url("/lies-short")) == BODY[:1000]
 
 
-@pytest.mark.parametrize(("path", "error", "retryable", "hits"), [
-    ("/404", SourceNotFound, False, 1), ("/410", SourceNotFound, False, 1), ("/403", FetchFailed, False, 1),
-    ("/500", FetchFailed, True, 4), ("/cut", FetchFailed, True, 4), ("/empty", EmptyAudio, False, 1),
-    ("/loop", FetchFailed, False, 6), ("/to-file", SourceForbidden, False, 1), ("/endless", TooLarge, False, 1)])
+@pytest.mark.parametrize(
+    ("path", "error", "retryable", "hits"),
+    [
+        ("/404", SourceNotFound, False, 1),
+        ("/410", SourceNotFound, False, 1),
+        ("/403", FetchFailed, False, 1),
+        ("/500", FetchFailed, True, 4),
+        ("/cut", FetchFailed, True, 4),
+        ("/empty", EmptyAudio, False, 1),
+        ("/loop", FetchFailed, False, 6),
+        ("/to-file", SourceForbidden, False, 1),
+        ("/endless", TooLarge, False, 1),
+    ],
+)
 def test_failures_are_told_apart(server, settings, path, error, retryable, hits, monkeypatch):
     monkeypatch.setattr(fetch, "_BACK_OFF", lambda _state: 0.01)
     with pytest.raises(error) as caught:
@@ -189,7 +217,7 @@ def test_cancelling_stops_a_download(server, settings, path):
 
 def test_a_redirect_s_body_is_not_read(server, settings):
     assert read(settings, server.url("/to-much")) == BODY
-    assert server.sent < 50 * len(BODY)         # what fits into the sockets' buffers
+    assert server.sent < 50 * len(BODY)  # what fits into the sockets' buffers
 
 
 def test_private_addresses_are_refused_and_not_connected_to(server, settings):
@@ -220,8 +248,14 @@ def test_paths_inside_only(settings, tmp_path):
     (tmp_path / "allowed" / "link.wav").symlink_to(outside)
     assert read(settings, str(inside), "path") == BODY
     assert read(settings, inside.as_uri(), "path") == BODY
-    for path in (str(outside), str(tmp_path / "allowed" / "link.wav"), str(tmp_path / "allowed" / ".." / "b.wav"), "/etc/passwd",
-                 "/no/such/file", f"/proc/self/root{outside}"):
+    for path in (
+        str(outside),
+        str(tmp_path / "allowed" / "link.wav"),
+        str(tmp_path / "allowed" / ".." / "b.wav"),
+        "/etc/passwd",
+        "/no/such/file",
+        f"/proc/self/root{outside}",
+    ):
         with pytest.raises(SourceForbidden, match="ALLOWED_PATHS"):
             read(settings, path, "path")
     assert read(settings, str(outside), "path", trusted=True) == BODY
@@ -230,7 +264,12 @@ def test_paths_inside_only(settings, tmp_path):
 def test_what_is_no_regular_file(settings, tmp_path):
     folder = tmp_path / "allowed"
     os.mkfifo(folder / "fifo")
-    for name, error in (("missing", SourceNotFound), ("fifo", SourceForbidden), ("", SourceForbidden), ("a\0b", SourceNotFound)):
+    for name, error in (
+        ("missing", SourceNotFound),
+        ("fifo", SourceForbidden),
+        ("", SourceForbidden),
+        ("a\0b", SourceNotFound),
+    ):
         with pytest.raises(error):
             read(settings, f"{folder}/{name}", "path")
     (folder / "empty").touch()
@@ -250,8 +289,12 @@ def test_data_uris_give_back_what_was_encoded(body, urlsafe, padded):
 
 
 def test_data_uris_that_are_none(settings):
-    for text, error in (("data:audio/wav;base64,@@@@", DecodeFailed), ("data:audio/wav;base64,", EmptyAudio),
-                        ("data:nothing", DecodeFailed), ("data:;base64," + "A" * 1_400_000, TooLarge)):
+    for text, error in (
+        ("data:audio/wav;base64,@@@@", DecodeFailed),
+        ("data:audio/wav;base64,", EmptyAudio),
+        ("data:nothing", DecodeFailed),
+        ("data:;base64," + "A" * 1_400_000, TooLarge),
+    ):
         with pytest.raises(error):
             read(settings, text, "data")
     assert read(settings, "data:,a%20b", "data") == b"a b"
@@ -272,15 +315,23 @@ def s3_server():
 def bucket(s3_server):
     import boto3
 
-    client = boto3.client("s3", endpoint_url=s3_server, aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1")
+    client = boto3.client(
+        "s3", endpoint_url=s3_server, aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1"
+    )
     client.create_bucket(Bucket="clips")
     client.put_object(Bucket="clips", Key="a folder/ä.wav", Body=BODY)
     return s3_server
 
 
 def test_s3_with_the_worker_s_credentials(settings, bucket):
-    mine = settings.model_copy(update={"bucket_endpoint_url": bucket, "bucket_access_key_id": "k",
-                                       "bucket_secret_access_key": "s", "allow_private_urls": False})
+    mine = settings.model_copy(
+        update={
+            "bucket_endpoint_url": bucket,
+            "bucket_access_key_id": "k",
+            "bucket_secret_access_key": "s",
+            "allow_private_urls": False,
+        }
+    )
     assert read(mine, "s3://clips/a folder/ä.wav", "s3") == BODY
     with pytest.raises(SourceNotFound):
         read(mine, "s3://clips/missing.wav", "s3")
@@ -293,7 +344,9 @@ def test_s3_with_the_job_s_credentials_does_not_reach_private_endpoints(settings
         read(settings.model_copy(update={"allow_private_urls": False}), "s3://clips/a folder/ä.wav", "s3", s3=access)
 
 
-@pytest.mark.parametrize(("endpoint", "location"), [("minio:9000", "s3://clips/a.wav"), ("https://s3.example", "s3://a b/c")])
+@pytest.mark.parametrize(
+    ("endpoint", "location"), [("minio:9000", "s3://clips/a.wav"), ("https://s3.example", "s3://a b/c")]
+)
 def test_s3_that_cannot_be_is_told_as_such(settings, endpoint, location):
     with pytest.raises(InputError, match="name or endpoint cannot be used"):
         read(settings, location, "s3", s3=S3Access(endpoint, "k", "s"))

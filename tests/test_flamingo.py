@@ -1,4 +1,5 @@
 """Audio and Music Flamingo on tiny checkpoints of random weights: the real processor, tower and generation."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -84,23 +85,33 @@ def test_generation_is_greedy_unless_a_temperature_is_given(model):
 
 def test_each_piece_of_a_batch_may_be_asked_something_else(model):
     prompts = ["what is this?", "brown fox in the rain, tell me more about it", None]
-    pieces = [Piece(one, Options("m", task="caption", prompt=prompt, max_new_tokens=12))
-              for one, prompt in zip(CLIPS, prompts, strict=False)]
+    pieces = [
+        Piece(one, Options("m", task="caption", prompt=prompt, max_new_tokens=12))
+        for one, prompt in zip(CLIPS, prompts, strict=False)
+    ]
     together = model.infer(Batch(tuple(pieces)))
     assert together == [model.infer(Batch((piece,)))[0] for piece in pieces]
-    one = [model.infer(Batch((dataclasses.replace(pieces[0], options=dataclasses.replace(pieces[0].options, prompt=prompt)),)))[0]
-           for prompt in prompts]
+    one = [
+        model.infer(
+            Batch((dataclasses.replace(pieces[0], options=dataclasses.replace(pieces[0].options, prompt=prompt)),))
+        )[0]
+        for prompt in prompts
+    ]
     assert len({caption.text for caption in one}) > 1
 
 
 def test_the_repetition_penalty_does_not_touch_what_pads_a_short_prompt(model, monkeypatch):
-    """A shorter row is padded on its left, and must not shun the token that it is padded with: here that token is just a little
-    likelier than the one that the row would begin with."""
+    """A shorter row is padded on its left, and must not shun the token that it is padded with: here that token is just
+    a little likelier than the one that the row would begin with."""
     options = Options("m", task="chat", prompt="hi", max_new_tokens=8)
-    short, long = Piece(CLIPS[0], options), Piece(CLIPS[1], dataclasses.replace(options, prompt="the fox in the rain " * 5))
+    short, long = (
+        Piece(CLIPS[0], options),
+        Piece(CLIPS[1], dataclasses.replace(options, prompt="the fox in the rain " * 5)),
+    )
     generate, given = model._model.generate, []
-    monkeypatch.setattr(model._model, "generate",
-                        lambda **named: given.append((named["input_ids"], generate(**named))) or given[-1][1])
+    monkeypatch.setattr(
+        model._model, "generate", lambda **named: given.append((named["input_ids"], generate(**named))) or given[-1][1]
+    )
     model.infer(Batch((short,)))
     prompt, ids = given[0]
     begins, penalty = ids[0, prompt.shape[1]], model._model.generation_config.repetition_penalty
@@ -143,7 +154,12 @@ def test_tokens_counted_are_those_that_were_written(model):
 
 
 def test_a_conversation_holds_its_history_and_its_audio_where_it_was_given(model):
-    turns = (Message("system", "be brief"), Message("user", "hello"), Message("assistant", "yes"), Message("user", "what is it?"))
+    turns = (
+        Message("system", "be brief"),
+        Message("user", "hello"),
+        Message("assistant", "yes"),
+        Message("user", "what is it?"),
+    )
     piece = Piece(CLIPS[0], Options("m", task="chat", messages=turns, max_new_tokens=8))
     said = model._conversation(piece)
     assert [turn["role"] for turn in said] == ["system", "user", "assistant", "user"]
@@ -207,7 +223,9 @@ def test_no_length_makes_it_fail(model, samples):
     assert captions[1] == ask(model, [CLIPS[0]], task="caption", max_new_tokens=3)[0]
     (embedding,) = ask(model, [odd], task="embed")
     assert abs(len(embedding.values) - samples / 640) <= 1.5
-    assert len(ask(model, [odd, CLIPS[0]], task="analyze", max_new_tokens=3)[0].embedding.values) == len(embedding.values)
+    assert len(ask(model, [odd, CLIPS[0]], task="analyze", max_new_tokens=3)[0].embedding.values) == len(
+        embedding.values
+    )
 
 
 def test_thoughts_are_told_apart():
@@ -218,9 +236,14 @@ def test_thoughts_are_told_apart():
     assert split_thinking("<think>a guitar, or") == ("", "a guitar, or")
 
 
-@pytest.mark.parametrize(("said", "text"), [
-    ('The spoken content of the audio is "hello there".', "hello there"), ("hello there.", "hello there."),
-    ("The content of the input audio is 'it's here'.", "it's here")])
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        ('The spoken content of the audio is "hello there".', "hello there"),
+        ("hello there.", "hello there."),
+        ("The content of the input audio is 'it's here'.", "it's here"),
+    ],
+)
 def test_the_framing_of_a_transcript_comes_off(said, text):
     from worker.backends.flamingo import _bare
 
@@ -259,6 +282,7 @@ def test_every_task_through_the_engine(folders, tmp_path):
     soundfile.write(path, CLIPS[1].samples, RATE)
     settings = Settings(model=str(folders["audio"]), device="cpu", allowed_paths=(tmp_path,), data_dir=tmp_path / "d")
     with Engine(settings) as engine:
+
         def result(**payload):
             request = parse({"inputs": [str(path)], **payload}, engine.settings)
             (one,) = engine.submit(request).result(60).results

@@ -1,4 +1,5 @@
 """The plain functions of paths: what they answer, on a dry run and on pocketsphinx."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -29,8 +30,9 @@ def test_answers_have_the_documented_shapes(ears):
     result = functions.transcribe_file(path=str(WEEK), model_bundle=ears, prompt=None, max_new_tokens=128)
     assert result.pop("elapsed_sec") > 0
     assert result == {"file": str(WEEK), "text": "see you next week", "tokens_generated": None}
-    results = functions.transcribe_files(paths=[str(WEEK), "/nowhere/a.wav", WEEK.with_name("train.mp4")], model_bundle=ears,
-                                      max_new_tokens=128)
+    results = functions.transcribe_files(
+        paths=[str(WEEK), "/nowhere/a.wav", WEEK.with_name("train.mp4")], model_bundle=ears, max_new_tokens=128
+    )
     assert [one["file"] for one in results] == [str(WEEK), "/nowhere/a.wav", str(WEEK.with_name("train.mp4"))]
     assert results[0]["text"] == "see you next week"
     assert results[1]["error"]["code"] == "source_not_found"

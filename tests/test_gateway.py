@@ -1,4 +1,6 @@
-"""Several workers behind a real nginx: work is spread, nothing is lost when one dies or is replaced, nothing is left behind."""
+"""Several workers behind a real nginx: work is spread, nothing is lost when one dies or is replaced, nothing is left
+behind."""
+
 from __future__ import annotations
 
 import os
@@ -38,8 +40,11 @@ def many(host: Host, count: int, at_once: int = 20) -> list[httpx.Response]:
 
 
 def samples(text: str) -> dict[tuple, float]:
-    return {(one.name, *sorted(one.labels.items())): one.value
-            for family in text_string_to_metric_families(text) for one in family.samples}
+    return {
+        (one.name, *sorted(one.labels.items())): one.value
+        for family in text_string_to_metric_families(text)
+        for one in family.samples
+    }
 
 
 def in_flight(host: Host) -> list[int]:
@@ -51,7 +56,7 @@ def test_work_goes_to_the_least_busy_and_the_sums_are_those_of_the_workers(host)
     before = host.stats()["inputs"]["answered"]
     with ThreadPoolExecutor(3) as pool, holding() as (url, released):
         answers = []
-        for number in range(1, 4):         # in turn, all that wait would be one worker's
+        for number in range(1, 4):  # in turn, all that wait would be one worker's
             answers.append(pool.submit(host.ask_for, url))
             host.until(lambda number=number: sum(in_flight(host)) == number)
             assert {answer.status_code for answer in many(host, 2, 1)} == {200}
@@ -92,7 +97,9 @@ def test_what_nginx_itself_refuses_is_openai_s_error(host):
 def test_a_worker_killed_under_load_costs_no_answer(host):
     assert host.transcribe().status_code == 200
     restarts = [worker["restarts"] for worker in host.stats()["workers"]]
-    counted = samples(host.client.get("/metrics").text)["aviary_inputs_total", ("outcome", "ok"), ("task", "transcribe")]
+    counted = samples(host.client.get("/metrics").text)[
+        "aviary_inputs_total", ("outcome", "ok"), ("task", "transcribe")
+    ]
     victim = host.pids()[1]
     with ThreadPoolExecutor(100) as pool, holding() as (url, released):
         answers = [pool.submit(host.ask_for, url) for _ in range(100)]
@@ -152,7 +159,7 @@ def test_a_rolling_restart_waits_for_what_takes_long(tmp_path):
 @needs_nginx
 def test_a_full_disk_does_not_end_the_server_when_a_worker_dies(tmp_path):
     with hosting(tmp_path, 2) as host:
-        obstacle = host.folder / "nginx.conf.new"       # stands for a disk on which nothing can be written
+        obstacle = host.folder / "nginx.conf.new"  # stands for a disk on which nothing can be written
         obstacle.mkdir()
         os.kill(host.pids()[0], signal.SIGKILL)
         host.until(lambda: "nginx cannot be told" in host.log.read_text())
@@ -173,8 +180,9 @@ def test_keys_and_rates_are_one_for_all_workers(tmp_path):
         assert refused.status_code == 401
         assert refused.headers.get_list("www-authenticate") == ["Bearer"]
         assert refused.json()["error"]["type"] == "authentication_error"
-        preflight = host.client.options("/v1/models", headers={"Origin": "https://page.example",
-                                                                "Access-Control-Request-Method": "POST"})
+        preflight = host.client.options(
+            "/v1/models", headers={"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+        )
         assert preflight.status_code == 200
 
         host.headers = {"Authorization": "Bearer k1"}

@@ -1,4 +1,5 @@
 """Two workers behind nginx, each with a real model of its own on half of the cores."""
+
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +15,11 @@ from worker.entrypoints.http.gateway import nginx
 def test_two_workers_with_a_real_model_hear_right(tmp_path):
     pytest.importorskip("nemo.collections.asr")
     with hosting(tmp_path, 2, SKIP_MODEL_LOAD="0", MODEL=str(MODEL), DEVICE="cpu") as host:
+
         def hear(name: str) -> str:
-            answer = host.client.post("/v1/audio/transcriptions", files={"file": (DIGITS / name).read_bytes()},
-                                      data={"model": str(MODEL)})
+            answer = host.client.post(
+                "/v1/audio/transcriptions", files={"file": (DIGITS / name).read_bytes()}, data={"model": str(MODEL)}
+            )
             return answer.json()["text"]
 
         with ThreadPoolExecutor(8) as pool:

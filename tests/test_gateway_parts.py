@@ -1,4 +1,5 @@
 """What several workers are made of: nginx's configuration, sums of numbers."""
+
 from __future__ import annotations
 
 import asyncio
@@ -30,16 +31,25 @@ ROOT = Path(__file__).parent.parent
 
 # nginx
 
+
 @pytest.mark.skipif(nginx.find() is None, reason="nginx is not installed")
-@pytest.mark.parametrize("values", [
-    {}, {"api_key": "k", "host": "0.0.0.0"}, {"rate_limit": "5/hour", "host": "::1"},
-    {"api_key": "off", "request_timeout_sec": 0.5}, {"audio_score_server_socket": "/tmp/aviary-test.sock"}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"api_key": "k", "host": "0.0.0.0"},
+        {"rate_limit": "5/hour", "host": "::1"},
+        {"api_key": "off", "request_timeout_sec": 0.5},
+        {"audio_score_server_socket": "/tmp/aviary-test.sock"},
+    ],
+)
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_nginx_takes_what_is_written_for_it(tmp_path, values, count):
     text = nginx.configuration(Settings(port=18999, **values), tmp_path, [tmp_path / f"{i}-1" for i in range(count)])
     (tmp_path / "nginx.conf").write_text(text)
-    tried = subprocess.run([nginx.find(), "-t", "-p", tmp_path, "-c", tmp_path / "nginx.conf"], capture_output=True, text=True,
-                           check=False)
+    tried = subprocess.run(
+        [nginx.find(), "-t", "-p", tmp_path, "-c", tmp_path / "nginx.conf"], capture_output=True, text=True, check=False
+    )
     assert tried.returncode == 0, tried.stderr
     assert ("auth_request" in text) == (values.get("api_key") == "k" or "rate_limit" in values)
 
@@ -49,8 +59,9 @@ def test_nginx_takes_any_folder(tmp_path):
     folder = tmp_path / 'my "data"; {a\\b} #1'
     folder.mkdir()
     (folder / "nginx.conf").write_text(nginx.configuration(Settings(port=18999), folder, [folder / "0-1"]))
-    tried = subprocess.run([nginx.find(), "-t", "-p", folder, "-c", folder / "nginx.conf"], capture_output=True, text=True,
-                           check=False)
+    tried = subprocess.run(
+        [nginx.find(), "-t", "-p", folder, "-c", folder / "nginx.conf"], capture_output=True, text=True, check=False
+    )
     assert tried.returncode == 0, tried.stderr
 
 
@@ -114,7 +125,7 @@ def test_a_worker_that_hangs_is_replaced(tmp_path, monkeypatch):
             before, seen = worker.pid, set()
             os.kill(before, signal.SIGSTOP)
             await until(lambda: seen.add(worker.state) or (worker.pid != before and worker.ready), 60)
-            assert "unhealthy" in seen          # so nobody was sent to it meanwhile
+            assert "unhealthy" in seen  # so nobody was sent to it meanwhile
             assert worker.starts == 2
 
     asyncio.run(hang())
@@ -133,7 +144,9 @@ def test_a_worker_that_cannot_load_tries_again(tmp_path):
 
 
 def test_limits_and_times_are_the_settings(tmp_path):
-    text = nginx.configuration(Settings(max_audio_bytes=1000, max_json_bytes=5_000_000, request_timeout_sec=7), tmp_path, [])
+    text = nginx.configuration(
+        Settings(max_audio_bytes=1000, max_json_bytes=5_000_000, request_timeout_sec=7), tmp_path, []
+    )
     assert "client_max_body_size 5000000;" in text
     assert "proxy_read_timeout 37000ms;" in text
     assert "proxy_next_upstream_timeout 7000ms;" in text
@@ -152,8 +165,10 @@ def test_a_folder_too_deep_for_sockets_is_said(tmp_path):
 def asked(tmp_path):
     """A client of a supervisor's own server that has no workers yet."""
     settings = Settings(api_key="k", rate_limit="2/minute")
-    with control.serving(control.Control(settings, []), tmp_path / "control"), \
-            httpx.Client(base_url="http://control", transport=httpx.HTTPTransport(uds=str(tmp_path / "control"))) as client:
+    with (
+        control.serving(control.Control(settings, []), tmp_path / "control"),
+        httpx.Client(base_url="http://control", transport=httpx.HTTPTransport(uds=str(tmp_path / "control"))) as client,
+    ):
         yield client
 
 
@@ -168,10 +183,14 @@ def test_the_gate_counts_keys_and_lets_questions_pass(asked):
 
 
 def test_without_keys_an_address_is_counted_as_nginx_says_it(tmp_path):
-    with control.serving(control.Control(Settings(rate_limit="1/minute"), []), tmp_path / "control"), \
-            httpx.Client(base_url="http://control", transport=httpx.HTTPTransport(uds=str(tmp_path / "control"))) as client:
-        told = [client.post("/gate/v1/x", headers={"X-Forwarded-For": who}).status_code
-                for who in ("1.2.3.4", "5.6.7.8", "1.2.3.4")]
+    with (
+        control.serving(control.Control(Settings(rate_limit="1/minute"), []), tmp_path / "control"),
+        httpx.Client(base_url="http://control", transport=httpx.HTTPTransport(uds=str(tmp_path / "control"))) as client,
+    ):
+        told = [
+            client.post("/gate/v1/x", headers={"X-Forwarded-For": who}).status_code
+            for who in ("1.2.3.4", "5.6.7.8", "1.2.3.4")
+        ]
     assert told == [204, 204, 403]
     text = nginx.configuration(Settings(rate_limit="1/minute"), tmp_path, [])
     assert text.count("proxy_set_header X-Forwarded-For $remote_addr;") == text.count("X-Forwarded-For") == 2
@@ -199,8 +218,10 @@ def test_a_worker_that_is_replaced_while_it_is_asked_counts_once(tmp_path):
 
     worker = Replaced(0, placement.place(Settings(), 1, [], [0])[0], tmp_path)
     worker.state, worker.starts, worker.asked = "ready", 1, 1
-    with control.serving(control.Control(Settings(), [worker]), tmp_path / "control"), \
-            httpx.Client(base_url="http://control", transport=httpx.HTTPTransport(uds=str(tmp_path / "control"))) as client:
+    with (
+        control.serving(control.Control(Settings(), [worker]), tmp_path / "control"),
+        httpx.Client(base_url="http://control", transport=httpx.HTTPTransport(uds=str(tmp_path / "control"))) as client,
+    ):
         told = [read(client.get("/metrics").text)["counted_total",] for _ in range(3)]
     assert told == [5, 5, 6]
 
@@ -229,7 +250,12 @@ def test_a_rolling_restart_leaves_one_that_serves(tmp_path):
 
 def test_one_worker_serves_on_a_unix_socket(tmp_path):
     path = tmp_path / "scores.sock"
-    values = {"SKIP_MODEL_LOAD": "1", "AUDIO_SCORE_SERVER_SOCKET": str(path), "DATA_DIR": str(tmp_path), "HOST": "0.0.0.0"}
+    values = {
+        "SKIP_MODEL_LOAD": "1",
+        "AUDIO_SCORE_SERVER_SOCKET": str(path),
+        "DATA_DIR": str(tmp_path),
+        "HOST": "0.0.0.0",
+    }
     process = subprocess.Popen([sys.executable, "-m", "worker", "serve"], cwd=ROOT, env=os.environ | values)
     try:
         deadline = time.monotonic() + 30
@@ -237,8 +263,15 @@ def test_one_worker_serves_on_a_unix_socket(tmp_path):
             time.sleep(0.05)
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(path), retries=5), base_url="http://socket") as client:
             assert client.get("/health").status_code == 200
-            second = subprocess.run([sys.executable, "-m", "worker", "serve"], cwd=ROOT, env=os.environ | values, timeout=60,
-                                    capture_output=True, text=True, check=False)
+            second = subprocess.run(
+                [sys.executable, "-m", "worker", "serve"],
+                cwd=ROOT,
+                env=os.environ | values,
+                timeout=60,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             assert second.returncode != 0
             assert "another server is listening on" in second.stderr
             assert client.get("/health").status_code == 200
@@ -252,6 +285,7 @@ def test_one_worker_serves_on_a_unix_socket(tmp_path):
 
 # Sums
 
+
 def worker_text(requests: dict[str, int], sizes: list[float], waiting: float) -> str:
     registry = CollectorRegistry()
     counter = Counter("aviary_requests", "Requests", ["route"], registry=registry)
@@ -264,13 +298,20 @@ def worker_text(requests: dict[str, int], sizes: list[float], waiting: float) ->
     return generate_latest(registry).decode()
 
 
-workers = st.builds(worker_text, st.dictionaries(st.sampled_from(["/a", "/b", 'with "quotes"\n']), st.integers(0, 9)),
-                    st.lists(st.integers(0, 20).map(float)), st.integers(0, 5))
+workers = st.builds(
+    worker_text,
+    st.dictionaries(st.sampled_from(["/a", "/b", 'with "quotes"\n']), st.integers(0, 9)),
+    st.lists(st.integers(0, 20).map(float)),
+    st.integers(0, 5),
+)
 
 
 def read(text: str) -> dict[tuple, float]:
-    return {(one.name, *sorted(one.labels.items())): one.value
-            for family in text_string_to_metric_families(text) for one in family.samples}
+    return {
+        (one.name, *sorted(one.labels.items())): one.value
+        for family in text_string_to_metric_families(text)
+        for one in family.samples
+    }
 
 
 def summed(totals: aggregate.Totals) -> dict[tuple, float]:
@@ -304,14 +345,24 @@ def test_what_a_process_has_counted_outlives_it_and_what_it_held_does_not(old, n
 
 
 def stats(requests: int, busy: float, rtfx: float | None, padding: float | None, models: dict[str, str]) -> dict:
-    return {"uptime_sec": float(requests), "requests": requests, "audio_sec": 1.5,
-            "inputs": {"answered": requests, "failed": {"decode_failed": 1} if requests > 5 else {}, "in_flight": 1},
-            "batches": {"count": requests, "device_busy_sec": busy, "rtfx": rtfx, "padding_share": padding}, "models": models}
+    return {
+        "uptime_sec": float(requests),
+        "requests": requests,
+        "audio_sec": 1.5,
+        "inputs": {"answered": requests, "failed": {"decode_failed": 1} if requests > 5 else {}, "in_flight": 1},
+        "batches": {"count": requests, "device_busy_sec": busy, "rtfx": rtfx, "padding_share": padding},
+        "models": models,
+    }
 
 
 def test_stats_add_up_and_rates_are_of_all_device_seconds():
-    whole = aggregate.add_stats([stats(4, 1.0, 100.0, 0.5, {"a": "ready"}), stats(6, 3.0, 20.0, 0.0, {"a": "loading", "b": "failed"}),
-                            stats(0, 0.0, None, None, {})])
+    whole = aggregate.add_stats(
+        [
+            stats(4, 1.0, 100.0, 0.5, {"a": "ready"}),
+            stats(6, 3.0, 20.0, 0.0, {"a": "loading", "b": "failed"}),
+            stats(0, 0.0, None, None, {}),
+        ]
+    )
     assert whole["requests"] == 10
     assert whole["uptime_sec"] == 6.0
     assert whole["audio_sec"] == 4.5

@@ -1,4 +1,6 @@
-"""The windowed decoder gives what NeMo's own gives, for networks of every shape, with random weights and random sound."""
+"""The windowed decoder gives what NeMo's own gives, for networks of every shape, with random weights and random
+sound."""
+
 from __future__ import annotations
 
 import pytest
@@ -19,9 +21,13 @@ def networks(seed: int, layers: int, extra: int, blank_bias: float):
     torch.manual_seed(seed)
     prednet = {"pred_hidden": 16, "pred_rnn_layers": layers, "t_max": None, "dropout": 0.0, "context_size": 2}
     decoder = (RNNTDecoder if layers else StatelessTransducerDecoder)(prednet, VOCABULARY)
-    joint = RNNTJoint({"joint_hidden": 16, "activation": "relu", "dropout": 0.0, "encoder_hidden": WIDTH, "pred_hidden": 16},
-                      num_classes=VOCABULARY, vocabulary=[str(i) for i in range(VOCABULARY)], num_extra_outputs=extra,
-                      log_softmax=False)
+    joint = RNNTJoint(
+        {"joint_hidden": 16, "activation": "relu", "dropout": 0.0, "encoder_hidden": WIDTH, "pred_hidden": 16},
+        num_classes=VOCABULARY,
+        vocabulary=[str(i) for i in range(VOCABULARY)],
+        num_extra_outputs=extra,
+        log_softmax=False,
+    )
     last = joint.joint_net[-1]
     with torch.no_grad():
         last.weight.mul_(4)
@@ -29,15 +35,22 @@ def networks(seed: int, layers: int, extra: int, blank_bias: float):
     return decoder.eval().requires_grad_(False), joint.eval().requires_grad_(False)
 
 
-@given(seed=st.integers(0, 10**6), layers=st.sampled_from([0, 1, 2]), blank_bias=st.sampled_from([0.0, 1.0, 2.5]),
-       most=st.sampled_from([1, 2, 5, 10]), durations=st.sampled_from([[], [0, 1, 2, 3, 4], [0, 1, 8, 40]]),
-       lengths=st.lists(st.sampled_from([0, 1, 2, 15, 16, 17, 33, 90]), min_size=1, max_size=5))
+@given(
+    seed=st.integers(0, 10**6),
+    layers=st.sampled_from([0, 1, 2]),
+    blank_bias=st.sampled_from([0.0, 1.0, 2.5]),
+    most=st.sampled_from([1, 2, 5, 10]),
+    durations=st.sampled_from([[], [0, 1, 2, 3, 4], [0, 1, 8, 40]]),
+    lengths=st.lists(st.sampled_from([0, 1, 2, 15, 16, 17, 33, 90]), min_size=1, max_size=5),
+)
 @settings(max_examples=150, deadline=None)
 def test_it_finds_what_nemo_finds(seed, layers, blank_bias, most, durations, lengths):
     decoder, joint = networks(seed, layers, len(durations), blank_bias)
     sound = torch.randn(len(lengths), WIDTH, max(*lengths, 1))
     if durations:
-        theirs = GreedyBatchedTDTInfer(decoder, joint, VOCABULARY, durations, max_symbols_per_step=most, include_duration=True)
+        theirs = GreedyBatchedTDTInfer(
+            decoder, joint, VOCABULARY, durations, max_symbols_per_step=most, include_duration=True
+        )
     else:
         theirs = GreedyBatchedRNNTInfer(decoder, joint, VOCABULARY, max_symbols_per_step=most)
     with torch.inference_mode():
@@ -46,9 +59,11 @@ def test_it_finds_what_nemo_finds(seed, layers, blank_bias, most, durations, len
         for row, (mine, other) in enumerate(zip(ours, expected, strict=True)):
             assert mine.ids == other.y_sequence.tolist()
             assert mine.starts == other.timestamp.tolist()
-            if durations and lengths[row]:      # NeMo's durations are right for a batch of one only
-                (alone,), = theirs(encoder_output=sound[row:row + 1, :, :lengths[row]],
-                                   encoded_lengths=torch.tensor(lengths[row:row + 1]))
+            if durations and lengths[row]:  # NeMo's durations are right for a batch of one only
+                ((alone,),) = theirs(
+                    encoder_output=sound[row : row + 1, :, : lengths[row]],
+                    encoded_lengths=torch.tensor(lengths[row : row + 1]),
+                )
                 assert mine.durations == alone.token_duration.tolist()
 
 

@@ -1,4 +1,5 @@
 """Higgs as scoring uses it: the tower's masked states and a Whisper's text, from tiny checkpoints of the real form."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -22,10 +23,16 @@ from worker.config import Settings
 from worker.errors import ModelUnavailable
 from worker.types import Batch, Clip, Options, Piece
 
-SIZES = {"num_mel_bins": 80, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 48,
-         "max_source_positions": 1500}
+SIZES = {
+    "num_mel_bins": 80,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "intermediate_size": 48,
+    "max_source_positions": 1500,
+}
 NOISE = np.random.default_rng(0).standard_normal(16_000 * 40).astype(np.float32) * 0.1
-CLIPS = [Clip(NOISE[:16_000 * 3]), Clip(NOISE[5000:5000 + 16_000 * 7]), Clip(NOISE[:16_000 * 35])]
+CLIPS = [Clip(NOISE[: 16_000 * 3]), Clip(NOISE[5000 : 5000 + 16_000 * 7]), Clip(NOISE[: 16_000 * 35])]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +49,9 @@ def parts(tmp_path_factory):
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(config))
         save_file({**tensors, "text_model.weight": torch.zeros(200, 200)}, folder / "model.safetensors")
-        rows[name] = dataclasses.replace(find("higgs"), id=str(folder), processor=str(processor), transcriber=str(whisper))
+        rows[name] = dataclasses.replace(
+            find("higgs"), id=str(folder), processor=str(processor), transcriber=str(whisper)
+        )
     return rows, whisper, encoder
 
 
@@ -57,11 +66,14 @@ def test_features_are_the_towers_and_text_is_the_transcribers(parts, kind):
     backend.load()
     check_embeddings(functools.partial(ask, backend, task="embed"), CLIPS, width=64, frame_rate=25.0)
     features = transformers.AutoFeatureExtractor.from_pretrained(whisper)(
-        CLIPS[0].samples, sampling_rate=16_000, return_attention_mask=True, return_tensors="pt")
+        CLIPS[0].samples, sampling_rate=16_000, return_attention_mask=True, return_tensors="pt"
+    )
     (embedding,) = ask(backend, CLIPS[:1], task="embed")
     with torch.inference_mode():
-        expected = encoder(features["input_features"], input_features_mask=features["attention_mask"]).last_hidden_state[0]
-    assert np.allclose(embedding.values, expected[:len(embedding.values)], atol=1e-4)
+        expected = encoder(
+            features["input_features"], input_features_mask=features["attention_mask"]
+        ).last_hidden_state[0]
+    assert np.allclose(embedding.values, expected[: len(embedding.values)], atol=1e-4)
     alone = create(find(str(whisper)), Settings(device="cpu"))
     alone.load()
     assert ask(backend, CLIPS[:2], max_new_tokens=9) == ask(alone, CLIPS[:2], max_new_tokens=9)

@@ -1,4 +1,5 @@
 """What a request meets before a route: keys, rates, sizes; and how the server treats who waits and who has gone."""
+
 from __future__ import annotations
 
 import contextlib
@@ -44,8 +45,11 @@ class Held(Backend):
 def held(tmp_path, *, loading: bool = False, **options):
     settings = Settings(model="pocketsphinx", data_dir=tmp_path / "data", **options)
     backend = Held(loading=loading)
-    with Engine(settings, create_backend=lambda _row: backend) as engine, serving(settings, engine, wait=not loading) as url, \
-            httpx.Client(base_url=url, timeout=30) as http:
+    with (
+        Engine(settings, create_backend=lambda _row: backend) as engine,
+        serving(settings, engine, wait=not loading) as url,
+        httpx.Client(base_url=url, timeout=30) as http,
+    ):
         try:
             yield http, backend, engine
         finally:
@@ -59,7 +63,13 @@ def ask(http, **options):
 
 def test_keys(tmp_path):
     with serving(Settings(skip_model_load=True, data_dir=tmp_path, api_key="first, second")) as url:
-        for key, welcome in (("first", True), ("second", True), ("third", False), ("first, second", False), ("", False)):
+        for key, welcome in (
+            ("first", True),
+            ("second", True),
+            ("third", False),
+            ("first, second", False),
+            ("", False),
+        ):
             headers = {"authorization": f"Bearer {key}"} if key else {}
             answer = httpx.get(f"{url}/v1/models", headers=headers)
             assert answer.status_code == (200 if welcome else 401)
@@ -73,9 +83,18 @@ def test_keys(tmp_path):
             client.models.list()
 
 
-@pytest.mark.parametrize(("host", "key", "fine"), [
-    ("127.0.0.1", None, True), ("localhost", None, True), ("::1", None, True), ("0.0.0.0", None, False),
-    ("0.0.0.0", "secret", True), ("0.0.0.0", "off", True), ("example.org", None, False)])
+@pytest.mark.parametrize(
+    ("host", "key", "fine"),
+    [
+        ("127.0.0.1", None, True),
+        ("localhost", None, True),
+        ("::1", None, True),
+        ("0.0.0.0", None, False),
+        ("0.0.0.0", "secret", True),
+        ("0.0.0.0", "off", True),
+        ("example.org", None, False),
+    ],
+)
 def test_an_address_that_others_reach_needs_a_key(host, key, fine):
     settings = Settings(host=host, api_key=key)
     if fine:
@@ -86,8 +105,10 @@ def test_an_address_that_others_reach_needs_a_key(host, key, fine):
 
 
 def test_a_rate_is_kept_for_each_key(tmp_path):
-    with serving(Settings(skip_model_load=True, data_dir=tmp_path, api_key="a,b", rate_limit="2/minute")) as url, \
-            httpx.Client(base_url=url) as http:
+    with (
+        serving(Settings(skip_model_load=True, data_dir=tmp_path, api_key="a,b", rate_limit="2/minute")) as url,
+        httpx.Client(base_url=url) as http,
+    ):
         headers = {"authorization": "Bearer a"}
         assert [ask(http, headers=headers).status_code for _ in range(3)] == [200, 200, 429]
         late = ask(http, headers=headers)
@@ -97,8 +118,10 @@ def test_a_rate_is_kept_for_each_key(tmp_path):
 
 
 def test_spaces_make_no_other_key_of_one(tmp_path):
-    with serving(Settings(skip_model_load=True, data_dir=tmp_path, api_key="a", rate_limit="2/minute")) as url, \
-            httpx.Client(base_url=url) as http:
+    with (
+        serving(Settings(skip_model_load=True, data_dir=tmp_path, api_key="a", rate_limit="2/minute")) as url,
+        httpx.Client(base_url=url) as http,
+    ):
         answers = [ask(http, headers={"authorization": "Bearer" + " " * n + "a"}).status_code for n in range(1, 5)]
         assert answers == [200, 200, 429, 429]
 
@@ -128,9 +151,13 @@ def test_a_body_is_cut_off_at_its_limit(tmp_path):
             for _ in range(30):
                 yield b"x" * 100_000
 
-        untold = httpx.post(f"{url}/v1/chat/completions", content=endless(), headers={"content-type": "application/json"})
+        untold = httpx.post(
+            f"{url}/v1/chat/completions", content=endless(), headers={"content-type": "application/json"}
+        )
         assert untold.status_code == 413
-        shouted = httpx.post(f"{url}/v1/chat/completions", content=b" " * 3000, headers={"content-type": "APPLICATION/JSON"})
+        shouted = httpx.post(
+            f"{url}/v1/chat/completions", content=b" " * 3000, headers={"content-type": "APPLICATION/JSON"}
+        )
         assert shouted.status_code == 413
 
 
@@ -139,7 +166,9 @@ def test_no_page_of_elsewhere_may_call_unless_it_is_configured(tmp_path):
     with serving(Settings(skip_model_load=True, data_dir=tmp_path)) as url:
         assert "access-control-allow-origin" not in httpx.get(f"{url}/health", headers=origin).headers
     with serving(Settings(skip_model_load=True, data_dir=tmp_path, cors_origins=("https://app.example",))) as url:
-        assert httpx.get(f"{url}/health", headers=origin).headers["access-control-allow-origin"] == "https://app.example"
+        assert (
+            httpx.get(f"{url}/health", headers=origin).headers["access-control-allow-origin"] == "https://app.example"
+        )
         other = httpx.get(f"{url}/health", headers={"origin": "https://evil.example"})
         assert "access-control-allow-origin" not in other.headers
 
@@ -199,13 +228,16 @@ def test_what_takes_too_long_is_given_up(tmp_path):
 def test_a_client_that_hangs_up_frees_its_place(tmp_path, stream):
     with held(tmp_path, max_queue=1) as (http, backend, engine):
         first = threading.Thread(target=lambda: ask(http), daemon=True)
-        body = httpx.Request("POST", "http://x/v1/audio/transcriptions", files={"file": Path(WEEK).read_bytes()},
-                             data={"stream": stream})
+        body = httpx.Request(
+            "POST", "http://x/v1/audio/transcriptions", files={"file": Path(WEEK).read_bytes()}, data={"stream": stream}
+        )
         content = body.read()
         host, port = http.base_url.host, http.base_url.port
         with socket.create_connection((host, port)) as raw:
-            head = (f"POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\ncontent-type: {body.headers['content-type']}\r\n"
-                    f"content-length: {len(content)}\r\n\r\n")
+            head = (
+                f"POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\ncontent-type: {body.headers['content-type']}\r\n"
+                f"content-length: {len(content)}\r\n\r\n"
+            )
             raw.sendall(head.encode() + content)
             while http.get("/stats").json()["inputs"]["in_flight"] < 1:
                 time.sleep(0.01)
@@ -235,13 +267,24 @@ def test_an_upload_may_be_read_long_after_its_stream_began(tmp_path, monkeypatch
         assert first.result().status_code == 200
 
 
-@pytest.mark.parametrize(("route", "body"), [
-    ("/runsync", {"input": {"input": {"model": "evil/parakeet-x", "audio": WEEK}}}),
-    ("/run", {"input": {"task": "transcribe", "input": {"model": "evil/parakeet-x", "audio": WEEK}}}),
-    ("/runsync", {"input": {"task": "score", "input": {"model": "evil/parakeet-x", "audio": WEEK}}}),
-    ("/runsync", {"input": {"openai_route": "/v1/audio/transcriptions",
-                            "openai_input": {"model": "evil/parakeet-x", "audio": WEEK}}}),
-    ("/evaluate", {"input": {"model": "evil/parakeet-x", "audio": WEEK}})])
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("/runsync", {"input": {"input": {"model": "evil/parakeet-x", "audio": WEEK}}}),
+        ("/run", {"input": {"task": "transcribe", "input": {"model": "evil/parakeet-x", "audio": WEEK}}}),
+        ("/runsync", {"input": {"task": "score", "input": {"model": "evil/parakeet-x", "audio": WEEK}}}),
+        (
+            "/runsync",
+            {
+                "input": {
+                    "openai_route": "/v1/audio/transcriptions",
+                    "openai_input": {"model": "evil/parakeet-x", "audio": WEEK},
+                }
+            },
+        ),
+        ("/evaluate", {"input": {"model": "evil/parakeet-x", "audio": WEEK}}),
+    ],
+)
 def test_no_nesting_hides_a_model(tmp_path, route, body):
     with serving(Settings(skip_model_load=True, data_dir=tmp_path)) as url:
         answer = httpx.post(url + route, json=body)
@@ -257,10 +300,17 @@ def test_the_proxys_routes_over_http(tmp_path):
         assert httpx.post(f"{url}/runsync", json={"input": body}).json()["output"]["text"].startswith("[dry-run]")
 
 
-@pytest.mark.parametrize(("route", "content"), [
-    ("/score", b'{"audio": []}'), ("/transcribe/async", b'{"file": {}}'), ("/transcribe", b'{"paths": ["\\ud800"]}'),
-    ("/v1/chat/completions", b'{"model": 5, "stream": true, "messages": []}'), ("/evaluate", b'{"audio_dir": "a\\u0000"}'),
-    ("/runsync", b'{"input": {"inputs": [{"source": "x", "id": "\\ud800"}]}}')])
+@pytest.mark.parametrize(
+    ("route", "content"),
+    [
+        ("/score", b'{"audio": []}'),
+        ("/transcribe/async", b'{"file": {}}'),
+        ("/transcribe", b'{"paths": ["\\ud800"]}'),
+        ("/v1/chat/completions", b'{"model": 5, "stream": true, "messages": []}'),
+        ("/evaluate", b'{"audio_dir": "a\\u0000"}'),
+        ("/runsync", b'{"input": {"inputs": [{"source": "x", "id": "\\ud800"}]}}'),
+    ],
+)
 def test_what_no_client_should_send_is_told_as_theirs(tmp_path, route, content):
     with serving(Settings(skip_model_load=True, data_dir=tmp_path)) as url:
         answer = httpx.post(url + route, content=content, headers={"content-type": "application/json"})
@@ -272,8 +322,10 @@ def test_what_no_client_should_send_is_told_as_theirs(tmp_path, route, content):
 def test_a_client_that_hangs_up_amid_its_upload_is_no_fault_of_ours(tmp_path, caplog):
     with serving(Settings(skip_model_load=True, data_dir=tmp_path)) as url:
         with socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as raw:
-            raw.sendall(b"POST /transcribe HTTP/1.1\r\nhost: x\r\ncontent-length: 9999\r\n"
-                        b"content-type: multipart/form-data; boundary=y\r\n\r\n--y\r\n")
+            raw.sendall(
+                b"POST /transcribe HTTP/1.1\r\nhost: x\r\ncontent-length: 9999\r\n"
+                b"content-type: multipart/form-data; boundary=y\r\n\r\n--y\r\n"
+            )
             time.sleep(0.2)
         deadline = time.monotonic() + 5
         while 'route="/transcribe"' not in (told := httpx.get(f"{url}/metrics").text) and time.monotonic() < deadline:

@@ -1,4 +1,5 @@
 """Jobs that come at once are stored together, each as if it had come alone."""
+
 from __future__ import annotations
 
 import asyncio
@@ -21,6 +22,7 @@ def store(tmp_path):
 
 def together(intake: SubmissionBatcher, payloads: list[object]) -> list[object]:
     """What each is answered when all are sent at once."""
+
     async def run() -> list[object]:
         return await asyncio.gather(*(intake.store(Submission("run", one)) for one in payloads), return_exceptions=True)
 

@@ -1,4 +1,5 @@
 """Jobs over HTTP: as the upload's server had them, as Runpod has them, and through kill -9."""
+
 from __future__ import annotations
 
 import os
@@ -28,8 +29,13 @@ WEEK = Path("samples/week.wav").resolve()
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    settings = Settings(model="pocketsphinx", data_dir=tmp_path_factory.mktemp("data"), allowed_paths=(WEEK.parent,),
-                        allow_private_urls=True, webhook_secret="s")
+    settings = Settings(
+        model="pocketsphinx",
+        data_dir=tmp_path_factory.mktemp("data"),
+        allowed_paths=(WEEK.parent,),
+        allow_private_urls=True,
+        webhook_secret="s",
+    )
     with serving(settings) as url, httpx.Client(base_url=url, timeout=60) as http:
         http.data_dir = settings.data_dir
         yield http
@@ -97,9 +103,15 @@ def test_a_job_that_fails_says_why(server):
     assert result.json()["error"]["code"] == "decode_failed"
 
 
-@pytest.mark.parametrize(("fields", "status", "says"), [
-    ({"model": "nobody/nothing"}, 404, "not one of"), ({"speed": "2"}, 400, "speed is not a field"),
-    ({"language": "xx"}, 400, "does not know language"), ({"webhook": "ftp://x"}, 400, "webhook must be")])
+@pytest.mark.parametrize(
+    ("fields", "status", "says"),
+    [
+        ({"model": "nobody/nothing"}, 404, "not one of"),
+        ({"speed": "2"}, 400, "speed is not a field"),
+        ({"language": "xx"}, 400, "does not know language"),
+        ({"webhook": "ftp://x"}, 400, "webhook must be"),
+    ],
+)
 def test_what_is_wrong_is_told_at_once_and_keeps_no_upload(server, fields, status, says):
     answer = upload(server, **fields)
     assert answer.status_code == status
@@ -125,8 +137,13 @@ def test_runsync_of_something_wrong_fails_as_on_runpod(server):
     wrong = server.post("/runsync", json={"input": {"inputs": []}}).json()
     assert wrong["status"] == "FAILED"
     assert "inputs is empty" in wrong["error"]
-    for body in ({}, {"input": []}, {"input": {}, "s3Config": {}}, {"input": {"audio": "x"}, "speed": 1},
-                 {"input": {"audio": "x"}, "policy": {"ttl": 1}}):
+    for body in (
+        {},
+        {"input": []},
+        {"input": {}, "s3Config": {}},
+        {"input": {"audio": "x"}, "speed": 1},
+        {"input": {"audio": "x"}, "policy": {"ttl": 1}},
+    ):
         assert server.post("/run", json=body).status_code == 400
 
 
@@ -188,10 +205,15 @@ class Held(Backend):
 
 
 def test_cancelling_and_waiting_and_asking_while_the_device_is_busy(tmp_path):
-    settings = Settings(model="pocketsphinx", data_dir=tmp_path / "data", allowed_paths=(WEEK.parent,), jobs_in_flight=1)
+    settings = Settings(
+        model="pocketsphinx", data_dir=tmp_path / "data", allowed_paths=(WEEK.parent,), jobs_in_flight=1
+    )
     held = Held()
-    with Engine(settings, create_backend=lambda _row: held) as engine, serving(settings, engine) as url, \
-            httpx.Client(base_url=url, timeout=30) as http:
+    with (
+        Engine(settings, create_backend=lambda _row: held) as engine,
+        serving(settings, engine) as url,
+        httpx.Client(base_url=url, timeout=30) as http,
+    ):
         first, second, third = (upload(http).json()["job_id"] for _ in range(3))
         until(http, f"/jobs/{first}/status", "processing")
         assert http.get(f"/jobs/{third}/status").json()["position"] == 1
@@ -201,7 +223,10 @@ def test_cancelling_and_waiting_and_asking_while_the_device_is_busy(tmp_path):
             http.get(f"/jobs/{first}/status")
         assert (time.monotonic() - started) / 20 < 0.1
         for name in (first, second):
-            assert http.post(f"/jobs/{name}/cancel").json() == {"message": f"Job {name} cancelled", "status": "cancelled"}
+            assert http.post(f"/jobs/{name}/cancel").json() == {
+                "message": f"Job {name} cancelled",
+                "status": "cancelled",
+            }
         held.gate.set()
         until(http, f"/jobs/{third}/status", "completed")
         for name in (first, second):
@@ -213,8 +238,15 @@ def test_cancelling_and_waiting_and_asking_while_the_device_is_busy(tmp_path):
 @contextmanager
 def process(folder: Path, port: int):
     """A server of its own process on the folder's jobs."""
-    environment = os.environ | {"SKIP_MODEL_LOAD": "1", "DATA_DIR": str(folder), "PORT": str(port), "ALLOWED_PATHS": str(folder),
-                                "JOB_LEASE_SEC": "2", "JOBS_IN_FLIGHT": "4", "LOG_LEVEL": "ERROR"}
+    environment = os.environ | {
+        "SKIP_MODEL_LOAD": "1",
+        "DATA_DIR": str(folder),
+        "PORT": str(port),
+        "ALLOWED_PATHS": str(folder),
+        "JOB_LEASE_SEC": "2",
+        "JOBS_IN_FLIGHT": "4",
+        "LOG_LEVEL": "ERROR",
+    }
     running = subprocess.Popen([sys.executable, "-m", "worker", "serve"], env=environment, stderr=subprocess.DEVNULL)
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
         deadline = time.monotonic() + 60
@@ -237,6 +269,7 @@ def test_a_hundred_jobs_survive_two_kills(tmp_path):
         port = bound.getsockname()[1]
     clips = [tone(tmp_path / f"{i}.wav", 1 + i / 100).read_bytes() for i in range(100)]
     with process(tmp_path / "data", port) as (running, http):
+
         def send(number: int) -> str:
             return http.post("/transcribe/async", files={"file": (f"{number}.wav", clips[number])}).json()["job_id"]
 

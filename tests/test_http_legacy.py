@@ -1,4 +1,5 @@
 """The routes of the servers that Aviary replaces, each asked as its own document shows."""
+
 from __future__ import annotations
 
 import base64
@@ -19,7 +20,9 @@ WEEK = Path("samples/week.wav").resolve()
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    settings = Settings(model="pocketsphinx", data_dir=tmp_path_factory.mktemp("data"), allowed_paths=(folder, WEEK.parent))
+    settings = Settings(
+        model="pocketsphinx", data_dir=tmp_path_factory.mktemp("data"), allowed_paths=(folder, WEEK.parent)
+    )
     with serving(settings) as url, httpx.Client(base_url=url, timeout=60) as http:
         http.folder = folder
         yield http
@@ -27,31 +30,47 @@ def server(tmp_path_factory):
 
 def test_an_upload_as_the_asr_server_took_it(server):
     with WEEK.open("rb") as file:
-        answer = server.post("/transcribe", files={"file": ("audio.mp3", file)}, headers={"accept": "application/json"}).json()
+        answer = server.post(
+            "/transcribe", files={"file": ("audio.mp3", file)}, headers={"accept": "application/json"}
+        ).json()
     assert answer.pop("timestamp")[:2] == "20"
-    assert answer == {"text": "see you next week", "segments": [{"start": 0.13, "end": 1.13, "text": "see you next week"}],
-                      "filename": "audio.mp3"}
+    assert answer == {
+        "text": "see you next week",
+        "segments": [{"start": 0.13, "end": 1.13, "text": "see you next week"}],
+        "filename": "audio.mp3",
+    }
 
 
 def test_an_upload_without_timestamps(server):
     with WEEK.open("rb") as file:
-        answer = server.post("/transcribe", files={"file": file}, data={"include_timestamps": "false", "language": "en"}).json()
+        answer = server.post(
+            "/transcribe", files={"file": file}, data={"include_timestamps": "false", "language": "en"}
+        ).json()
     assert answer["segments"] == []
     assert answer["text"] == "see you next week"
 
 
 def test_paths_as_the_offline_runner_took_them(server):
-    answer = server.post("/transcribe", json={"paths": [str(WEEK), str(WEEK)], "prompt": None, "max_new_tokens": 128}).json()
+    answer = server.post(
+        "/transcribe", json={"paths": [str(WEEK), str(WEEK)], "prompt": None, "max_new_tokens": 128}
+    ).json()
     assert [one["file"] for one in answer["results"]] == [str(WEEK)] * 2
     assert {one["text"] for one in answer["results"]} == {"see you next week"}
     assert all(one["elapsed_sec"] > 0 for one in answer["results"])
 
 
-@pytest.mark.parametrize(("body", "says"), [
-    ({"paths": []}, "paths must be a list"), ({}, "paths must be a list"), ({"paths": ["samples/none.wav"]}, "no such file"),
-    ({"paths": ["/etc/passwd"]}, "ALLOWED_PATHS"), ({"paths": ["http://127.0.0.1/x"]}, "is not a path"),
-    ({"paths": ["samples/week.wav"], "speed": 2}, "speed is not a field"),
-    ({"paths": ["samples/week.wav"], "max_new_tokens": 0}, "max_new_tokens")])
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"paths": []}, "paths must be a list"),
+        ({}, "paths must be a list"),
+        ({"paths": ["samples/none.wav"]}, "no such file"),
+        ({"paths": ["/etc/passwd"]}, "ALLOWED_PATHS"),
+        ({"paths": ["http://127.0.0.1/x"]}, "is not a path"),
+        ({"paths": ["samples/week.wav"], "speed": 2}, "speed is not a field"),
+        ({"paths": ["samples/week.wav"], "max_new_tokens": 0}, "max_new_tokens"),
+    ],
+)
 def test_paths_that_cannot_be_read_are_told_before_any_work(server, body, says):
     answer = server.post("/transcribe", json=body)
     assert answer.status_code == 400
@@ -76,12 +95,16 @@ def test_evaluate_a_folder(server):
     for name, text in (("a", "See you next  week\n"), ("b", "see you last week")):
         shutil.copy(WEEK, audio / f"{name}.wav")
         (labels / f"{name}.txt").write_text(text)
-    answer = server.post("/evaluate", json={"audio_dir": str(audio), "gt_dir": str(labels), "match_mode": "exact",
-                                            "max_new_tokens": 128}).json()
+    answer = server.post(
+        "/evaluate", json={"audio_dir": str(audio), "gt_dir": str(labels), "match_mode": "exact", "max_new_tokens": 128}
+    ).json()
     expected = {"count": 2, "tp": 1, "fp": 1, "fn": 1, "precision": 0.5, "recall": 0.5, "f1": 0.5, "wer": 1 / 8}
     assert {name: answer["summary"][name] for name in expected} == expected
-    assert {name: answer["details"][0][name] for name in ("file", "pred", "match")} \
-        == {"file": "a.wav", "pred": "see you next week", "match": 1}
+    assert {name: answer["details"][0][name] for name in ("file", "pred", "match")} == {
+        "file": "a.wav",
+        "pred": "see you next week",
+        "match": 1,
+    }
 
 
 @pytest.mark.parametrize("folder", ["/etc", "/nowhere", "../.."])
@@ -100,8 +123,12 @@ def test_score_is_refused_where_there_are_no_references(server):
 
 def test_a_server_that_cannot_score_says_that_it_is_not_well(tmp_path):
     (tmp_path / "clips").mkdir()
-    config = {"models": [{"key": "gone", "type": "whisper", "model_id": str(tmp_path / "whisper")}], "video_clip_dir": "clips",
-              "cache_dir": "cache", "target_sampling_rate": 16000}
+    config = {
+        "models": [{"key": "gone", "type": "whisper", "model_id": str(tmp_path / "whisper")}],
+        "video_clip_dir": "clips",
+        "cache_dir": "cache",
+        "target_sampling_rate": 16000,
+    }
     (tmp_path / "whisper").mkdir()
     (tmp_path / "whisper" / "config.json").write_text('{"architectures": ["WhisperForConditionalGeneration"]}')
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -118,16 +145,21 @@ def test_score_against_references(tmp_path):
     clips = tmp_path / "video_clip"
     clips.mkdir()
     shutil.copy(WEEK, clips / "PeppaPig-s06e02_part01.wav")
-    config = {"models": [{"key": "whisper-small", "type": "whisper", "model_id": "openai/whisper-small"}],
-              "video_clip_dir": "video_clip", "cache_dir": "cache", "target_sampling_rate": 16000}
+    config = {
+        "models": [{"key": "whisper-small", "type": "whisper", "model_id": "openai/whisper-small"}],
+        "video_clip_dir": "video_clip",
+        "cache_dir": "cache",
+        "target_sampling_rate": 16000,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     settings = Settings(skip_model_load=True, audio_score_config=tmp_path / "config.json", data_dir=tmp_path / "data")
     fields = {"uid": "PeppaPig-s06e02", "cid": "part01", "model": "whisper-small"}
     with serving(settings) as url, httpx.Client(base_url=url, timeout=60) as http:
         with WEEK.open("rb") as file:
             answer = http.post("/score", files={"audio": file}, data=fields).json()
-        assert answer == {"model": "whisper-small", "sim_score": 0.5, "audio_sim_score": 0.0, "text_sim_score": 1.0}, \
+        assert answer == {"model": "whisper-small", "sim_score": 0.5, "audio_sim_score": 0.0, "text_sim_score": 1.0}, (
             "the dry run's features are zeros, which are like nothing"
+        )
         for wrong, status in (({"cid": "part99"}, 404), ({"model": "nope"}, 400)):
             with WEEK.open("rb") as file:
                 answer = http.post("/score", files={"audio": file}, data=fields | wrong)
@@ -135,7 +167,11 @@ def test_score_against_references(tmp_path):
         unheard = http.post("/score", files={"audio": b"no audio" * 99}, data=fields)
         assert unheard.status_code == 415
         assert http.post("/score", data={"uid": "a"}).status_code == 415, "a form without a file is no multipart form"
-        for source in (str(WEEK), {"url": WEEK.resolve().as_uri()}, {"data": base64.b64encode(WEEK.read_bytes()).decode()}):
+        for source in (
+            str(WEEK),
+            {"url": WEEK.resolve().as_uri()},
+            {"data": base64.b64encode(WEEK.read_bytes()).decode()},
+        ):
             assert http.post("/score", json={**fields, "audio": source}).json()["text_sim_score"] == 1
         for wrong in ({}, {"audio": 5}, {"audio": str(WEEK), "inputs": [str(WEEK)] * 2}):
             assert http.post("/score", json={**fields, **wrong}).status_code == 400

@@ -1,4 +1,5 @@
 """Two hundred at once, of every kind: nothing lost, nothing mixed up, and the event loop never held up."""
+
 from __future__ import annotations
 
 import asyncio
@@ -21,7 +22,7 @@ def test_two_hundred_mixed_requests_at_once(tmp_path, monkeypatch):
     def timed(handle):
         before = time.thread_time()
         run(handle)
-        if threading.current_thread() is not threading.main_thread():      # there the clients are
+        if threading.current_thread() is not threading.main_thread():  # there the clients are
             longest[0] = max(longest[0], time.thread_time() - before)
 
     clips = {seconds: tone(tmp_path / f"{seconds}.wav", seconds).read_bytes() for seconds in (1, 2, 3, 5, 8)}
@@ -40,7 +41,9 @@ def test_two_hundred_mixed_requests_at_once(tmp_path, monkeypatch):
             assert f"of {seconds}.00 s" in answer.text
         elif kind == 2:
             answer = await http.post("/transcribe", json={"paths": [str(tmp_path / f"{s}.wav") for s in clips]})
-            assert [f"{s}.00 s" in one["text"] for s, one in zip(clips, answer.json()["results"], strict=True)] == [True] * 5
+            assert [f"{s}.00 s" in one["text"] for s, one in zip(clips, answer.json()["results"], strict=True)] == [
+                True
+            ] * 5
         elif kind == 3:
             data = base64.b64encode(clips[seconds]).decode()
             answer = await http.post("/v1/audio/embeddings", json={"model": "music-flamingo", "audio": {"data": data}})

@@ -1,4 +1,5 @@
 """Forms taken apart as they come: the same parts however they are cut, in memory or on disk, and no room lost."""
+
 from __future__ import annotations
 
 import asyncio
@@ -22,12 +23,21 @@ FIELDS = st.tuples(NAMES, st.text())
 FILES = st.tuples(NAMES, st.tuples(st.text("xyzü.", min_size=1), st.binary(max_size=5000)))
 
 
-def ask(body: bytes, content_type: str, *, cut: int = 700, length: bool = True, whole: bool = True,
-        encoding: str | None = None) -> Request:
+def ask(
+    body: bytes,
+    content_type: str,
+    *,
+    cut: int = 700,
+    length: bool = True,
+    whole: bool = True,
+    encoding: str | None = None,
+) -> Request:
     """A request whose body comes in pieces of `cut` bytes; the client hangs up at the end unless it is `whole`."""
-    pieces = [body[at:at + cut] for at in range(0, len(body), cut)] or [b""]
-    messages = [{"type": "http.request", "body": piece, "more_body": not whole or number + 1 < len(pieces)}
-                for number, piece in enumerate(pieces)] + [{"type": "http.disconnect"}]
+    pieces = [body[at : at + cut] for at in range(0, len(body), cut)] or [b""]
+    messages = [
+        {"type": "http.request", "body": piece, "more_body": not whole or number + 1 < len(pieces)}
+        for number, piece in enumerate(pieces)
+    ] + [{"type": "http.disconnect"}]
     coming = iter(messages)
 
     async def receive():
@@ -110,17 +120,21 @@ def test_together_they_take_no_more_memory_than_they_may(free, monkeypatch, tmp_
 BODY, KIND = encode_multipart_formdata([("file", ("a", b"x" * 10_000)), ("model", "m")], boundary="b")
 
 
-@pytest.mark.parametrize(("body", "kind", "says"), [
-    (BODY, "multipart/form-data", "names no boundary"),
-    (BODY, "multipart/form-data; boundary=" + "b" * 1000, "the form cannot be read"),
-    (BODY, "multipart/form-data; boundary=c", "the form cannot be read"),
-    (BODY[:-10], KIND, "before its last boundary"),
-    (b"", KIND, "before its last boundary"),
-    (b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n", KIND, "without a name"),
-    (b"--b\r\n" + b"x" * 10_000 + b": 1\r\n\r\nx\r\n--b--\r\n", KIND, "the form cannot be read"),
-    (*encode_multipart_formdata([("f", "x" * (multipart.FIELD_BYTES + 1))]), "f has more than"),
-    (*encode_multipart_formdata([("f", "x")] * (multipart.MOST_FIELDS + 1)), "200 fields"),
-    (*encode_multipart_formdata([("f", ("a", b"x"))] * (multipart.MOST_FILES + 1)), "16 files")])
+@pytest.mark.parametrize(
+    ("body", "kind", "says"),
+    [
+        (BODY, "multipart/form-data", "names no boundary"),
+        (BODY, "multipart/form-data; boundary=" + "b" * 1000, "the form cannot be read"),
+        (BODY, "multipart/form-data; boundary=c", "the form cannot be read"),
+        (BODY[:-10], KIND, "before its last boundary"),
+        (b"", KIND, "before its last boundary"),
+        (b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n", KIND, "without a name"),
+        (b"--b\r\n" + b"x" * 10_000 + b": 1\r\n\r\nx\r\n--b--\r\n", KIND, "the form cannot be read"),
+        (*encode_multipart_formdata([("f", "x" * (multipart.FIELD_BYTES + 1))]), "f has more than"),
+        (*encode_multipart_formdata([("f", "x")] * (multipart.MOST_FIELDS + 1)), "200 fields"),
+        (*encode_multipart_formdata([("f", ("a", b"x"))] * (multipart.MOST_FILES + 1)), "16 files"),
+    ],
+)
 def test_what_is_wrong_with_a_form_is_said(body, kind, says, free):
     with pytest.raises(RequestError, match=says):
         read(body, kind)
@@ -146,8 +160,11 @@ def test_a_length_beside_chunks_is_not_believed(free):
 
 def test_a_file_in_tiny_pieces_takes_no_more_memory_than_any(free, monkeypatch):
     held = []
-    monkeypatch.setattr(multipart._Form, "write_waiting", lambda self, write=multipart._Form.write_waiting:
-                        (held.append(len(self.waiting)), write(self)))
+    monkeypatch.setattr(
+        multipart._Form,
+        "write_waiting",
+        lambda self, write=multipart._Form.write_waiting: (held.append(len(self.waiting)), write(self)),
+    )
     (part,) = read(*encode_multipart_formdata([("file", ("a", b"x" * 10_000))]), cut=1, length=False)
     assert content(part) == b"x" * 10_000
     assert max(held) <= multipart.AT_ONCE / 512

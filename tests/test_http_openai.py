@@ -1,4 +1,5 @@
 """OpenAI's own client against a live server: every format, streams, every error as its typed exception."""
+
 from __future__ import annotations
 
 import base64
@@ -63,9 +64,14 @@ def test_verbose_json_has_segments_unasked(speaking):
     assert [segment.text for segment in answer.segments] == ["see you next week"]
 
 
-@pytest.mark.parametrize(("form", "expected"), [
-    ("text", "see you next week"), ("srt", "1\n00:00:00,130 --> 00:00:01,130\nsee you next week\n"),
-    ("vtt", "WEBVTT\n\n00:00:00.130 --> 00:00:01.130\nsee you next week\n")])
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("text", "see you next week"),
+        ("srt", "1\n00:00:00,130 --> 00:00:01,130\nsee you next week\n"),
+        ("vtt", "WEBVTT\n\n00:00:00.130 --> 00:00:01.130\nsee you next week\n"),
+    ],
+)
 def test_plain_formats(speaking, form, expected):
     assert ask(speaking, response_format=form) == expected
 
@@ -108,8 +114,11 @@ def test_chat(dry):
 
 def test_a_streamed_chat_says_the_same_and_counts(dry):
     whole = dry.chat.completions.create(model="music-flamingo", messages=chat(AUDIO, TEXT))
-    chunks = list(dry.chat.completions.create(model="music-flamingo", messages=chat(AUDIO, TEXT), stream=True,
-                                              stream_options={"include_usage": True}))
+    chunks = list(
+        dry.chat.completions.create(
+            model="music-flamingo", messages=chat(AUDIO, TEXT), stream=True, stream_options={"include_usage": True}
+        )
+    )
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
     assert chunks[-1].usage == whole.usage
@@ -141,14 +150,18 @@ def test_captions_embeddings_and_analyze(dry):
     assert upload.json()["caption"].startswith("[dry-run]")
 
 
-@pytest.mark.parametrize(("options", "error", "says"), [
-    ({"model": "nobody/nothing"}, openai.NotFoundError, "not one of this server's"),
-    ({"model": "/etc/passwd.nemo"}, openai.NotFoundError, "not one of this server's"),
-    ({"temperature": 0.5}, openai.BadRequestError, "takes no temperature"),
-    ({"response_format": "diarized_json"}, openai.BadRequestError, "format"),
-    ({"include": ["logprobs"]}, openai.BadRequestError, "include is not a field"),
-    ({"language": "xx"}, openai.BadRequestError, "does not know language"),
-    ({"timestamp_granularities": ["minute"]}, openai.BadRequestError, "word, segment, char")])
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"model": "nobody/nothing"}, openai.NotFoundError, "not one of this server's"),
+        ({"model": "/etc/passwd.nemo"}, openai.NotFoundError, "not one of this server's"),
+        ({"temperature": 0.5}, openai.BadRequestError, "takes no temperature"),
+        ({"response_format": "diarized_json"}, openai.BadRequestError, "format"),
+        ({"include": ["logprobs"]}, openai.BadRequestError, "include is not a field"),
+        ({"language": "xx"}, openai.BadRequestError, "does not know language"),
+        ({"timestamp_granularities": ["minute"]}, openai.BadRequestError, "word, segment, char"),
+    ],
+)
 def test_what_cannot_be_is_refused_by_name(speaking, options, error, says):
     with pytest.raises(error, match=re.escape(says)) as caught:
         ask(speaking, **options)
@@ -165,10 +178,18 @@ def test_a_file_that_is_no_audio(speaking):
     assert streamed.value.status_code == 415, "what fails before the first event is an error like any other"
 
 
-@pytest.mark.parametrize(("content", "kind", "status"), [
-    (b"{", "application/json", 400), (b"[]", "application/json", 400), (b"x", "text/plain", 415),
-    (b"--x\r\n", "multipart/form-data; boundary=y", 400), (b"x", "multipart/form-data", 400), (b"", "application/json", 400),
-    (json.dumps({"audio": {"path": "x"}}).encode(), "application/json", 400)])
+@pytest.mark.parametrize(
+    ("content", "kind", "status"),
+    [
+        (b"{", "application/json", 400),
+        (b"[]", "application/json", 400),
+        (b"x", "text/plain", 415),
+        (b"--x\r\n", "multipart/form-data; boundary=y", 400),
+        (b"x", "multipart/form-data", 400),
+        (b"", "application/json", 400),
+        (json.dumps({"audio": {"path": "x"}}).encode(), "application/json", 400),
+    ],
+)
 def test_bodies_that_are_none(speaking, content, kind, status):
     answer = httpx.post(f"{speaking.base_url}audio/transcriptions", content=content, headers={"content-type": kind})
     assert answer.status_code == status

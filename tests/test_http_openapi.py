@@ -1,4 +1,5 @@
 """The OpenAPI description is true: whatever schemathesis makes of it, no fault and no answer that is not described."""
+
 from __future__ import annotations
 
 import base64
@@ -9,14 +10,24 @@ import httpx
 import hypothesis
 import schemathesis
 from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 from serving import serving
 
 from worker.config import Settings
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-QUIETLY = hypothesis.settings(max_examples=20, deadline=None, suppress_health_check=list(hypothesis.HealthCheck), database=None,
-                              phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate], derandomize=True)
+QUIETLY = hypothesis.settings(
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+    database=None,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+    derandomize=True,
+)
 
 
 AUDIO = Path("samples/week.wav").read_bytes()
@@ -45,7 +56,9 @@ def plausible(case, job: str):
 
 
 def test_every_route_answers_as_it_is_described(tmp_path):
-    with serving(Settings(skip_model_load=True, data_dir=tmp_path / "data", allowed_paths=(tmp_path, Path("samples")))) as url:
+    with serving(
+        Settings(skip_model_load=True, data_dir=tmp_path / "data", allowed_paths=(tmp_path, Path("samples")))
+    ) as url:
         schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
         operations = [result.ok() for result in schema.get_all_operations()]
         job = httpx.post(f"{url}/run", json={"input": {"audio": "samples/week.wav"}}).json()["id"]
@@ -53,7 +66,10 @@ def test_every_route_answers_as_it_is_described(tmp_path):
             time.sleep(0.05)
         asked: dict[str, set[int]] = {}
         for operation in operations:
-            @hypothesis.given(case=operation.as_strategy() | operation.as_strategy().map(lambda case: plausible(case, job)))
+
+            @hypothesis.given(
+                case=operation.as_strategy() | operation.as_strategy().map(lambda case: plausible(case, job))
+            )
             @QUIETLY
             def ask(case, *, statuses):
                 response = case.call(base_url=url)

@@ -1,4 +1,6 @@
-"""The threads that fetch and decode outlive whatever a delivery does. What they do for an engine is in test_engine.py."""
+"""The threads that fetch and decode outlive whatever a delivery does. What they do for an engine is in
+test_engine.py."""
+
 from __future__ import annotations
 
 import queue

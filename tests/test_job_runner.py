@@ -1,4 +1,6 @@
-"""The runner on the real engine (dry run): killed processes, shared stores, cancellation, full disks, and what it costs."""
+"""The runner on the real engine (dry run): killed processes, shared stores, cancellation, full disks, and what it
+costs."""
+
 from __future__ import annotations
 
 import contextlib
@@ -36,7 +38,9 @@ from worker.protocol.request import parse
 
 
 def on(engine: Engine, hold_sec: float = 0.0):
-    """What a door gives the runner: payload → Future of the answer. `hold_sec`: how much longer answers take on average."""
+    """What a door gives the runner: payload → Future of the answer. `hold_sec`: how much longer answers take on
+    average."""
+
     def run(payload, on_progress) -> Future[dict]:
         request, outer, done = parse(payload, engine.settings, trusted=True), Future(), itertools.count(1)
         inner = engine.submit(request, on_result=lambda _: on_progress(next(done), request.size))
@@ -62,12 +66,18 @@ def no_bucket(*_args):
 
 
 def child(folder: str, hold_sec: str) -> None:
-    """A server process without a door: runs the jobs of the store in `folder` until it is killed, or told by a SIGTERM."""
-    told: list[int] = []        # not an Event: setting one in a handler may wait for its own thread
+    """A server process without a door: runs the jobs of the store in `folder` until it is killed, or told by a
+    SIGTERM."""
+    told: list[int] = []  # not an Event: setting one in a handler may wait for its own thread
     signal.signal(signal.SIGTERM, lambda number, _frame: told.append(number))
-    settings = Settings(skip_model_load=True, data_dir=Path(folder), decode_workers=2, jobs_in_flight=8, job_lease_sec=1)
-    with (Engine(settings) as engine, contextlib.closing(JobStore.of(settings)) as store,
-          JobRunner.of(settings, store, on(engine, float(hold_sec)))):
+    settings = Settings(
+        skip_model_load=True, data_dir=Path(folder), decode_workers=2, jobs_in_flight=8, job_lease_sec=1
+    )
+    with (
+        Engine(settings) as engine,
+        contextlib.closing(JobStore.of(settings)) as store,
+        JobRunner.of(settings, store, on(engine, float(hold_sec))),
+    ):
         print("ready", flush=True)
         while not told:
             time.sleep(0.02)
@@ -75,8 +85,12 @@ def child(folder: str, hold_sec: str) -> None:
 
 @contextlib.contextmanager
 def process(folder: Path, hold_sec: float = 0.05):
-    with subprocess.Popen([sys.executable, __file__, str(folder), str(hold_sec)], stdout=subprocess.PIPE, cwd=ROOT,
-                          env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)}) as running:
+    with subprocess.Popen(
+        [sys.executable, __file__, str(folder), str(hold_sec)],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    ) as running:
         try:
             assert running.stdout.readline() == b"ready\n"
             yield running
@@ -112,7 +126,9 @@ def upload(store: JobStore, clip: str, name: str) -> str:
     """A job on a file of its own, as an upload makes it."""
     path = store.uploads / f"{name}.wav"
     shutil.copyfile(clip, path)
-    return store.submit("transcribe", {"inputs": [{"source": str(path), "id": name}]}, filename="my.wav", upload=path.name).id
+    return store.submit(
+        "transcribe", {"inputs": [{"source": str(path), "id": name}]}, filename="my.wav", upload=path.name
+    ).id
 
 
 def completed(store: JobStore) -> int:
@@ -135,6 +151,7 @@ def whole(store: JobStore, settings: Settings, ids: list[str]) -> None:
 
 # Processes that die
 
+
 def test_a_hundred_jobs_survive_two_kills(store, settings, clip):
     ids = [upload(store, clip, str(n)) for n in range(100)]
     for limit in (20, 55):
@@ -152,8 +169,12 @@ def test_a_hundred_jobs_survive_two_kills(store, settings, clip):
 def test_two_processes_share_and_the_one_that_is_left_does_the_rest(store, settings, clip):
     ids = [upload(store, clip, str(n)) for n in range(120)]
     with process(settings.data_dir, 0.1) as first, process(settings.data_dir, 0.1) as second:
-        until(lambda: {store.see(one).answer["worker"] for one in ids if store.see(one).job.state == "completed"}
-              == {first.pid, second.pid})
+        until(
+            lambda: (
+                {store.see(one).answer["worker"] for one in ids if store.see(one).job.state == "completed"}
+                == {first.pid, second.pid}
+            )
+        )
         first.kill()
         first.wait()
         assert completed(store) < 120
@@ -174,6 +195,7 @@ def test_a_process_that_is_asked_to_stop_gives_its_jobs_back(store, settings, cl
 
 
 # The runner itself, on futures that the test completes
+
 
 class Desk:
     """A `run` whose jobs lie open until the test ends them."""
@@ -210,7 +232,7 @@ def test_a_job_begins_and_ends_at_once(store, desk):
             until(lambda n=n: n in desk.open)
             desk.end(n, {"results": []})
             until(lambda job=job: state(store, job) == "completed")
-            assert time.monotonic() - started < 0.25      # a tick alone is twice that
+            assert time.monotonic() - started < 0.25  # a tick alone is twice that
 
 
 def test_no_more_than_there_is_room_for_and_the_oldest_first(store, desk):
@@ -272,10 +294,14 @@ def test_progress_is_shown_and_the_last_of_it_kept(store, desk):
 FAILED = {"index": 0, "id": None, "error": {"code": "fetch_failed", "message": "m", "retryable": True}}
 
 
-@pytest.mark.parametrize(("answer", "code", "retryable", "kept"), [
-    ({"error": "e", "code": "unsupported", "retryable": False}, "unsupported", False, False),
-    ({"error": "all 1 failed", "results": [FAILED]}, "fetch_failed", True, True),
-    ({"error": "e"}, "internal_error", False, False)])
+@pytest.mark.parametrize(
+    ("answer", "code", "retryable", "kept"),
+    [
+        ({"error": "e", "code": "unsupported", "retryable": False}, "unsupported", False, False),
+        ({"error": "all 1 failed", "results": [FAILED]}, "fetch_failed", True, True),
+        ({"error": "e"}, "internal_error", False, False),
+    ],
+)
 def test_an_answer_with_an_error_is_a_failed_job(store, desk, answer, code, retryable, kept):
     with JobRunner(store, desk) as runner:
         job = runner.submit("run", {"name": "a"})
@@ -286,7 +312,9 @@ def test_an_answer_with_an_error_is_a_failed_job(store, desk, answer, code, retr
     assert store.see(job.id).answer == (answer if kept else None)
 
 
-@pytest.mark.parametrize(("fault", "code"), [(RequestError("no"), "invalid_request"), (ZeroDivisionError(), "internal_error")])
+@pytest.mark.parametrize(
+    ("fault", "code"), [(RequestError("no"), "invalid_request"), (ZeroDivisionError(), "internal_error")]
+)
 def test_a_run_that_raises_is_a_failed_job(store, fault, code):
     def run(payload, _on_progress):
         if payload == "now":
@@ -301,7 +329,9 @@ def test_a_run_that_raises_is_a_failed_job(store, fault, code):
     assert [store.see(job.id).job.error["code"] for job in jobs] == [code] * 2
 
 
-@pytest.mark.parametrize("poison", [{"results": [float("nan")]}, {"results": [{1, 2}]}, {"results": None, "error": "e"}, None])
+@pytest.mark.parametrize(
+    "poison", [{"results": [float("nan")]}, {"results": [{1, 2}]}, {"results": None, "error": "e"}, None]
+)
 def test_an_answer_that_cannot_be_kept_spoils_no_other(store, desk, poison):
     with JobRunner(store, desk) as runner:
         jobs = [runner.submit("run", {"name": n}) for n in range(3)]
@@ -315,7 +345,7 @@ def test_an_answer_that_cannot_be_kept_spoils_no_other(store, desk, poison):
 
 def test_what_the_database_refuses_spoils_no_other(store):
     def run(payload, on_progress):
-        on_progress(payload, 1)             # no database has an integer of 70 bits
+        on_progress(payload, 1)  # no database has an integer of 70 bits
         future = Future()
         future.set_result({"results": []})
         return future
@@ -328,8 +358,11 @@ def test_what_the_database_refuses_spoils_no_other(store):
 
 def test_a_job_longer_than_its_lease_is_kept(store, settings, desk):
     other = Desk()
-    with (contextlib.closing(JobStore.of(settings)) as elsewhere, JobRunner(store, desk, lease_sec=0.6) as runner,
-          JobRunner(elsewhere, other, lease_sec=0.6)):
+    with (
+        contextlib.closing(JobStore.of(settings)) as elsewhere,
+        JobRunner(store, desk, lease_sec=0.6) as runner,
+        JobRunner(elsewhere, other, lease_sec=0.6),
+    ):
         job = runner.submit("run", {"name": "a"})
         until(lambda: desk.open or other.open)
         time.sleep(1.5)
@@ -342,8 +375,9 @@ def test_a_job_longer_than_its_lease_is_kept(store, settings, desk):
 LOST = {"code": DeviceLost.code, "message": "the GPU died", "retryable": True}
 
 
-@pytest.mark.parametrize("answer", [
-    {"error": LOST["message"], **LOST}, {"results": [{"text": "one"}, {"error": LOST}]}])
+@pytest.mark.parametrize(
+    "answer", [{"error": LOST["message"], **LOST}, {"results": [{"text": "one"}, {"error": LOST}]}]
+)
 def test_a_lost_device_leaves_its_jobs_to_the_next_process(store, desk, answer):
     with JobRunner(store, desk, lease_sec=1) as runner:
         job = runner.submit("run", {"name": "a"})
@@ -397,7 +431,7 @@ def test_what_a_full_disk_held_up_is_written_when_there_is_room(tmp_path, desk):
                 desk.end(n, {"results": ["x" * 100_000]})
             time.sleep(0.3)
             assert completed(store) == 0
-            with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db")) as room:       # nothing is held locked meanwhile
+            with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db")) as room:  # nothing is held locked meanwhile
                 room.execute("PRAGMA max_page_count=100000")
                 room.execute("UPDATE jobs SET kind = kind")
                 room.commit()
@@ -410,6 +444,7 @@ def test_what_a_full_disk_held_up_is_written_when_there_is_room(tmp_path, desk):
 
 
 # What it costs; the rest of that is measured by the benchmarks
+
 
 def took(work) -> float:
     started = time.perf_counter()

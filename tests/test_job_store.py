@@ -1,4 +1,5 @@
 """The job store on SQLite and PostgreSQL: one model of its states, its neighbours, full disks, and its versions."""
+
 from __future__ import annotations
 
 import contextlib
@@ -34,8 +35,15 @@ _schemas = itertools.count()
 
 def _as_postgres(*command: str) -> None:
     prefix = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-    subprocess.run([*prefix, *command], check=True, timeout=60, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                   stderr=subprocess.DEVNULL, cwd="/")
+    subprocess.run(
+        [*prefix, *command],
+        check=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -49,9 +57,20 @@ def postgres():
     try:
         if os.getuid() == 0:
             shutil.chown(folder, "postgres")
-        _as_postgres(str(tools / "initdb"), "-D", f"{folder}/data", "-U", "aviary", "-A", "trust", "-E", "UTF8", "--no-sync")
-        _as_postgres(str(tools / "pg_ctl"), "-D", f"{folder}/data", "-w", "-l", f"{folder}/log", "-o",
-                     f"-k {folder} -c listen_addresses= -c fsync=off", "start")
+        _as_postgres(
+            str(tools / "initdb"), "-D", f"{folder}/data", "-U", "aviary", "-A", "trust", "-E", "UTF8", "--no-sync"
+        )
+        _as_postgres(
+            str(tools / "pg_ctl"),
+            "-D",
+            f"{folder}/data",
+            "-w",
+            "-l",
+            f"{folder}/log",
+            "-o",
+            f"-k {folder} -c listen_addresses= -c fsync=off",
+            "start",
+        )
         try:
             server = sa.create_engine(f"postgresql+psycopg://aviary@/postgres?host={folder}")
 
@@ -132,8 +151,16 @@ class States(RuleBasedStateMachine):
         (self.store.uploads / name).touch()
         job = self.store.submit("run", {"inputs": [name]}, upload=name)
         assert job == self.store.see(job.id).job
-        self.model[job.id] = {"state": "pending", "attempts": 0, "owner": None, "until": None, "upload": name, "progress": (0, 0),
-                              "result": None, "code": None}
+        self.model[job.id] = {
+            "state": "pending",
+            "attempts": 0,
+            "owner": None,
+            "until": None,
+            "upload": name,
+            "progress": (0, 0),
+            "result": None,
+            "code": None,
+        }
         return job.id
 
     @rule(owner=owners, limit=st.integers(1, 3))
@@ -141,7 +168,9 @@ class States(RuleBasedStateMachine):
         for one in self.model.values():
             if one["state"] == "processing" and one["until"] < self.clock.now:
                 lost = one["attempts"] >= 2
-                one.update(owner=None, until=None, state="failed" if lost else "pending", code="worker_lost" if lost else None)
+                one.update(
+                    owner=None, until=None, state="failed" if lost else "pending", code="worker_lost" if lost else None
+                )
                 if not lost:
                     one["progress"] = (0, 0)
         expected = [job for job, one in self.model.items() if one["state"] == "pending"][:limit]
@@ -150,8 +179,13 @@ class States(RuleBasedStateMachine):
         for job, payload in got:
             one = self.model[job.id]
             assert payload == {"inputs": [one["upload"]]}
-            one.update(state="processing", attempts=one["attempts"] + 1, owner=owner, until=self.clock.now + LEASE,
-                       progress=(0, 0))
+            one.update(
+                state="processing",
+                attempts=one["attempts"] + 1,
+                owner=owner,
+                until=self.clock.now + LEASE,
+                progress=(0, 0),
+            )
 
     @rule(seconds=st.sampled_from([6.0, 11.0]))
     def time_passes(self, seconds):
@@ -176,13 +210,21 @@ class States(RuleBasedStateMachine):
     def finish(self, named, some, good, told):
         owner = self.who(named, some[0])
         progress = (1, 1) if told else None
-        outcome = Outcome.completed({"by": owner}, progress) if good else Outcome.failed({"code": "x"}, progress=progress)
+        outcome = (
+            Outcome.completed({"by": owner}, progress) if good else Outcome.failed({"code": "x"}, progress=progress)
+        )
         written = self.store.finish(owner, dict.fromkeys(some, outcome))
         assert written == self.held(owner) & set(some)
         for job in written:
             one = self.model[job]
-            one.update(state="completed" if good else "failed", owner=None, until=None, code=None if good else "x",
-                       result={"by": owner} if good else None, progress=progress or one["progress"])
+            one.update(
+                state="completed" if good else "failed",
+                owner=None,
+                until=None,
+                code=None if good else "x",
+                result={"by": owner} if good else None,
+                progress=progress or one["progress"],
+            )
 
     @rule(named=named, job=jobs)
     def give_back(self, named, job):
@@ -214,7 +256,12 @@ class States(RuleBasedStateMachine):
         for job, one in self.model.items():
             got = known[job]
             assert (got.state, got.attempts, got.lease_owner, got.lease_until, (got.done, got.total)) == (
-                one["state"], one["attempts"], one["owner"], one["until"], one["progress"])
+                one["state"],
+                one["attempts"],
+                one["owner"],
+                one["until"],
+                one["progress"],
+            )
             assert (got.completed_at is not None) == (one["state"] in FINISHED)
             assert (got.error and got.error["code"]) == one["code"]
             assert (self.store.uploads / one["upload"]).exists() == (one["state"] not in FINISHED)
@@ -226,9 +273,17 @@ class States(RuleBasedStateMachine):
 
 
 def test_states(fresh, tmp_path):
-    run_state_machine_as_test(lambda: States(fresh(), tmp_path / "uploads" / str(next(_schemas))), settings=hypothesis_settings(
-        max_examples=8, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate,), database=None))       # shrinking takes minutes on a database
+    run_state_machine_as_test(
+        lambda: States(fresh(), tmp_path / "uploads" / str(next(_schemas))),
+        settings=hypothesis_settings(
+            max_examples=8,
+            stateful_step_count=50,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            phases=(Phase.generate,),
+            database=None,
+        ),
+    )  # shrinking takes minutes on a database
 
 
 def test_a_lease_holds_until_it_lapses_and_what_is_over_stays(store, clock):
@@ -251,22 +306,41 @@ def test_a_lease_holds_until_it_lapses_and_what_is_over_stays(store, clock):
 
 # What it gives and takes
 
+
 def test_a_job_is_kept_as_it_was_submitted(store, clock):
     (store.uploads / "u.wav").touch()
-    job = store.submit("transcribe", {"inputs": ["ä", "\ud800", "\0"], "n": [1.5, None, True]}, filename="my\0 \ud800 ä.mp3",
-                       upload="u.wav", webhook="https://host/")
+    job = store.submit(
+        "transcribe",
+        {"inputs": ["ä", "\ud800", "\0"], "n": [1.5, None, True]},
+        filename="my\0 \ud800 ä.mp3",
+        upload="u.wav",
+        webhook="https://host/",
+    )
     assert store.payload(job.id) == {"inputs": ["ä", "\ud800", "\0"], "n": [1.5, None, True]}
     assert job == store.see(job.id).job
     assert (job.kind, job.filename, job.upload, job.webhook) == ("transcribe", "my� ? ä.mp3", "u.wav", "https://host/")
     assert job.status() == {
-        "id": job.id, "kind": "transcribe", "state": "pending", "filename": job.filename, "created_at": "1970-01-12T13:46:40Z",
-        "started_at": None, "completed_at": None, "progress": {"done": 0, "total": 0}, "attempts": 0, "error": None}
+        "id": job.id,
+        "kind": "transcribe",
+        "state": "pending",
+        "filename": job.filename,
+        "created_at": "1970-01-12T13:46:40Z",
+        "started_at": None,
+        "completed_at": None,
+        "progress": {"done": 0, "total": 0},
+        "attempts": 0,
+        "error": None,
+    }
 
 
 def test_jobs_submitted_together_are_those_submitted_one_by_one(store):
     payloads = [{"size": size, "text": "x" * size} for size in (1, 100_000, 2, 3, 9_000, 8_000)]
-    jobs = store.submit_all([Submission("run", payload, f"{n}.wav", f"u{n}", "https://a.example/hook")
-                             for n, payload in enumerate(payloads)])
+    jobs = store.submit_all(
+        [
+            Submission("run", payload, f"{n}.wav", f"u{n}", "https://a.example/hook")
+            for n, payload in enumerate(payloads)
+        ]
+    )
     assert [store.see(job.id).job for job in jobs] == jobs
     assert [(job.filename, job.upload) for job in jobs] == [(f"{n}.wav", f"u{n}") for n in range(6)]
     assert [payload for _, payload in store.claim("a", 10, 6)] == payloads
@@ -326,7 +400,7 @@ def test_expiry_takes_the_old_and_then_the_oldest_until_the_rest_fits(store, clo
         done(store, answer={"text": "x" * 1000})
         clock.now += 10
     assert store.expire(1000, 100_000) == 0
-    assert store.expire(45, 100_000) == 2            # they ended 60, 50, 40, 30, 20 and 10 seconds ago
+    assert store.expire(45, 100_000) == 2  # they ended 60, 50, 40, 30, 20 and 10 seconds ago
     assert store.expire(45, 2_500) == 2
     assert [seen.job.id for seen in store.recent()] == [waiting, ids[5], ids[4]]
     assert [store.see(one) for one in ids[:4]] == [None] * 4
@@ -344,7 +418,7 @@ def test_sweeping_takes_what_nobody_needs(store, clock):
     assert store.sweep(grace_sec=60) == 1
     assert {path.name for path in store.uploads.iterdir()} == {"needed", "new"}
     store.cancel(needed.id)
-    (store.uploads / "needed").touch()              # as if its process had been killed before it removed it
+    (store.uploads / "needed").touch()  # as if its process had been killed before it removed it
     assert store.sweep(grace_sec=math.inf) == 1
 
 
@@ -369,9 +443,9 @@ def test_webhooks_are_due_once_the_job_is_over_until_they_are_told(store, clock)
     done(store)
     store.cancel(ids[1])
     assert {job.id for job in store.webhooks_due(60, 10)} == set(ids[:2])
-    assert store.webhooks_due(60, 10) == []         # somebody is at it
+    assert store.webhooks_due(60, 10) == []  # somebody is at it
     clock.now += 61
-    assert len(store.webhooks_due(60, 1)) == 1      # he was lost
+    assert len(store.webhooks_due(60, 1)) == 1  # he was lost
     store.webhook_over(ids[0])
     store.webhook_over(ids[1], again=True)
     assert [job.id for job in store.webhooks_due(60, 10)] == [ids[1]]
@@ -381,6 +455,7 @@ def test_webhooks_are_due_once_the_job_is_over_until_they_are_told(store, clock)
 
 
 # Neighbours
+
 
 def test_processes_that_start_together_make_one_store(fresh, tmp_path):
     url, gate = fresh(), threading.Barrier(6)
@@ -438,7 +513,9 @@ def test_polling_waits_for_no_writer(fresh, tmp_path):
         if url.startswith("sqlite"):
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         connection.exec_driver_sql("UPDATE jobs SET done = 5")
-        waiting = threading.Thread(target=store.submit, args=("run", {}))      # a writer in line must not hold up readers either
+        waiting = threading.Thread(
+            target=store.submit, args=("run", {})
+        )  # a writer in line must not hold up readers either
         if url.startswith("sqlite"):
             waiting.start()
         taken = []
@@ -454,6 +531,7 @@ def test_polling_waits_for_no_writer(fresh, tmp_path):
 
 
 # Full disks
+
 
 def fill(store: JobStore) -> list[str]:
     """Submits until the disk is full; gives what was accepted."""
@@ -492,7 +570,7 @@ def test_a_full_database_refuses_and_keeps_what_it_has(tmp_path):
             assert store.see(job.id).job.state == "processing"
             assert store.cancel(ids[1]) == "cancelled"
             assert store.expire(-1, 0) == 1
-            store.submit("run", {"text": "x" * 40_000})       # there is room again
+            store.submit("run", {"text": "x" * 40_000})  # there is room again
     finally:
         sa.event.remove(sa.Scheduler, "connect", restrict)
 
@@ -501,7 +579,9 @@ def test_a_full_database_refuses_and_keeps_what_it_has(tmp_path):
 def test_a_full_disk_refuses_and_keeps_what_it_has(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=False, capture_output=True)
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=False, capture_output=True
+    )
     if mount.returncode:
         pytest.skip(f"this machine mounts nothing: {mount.stderr.decode().strip()}")
     try:
@@ -516,6 +596,7 @@ def test_a_full_disk_refuses_and_keeps_what_it_has(tmp_path):
 
 
 # Versions and URLs
+
 
 def test_a_store_of_a_newer_version_is_refused(fresh, tmp_path):
     url = fresh()
@@ -537,7 +618,10 @@ def test_steps_run_once_in_order_and_one_that_fails_leaves_nothing(fresh, tmp_pa
             sa.event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
             sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
         with pytest.raises(sa.exc.SQLAlchemyError):
-            migrate(engine, (*STEPS, ("ALTER TABLE jobs ADD COLUMN extra TEXT",), ("CREATE TABLE half (n INTEGER)", "NONSENSE")))
+            migrate(
+                engine,
+                (*STEPS, ("ALTER TABLE jobs ADD COLUMN extra TEXT",), ("CREATE TABLE half (n INTEGER)", "NONSENSE")),
+            )
         assert "half" not in sa.inspect(engine).get_table_names()
         for _ in range(2):
             migrate(engine, (*STEPS, ("ALTER TABLE jobs ADD COLUMN extra TEXT",), ("CREATE TABLE half (n INTEGER)",)))
@@ -559,10 +643,16 @@ def test_the_tables_are_what_the_steps_make(fresh, tmp_path):
     engine.dispose()
 
 
-@pytest.mark.parametrize(("url", "says"), [
-    ("mysql://host/x", "postgresql"), ("sqlite://", "names no file"), ("nonsense", "cannot be opened"),
-    ("postgresql://user:hidden@127.0.0.1:1/x?connect_timeout=2", "cannot be opened"),
-    ("sqlite:////proc/none/jobs.db", "cannot be opened")])
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("mysql://host/x", "postgresql"),
+        ("sqlite://", "names no file"),
+        ("nonsense", "cannot be opened"),
+        ("postgresql://user:hidden@127.0.0.1:1/x?connect_timeout=2", "cannot be opened"),
+        ("sqlite:////proc/none/jobs.db", "cannot be opened"),
+    ],
+)
 def test_a_url_that_does_not_work_is_told_without_its_password(url, says, tmp_path):
     if url.startswith("postgresql"):
         pytest.importorskip("psycopg")
@@ -590,9 +680,11 @@ def test_a_database_that_goes_away_is_an_error_of_ours(postgres, tmp_path):
         engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
         with engine.begin() as connection:
             connection.execute(sa.text("ALTER TABLE jobs RENAME TO away"))
-            connection.execute(sa.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"))
+            connection.execute(
+                sa.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+            )
         with engine.begin() as connection:
             connection.execute(sa.text("ALTER TABLE away RENAME TO jobs"))
-        assert store.see(job.id).job == job             # reconnected
+        assert store.see(job.id).job == job  # reconnected
         engine.dispose()
         assert issubclass(DiskFull, StoreError)

@@ -1,4 +1,6 @@
-"""Manifests: every line once and in order, whatever happens; on a live server, on the engine, in processes that are killed."""
+"""Manifests: every line once and in order, whatever happens; on a live server, on the engine, in processes that are
+killed."""
+
 from __future__ import annotations
 
 import asyncio
@@ -40,7 +42,9 @@ def rows(path) -> list[dict]:
 
 
 def write(path: Path, *lines) -> Path:
-    path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    path.write_text(
+        "".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines), encoding="utf-8"
+    )
     return path
 
 
@@ -60,25 +64,44 @@ def numbers(count: int):
 
 # On real models
 
+
 def test_words_of_a_live_server_and_the_same_of_the_engine(tmp_path):
     (tmp_path / "data").mkdir()
-    manifest = write(tmp_path / "set.jsonl", {"audio_filepath": "data/a.wav", "duration": 99.0, "text": "ä"}, "",
-                     {"path": "missing.wav"}, {"audio": WEEK, "offset": 0.0, "duration": 0.46}, "{broken", {"text": "no audio"})
+    manifest = write(
+        tmp_path / "set.jsonl",
+        {"audio_filepath": "data/a.wav", "duration": 99.0, "text": "ä"},
+        "",
+        {"path": "missing.wav"},
+        {"audio": WEEK, "offset": 0.0, "duration": 0.46},
+        "{broken",
+        {"text": "no audio"},
+    )
     (tmp_path / "data/a.wav").write_bytes(Path(WEEK).read_bytes())
     options = Settings(model="pocketsphinx", data_dir=tmp_path / "scratch", allowed_paths=())
     with serving(options) as url:
         output = asyncio.run(process_manifest(manifest, tmp_path / "served", url, concurrency=2, task="transcribe"))
     served = rows(output)
     assert output == tmp_path / "served" / "set.transcribe.jsonl"
-    assert served[0] == {"audio_filepath": "data/a.wav", "duration": 99.0, "text": "ä", "pred_text": "see you next week"}
+    assert served[0] == {
+        "audio_filepath": "data/a.wav",
+        "duration": 99.0,
+        "text": "ä",
+        "pred_text": "see you next week",
+    }
     assert served[2]["pred_text"] == "see you"
     assert [row.get("error", {}).get("code") for row in served] == [
-        None, "source_not_found", None, "invalid_input", "invalid_input"]
+        None,
+        "source_not_found",
+        None,
+        "invalid_input",
+        "invalid_input",
+    ]
     assert served[3]["raw"] == "{broken"
     told = []
     with Engine(options) as engine:
-        summary = process(manifest, tmp_path / "run.jsonl", with_engine(engine, "transcribe"), concurrency=2,
-                          progress=told.append)
+        summary = process(
+            manifest, tmp_path / "run.jsonl", with_engine(engine, "transcribe"), concurrency=2, progress=told.append
+        )
     own = rows(summary.output)
     for row in (*served, *own):
         row.get("error", {}).pop("message", None)
@@ -94,7 +117,7 @@ def test_times_are_on_the_lines_where_they_are_asked_for(tmp_path, levels):
     manifest = write(tmp_path / "set.jsonl", {"path": WEEK, "timestamps": "of an earlier stage"}, {"path": other})
     configured = Settings(model="pocketsphinx", data_dir=tmp_path / "scratch", allowed_paths=())
     with Engine(configured) as engine, serving(configured, engine) as url:
-        for _ in range(2):      # the second time goes on where there is nothing left to do
+        for _ in range(2):  # the second time goes on where there is nothing left to do
             output = asyncio.run(process_manifest(manifest, tmp_path, url, task="transcribe", timestamps=levels))
             own = process(manifest, tmp_path / "own.jsonl", with_engine(engine, "transcribe", timestamps=levels))
         asked = {"timestamps": levels, "audio_base64": base64.b64encode(Path(WEEK).read_bytes()).decode()}
@@ -104,23 +127,36 @@ def test_times_are_on_the_lines_where_they_are_asked_for(tmp_path, levels):
     assert own.resumed == 2
     assert first.get("timestamps") == (answer["timestamps"] if levels else "of an earlier stage")
     assert ("timestamps" in second) is levels
-    assert "timestamps" not in answer or [word["word"] for word in answer["timestamps"]["word"]] == ["see", "you", "next", "week"]
+    assert "timestamps" not in answer or [word["word"] for word in answer["timestamps"]["word"]] == [
+        "see",
+        "you",
+        "next",
+        "week",
+    ]
 
 
 def test_the_first_clients_example_enriches(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tone(tmp_path / "song.wav", 2)
-    write(tmp_path / "dataset.jsonl", {"audio_filepath": "song.wav", "error": "of an earlier stage"}, {"url": "https://127.0.0.1/x"})
+    write(
+        tmp_path / "dataset.jsonl",
+        {"audio_filepath": "song.wav", "error": "of an earlier stage"},
+        {"url": "https://127.0.0.1/x"},
+    )
     found = {}
     with serving(Settings(skip_model_load=True, data_dir=tmp_path / "data")) as url:
-        exec(f"""async def main():
+        exec(
+            f"""async def main():
             output_path = await process_manifest(
                 manifest_path="dataset.jsonl",
                 output_dir="enriched/",
                 server_url="{url}",
                 concurrency=16
             )
-            found["path"] = output_path""", globals() | {"found": found}, found)
+            found["path"] = output_path""",
+            globals() | {"found": found},
+            found,
+        )
         asyncio.run(found["main"]())
     first, second = rows(found["path"])
     assert first["caption"] == "[dry-run] analyze of 2.00 s"
@@ -129,8 +165,10 @@ def test_the_first_clients_example_enriches(tmp_path, monkeypatch):
     assert second["error"]["code"] == "source_forbidden"
 
 
-@pytest.mark.parametrize(("task", "added"), [("caption", {"caption"}), ("embed", {"embedding_path"}),
-                                             ("analyze", {"caption", "embedding_path"})])
+@pytest.mark.parametrize(
+    ("task", "added"),
+    [("caption", {"caption"}), ("embed", {"embedding_path"}), ("analyze", {"caption", "embedding_path"})],
+)
 def test_tasks_on_the_engine(tmp_path, task, added):
     manifest = write(tmp_path / "set.jsonl", *[{"source": WEEK}] * 3)
     with Engine(Settings(skip_model_load=True, data_dir=tmp_path / "data")) as engine:
@@ -142,14 +180,15 @@ def test_tasks_on_the_engine(tmp_path, task, added):
     assert len({row.get("embedding_path", id(row)) for row in rows(summary.output)}) == 3
 
 
-@pytest.mark.parametrize(("task", "options"), [("transcribe", {"timestamps": True}), ("caption", {}), ("embed", {}),
-                                               ("analyze", {})])
+@pytest.mark.parametrize(
+    ("task", "options"), [("transcribe", {"timestamps": True}), ("caption", {}), ("embed", {}), ("analyze", {})]
+)
 def test_a_file_that_breaks_off_is_told_on_its_line(tmp_path, task, options):
     (tmp_path / "cut.wav").write_bytes(Path(WEEK).read_bytes()[:20_000])
     manifest = write(tmp_path / "set.jsonl", {"path": "cut.wav", "warning": "of an earlier stage"}, {"path": WEEK})
     configured = Settings(skip_model_load=True, data_dir=tmp_path / "data", allowed_paths=())
     with Engine(configured) as engine, serving(configured, engine) as url:
-        for _ in range(2):      # the second time goes on where there is nothing left to do
+        for _ in range(2):  # the second time goes on where there is nothing left to do
             output = asyncio.run(process_manifest(manifest, tmp_path / "served", url, task=task, **options))
             own = process(manifest, tmp_path / "own.jsonl", with_engine(engine, task, **options))
     assert own.resumed == 2
@@ -160,18 +199,32 @@ def test_a_file_that_breaks_off_is_told_on_its_line(tmp_path, task, options):
 
 def test_where_ray_is_not_installed_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(errors.RequestError, match=r"pip install 'aviary-worker\[ray\]'"), on_ray(Settings(), "transcribe"):
+    with (
+        pytest.raises(errors.RequestError, match=r"pip install 'aviary-worker\[ray\]'"),
+        on_ray(Settings(), "transcribe"),
+    ):
         pass
 
 
 # Lines
 
-@pytest.mark.parametrize(("fields", "code"), [
-    ({"audio_filepath": 7}, "invalid_input"), ({"path": ""}, "invalid_input"), ({"audio": ["a"]}, "invalid_input"),
-    ({"url": "https://host/a.wav", "offset": 1}, "invalid_input"), ({"path": WEEK, "offset": -1}, "invalid_input"),
-    ({"path": WEEK, "offset": "1"}, "invalid_input"), ({"path": WEEK, "offset": True}, "invalid_input"),
-    ({"path": WEEK, "offset": 0, "duration": 0}, "invalid_input"), ({"path": WEEK, "offset": 60}, "empty_audio"),
-    ({"path": "none.wav", "offset": 1}, "source_not_found"), ({"path": __file__, "offset": 1}, "decode_failed")])
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"audio_filepath": 7}, "invalid_input"),
+        ({"path": ""}, "invalid_input"),
+        ({"audio": ["a"]}, "invalid_input"),
+        ({"url": "https://host/a.wav", "offset": 1}, "invalid_input"),
+        ({"path": WEEK, "offset": -1}, "invalid_input"),
+        ({"path": WEEK, "offset": "1"}, "invalid_input"),
+        ({"path": WEEK, "offset": True}, "invalid_input"),
+        ({"path": WEEK, "offset": 0, "duration": 0}, "invalid_input"),
+        ({"path": WEEK, "offset": 60}, "empty_audio"),
+        ({"path": "none.wav", "offset": 1}, "source_not_found"),
+        ({"path": __file__, "offset": 1}, "decode_failed"),
+    ],
+)
 def test_lines_that_name_no_audio(tmp_path, fields, code):
     summary = process(write(tmp_path / "m.jsonl", fields), tmp_path / "out.jsonl", echo)
     (row,) = rows(summary.output)
@@ -188,15 +241,23 @@ def test_a_segment_is_cut_where_it_says(tmp_path):
         got.append(soundfile.read(io.BytesIO(line.audio()))[0] * 32768)
         return LineResult({})
 
-    process(write(tmp_path / "m.jsonl", {"path": "a.flac", "offset": 0.5, "duration": 0.25}, {"path": "a.flac", "offset": 1.5}),
-            tmp_path / "out.jsonl", keep, concurrency=1)
+    process(
+        write(
+            tmp_path / "m.jsonl", {"path": "a.flac", "offset": 0.5, "duration": 0.25}, {"path": "a.flac", "offset": 1.5}
+        ),
+        tmp_path / "out.jsonl",
+        keep,
+        concurrency=1,
+    )
     np.testing.assert_array_equal(got[0], wave[4000:6000])
     np.testing.assert_array_equal(got[1], wave[12000:])
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-                    max_leaves=6)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
 LINES = st.lists(JSON.map(json.dumps) | st.binary(max_size=12).map(lambda b: b.replace(b"\n", b"")), max_size=12)
 
 
@@ -220,6 +281,7 @@ def test_any_manifest_comes_back_line_by_line_and_resumes_anywhere(tmp_path_fact
 
 
 # Order, resuming, memory
+
 
 def test_the_order_is_the_manifests_whoever_is_faster(tmp_path):
     manifest = write(tmp_path / "m.jsonl", *numbers(60))
@@ -296,8 +358,12 @@ def test_killed_five_times_it_ends_complete(tmp_path):
     killed = 0
     while True:
         before = size(output)
-        child = subprocess.Popen([sys.executable, "-c", CHILD, manifest, output], cwd=ROOT, start_new_session=True,
-                                 env={**os.environ, "PYTHONPATH": str(ROOT)})
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, manifest, output],
+            cwd=ROOT,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
         try:
             while killed < 5 and child.poll() is None and size(output) <= before + 4000 * killed:
                 time.sleep(0.005)
@@ -346,8 +412,17 @@ def test_failed_lines_can_be_asked_again(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.jsonl", "out.jsonl"]
 
 
-@pytest.mark.parametrize("error", [errors.ServerUnreachable, errors.Unauthorized, errors.QueueFull, errors.DeviceLost,
-                                   errors.ModelNotFound, errors.ModelUnavailable])
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.ServerUnreachable,
+        errors.Unauthorized,
+        errors.QueueFull,
+        errors.DeviceLost,
+        errors.ModelNotFound,
+        errors.ModelUnavailable,
+    ],
+)
 def test_what_is_no_lines_fault_ends_the_run_which_goes_on_later(tmp_path, error):
     manifest, output = write(tmp_path / "m.jsonl", *numbers(30)), tmp_path / "out.jsonl"
 

@@ -1,4 +1,6 @@
-"""Manifests on a Ray cluster: what the plain engine writes, whoever is killed. Real Ray, two dry-run engines on this machine."""
+"""Manifests on a Ray cluster: what the plain engine writes, whoever is killed. Real Ray, two dry-run engines on this
+machine."""
+
 from __future__ import annotations
 
 import json
@@ -39,11 +41,16 @@ def rows(path: Path) -> list[dict]:
 
 
 def write(path: Path, count: int) -> Path:
-    """Clips of five lengths, in turn, by paths relative to the manifest; line 7 has no file, line 8 is a segment, 9 is broken."""
+    """Clips of five lengths, in turn, by paths relative to the manifest; line 7 has no file, line 8 is a segment, 9 is
+    broken."""
     for n in range(5):
         tone(path.parent / f"{n}.wav", 0.1 * (n + 1))
     lines = [json.dumps({"audio_filepath": f"{n % 5}.wav", "n": n}) for n in range(count)]
-    lines[7:10] = [json.dumps({"path": "none.wav", "n": 7}), json.dumps({"path": WEEK, "offset": 0.5, "n": 8}), "{broken"]
+    lines[7:10] = [
+        json.dumps({"path": "none.wav", "n": 7}),
+        json.dumps({"path": WEEK, "offset": 0.5, "n": 8}),
+        "{broken",
+    ]
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -84,7 +91,9 @@ def test_embeddings_come_back_and_are_written_here(address, tmp_path, options):
     for row, other in zip(rows(tmp_path / "out.jsonl"), rows(tmp_path / "plain.jsonl"), strict=True):
         assert row.get("caption") == other.get("caption")
         if "embedding_path" in other:
-            np.testing.assert_array_equal(np.load(tmp_path / row["embedding_path"]), np.load(tmp_path / other["embedding_path"]))
+            np.testing.assert_array_equal(
+                np.load(tmp_path / row["embedding_path"]), np.load(tmp_path / other["embedding_path"])
+            )
 
 
 def test_an_engine_that_is_killed_is_replaced_and_no_line_is_lost(address, tmp_path, options):
@@ -101,7 +110,7 @@ def test_an_engine_that_is_killed_is_replaced_and_no_line_is_lost(address, tmp_p
         def watched(line):
             answer = ask(line)
             if killed:
-                time.sleep(0.02)        # so that there are lines left for the one that comes
+                time.sleep(0.02)  # so that there are lines left for the one that comes
                 seen.update(one.pid for one in processes("ray::EngineActor"))
             return answer
 
@@ -114,8 +123,23 @@ def test_an_engine_that_is_killed_is_replaced_and_no_line_is_lost(address, tmp_p
 def test_killed_twice_the_run_ends_complete(address, tmp_path, options):
     """At first on a cluster of its own, which nobody beyond this machine reaches, and which goes with it."""
     manifest, output = write(tmp_path / "m.jsonl", 600), tmp_path / "out/m.transcribe.jsonl"
-    typed = [sys.executable, "-m", "worker", "manifest", manifest, "--output", output.parent, "--engines=2", "--concurrency=8"]
-    env = os.environ | {"SKIP_MODEL_LOAD": "1", "DATA_DIR": str(options.data_dir), "DECODE_WORKERS": "1", "PYTHONPATH": str(ROOT)}
+    typed = [
+        sys.executable,
+        "-m",
+        "worker",
+        "manifest",
+        manifest,
+        "--output",
+        output.parent,
+        "--engines=2",
+        "--concurrency=8",
+    ]
+    env = os.environ | {
+        "SKIP_MODEL_LOAD": "1",
+        "DATA_DIR": str(options.data_dir),
+        "DECODE_WORKERS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     shared = processes()
     for killed, where in enumerate((["--ray"], ["--ray", address], ["--ray", address])):
         done = size(output)
@@ -135,17 +159,22 @@ def test_killed_twice_the_run_ends_complete(address, tmp_path, options):
             child.kill()
             child.wait()
             gone(own - agents)
-            for one in agents - shared:     # they would go within a minute
+            for one in agents - shared:  # they would go within a minute
                 one.kill()
     assert output.read_bytes() == plain(manifest, tmp_path / "plain.jsonl", options)
 
 
 def test_what_is_no_lines_fault_ends_the_run(address, tmp_path, options):
     manifest = write(tmp_path / "m.jsonl", 20)
-    for values, fields, error in (({"model": "nobody"}, {}, errors.ModelNotFound),
-                                  ({"model": "missing.nemo", "skip_model_load": False}, {}, errors.ModelUnavailable),
-                                  ({}, {"model": "parakeet", "prompt": "what?"}, errors.Unsupported)):
-        with on_ray(Settings(**options.model_dump() | values), "transcribe", engines=1, **fields) as ask, pytest.raises(error):
+    for values, fields, error in (
+        ({"model": "nobody"}, {}, errors.ModelNotFound),
+        ({"model": "missing.nemo", "skip_model_load": False}, {}, errors.ModelUnavailable),
+        ({}, {"model": "parakeet", "prompt": "what?"}, errors.Unsupported),
+    ):
+        with (
+            on_ray(Settings(**options.model_dump() | values), "transcribe", engines=1, **fields) as ask,
+            pytest.raises(error),
+        ):
             process(manifest, tmp_path / "out.jsonl", ask, concurrency=ask.concurrency)
     assert rows(tmp_path / "out.jsonl") == []
 
@@ -159,6 +188,8 @@ def ask(line): raise DeviceLost("gone")
 engine._ask = ask
 engine.ask(None)
 """
-    ended = subprocess.run([sys.executable, "-c", lost], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", lost], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
     assert ended.returncode == 1
     assert "this engine is replaced" in ended.stderr

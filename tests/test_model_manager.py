@@ -1,4 +1,6 @@
-"""Several models in one worker: each loaded once, on its own thread, within the budget, and out again when nobody needs it."""
+"""Several models in one worker: each loaded once, on its own thread, within the budget, and out again when nobody
+needs it."""
+
 from __future__ import annotations
 
 import gc
@@ -44,8 +46,14 @@ class Fake(Backend):
 class House:
     """A Residency whose backends can be looked at; `claim` waits as the lane would."""
 
-    def __init__(self, *, weight: int = 1, gate: threading.Event | None = None, errors: dict[str, Exception] | None = None,
-                 **options):
+    def __init__(
+        self,
+        *,
+        weight: int = 1,
+        gate: threading.Event | None = None,
+        errors: dict[str, Exception] | None = None,
+        **options,
+    ):
         self.made: list[tuple[str, Fake]] = []
         self._args = (weight, gate)
         self._errors = errors or {}

@@ -1,4 +1,5 @@
 """OpenAI's JSON through the handler, in the dry run."""
+
 from __future__ import annotations
 
 import asyncio
@@ -56,21 +57,31 @@ def test_transcriptions(door):
     assert ask(door, "/v1/audio/transcriptions", body | {"response_format": "srt"}).startswith("1\n00:00:00,000 --> ")
 
 
-@pytest.mark.parametrize(("route", "field"), [("captions", "caption"), ("embeddings", "embedding"), ("analyze", "embedding")])
+@pytest.mark.parametrize(
+    ("route", "field"), [("captions", "caption"), ("embeddings", "embedding"), ("analyze", "embedding")]
+)
 def test_the_other_routes(door, route, field):
     assert field in ask(door, f"/v1/audio/{route}", {"audio": {"data": DATA}})
 
 
-@pytest.mark.parametrize(("route", "body", "names"), [
-    ("/v1/completions", {}, "/v1/chat/completions"), ("/v1/chat/completions", chat(TEXT), "exactly one audio"),
-    ("/v1/chat/completions", chat(AUDIO, AUDIO), "exactly one audio"),
-    ("/v1/chat/completions", chat(AUDIO, stream=True), "stream"),
-    ("/v1/chat/completions", chat(AUDIO, tools=[]), "tools"), ("/v1/chat/completions", {"messages": []}, "messages"),
-    ("/v1/chat/completions", chat(AUDIO, model="parakeet"), "cannot chat"), ("/v1/chat/completions", None, "openai_input"),
-    ("/v1/audio/transcriptions", {"audio": {}}, "url or data"), ("/v1/audio/transcriptions", {}, "audio"),
-    ("/v1/audio/transcriptions", {"audio": {"data": "@@"}}, "base64"),
-    ("/v1/audio/transcriptions", {"audio": {"data": DATA}, "file": "b.wav"}, "either audio or file"),
-    ("/v1/chat/completions", {"messages": [{"content": [5]}]}, "part")])
+@pytest.mark.parametrize(
+    ("route", "body", "names"),
+    [
+        ("/v1/completions", {}, "/v1/chat/completions"),
+        ("/v1/chat/completions", chat(TEXT), "exactly one audio"),
+        ("/v1/chat/completions", chat(AUDIO, AUDIO), "exactly one audio"),
+        ("/v1/chat/completions", chat(AUDIO, stream=True), "stream"),
+        ("/v1/chat/completions", chat(AUDIO, tools=[]), "tools"),
+        ("/v1/chat/completions", {"messages": []}, "messages"),
+        ("/v1/chat/completions", chat(AUDIO, model="parakeet"), "cannot chat"),
+        ("/v1/chat/completions", None, "openai_input"),
+        ("/v1/audio/transcriptions", {"audio": {}}, "url or data"),
+        ("/v1/audio/transcriptions", {}, "audio"),
+        ("/v1/audio/transcriptions", {"audio": {"data": "@@"}}, "base64"),
+        ("/v1/audio/transcriptions", {"audio": {"data": DATA}, "file": "b.wav"}, "either audio or file"),
+        ("/v1/chat/completions", {"messages": [{"content": [5]}]}, "part"),
+    ],
+)
 def test_what_is_wrong_is_an_error_that_says_so(door, route, body, names):
     answer = ask(door, route, body)
     assert isinstance(answer["error"], str)

@@ -1,4 +1,5 @@
 """Facts that stand twice in the package agree: settings and Hub files, requirements, samples, Dockerfile, Makefile."""
+
 from __future__ import annotations
 
 import json
@@ -17,16 +18,38 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Settings that the Hub's form does not offer, and why.
 NOT_ON_THE_HUB = {
-    **dict.fromkeys(("host", "port", "api_key", "workers", "rate_limit", "max_queue", "request_timeout_sec", "max_json_bytes",
-                     "cors_origins", "allowed_models", "jobs_url", "jobs_in_flight", "job_max_attempts", "job_lease_sec",
-                     "jobs_keep_sec", "jobs_max_bytes", "webhook_secret"), "the HTTP server's; the hub's worker is the handler"),
+    **dict.fromkeys(
+        (
+            "host",
+            "port",
+            "api_key",
+            "workers",
+            "rate_limit",
+            "max_queue",
+            "request_timeout_sec",
+            "max_json_bytes",
+            "cors_origins",
+            "allowed_models",
+            "jobs_url",
+            "jobs_in_flight",
+            "job_max_attempts",
+            "job_lease_sec",
+            "jobs_keep_sec",
+            "jobs_max_bytes",
+            "webhook_secret",
+        ),
+        "the HTTP server's; the hub's worker is the handler",
+    ),
     "model_name": "another name for MODEL",
     "device": "the Hub's machines have a GPU, and auto finds it",
     "hf_home": "the volume and Runpod's cached models are found without it",
     "transformers_cache": "as hf_home",
     "data_dir": "the container's own",
-    **{name: "scoring needs a folder of reference clips, which the Hub's form cannot give"
-       for name in Settings.model_fields if name.startswith("audio_score_")},
+    **{
+        name: "scoring needs a folder of reference clips, which the Hub's form cannot give"
+        for name in Settings.model_fields
+        if name.startswith("audio_score_")
+    },
     "runpod_serverless": "Runpod's own variables decide",
     "runpod_webhook_get_job": "set by Runpod",
     "runpod_endpoint_id": "set by Runpod",

@@ -1,4 +1,6 @@
-"""NeMo's real path on the tiny digits Parakeet: right words from every format, and answers that depend on nothing else."""
+"""NeMo's real path on the tiny digits Parakeet: right words from every format, and answers that depend on nothing
+else."""
+
 from __future__ import annotations
 
 import random
@@ -67,10 +69,16 @@ def test_held_out_strings_are_heard_right(heard):
     assert len(right(heard)) >= 31, {name: (heard[name].text, LABELS[name]) for name in set(LABELS) - set(right(heard))}
 
 
-@pytest.mark.parametrize(("suffix", "options"), [
-    ("mp3", ("-b:a", "64k")), ("m4a", ("-c:a", "aac", "-b:a", "64k")), ("ogg", ("-c:a", "libopus", "-b:a", "32k")),
-    ("wav", ("-ar", "44100", "-ac", "2")),
-    ("mp4", ("-f", "lavfi", "-i", "color=c=red:s=32x32:d=1", "-map", "0:a", "-map", "1:v"))])
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        ("mp3", ("-b:a", "64k")),
+        ("m4a", ("-c:a", "aac", "-b:a", "64k")),
+        ("ogg", ("-c:a", "libopus", "-b:a", "32k")),
+        ("wav", ("-ar", "44100", "-ac", "2")),
+        ("mp4", ("-f", "lavfi", "-i", "color=c=red:s=32x32:d=1", "-map", "0:a", "-map", "1:v")),
+    ],
+)
 def test_the_same_words_from_every_format(tmp_path, heard, suffix, options):
     names = right(heard)[:12]
     paths = [encode(DIGITS / name, tmp_path / f"{Path(name).stem}.{suffix}", *options) for name in names]
@@ -124,7 +132,7 @@ def test_a_word_of_under_a_second(model, clips, heard):
     single = [name for name in right(heard) if " " not in LABELS[name] and clips[name].duration_sec < 1.4]
     assert single, "the fixtures hold single digits"
     for name in single:
-        clip = Clip(clips[name].samples[RATE // 5:-RATE // 5])       # most of the silence around it cut off
+        clip = Clip(clips[name].samples[RATE // 5 : -RATE // 5])  # most of the silence around it cut off
         assert clip.duration_sec < 1
         (transcript,) = hear(model, clip)
         (word,) = transcript.words
@@ -177,7 +185,9 @@ def test_local_attention_is_restored_when_the_model_fails(model):
     assert encoder.self_attention_model == "rel_pos"
 
 
-@pytest.mark.parametrize("samples", [np.zeros(1, np.float32), np.zeros(RATE * 3, np.float32), np.full(900, 0.5, np.float32)])
+@pytest.mark.parametrize(
+    "samples", [np.zeros(1, np.float32), np.zeros(RATE * 3, np.float32), np.full(900, 0.5, np.float32)]
+)
 def test_what_holds_no_words_is_empty_text(model, samples):
     (transcript,) = hear(model, Clip(samples))
     assert (transcript.text, transcript.words) == ("", ())
@@ -235,16 +245,27 @@ def random_model(kind: str, folder: Path) -> str:
             config.joint.num_extra_outputs = 0
             config.decoding = {"strategy": "greedy_batch", "greedy": {"max_symbols": 5}, "beam": {"beam_size": 2}}
             config.loss = {"loss_name": "default"}
-        ctc = OmegaConf.create({"_target_": "nemo.collections.asr.modules.ConvASRDecoder", "feat_in": None, "num_classes": -1,
-                                "vocabulary": []})
+        ctc = OmegaConf.create(
+            {
+                "_target_": "nemo.collections.asr.modules.ConvASRDecoder",
+                "feat_in": None,
+                "num_classes": -1,
+                "vocabulary": [],
+            }
+        )
         if kind == "ctc":
             ctc.feat_in = 32
             config.decoder, config.decoding = ctc, {"strategy": "greedy_batch"}
             del config.joint, config.loss
             model = nemo_asr.models.EncDecCTCModelBPE(cfg=config)
         elif kind == "hybrid":
-            config.aux_ctc = {"ctc_loss_weight": 0.3, "use_cer": False, "ctc_reduction": "mean_batch", "decoder": ctc,
-                              "decoding": {"strategy": "greedy_batch"}}
+            config.aux_ctc = {
+                "ctc_loss_weight": 0.3,
+                "use_cer": False,
+                "ctc_reduction": "mean_batch",
+                "decoder": ctc,
+                "decoding": {"strategy": "greedy_batch"},
+            }
             model = nemo_asr.models.EncDecHybridRNNTCTCBPEModel(cfg=config)
         else:
             model = nemo_asr.models.EncDecRNNTBPEModel(cfg=config)
@@ -294,8 +315,9 @@ def test_durations_are_those_nemo_finds_for_a_clip_alone(model, clips):
     try:
         for clip in clips.values():
             with torch.inference_mode():
-                mel, length = whole.preprocessor(input_signal=torch.from_numpy(clip.samples)[None],
-                                                 length=torch.tensor([len(clip.samples)]))
+                mel, length = whole.preprocessor(
+                    input_signal=torch.from_numpy(clip.samples)[None], length=torch.tensor([len(clip.samples)])
+                )
                 encoded, frames = whole.encoder(audio_signal=mel, length=length)
                 (theirs,) = whole.decoding.rnnt_decoder_predictions_tensor(encoded, frames, return_hypotheses=True)
                 ours = model._durations(encoded, [theirs.y_sequence.tolist()], [theirs.timestamp.tolist()])

@@ -1,4 +1,5 @@
 """Seats: which process gets which GPU, or which cores, and how much memory."""
+
 from __future__ import annotations
 
 import os
@@ -17,6 +18,7 @@ GPUS = [placement.Gpu("GPU-a", 80 * 1024**3), placement.Gpu("GPU-b", 80 * 1024**
 @pytest.fixture
 def machine(monkeypatch):
     """A machine with GPUS, of which torch is shown so many."""
+
     def make(seen: int = 2) -> None:
         monkeypatch.setattr(placement, "_nodes", lambda: 2)
         monkeypatch.setattr(placement, "_gpus", lambda: GPUS[:seen])
@@ -59,8 +61,14 @@ def test_an_engine_has_a_seat_for_each_device_that_is_named_or_visible(machine):
     machine()
     for device in ("auto", "cuda:0,cuda:1", "cuda:0, cuda:1"):
         taken = placement.device_placements(Settings(device=device))
-        assert [seat.environment for seat in taken] == [{"CUDA_VISIBLE_DEVICES": "GPU-a"}, {"CUDA_VISIBLE_DEVICES": "GPU-b"}]
-        assert [(seat.settings.device, seat.settings.models_memory_gb) for seat in taken] == [("cuda", 64), ("cuda", 64)]
+        assert [seat.environment for seat in taken] == [
+            {"CUDA_VISIBLE_DEVICES": "GPU-a"},
+            {"CUDA_VISIBLE_DEVICES": "GPU-b"},
+        ]
+        assert [(seat.settings.device, seat.settings.models_memory_gb) for seat in taken] == [
+            ("cuda", 64),
+            ("cuda", 64),
+        ]
     one, other = placement.device_placements(Settings(device="cuda:1,cuda:1"))
     assert one.environment == other.environment == {"CUDA_VISIBLE_DEVICES": "GPU-b"}
     assert one.settings.models_memory_gb == other.settings.models_memory_gb == 32
@@ -69,7 +77,7 @@ def test_an_engine_has_a_seat_for_each_device_that_is_named_or_visible(machine):
 
 
 def test_one_device_needs_no_process(machine, monkeypatch):
-    machine(seen=1)                 # CUDA_VISIBLE_DEVICES hides the other
+    machine(seen=1)  # CUDA_VISIBLE_DEVICES hides the other
     assert placement.device_placements(Settings()) == []
     machine()
     assert placement.device_placements(Settings(skip_model_load=True)) == []
@@ -83,7 +91,11 @@ def test_one_device_needs_no_process(machine, monkeypatch):
 def test_devices_on_the_cpu_divide_its_cores_and_its_memory():
     one, other = placement.device_placements(Settings(device="cpu,cpu", skip_model_load=True))
     assert one.settings.device == other.settings.device == "cpu"
-    assert one.settings.models_memory_gb == other.settings.models_memory_gb < os.sysconf("SC_PHYS_PAGES") * 4096 / 2 / 1024**3
+    assert (
+        one.settings.models_memory_gb
+        == other.settings.models_memory_gb
+        < os.sysconf("SC_PHYS_PAGES") * 4096 / 2 / 1024**3
+    )
     cores = os.sched_getaffinity(0)
     assert {*one.cores, *other.cores} == cores
     if len(cores) > 1:

@@ -1,4 +1,5 @@
 """The embedded engine hears the samples word for word, alone, together and in any order."""
+
 from __future__ import annotations
 
 import json
@@ -54,7 +55,7 @@ def backend() -> Pocketsphinx:
 
 
 def batch(seconds: float) -> Batch:
-    return Batch((Piece(Clip(NOISE[:round(seconds * 16_000)]), Options("pocketsphinx")),))
+    return Batch((Piece(Clip(NOISE[: round(seconds * 16_000)]), Options("pocketsphinx")),))
 
 
 def test_silence_has_no_words():

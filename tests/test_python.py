@@ -1,4 +1,6 @@
-"""The Python API: what a notebook sees. The engine is real; its model is a dry run, pocketsphinx, or one that echoes."""
+"""The Python API: what a notebook sees. The engine is real; its model is a dry run, pocketsphinx, or one that
+echoes."""
+
 from __future__ import annotations
 
 import ast
@@ -37,8 +39,25 @@ from worker.types import Analysis, Batch, Caption, Embedding, Failure, Output, R
 
 ROOT = Path(__file__).resolve().parent.parent
 WEEK = ROOT / "samples" / "week.wav"
-PUBLIC = ["Analysis", "Answer", "AsyncClient", "AviaryError", "Caption", "Client", "Embedding", "Failure", "ModelBundle", "Reply",
-          "Span", "Transcript", "evaluate_folder", "load_model", "process_manifest", "transcribe_file", "transcribe_files"]
+PUBLIC = [
+    "Analysis",
+    "Answer",
+    "AsyncClient",
+    "AviaryError",
+    "Caption",
+    "Client",
+    "Embedding",
+    "Failure",
+    "ModelBundle",
+    "Reply",
+    "Span",
+    "Transcript",
+    "evaluate_folder",
+    "load_model",
+    "process_manifest",
+    "transcribe_file",
+    "transcribe_files",
+]
 
 
 class Echo(Backend):
@@ -55,8 +74,11 @@ class Echo(Backend):
         if options.task == "transcribe":
             return Transcript("loud" if np.abs(samples).max() > 0.3 else "soft")
         pooled = options.pooling == "mean"
-        return Embedding(np.abs(np.fft.rfft(samples, 16_000)).astype(np.float32) if pooled else samples[:, None], 16_000.0,
-                         options.pooling)
+        return Embedding(
+            np.abs(np.fft.rfft(samples, 16_000)).astype(np.float32) if pooled else samples[:, None],
+            16_000.0,
+            options.pooling,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +122,9 @@ def test_type_checkers_see_the_same_names():
 
 def test_importing_the_package_loads_nothing():
     code = "import sys; before = set(sys.modules); import worker; print(sorted(set(sys.modules) - before))"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True, timeout=30).stdout
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True, timeout=30
+    ).stdout
     assert "worker" in ast.literal_eval(loaded)
     assert not {"numpy", "pydantic", "torch", "requests", "worker.entrypoints.python"} & set(ast.literal_eval(loaded))
 
@@ -110,8 +134,13 @@ def test_importing_the_package_loads_nothing():
 
 def test_each_task_has_its_own_output(dry):
     path = str(WEEK)
-    for answer, kind in ((dry.transcribe(path), Transcript), (dry.caption(path, style="brief"), Caption),
-                         (dry.embed(path), Embedding), (dry.chat(path, "What is it?"), Reply), (dry.analyze(path), Analysis)):
+    for answer, kind in (
+        (dry.transcribe(path), Transcript),
+        (dry.caption(path, style="brief"), Caption),
+        (dry.embed(path), Embedding),
+        (dry.chat(path, "What is it?"), Reply),
+        (dry.analyze(path), Analysis),
+    ):
         assert isinstance(answer.output, kind)
         assert answer.file == path
         assert answer.duration_sec == pytest.approx(1.268, abs=0.001)
@@ -157,7 +186,9 @@ def test_leaving_early_drops_what_is_left_to_do():
             heard.append(time.sleep(0.05) or batch.padded_sec)
             return super().infer(batch)
 
-    engine = Engine(Settings(model="pocketsphinx", batch_max_items=1, models_memory_gb=1), create_backend=lambda model: Slow())
+    engine = Engine(
+        Settings(model="pocketsphinx", batch_max_items=1, models_memory_gb=1), create_backend=lambda model: Slow()
+    )
     with python.ModelBundle(engine) as bundle:
         clips = [np.full(1600, 0.5)] * 40
         for _ in zip(bundle.as_completed("transcribe", clips, sample_rate=16_000), range(2), strict=False):
@@ -204,15 +235,24 @@ def wave(rate: int, channels: int = 1, seconds: float = 0.5) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100, 48_000])
-@pytest.mark.parametrize("shape", [lambda x: x, lambda x: x.astype(np.float32), lambda x: (x * 32_767).astype(np.int16),
-                                   lambda x: np.stack([x, x]), lambda x: np.stack([x] * 3, axis=1), lambda x: x[None],
-                                   lambda x: (np.stack([x, x]) * 32_767).astype(np.int16)],
-                         ids=["float64", "float32", "int16", "channels first", "channels last", "one channel", "int16 stereo"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda x: x,
+        lambda x: x.astype(np.float32),
+        lambda x: (x * 32_767).astype(np.int16),
+        lambda x: np.stack([x, x]),
+        lambda x: np.stack([x] * 3, axis=1),
+        lambda x: x[None],
+        lambda x: (np.stack([x, x]) * 32_767).astype(np.int16),
+    ],
+    ids=["float64", "float32", "int16", "channels first", "channels last", "one channel", "int16 stereo"],
+)
 def test_an_array_is_heard_as_the_same_tone_at_16_khz(echo, rate, shape):
     heard = echo.embed(shape(wave(rate)), sample_rate=rate).output.values[:, 0]
     expected = wave(16_000)
     assert len(heard) == len(expected)
-    middle = slice(800, -800)                                   # a resampler rings at the ends
+    middle = slice(800, -800)  # a resampler rings at the ends
     np.testing.assert_allclose(heard[middle], expected[middle], atol=2e-3)
 
 
@@ -222,7 +262,14 @@ def test_at_16_khz_not_a_sample_is_changed(echo):
 
 
 def test_a_wrong_array_is_an_error_in_its_place(echo):
-    wrong = [np.zeros((3, 4, 5)), np.zeros((7, 7)), np.zeros(10, np.int32), np.array(["a"]), np.full(900, np.nan), np.zeros(0)]
+    wrong = [
+        np.zeros((3, 4, 5)),
+        np.zeros((7, 7)),
+        np.zeros(10, np.int32),
+        np.array(["a"]),
+        np.full(900, np.nan),
+        np.zeros(0),
+    ]
     answers = echo.embed([*wrong, wave(16_000)], sample_rate=16_000)
     assert [one.error.code for one in answers[:-1]] == ["invalid_input"] * 4 + ["decode_failed", "empty_audio"]
     assert len(answers[-1].output.values) == 8_000
@@ -256,12 +303,21 @@ def test_torchaudio_resamples_on_the_gpu():
 
 
 def test_hundreds_of_arrays_need_few_open_files():
-    code = ("import resource, numpy; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)); import worker\n"
-            "with worker.load_model() as bundle:\n"
-            "    answers = bundle.transcribe([numpy.zeros(1600) for _ in range(300)], sample_rate=16000)\n"
-            "print(sum(isinstance(one, worker.Answer) for one in answers))")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "SKIP_MODEL_LOAD": "1"}, check=True,
-                          capture_output=True, text=True, timeout=60)
+    code = (
+        "import resource, numpy; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)); import worker\n"
+        "with worker.load_model() as bundle:\n"
+        "    answers = bundle.transcribe([numpy.zeros(1600) for _ in range(300)], sample_rate=16000)\n"
+        "print(sum(isinstance(one, worker.Answer) for one in answers))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "SKIP_MODEL_LOAD": "1"},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.stdout == "300\n"
 
 
@@ -275,15 +331,22 @@ def test_closing_twice_is_fine_and_afterwards_it_says_so():
     with bundle:
         pass
     bundle.close()
-    assert threading.active_count() <= before + 1           # the loader's own may be about to end
+    assert threading.active_count() <= before + 1  # the loader's own may be about to end
     with pytest.raises(ModelUnavailable, match="closed"):
         bundle.transcribe(WEEK)
 
 
 def test_a_program_that_never_closes_ends():
     code = "import worker; print(worker.load_model().transcribe('samples/week.wav').output.text)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "SKIP_MODEL_LOAD": "1"},
-                          check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "SKIP_MODEL_LOAD": "1"},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert (done.stdout, done.stderr) == ("[dry-run] transcribe of 1.27 s\n", "")
 
 

@@ -1,4 +1,5 @@
 """Ray Serve: two dry-run replicas on this machine, one of them killed. Real Ray, where it is installed."""
+
 from __future__ import annotations
 
 import socket
@@ -35,7 +36,8 @@ def test_two_replicas_answer_and_one_that_is_killed_is_replaced(served):
     client = httpx.Client(base_url=served, timeout=60)
 
     def tries(_: int) -> int:
-        """How often a clip is sent until its answer is there: what was in a replica that died fails, and nothing else does."""
+        """How often a clip is sent until its answer is there: what was in a replica that died fails, and nothing else
+        does."""
         for tried in range(1, TRIES + 1):
             answer = client.post("/v1/audio/transcriptions", files={"file": WEEK}, data={"model": "parakeet"})
             if answer.status_code == 200:

@@ -1,4 +1,6 @@
-"""Devices in processes of their own: the same answers and errors as here, and nothing lost or left when a process ends."""
+"""Devices in processes of their own: the same answers and errors as here, and nothing lost or left when a process
+ends."""
+
 from __future__ import annotations
 
 import asyncio
@@ -90,8 +92,12 @@ def eventually(found, seconds: float = 10) -> None:
 
 # The wire
 
-arrays = st.builds(lambda size, start, step: np.arange(size, dtype=np.float32)[start::step], st.integers(0, 300_000),
-                   st.integers(0, 9), st.sampled_from([1, 1, 3]))
+arrays = st.builds(
+    lambda size, start, step: np.arange(size, dtype=np.float32)[start::step],
+    st.integers(0, 300_000),
+    st.integers(0, 9),
+    st.sampled_from([1, 1, 3]),
+)
 
 
 @given(st.lists(arrays, max_size=4), st.text())
@@ -114,6 +120,7 @@ def test_what_is_sent_is_received(sent, text):
 
 # One device
 
+
 def test_a_backend_elsewhere_is_one_like_any_other(device):
     backend = device.create(ROW)
     assert backend.weight_bytes() == 7
@@ -121,7 +128,10 @@ def test_a_backend_elsewhere_is_one_like_any_other(device):
     backend.load()
     assert backend.overhead_sec == 6
     backend.warm()
-    clips = [Piece(Clip(np.random.default_rng(i).normal(size=1000 * i).astype(np.float32)), Options(ROW.id)) for i in (1, 3, 2)]
+    clips = [
+        Piece(Clip(np.random.default_rng(i).normal(size=1000 * i).astype(np.float32)), Options(ROW.id))
+        for i in (1, 3, 2)
+    ]
     sums = [f"{one.clip.samples.sum(dtype='float64'):.3f}" for one in clips]
     assert [one.text for one in backend.infer(Batch(tuple(clips)))] == sums
     assert backend.infer(Batch((piece("pid"),)))[0].text == str(device.pid)
@@ -141,15 +151,18 @@ def test_arrays_come_back(monkeypatch):
     assert one.values.shape == (50, 1280)
 
 
-@pytest.mark.parametrize(("prompt", "kind"), [("fail", ModelError), ("fill", OutOfMemory), ("ours", OutOfMemory),
-                                              ("lose", DeviceLost)])
+@pytest.mark.parametrize(
+    ("prompt", "kind"), [("fail", ModelError), ("fill", OutOfMemory), ("ours", OutOfMemory), ("lose", DeviceLost)]
+)
 def test_what_is_raised_there_is_raised_here(device, prompt, kind):
     backend = device.create(ROW)
     with pytest.raises(Exception) as caught:  # noqa: PT011
         backend.infer(Batch((piece(prompt),)))
     ours = translate(caught.value)
     assert type(ours) is kind
-    assert "scripted.py" in str(ours.__cause__ if prompt == "ours" else ours.__cause__.__cause__), "the traceback of the process"
+    assert "scripted.py" in str(ours.__cause__ if prompt == "ours" else ours.__cause__.__cause__), (
+        "the traceback of the process"
+    )
     assert backend.infer(Batch((piece(),)))[0].text == "4000.000"
 
 
@@ -168,8 +181,9 @@ def test_text_is_told_as_it_is_written_on_the_thread_that_asked(device):
 
 def test_what_is_cancelled_ends_and_its_neighbour_goes_on(device):
     backend, told = device.create(ROW), []
-    first, second = backend.infer(Batch((piece("write 3000", on_text=told.append, cancelled=lambda: len(told) > 10),
-                                         piece("write 5"))))
+    first, second = backend.infer(
+        Batch((piece("write 3000", on_text=told.append, cancelled=lambda: len(told) > 10), piece("write 5")))
+    )
     assert 10 < len(first.text.split()) < 3000
     assert second.text == "0 1 2 3 4 "
 
@@ -228,9 +242,11 @@ def test_a_process_that_cannot_start_is_a_lost_device(scripted, monkeypatch):
 
 # An engine with several
 
+
 @pytest.fixture
 def clips(tmp_path):
     """So many files of other lengths and loudness, with what `_sum` says of each."""
+
     def make(count: int) -> tuple[list[str], list[float]]:
         paths = []
         for i in range(count):
@@ -243,7 +259,9 @@ def clips(tmp_path):
 
 @pytest.fixture
 def settings(tmp_path):
-    return Settings(model=ROW.id, device="cpu,cpu", allowed_paths=(tmp_path,), data_dir=tmp_path / "data", batch_max_items=4)
+    return Settings(
+        model=ROW.id, device="cpu,cpu", allowed_paths=(tmp_path,), data_dir=tmp_path / "data", batch_max_items=4
+    )
 
 
 def submit(engine, inputs, **options):
@@ -314,7 +332,7 @@ def test_the_cause_of_an_error_is_in_the_log_under_its_id(scripted, settings, cl
 
 def test_a_model_that_no_device_can_load_says_so(scripted, settings, clips, tmp_path, monkeypatch):
     (path,), _ = clips(1)
-    monkeypatch.chdir(tmp_path)                     # the processes are where this one is
+    monkeypatch.chdir(tmp_path)  # the processes are where this one is
     (tmp_path / "gated").touch()
     with Engine(settings) as engine:
         (one,) = submit(engine, [path]).result(30).results
@@ -346,6 +364,7 @@ def test_parakeet_on_two_devices_and_on_the_one_that_is_left():
 
 # The handler
 
+
 def test_the_handler_works_on_with_what_is_left_and_is_replaced_when_idle(scripted, settings, clips):
     paths, _ = clips(8)
 
@@ -372,12 +391,13 @@ def test_the_handler_works_on_with_what_is_left_and_is_replaced_when_idle(script
 
 # The server
 
+
 def test_the_server_serves_from_the_first_that_is_ready_and_says_what_is_lost(settings, clips):
     gate, made = threading.Event(), []
 
     class Model(Scripted):
         def load(self):
-            assert not made or gate.wait(10)        # the first is ready, the second not yet
+            assert not made or gate.wait(10)  # the first is ready, the second not yet
             made.append(self)
 
     paths, _ = clips(1)
@@ -389,8 +409,10 @@ def test_the_server_serves_from_the_first_that_is_ready_and_says_what_is_lost(se
 
         def says() -> tuple:
             health, metrics = httpx.get(f"{url}/health").json(), httpx.get(f"{url}/metrics").text
-            gauge = {state: f'aviary_devices{{state="{state}"}} {count}.0' in metrics
-                     for state, count in (("working", 2 - health["devices"]["lost"]), ("lost", health["devices"]["lost"]))}
+            gauge = {
+                state: f'aviary_devices{{state="{state}"}} {count}.0' in metrics
+                for state, count in (("working", 2 - health["devices"]["lost"]), ("lost", health["devices"]["lost"]))
+            }
             assert all(gauge.values()), metrics
             assert httpx.get(f"{url}/stats").json()["devices"] == health["devices"]
             return health["devices"], health["status"], httpx.get(f"{url}/health/live").status_code
@@ -442,8 +464,10 @@ def test_they_end_with_an_engine_that_is_killed(holder):
 def test_a_signal_for_the_whole_group_leaves_them_to_the_engine(holder, number):
     for name in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if "worker.engine.remote.process" in (name / "cmdline").read_text() and int(
-                    (name / "stat").read_text().rpartition(")")[2].split()[3]) == holder.pid:
+            if (
+                "worker.engine.remote.process" in (name / "cmdline").read_text()
+                and int((name / "stat").read_text().rpartition(")")[2].split()[3]) == holder.pid
+            ):
                 os.kill(int(name.name), number)
     time.sleep(0.2)
     os.kill(holder.pid, signal.SIGINT)

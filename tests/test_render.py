@@ -1,4 +1,5 @@
 """Response → JSON, srt, vtt: shapes, strictness, and subtitles that players read."""
+
 from __future__ import annotations
 
 import base64
@@ -39,8 +40,10 @@ def no_bucket(name, data, content_type):
 
 
 def response(*outputs, view=JSON, task="transcribe"):
-    results = tuple(Result(Item(i, Source("path", "a"), Options("m", task=task), view, f"id{i}"), 2.0, output)
-                    for i, output in enumerate(outputs))
+    results = tuple(
+        Result(Item(i, Source("path", "a"), Options("m", task=task), view, f"id{i}"), 2.0, output)
+        for i, output in enumerate(outputs)
+    )
     return Response("m", results, Timing(total_sec=1.23456))
 
 
@@ -53,9 +56,16 @@ def spoken(text: str) -> Transcript:
 def test_the_contract_s_shape():
     answer = render.to_json(response(spoken("hello world."), view=View(("word", "segment"))), no_bucket)
     assert answer["results"][0] == {
-        "index": 0, "id": "id0", "text": "hello world.", "duration_sec": 2.0, "language": "en",
-        "timestamps": {"word": [{"word": "hello", "start": 0.0, "end": 0.3}, {"word": "world.", "start": 0.4, "end": 0.7}],
-                       "segment": [{"segment": "hello world.", "start": 0.0, "end": 0.7}]}}
+        "index": 0,
+        "id": "id0",
+        "text": "hello world.",
+        "duration_sec": 2.0,
+        "language": "en",
+        "timestamps": {
+            "word": [{"word": "hello", "start": 0.0, "end": 0.3}, {"word": "world.", "start": 0.4, "end": 0.7}],
+            "segment": [{"segment": "hello world.", "start": 0.0, "end": 0.7}],
+        },
+    }
     assert answer["usage"] == {"inputs": 1, "failed": 0, "audio_sec": 2.0}
     assert set(answer["timing"]) == {"fetch_sec", "decode_sec", "queue_sec", "model_sec", "total_sec"}
     assert "error" not in answer
@@ -66,7 +76,11 @@ def test_error_at_the_top_only_when_every_input_failed():
     good = response(spoken("a")).results[0]
     some = render.to_json(Response("m", (good, bad), Timing()), no_bucket)
     assert "error" not in some
-    assert some["results"][1] == {"index": 1, "id": "b", "error": {"code": "fetch_failed", "message": "gone", "retryable": True}}
+    assert some["results"][1] == {
+        "index": 1,
+        "id": "b",
+        "error": {"code": "fetch_failed", "message": "gone", "retryable": True},
+    }
     assert render.to_json(Response("m", (bad,), Timing()), no_bucket)["error"] == "gone"
 
 
@@ -92,7 +106,9 @@ def test_other_tasks():
 
 
 def test_s3_without_a_bucket_fails_that_item_and_says_which_variables():
-    answer = render.to_json(response(Embedding(np.zeros(4, np.float32), 25.0, "mean"), view=View(encoding="s3")), no_bucket)
+    answer = render.to_json(
+        response(Embedding(np.zeros(4, np.float32), 25.0, "mean"), view=View(encoding="s3")), no_bucket
+    )
     assert "BUCKET_NAME" in answer["results"][0]["error"]["message"]
 
 
@@ -147,8 +163,10 @@ def test_a_cue_ends_with_its_segment_however_words_are_timed():
     words = (Span("One", 0.0, 0.4), Span("two.", 0.4, 0.9), Span("Three", 3.0, 3.5), Span("four.", 3.5, 4.1))
     segments = (Span("One two.", 0.0, 1.02), Span("Three four.", 2.9, 4.0))
     written = render.subtitles(Transcript("One two. Three four.", words, segments), 5.0)
-    assert written.split("\n\n") == ["1\n00:00:00,000 --> 00:00:00,900\nOne two.",
-                                     "2\n00:00:03,000 --> 00:00:04,100\nThree four.\n"]
+    assert written.split("\n\n") == [
+        "1\n00:00:00,000 --> 00:00:00,900\nOne two.",
+        "2\n00:00:03,000 --> 00:00:04,100\nThree four.\n",
+    ]
 
 
 def test_a_word_without_length_is_shown_long_enough_to_be_read():

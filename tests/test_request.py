@@ -1,4 +1,5 @@
 """Payload → Request: every form the contract names, and errors that name the field and what is allowed."""
+
 from __future__ import annotations
 
 import pytest
@@ -27,12 +28,19 @@ def test_the_earlier_payload_works_unchanged():
     assert item.view.timestamps == ("word", "segment")
 
 
-@pytest.mark.parametrize(("text", "kind"), [
-    ("https://host/a.mp3", "url"), ("HTTP://host/a", "url"), ("/data/b.flac", "path"), ("b.flac", "path"),
-    ("a:b.wav", "path"),
-    ("file:///data/b.flac", "path"), ("s3://bucket/c.m4a", "s3"),
-    ("data:audio/wav;base64,UklGRg==", "data"),
-])
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("https://host/a.mp3", "url"),
+        ("HTTP://host/a", "url"),
+        ("/data/b.flac", "path"),
+        ("b.flac", "path"),
+        ("a:b.wav", "path"),
+        ("file:///data/b.flac", "path"),
+        ("s3://bucket/c.m4a", "s3"),
+        ("data:audio/wav;base64,UklGRg==", "data"),
+    ],
+)
 def test_kinds_of_source(text, kind):
     assert source_of(text).kind == kind
 
@@ -44,32 +52,47 @@ def test_shorthands():
 
 
 def test_an_item_s_options_win_over_the_request_s():
-    request = parse({"timestamps": True, "language": "de", "inputs": [
-        "a.wav", {"source": "b.wav", "timestamps": False, "language": "fr"},
-        {"source": "c.wav", "timestamps": ["char"]}]}, SETTINGS)
+    request = parse(
+        {
+            "timestamps": True,
+            "language": "de",
+            "inputs": [
+                "a.wav",
+                {"source": "b.wav", "timestamps": False, "language": "fr"},
+                {"source": "c.wav", "timestamps": ["char"]},
+            ],
+        },
+        SETTINGS,
+    )
     first, second, third = request.items
     assert (first.options.language, first.view.timestamps) == ("de", ("word", "segment"))
     assert (second.options.language, second.options.timestamps, second.view.timestamps) == ("fr", False, ())
     assert third.view.timestamps == ("char",)
 
 
-@pytest.mark.parametrize(("payload", "names"), [
-    ({}, ["inputs", "audio", "audio_base64"]),
-    ({"inputs": []}, ["inputs", "empty"]),
-    ({"inputs": ["a"], "audio": "b"}, ["exactly one"]),
-    ({"inputs": "a.wav"}, ["inputs", "list"]),
-    ({"inputs": ["a"], "task": "sing"}, ["task", "transcribe", "caption"]),
-    ({"inputs": ["a"], "timestamps": ["line"]}, ["timestamps", "word", "segment", "char"]),
-    ({"inputs": ["a"], "format": "doc"}, ["format", "srt", "vtt"]),
-    ({"inputs": ["a"], "modle": "parakeet"}, ["modle", "model", "inputs"]),
-    ({"inputs": ["a"], "temperature": 9}, ["temperature", "2"]),
-    ({"inputs": ["a"], "language": "xx"}, ["xx", "de"]),
-    ({"inputs": ["a"], "prompt": "hello"}, ["prompt"]),
-    ({"inputs": ["a"], "messages": [{"role": "user", "content": "?", "text": 1}]}, ["messages.0.text is not a field"]),
-    ({"inputs": ["a"], "messages": [{"role": "user"}]}, ["messages.0.content: field required"]),
-    ({"input": 3}, ["input"]),
-    ([], ["object"]),
-])
+@pytest.mark.parametrize(
+    ("payload", "names"),
+    [
+        ({}, ["inputs", "audio", "audio_base64"]),
+        ({"inputs": []}, ["inputs", "empty"]),
+        ({"inputs": ["a"], "audio": "b"}, ["exactly one"]),
+        ({"inputs": "a.wav"}, ["inputs", "list"]),
+        ({"inputs": ["a"], "task": "sing"}, ["task", "transcribe", "caption"]),
+        ({"inputs": ["a"], "timestamps": ["line"]}, ["timestamps", "word", "segment", "char"]),
+        ({"inputs": ["a"], "format": "doc"}, ["format", "srt", "vtt"]),
+        ({"inputs": ["a"], "modle": "parakeet"}, ["modle", "model", "inputs"]),
+        ({"inputs": ["a"], "temperature": 9}, ["temperature", "2"]),
+        ({"inputs": ["a"], "language": "xx"}, ["xx", "de"]),
+        ({"inputs": ["a"], "prompt": "hello"}, ["prompt"]),
+        (
+            {"inputs": ["a"], "messages": [{"role": "user", "content": "?", "text": 1}]},
+            ["messages.0.text is not a field"],
+        ),
+        ({"inputs": ["a"], "messages": [{"role": "user"}]}, ["messages.0.content: field required"]),
+        ({"input": 3}, ["input"]),
+        ([], ["object"]),
+    ],
+)
 def test_a_bad_request_names_the_field_and_what_is_allowed(payload, names):
     with pytest.raises(RequestError) as caught:
         parse(payload, SETTINGS)
@@ -100,10 +123,28 @@ def test_too_many_inputs():
 
 
 def test_bad_items_fail_in_place_and_the_others_go_on():
-    request = parse({"inputs": ["a.wav", 5, {"id": "x"}, {"source": "b.wav", "lang": "en", "id": "y"}, "ftp://host/a", "c.wav",
-                                {"source": "d.wav", "language": "xx"}]}, SETTINGS)
+    request = parse(
+        {
+            "inputs": [
+                "a.wav",
+                5,
+                {"id": "x"},
+                {"source": "b.wav", "lang": "en", "id": "y"},
+                "ftp://host/a",
+                "c.wav",
+                {"source": "d.wav", "language": "xx"},
+            ]
+        },
+        SETTINGS,
+    )
     assert [item.index for item in request.items] == [0, 5]
-    assert [(failure.index, failure.id) for failure in request.rejected] == [(1, None), (2, "x"), (3, "y"), (4, None), (6, None)]
+    assert [(failure.index, failure.id) for failure in request.rejected] == [
+        (1, None),
+        (2, "x"),
+        (3, "y"),
+        (4, None),
+        (6, None),
+    ]
     assert all(isinstance(failure.error, AviaryError) for failure in request.rejected)
     assert "lang" in request.rejected[2].error.message
     assert "ftp" in request.rejected[3].error.message
@@ -111,9 +152,11 @@ def test_bad_items_fail_in_place_and_the_others_go_on():
 
 
 FIELDS = ["input", "inputs", "task", "model", "timestamps", "audio", "source", "id", "x"]
-json = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=4),
-                    max_leaves=12)
+json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=4),
+    max_leaves=12,
+)
 
 
 @given(json)

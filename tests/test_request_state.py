@@ -1,4 +1,5 @@
 """A request under way: bits of a text are told once, whatever is run again."""
+
 from __future__ import annotations
 
 import threading
@@ -19,8 +20,10 @@ from worker.types import Failure, Item, Options, Source, Transcript, View
 def test_a_text_that_is_generated_again_is_told_once(text, runs):
     """Each run is cut into bits at will, and ends where it fails; the last one goes to the end."""
     told = []
-    teller = TextStream(lambda index, bit: told.append((index, bit)), [Item(index, Source("path", "a"), Options("m"), View(()), None)
-                                                                   for index in (3, 5)])
+    teller = TextStream(
+        lambda index, bit: told.append((index, bit)),
+        [Item(index, Source("path", "a"), Options("m"), View(()), None) for index in (3, 5)],
+    )
     for cuts in [*runs, [len(text)]]:
         teller.begins()
         rest = text

@@ -1,4 +1,5 @@
 """The lane: batches across requests, failures that cost only the culprit, a thread that never dies."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -24,7 +25,9 @@ MODEL = "pocketsphinx"
 
 
 def piece(seconds: float, order: int = 0, language: str | None = None) -> Piece:
-    return Piece(Clip(np.broadcast_to(np.float32(0), (round(seconds * 16_000),))), Options(MODEL, language=language), order)
+    return Piece(
+        Clip(np.broadcast_to(np.float32(0), (round(seconds * 16_000),))), Options(MODEL, language=language), order
+    )
 
 
 class Harness:
@@ -125,7 +128,7 @@ def test_out_of_memory_halves_the_batch_and_lowers_the_budget():
     outcomes = run(model, [piece(10, i) for i in range(16)])
     assert [text(o) for o in outcomes] == ["160000"] * 16
     sizes = [len(b.pieces) for b in model.batches]
-    assert sizes == [8, 4, 2, 2, 4, 2, 2, *[2] * 4]      # what follows is packed for what fits
+    assert sizes == [8, 4, 2, 2, 4, 2, 2, *[2] * 4]  # what follows is packed for what fits
 
 
 def test_one_piece_that_does_not_fit_alone_says_so():
@@ -184,7 +187,7 @@ def test_cancelled_pieces_are_dropped_before_they_run():
     lane = Harness(LIMITS, lambda _row: gate.wait(5) and model)
     cancelled = threading.Event()
     lane.put(piece(1), futures[0].set_result)
-    time.sleep(0.1)                                        # on its way to the device
+    time.sleep(0.1)  # on its way to the device
     for future in futures[1:]:
         lane.put(dataclasses.replace(piece(2), cancelled=cancelled.is_set), future.set_result)
     cancelled.set()
@@ -292,6 +295,8 @@ def test_who_waits_overtakes_a_background_however_old():
     gate.set()
     for future in futures.values():
         future.result(10)
-    assert [b.pieces for b in model.batches].index((given[-1],)) <= 1, "at most the one batch that age had earned was before it"
+    assert [b.pieces for b in model.batches].index((given[-1],)) <= 1, (
+        "at most the one batch that age had earned was before it"
+    )
     assert all(len({p.background for p in b.pieces}) == 1 for b in model.batches)
     lane.close()

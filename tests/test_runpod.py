@@ -1,7 +1,9 @@
 """The Runpod door under the SDK's true worker loop: a stand-in for the job host, the worker in a process of its own.
 
-Most run as a dry run (SKIP_MODEL_LOAD=1), in which everything is real but the model; one worker hears with pocketsphinx.
+Most run as a dry run (SKIP_MODEL_LOAD=1), in which everything is real but the model; one worker hears with
+pocketsphinx.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -70,7 +72,7 @@ class Page(BaseHTTPRequestHandler):
         try:
             if kind == "trickle":
                 for at in range(400):
-                    self.wfile.write(WEEK[at:at + 1])
+                    self.wfile.write(WEEK[at : at + 1])
                     time.sleep(0.05)
             self.wfile.write(WEEK)
         except OSError:
@@ -123,8 +125,13 @@ def bucket():
     server.start()
     _name, port = server.get_host_and_port()
     access = {"endpoint": f"http://127.0.0.1:{port}", "key": "key", "secret": "secret", "bucket": "results"}
-    boto3.client("s3", endpoint_url=access["endpoint"], aws_access_key_id="key", aws_secret_access_key="secret",
-                 region_name="us-east-1").create_bucket(Bucket="results")
+    boto3.client(
+        "s3",
+        endpoint_url=access["endpoint"],
+        aws_access_key_id="key",
+        aws_secret_access_key="secret",
+        region_name="us-east-1",
+    ).create_bucket(Bucket="results")
     yield access
     server.stop()
 
@@ -132,8 +139,11 @@ def bucket():
 class TestResults:
     def test_come_in_input_order_and_in_the_contracts_shape(self, host, worker, site):
         sources = [site.url("after/0.6/first"), "samples/doctor.flac", "samples/people.mp3", "samples/train.mp4"]
-        payload = {"timestamps": True, "language": "en",
-                   "inputs": [{"source": source, "id": f"input {i}"} for i, source in enumerate(sources)]}
+        payload = {
+            "timestamps": True,
+            "language": "en",
+            "inputs": [{"source": source, "id": f"input {i}"} for i, source in enumerate(sources)],
+        }
         post = host.result(host.submit(payload))
         assert set(post) == {"output"}
         output = post["output"]
@@ -149,7 +159,9 @@ class TestResults:
             assert [set(word) for word in words] == [{"word", "start", "end"}] * len(words)
             assert 0 <= words[0]["start"] < words[-1]["end"] <= one["duration_sec"] + 0.001
             assert [set(segment) for segment in one["timestamps"]["segment"]] == [{"segment", "start", "end"}]
-        assert len({one["duration_sec"] for one in results}) == 4, "the samples have different lengths, so order is seen"
+        assert len({one["duration_sec"] for one in results}) == 4, (
+            "the samples have different lengths, so order is seen"
+        )
         alone = host.result(host.submit({"audio": "samples/people.mp3"}))["output"]["results"][0]
         assert alone["duration_sec"] == results[2]["duration_sec"]
         assert output["usage"]["inputs"] == 4
@@ -165,8 +177,15 @@ class TestResults:
         assert len(host.posts_of(job)) == 1
 
     def test_a_bad_input_stays_in_its_place(self, host, worker):
-        payload = {"inputs": ["samples/week.wav", {"source": "samples/no-such.wav", "id": "b"}, "/etc/hostname", 7,
-                              "samples/doctor.flac"]}
+        payload = {
+            "inputs": [
+                "samples/week.wav",
+                {"source": "samples/no-such.wav", "id": "b"},
+                "/etc/hostname",
+                7,
+                "samples/doctor.flac",
+            ]
+        }
         post = host.result(host.submit(payload))
         assert "error" not in post
         results = post["output"]["results"]
@@ -183,13 +202,16 @@ class TestResults:
         assert "all 2 inputs failed" in post["error"]
         assert [one["error"]["code"] for one in post["output"]["results"]] == ["source_not_found"] * 2
 
-    @pytest.mark.parametrize(("payload", "param"), [
-        ({"inputs": ["samples/week.wav"], "timestamp": True}, "timestamp"),
-        ({"inputs": ["samples/week.wav"], "timestamps": "often"}, "timestamps"),
-        ({"inputs": []}, "inputs"),
-        ({"inputs": ["samples/week.wav"], "model": "no-such"}, "model"),
-        ({}, "inputs"),
-    ])
+    @pytest.mark.parametrize(
+        ("payload", "param"),
+        [
+            ({"inputs": ["samples/week.wav"], "timestamp": True}, "timestamp"),
+            ({"inputs": ["samples/week.wav"], "timestamps": "often"}, "timestamps"),
+            ({"inputs": []}, "inputs"),
+            ({"inputs": ["samples/week.wav"], "model": "no-such"}, "model"),
+            ({}, "inputs"),
+        ],
+    )
     def test_a_bad_request_has_failed_and_its_field_is_named(self, host, worker, payload, param):
         post = host.result(host.submit(payload))
         assert param in post["error"]
@@ -212,7 +234,7 @@ class TestResults:
         assert (bad["id"], bad["error"]["code"]) == ("b?", "invalid_input")
 
     def test_odd_characters_pass(self, host, worker):
-        names = ["ß\u2028\0", "\U0001f426", "a\"b\\c"]
+        names = ["ß\u2028\0", "\U0001f426", 'a"b\\c']
         post = host.result(host.submit({"inputs": [sample("week.wav", id=name) for name in names]}))
         assert [one["id"] for one in post["output"]["results"]] == names
 
@@ -238,7 +260,9 @@ class TestConcurrency:
 
 class TestCancelling:
     def test_stops_that_job_alone(self, host, worker, site):
-        gone, sibling = host.submit_all([{"inputs": [site.url("trickle/gone")]}, {"inputs": [site.url("gate/sibling")]}])
+        gone, sibling = host.submit_all(
+            [{"inputs": [site.url("trickle/gone")]}, {"inputs": [site.url("gate/sibling")]}]
+        )
         eventually(lambda: {"trickle/gone", "gate/sibling"} <= set(site.hits))
         host.stop(gone)
         eventually(lambda: "trickle/gone" in site.dropped, 8)
@@ -257,7 +281,7 @@ class TestProgress:
         try:
             job = host.submit({"inputs": ["samples/week.wav", *map(site.url, gates), "samples/doctor.flac"]})
             host.until(lambda: host.progress_begun.count(job) == 1, 15, "progress")
-            for gate in gates:                  # the result is ready while the progress post is still under way
+            for gate in gates:  # the result is ready while the progress post is still under way
                 site.gate(gate).set()
             host.result(job)
             time.sleep(host.progress_delay + 0.3)
@@ -278,7 +302,9 @@ class TestProgress:
 
 class TestLogs:
     def test_hold_the_jobs_id_and_no_transcript(self, host, worker):
-        job = host.submit({"inputs": [sample("week.wav"), {"source": "data:audio/wav;base64,UklGRgAAAABXQVZFdGhlIGF1ZGlv"}]})
+        job = host.submit(
+            {"inputs": [sample("week.wav"), {"source": "data:audio/wav;base64,UklGRgAAAABXQVZFdGhlIGF1ZGlv"}]}
+        )
         assert texts_of(host.result(job))[0].startswith("[dry-run]")
         eventually(lambda: worker.output.count(job) >= 2)
         assert f"job {job}: 2 inputs, 1 failed" in worker.output
@@ -339,9 +365,17 @@ class TestLargeResults:
         assert poor.result(poor.submit({"inputs": ["samples/week.wav"]}))["output"]["results"][0]["text"]
 
     def test_go_to_the_workers_bucket(self, bucket):
-        with RunpodHost() as host, host.worker(
-                SKIP_MODEL_LOAD=1, MAX_RESULT_BYTES=2000, BUCKET_ENDPOINT_URL=bucket["endpoint"], BUCKET_NAME=bucket["bucket"],
-                BUCKET_ACCESS_KEY_ID=bucket["key"], BUCKET_SECRET_ACCESS_KEY=bucket["secret"]):
+        with (
+            RunpodHost() as host,
+            host.worker(
+                SKIP_MODEL_LOAD=1,
+                MAX_RESULT_BYTES=2000,
+                BUCKET_ENDPOINT_URL=bucket["endpoint"],
+                BUCKET_NAME=bucket["bucket"],
+                BUCKET_ACCESS_KEY_ID=bucket["key"],
+                BUCKET_SECRET_ACCESS_KEY=bucket["secret"],
+            ),
+        ):
             self.check(host.result(host.submit(MANY)))
 
 
@@ -351,7 +385,9 @@ class TestStopping:
             job = host.submit({"inputs": [site.url("gate/term"), "samples/doctor.flac"]})
             try:
                 eventually(lambda: "gate/term" in site.hits)
-                assert worker.children(), "decoding runs in processes of its own, so there is something to be left behind"
+                assert worker.children(), (
+                    "decoding runs in processes of its own, so there is something to be left behind"
+                )
                 worker.terminate()
                 time.sleep(0.8)
                 assert worker.running
@@ -425,9 +461,16 @@ class TestOpenAi:
         assert self.ask() == "the code is seven"
 
     def test_a_large_text_answer_goes_to_the_bucket_as_well(self, bucket, monkeypatch):
-        monkeypatch.setattr(self.Spoken, "infer", lambda self, batch: [Transcript("seven " * 500) for _ in batch.pieces])
-        answer = self.ask(max_result_bytes=2000, bucket_endpoint_url=bucket["endpoint"], bucket_name=bucket["bucket"],
-                          bucket_access_key_id=bucket["key"], bucket_secret_access_key=bucket["secret"])
+        monkeypatch.setattr(
+            self.Spoken, "infer", lambda self, batch: [Transcript("seven " * 500) for _ in batch.pieces]
+        )
+        answer = self.ask(
+            max_result_bytes=2000,
+            bucket_endpoint_url=bucket["endpoint"],
+            bucket_name=bucket["bucket"],
+            bucket_access_key_id=bucket["key"],
+            bucket_secret_access_key=bucket["secret"],
+        )
         assert set(answer) == {"result_url", "result_bytes"}
         with urllib.request.urlopen(answer["result_url"]) as response:
             assert json.loads(response.read()).startswith("seven seven")
@@ -445,11 +488,17 @@ class TestProgressThatFails:
 
         monkeypatch.setattr(rp_progress, "_async_progress_update", fail)
         monkeypatch.setattr(runpod, "PROGRESS_SEC", 0.05)
-        settings = Settings(skip_model_load=True, allowed_paths=(REPO,), allow_private_urls=True,
-                            runpod_webhook_get_job="http://127.0.0.1:1/job-take/w?x")
+        settings = Settings(
+            skip_model_load=True,
+            allowed_paths=(REPO,),
+            allow_private_urls=True,
+            runpod_webhook_get_job="http://127.0.0.1:1/job-take/w?x",
+        )
         inputs = [str(REPO / "samples/week.wav"), site.url("after/1.5/slow")]
         with Engine(settings) as engine:
-            answer = asyncio.run(RunpodWorker(settings, engine=engine).handle({"id": "away", "input": {"inputs": inputs}}))
+            answer = asyncio.run(
+                RunpodWorker(settings, engine=engine).handle({"id": "away", "input": {"inputs": inputs}})
+            )
         assert posted
         assert "error" not in answer
         assert answer["usage"]["failed"] == 0
@@ -466,13 +515,18 @@ class TestUnfit:
 
 
 class TestLocally:
-    @pytest.mark.parametrize(("payload", "fails"), [
-        ({"inputs": ["samples/week.wav", "samples/none.wav"]}, False),
-        ({"inputs": ["samples/none.wav"]}, True),
-        ({"inputs": ["samples/week.wav"], "no_such_field": 1}, True),
-    ])
+    @pytest.mark.parametrize(
+        ("payload", "fails"),
+        [
+            ({"inputs": ["samples/week.wav", "samples/none.wav"]}, False),
+            ({"inputs": ["samples/none.wav"]}, True),
+            ({"inputs": ["samples/week.wav"], "no_such_field": 1}, True),
+        ],
+    )
     def test_a_test_inputs_exit_code_tells_of_errors(self, payload, fails):
-        with Process("handler.py", "--test_input", json.dumps({"input": payload}), env=clean_env(SKIP_MODEL_LOAD=1)) as process:
+        with Process(
+            "handler.py", "--test_input", json.dumps({"input": payload}), env=clean_env(SKIP_MODEL_LOAD=1)
+        ) as process:
             code = process.wait(30)
             assert (code != 0) == fails, process.output
             assert ("[dry-run]" in process.output) != fails
@@ -482,12 +536,22 @@ class TestLocally:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        client = ("import json, runpod; runpod.api_key = 'any'; "
-                  "print(json.dumps(runpod.Endpoint('.').run_sync({'input': {'inputs': ['samples/week.wav']}}, timeout=20)))")
-        with Process("handler.py", "--rp_serve_api", "--rp_api_port", str(port), env=clean_env(SKIP_MODEL_LOAD=1)) as process:
+        client = (
+            "import json, runpod; runpod.api_key = 'any'; "
+            "print(json.dumps(runpod.Endpoint('.').run_sync({'input': {'inputs': ['samples/week.wav']}}, timeout=20)))"
+        )
+        with Process(
+            "handler.py", "--rp_serve_api", "--rp_api_port", str(port), env=clean_env(SKIP_MODEL_LOAD=1)
+        ) as process:
             eventually(lambda: _listens(port), 25)
-            answered = subprocess.run([sys.executable, "-c", client], capture_output=True, text=True, timeout=40, check=True,
-                                      env=clean_env(RUNPOD_ENDPOINT_BASE_URL=f"http://127.0.0.1:{port}"))
+            answered = subprocess.run(
+                [sys.executable, "-c", client],
+                capture_output=True,
+                text=True,
+                timeout=40,
+                check=True,
+                env=clean_env(RUNPOD_ENDPOINT_BASE_URL=f"http://127.0.0.1:{port}"),
+            )
             output = json.loads(answered.stdout.splitlines()[-1])
             assert output["results"][0]["text"].startswith("[dry-run]")
             assert output["usage"]["failed"] == 0

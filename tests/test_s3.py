@@ -1,4 +1,5 @@
 """Bytes into S3 and back by the URL given; a job's own bucket cannot make the worker reach inside."""
+
 from __future__ import annotations
 
 import pytest
@@ -19,14 +20,17 @@ def endpoint():
     url = f"http://{host}:{port}"
     import boto3
 
-    boto3.client("s3", endpoint_url=url, aws_access_key_id="k", aws_secret_access_key="s",
-                 region_name="us-east-1").create_bucket(Bucket="results")
+    boto3.client(
+        "s3", endpoint_url=url, aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1"
+    ).create_bucket(Bucket="results")
     yield url
     running.stop()
 
 
 def settings(endpoint: str, bucket: str = "results") -> Settings:
-    return Settings(bucket_endpoint_url=endpoint, bucket_access_key_id="k", bucket_secret_access_key="s", bucket_name=bucket)
+    return Settings(
+        bucket_endpoint_url=endpoint, bucket_access_key_id="k", bucket_secret_access_key="s", bucket_name=bucket
+    )
 
 
 def test_what_is_put_comes_back_by_the_url(endpoint):
@@ -54,8 +58,15 @@ def test_a_job_s_bucket_that_is_not_whole_leaves_the_worker_s(endpoint):
     assert not Bucket(Settings(), S3Access(endpoint)).configured
 
 
-@pytest.mark.parametrize("access", [S3Access("minio:9000", "k", "s", "results"), S3Access("results.example", "k", "s", "results"),
-                                    S3Access("https://s3.example", "k", "s", "no such name")], ids=["scheme", "host", "name"])
+@pytest.mark.parametrize(
+    "access",
+    [
+        S3Access("minio:9000", "k", "s", "results"),
+        S3Access("results.example", "k", "s", "results"),
+        S3Access("https://s3.example", "k", "s", "no such name"),
+    ],
+    ids=["scheme", "host", "name"],
+)
 def test_a_bucket_that_cannot_be_is_told_as_such(access):
     with pytest.raises(NoBucket, match="name or endpoint cannot be used"):
         Bucket(Settings(), access).put("a", b"1", "text/plain")

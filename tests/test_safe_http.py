@@ -1,4 +1,5 @@
 """Addresses that are not public are refused, on the very connection."""
+
 from __future__ import annotations
 
 import ipaddress
@@ -11,11 +12,36 @@ from hypothesis import strategies as st
 
 from worker.net import safe_http
 
-PRIVATE = ["127.0.0.1", "127.9.9.9", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0",
-           "224.0.0.1", "255.255.255.255", "240.0.0.1", "::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "fd00:ec2::254",
-           "ff02::1",
-           "::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2002:a00:1::",
-           "2001:0:4136:e378:8000:63bf:80ff:fffe", "192.0.2.1", "198.18.0.1", "2001:db8::1"]
+PRIVATE = [
+    "127.0.0.1",
+    "127.9.9.9",
+    "10.0.0.1",
+    "172.16.0.1",
+    "192.168.1.1",
+    "169.254.169.254",
+    "100.64.0.1",
+    "0.0.0.0",
+    "224.0.0.1",
+    "255.255.255.255",
+    "240.0.0.1",
+    "::1",
+    "::",
+    "fe80::1",
+    "fe80::1%eth0",
+    "fc00::1",
+    "fd00:ec2::254",
+    "ff02::1",
+    "::ffff:127.0.0.1",
+    "::ffff:169.254.169.254",
+    "64:ff9b::7f00:1",
+    "64:ff9b::a9fe:a9fe",
+    "2002:7f00:1::",
+    "2002:a00:1::",
+    "2001:0:4136:e378:8000:63bf:80ff:fffe",
+    "192.0.2.1",
+    "198.18.0.1",
+    "2001:db8::1",
+]
 
 
 @pytest.mark.parametrize("address", PRIVATE)
@@ -23,7 +49,9 @@ def test_private(address):
     assert not safe_http.is_public(address)
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "1.1.1.1", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+)
 def test_public(address):
     assert safe_http.is_public(address)
 
@@ -82,8 +110,13 @@ def test_the_address_checked_is_the_one_connected_to(monkeypatch):
 
 
 def test_one_private_address_among_public_ones_is_enough_to_refuse(monkeypatch):
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_a, **_k: [
-        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in ("8.8.8.8", "10.0.0.1")])
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda *_a, **_k: [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in ("8.8.8.8", "10.0.0.1")
+        ],
+    )
     with safe_http.session(allow_private=False) as session, pytest.raises(safe_http.PrivateAddress):
         session.get("http://mixed.example/", timeout=2)
 

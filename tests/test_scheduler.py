@@ -1,4 +1,5 @@
 """The pool with several lanes: work goes to whichever is free, and a device that fails costs nobody else."""
+
 from __future__ import annotations
 
 import contextlib
@@ -30,7 +31,9 @@ def piece(seconds: float = 1, order: int = 0, **options) -> Piece:
 class Device(Backend):
     """Answers with its own name; `fails(batch)` is what it raises, if anything."""
 
-    def __init__(self, name: str, fails=lambda batch: None, load=lambda: None, takes: float = 0.0, overhead: float = 0.0):
+    def __init__(
+        self, name: str, fails=lambda batch: None, load=lambda: None, takes: float = 0.0, overhead: float = 0.0
+    ):
         self.name, self.batches = name, []
         self.overhead_sec = overhead
         self._fails, self._load, self._takes = fails, load, takes
@@ -50,8 +53,15 @@ class Device(Backend):
 def lanes(*devices: Device, max_items: int = 4, **options):
     """The pool and the lanes of these devices, each with the same model loaded or loading."""
     pool = Scheduler(**options)
-    made = [Runner(pool, ModelManager(lambda _row, device=device: device, changed=pool.nudge), Limits(max_items, 100.0, 60.0),
-                 name=device.name) for device in devices]
+    made = [
+        Runner(
+            pool,
+            ModelManager(lambda _row, device=device: device, changed=pool.nudge),
+            Limits(max_items, 100.0, 60.0),
+            name=device.name,
+        )
+        for device in devices
+    ]
     for runner in made:
         runner.start()
     try:
@@ -98,7 +108,10 @@ def test_idle_lanes_share_what_waits_where_a_part_is_worth_a_batch():
     for overhead, split_thinking in ((2.0, True), (100.0, False)):
         first, second = (Device(name, takes=0.05, overhead=overhead) for name in "ab")
         coming = [1]
-        with lanes(first, second, max_items=16, wait_sec=5, coming=lambda _background, coming=coming: coming[0]) as (pool, made):
+        with lanes(first, second, max_items=16, wait_sec=5, coming=lambda _background, coming=coming: coming[0]) as (
+            pool,
+            made,
+        ):
             ready(made)
             futures = put(pool, *(piece(1, i) for i in range(8)))
             time.sleep(0.05)
@@ -179,7 +192,7 @@ def test_a_model_is_left_to_those_that_can_load_it():
 
 @pytest.mark.parametrize("took", [0.0, 0.15])
 def test_a_model_that_nobody_can_load_fails_its_pieces(monkeypatch, took):
-    monkeypatch.setattr(model_manager, "RETRY_SEC", 0.1)        # one has forgotten its failure when the other fails
+    monkeypatch.setattr(model_manager, "RETRY_SEC", 0.1)  # one has forgotten its failure when the other fails
     lock = threading.Lock()
 
     def fail():
@@ -199,14 +212,16 @@ def test_the_background_ages_once_for_all(monkeypatch):
     with lanes(*devices, max_items=1) as (pool, made):
         ready(made)
         behind = put(pool, *(piece(2, i, background=True) for i in range(100)))
-        texts(put(pool, *(piece(1, 1000 + i) for i in range(100))))        # about a second for both
+        texts(put(pool, *(piece(1, 1000 + i) for i in range(100))))  # about a second for both
         done = sum(future.done() for future in behind)
         assert 1 <= done <= 8, "a batch every 0.3 s, not one for each lane"
 
 
 def test_a_failure_that_is_no_loss_stays_with_its_lane():
-    devices = [Device(name, lambda batch: ValueError("boom") if any(one.order == 3 for one in batch.pieces) else None)
-               for name in "ab"]
+    devices = [
+        Device(name, lambda batch: ValueError("boom") if any(one.order == 3 for one in batch.pieces) else None)
+        for name in "ab"
+    ]
     with lanes(*devices) as (pool, made):
         ready(made)
         outcomes = [future.result(10) for future in put(pool, *(piece(1, i) for i in range(8)))]

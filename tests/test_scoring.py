@@ -1,4 +1,6 @@
-"""Scoring: on tiny checkpoints where it matters what is heard, on the dry run where it matters what is done and kept."""
+"""Scoring: on tiny checkpoints where it matters what is heard, on the dry run where it matters what is done and
+kept."""
+
 from __future__ import annotations
 
 import json
@@ -17,15 +19,28 @@ from worker.backends import create
 from worker.backends.base import Backend
 from worker.config import Settings
 from worker.engine.engine import Engine
-from worker.errors import Cancelled, ClipNotFound, DecodeFailed, ModelError, ModelUnavailable, ReferenceFailed, RequestError
+from worker.errors import (
+    Cancelled,
+    ClipNotFound,
+    DecodeFailed,
+    ModelError,
+    ModelUnavailable,
+    ReferenceFailed,
+    RequestError,
+)
 from worker.scoring.scorer import Scorer
 from worker.types import Embedding, Source, Transcript
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "samples"
 WHISPER = {"key": "whisper-small", "type": "whisper", "model_id": "openai/whisper-small"}
-HIGGS = {"key": "higgs-audio-v2", "type": "higgs_audio", "model_id": "bosonai/higgs-audio-v2-understanding-3B",
-         "processor_id": "openai/whisper-large-v3-turbo", "transcriber_id": "openai/whisper-small"}
+HIGGS = {
+    "key": "higgs-audio-v2",
+    "type": "higgs_audio",
+    "model_id": "bosonai/higgs-audio-v2-understanding-3B",
+    "processor_id": "openai/whisper-large-v3-turbo",
+    "transcriber_id": "openai/whisper-small",
+}
 SPOKEN = {"PeppaPig-s06e02_part01": "week.wav", "under_scored-video_c-1": "doctor.flac", "v_train": "train.mp4"}
 
 
@@ -45,8 +60,16 @@ def write(folder: Path, *models: dict) -> Path:
     """A config.json in the folder, with its clips in `clips`."""
     (folder / "clips").mkdir(exist_ok=True)
     path = folder / "config.json"
-    path.write_text(json.dumps({"models": models or [WHISPER], "video_clip_dir": "clips", "cache_dir": "cache",
-                                "target_sampling_rate": 16000}))
+    path.write_text(
+        json.dumps(
+            {
+                "models": models or [WHISPER],
+                "video_clip_dir": "clips",
+                "cache_dir": "cache",
+                "target_sampling_rate": 16000,
+            }
+        )
+    )
     return path
 
 
@@ -64,7 +87,8 @@ def kept(folder: Path) -> dict[Path, int]:
 
 @pytest.fixture(scope="module")
 def heard(tmp_path_factory):
-    """Scoring with the documented models, and a third whose words are real ones: Higgs's features, pocketsphinx's words."""
+    """Scoring with the documented models, and a third whose words are real ones: Higgs's features, pocketsphinx's
+    words."""
     pytest.importorskip("transformers", reason="transformers is not installed")
     import torch
     import transformers
@@ -75,8 +99,14 @@ def heard(tmp_path_factory):
     models = folder / "models"
     small = tiny_whisper.save(models / "whisper-small", positions=40, seed=3)
     shutil.copytree(small, models / "whisper-large-v3-turbo", ignore=shutil.ignore_patterns("*.safetensors"))
-    sizes = {"num_mel_bins": 80, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 48,
-             "max_source_positions": 1500}
+    sizes = {
+        "num_mel_bins": 80,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 1,
+        "intermediate_size": 48,
+        "max_source_positions": 1500,
+    }
     torch.manual_seed(0)
     encoder = transformers.AudioFlamingo3Encoder(transformers.AudioFlamingo3EncoderConfig(**sizes))
     higgs = models / "higgs-audio-v2-understanding-3B"
@@ -112,8 +142,10 @@ def test_every_documented_model_scores_and_the_first_is_the_default(heard):
 def test_nothing_is_more_alike_than_the_clip_itself(heard, key):
     scorer, _, folder = heard
     for name in SPOKEN:
-        scores = {other: scorer.score(*name.rsplit("_", 1), at(folder / "clips" / f"{other}.mov"), key).result(60)
-                  for other in SPOKEN}
+        scores = {
+            other: scorer.score(*name.rsplit("_", 1), at(folder / "clips" / f"{other}.mov"), key).result(60)
+            for other in SPOKEN
+        }
         audio = {other: score["audio_sim_score"] for other, score in scores.items()}
         assert audio[name] > 0.99999
         assert scores[name]["text_sim_score"] == 1
@@ -143,10 +175,14 @@ def test_higgs_takes_the_features_of_the_processor_that_is_named(heard, tmp_path
     assert features.keys() == {"higgs-audio-v2", "own"}
     assert not np.allclose(features["own"], features["higgs-audio-v2"], atol=1e-3)
     checkpoint = folder / "models" / "higgs-audio-v2-understanding-3B"
-    alone = audio_tower.load_tower(checkpoint, higgs._config(transformers, checkpoint), torch.float32, torch.device("cpu"))
+    alone = audio_tower.load_tower(
+        checkpoint, higgs._config(transformers, checkpoint), torch.float32, torch.device("cpu")
+    )
     samples, _ = soundfile.read(SAMPLES / "doctor.flac", dtype="float32")
     with torch.inference_mode():
-        (states,) = audio_tower.states(alone, transformers.WhisperFeatureExtractor.from_pretrained(tmp_path / "own"), [samples])
+        (states,) = audio_tower.states(
+            alone, transformers.WhisperFeatureExtractor.from_pretrained(tmp_path / "own"), [samples]
+        )
     assert np.allclose(features["own"], states.mean(axis=0), atol=1e-4)
 
 
@@ -159,7 +195,10 @@ def test_audio_is_the_cosine_of_the_masked_states(heard, tmp_path):
     small = folder / "models" / "whisper-small"
     model = transformers.WhisperForConditionalGeneration.from_pretrained(small).eval()
     extractor = transformers.WhisperFeatureExtractor.from_pretrained(small)
-    clips = [soundfile.read(SAMPLES / "doctor.flac", dtype="float32")[0], soundfile.read(DIGITS / "07.flac", dtype="float32")[0]]
+    clips = [
+        soundfile.read(SAMPLES / "doctor.flac", dtype="float32")[0],
+        soundfile.read(DIGITS / "07.flac", dtype="float32")[0],
+    ]
     made = extractor(clips, sampling_rate=16_000, return_attention_mask=True, return_tensors="pt")
     with torch.inference_mode():
         states = model.model.encoder(made["input_features"]).last_hidden_state.numpy()
@@ -248,11 +287,24 @@ def test_a_clip_is_found_by_its_whole_stem_in_folders_too(folder, engine):
     shutil.copy(folder / "tone.wav", clips / "._a-video_part_9.mov")
     (clips / "a-video_notes.txt").touch()
     with opened(folder, engine) as scorer:
-        for uid, cid in (("a-video", "part_1"), ("a-video_part", "1"), ("deep", "1"), ("my_video", "part-7"),
-                         ("linked", "2")):
+        for uid, cid in (
+            ("a-video", "part_1"),
+            ("a-video_part", "1"),
+            ("deep", "1"),
+            ("my_video", "part-7"),
+            ("linked", "2"),
+        ):
             assert scorer.known(uid, cid)
-        for uid, cid in (("a", "video_part_1"), ("a-video", "part_9"), ("a-video", "notes"), ("a-video", ""), ("", ""),
-                         ("a-video", "*"), ("../clips/a-video", "part_1"), ("A-video", "part_1")):
+        for uid, cid in (
+            ("a", "video_part_1"),
+            ("a-video", "part_9"),
+            ("a-video", "notes"),
+            ("a-video", ""),
+            ("", ""),
+            ("a-video", "*"),
+            ("../clips/a-video", "part_1"),
+            ("A-video", "part_1"),
+        ):
             assert not scorer.known(uid, cid)
         assert scorer._references.find("a-video", "part_1").suffix == ".mov"
         scorer.ready.result(60)
@@ -278,7 +330,10 @@ def test_a_recording_that_is_no_audio_is_its_own_error_and_nobody_elses(folder, 
     noise = folder / "noise.mp3"
     noise.write_bytes(bytes(range(256)) * 40)
     with opened(folder, engine) as scorer:
-        bad, good = scorer.score("a-video", "part_1", at(noise)), scorer.score("a-video", "part_1", at(folder / "tone.wav"))
+        bad, good = (
+            scorer.score("a-video", "part_1", at(noise)),
+            scorer.score("a-video", "part_1", at(folder / "tone.wav")),
+        )
         with pytest.raises(DecodeFailed):
             bad.result(60)
         assert good.result(60)["text_sim_score"] > 0.5
@@ -317,10 +372,18 @@ def test_a_damaged_file_of_the_cache_is_computed_anew(folder, engine):
         scorer.ready.result(60)
     whole = {path: path.read_text() for path in sorted(kept(folder))}
     assert [path.relative_to(folder / "cache").parts[:-1] for path in whole] == [
-        ("whisper-small", "a-video_part", number) for number in "123"]
+        ("whisper-small", "a-video_part", number) for number in "123"
+    ]
     hurt = list(whole)[1]
-    for damage in ("", "null", '{"text": "a"}', '{"text": "a", "features": []}', '{"text": "a", "features": [NaN]}', "\0\0",
-                   whole[hurt][:40]):
+    for damage in (
+        "",
+        "null",
+        '{"text": "a"}',
+        '{"text": "a", "features": []}',
+        '{"text": "a", "features": [NaN]}',
+        "\0\0",
+        whole[hurt][:40],
+    ):
         hurt.write_text(damage)
         asked = len(engine.requests)
         with opened(folder, engine) as scorer:
@@ -338,7 +401,10 @@ def test_a_clip_that_changed_is_computed_anew_and_the_old_is_kept(folder, engine
     asked = len(engine.requests)
     with opened(folder, engine) as scorer:
         scorer.ready.result(60)
-        assert scorer.score("a-video", "part_1", at(folder / "clips" / "a-video_part_1.mov")).result(60)["text_sim_score"] == 1
+        assert (
+            scorer.score("a-video", "part_1", at(folder / "clips" / "a-video_part_1.mov")).result(60)["text_sim_score"]
+            == 1
+        )
     assert len(engine.requests) == asked + 2
     assert before.items() < kept(folder).items()
 
@@ -362,11 +428,14 @@ def test_without_a_place_to_keep_it_scoring_goes_on(folder, engine):
 
 
 def test_processes_share_a_cache(folder, engine):
-    code = ("import sys; from pathlib import Path; from worker.config import Settings; from worker.engine.engine import Engine; "
-            "from worker.scoring.scorer import Scorer\n"
-            "settings = Settings(skip_model_load=True, decode_workers=2, data_dir=Path(sys.argv[2]))\n"
-            "with Engine(settings) as engine, Scorer.open(Path(sys.argv[1]), engine, settings) as scorer:\n"
-            "    scorer.ready.result(60); assert scorer.progress.done == 3 and not scorer.progress.failed")
+    code = (
+        "import sys; from pathlib import Path; from worker.config import Settings; "
+        "from worker.engine.engine import Engine; "
+        "from worker.scoring.scorer import Scorer\n"
+        "settings = Settings(skip_model_load=True, decode_workers=2, data_dir=Path(sys.argv[2]))\n"
+        "with Engine(settings) as engine, Scorer.open(Path(sys.argv[1]), engine, settings) as scorer:\n"
+        "    scorer.ready.result(60); assert scorer.progress.done == 3 and not scorer.progress.failed"
+    )
     command = [sys.executable, "-c", code, str(folder / "config.json"), str(folder / "data")]
     running = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
     assert [process.wait(60) for process in running] == [0, 0]
@@ -385,6 +454,7 @@ BROKEN = {"key": "broken", "type": "whisper", "model_id": "openai/whisper-base"}
 
 def fussy(settings: Settings):
     """The dry run, which cannot load one of the models."""
+
     def make(model):
         if model.id == "openai/whisper-base":
             raise OSError("the file is torn")
@@ -394,12 +464,23 @@ def fussy(settings: Settings):
 
 
 def test_a_model_that_cannot_be_loaded_is_left_out(folder, settings):
-    write(folder, MISSING, BROKEN, {"key": "no-embedder", "type": "model", "model_id": "parakeet"},
-          HIGGS | {"key": "not-higgs", "model_id": "whisper"}, WHISPER | {"key": "not-whisper", "model_id": "higgs"},
-          {"key": "flamingo", "type": "model", "model_id": "audio-flamingo"})
-    reasons = {"missing": "is not known", "broken": "the file is torn", "no-embedder": "cannot embed",
-               "not-higgs": "is not of type higgs_audio", "not-whisper": "is not of type whisper",
-               "flamingo": "loaded"}
+    write(
+        folder,
+        MISSING,
+        BROKEN,
+        {"key": "no-embedder", "type": "model", "model_id": "parakeet"},
+        HIGGS | {"key": "not-higgs", "model_id": "whisper"},
+        WHISPER | {"key": "not-whisper", "model_id": "higgs"},
+        {"key": "flamingo", "type": "model", "model_id": "audio-flamingo"},
+    )
+    reasons = {
+        "missing": "is not known",
+        "broken": "the file is torn",
+        "no-embedder": "cannot embed",
+        "not-higgs": "is not of type higgs_audio",
+        "not-whisper": "is not of type whisper",
+        "flamingo": "loaded",
+    }
     with Counting(settings, create_backend=fussy(settings)) as engine, opened(folder, engine) as scorer:
         early = scorer.score("a-video", "part_1", at(folder / "tone.wav"))
         scorer.ready.result(60)

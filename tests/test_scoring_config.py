@@ -1,4 +1,5 @@
 """config.json of scoring: the documented one is read as it is, and a mistake is told with its file and field."""
+
 from __future__ import annotations
 
 import copy
@@ -13,9 +14,18 @@ from worker.scoring.config import ScoreConfig
 DOCUMENTED = {
     "models": [
         {"key": "whisper-small", "type": "whisper", "model_id": "openai/whisper-small"},
-        {"key": "higgs-audio-v2", "type": "higgs_audio", "model_id": "bosonai/higgs-audio-v2-understanding-3B",
-         "processor_id": "openai/whisper-large-v3-turbo", "transcriber_id": "openai/whisper-small"}],
-    "video_clip_dir": "../video_clip", "cache_dir": "./cache", "target_sampling_rate": 16000}
+        {
+            "key": "higgs-audio-v2",
+            "type": "higgs_audio",
+            "model_id": "bosonai/higgs-audio-v2-understanding-3B",
+            "processor_id": "openai/whisper-large-v3-turbo",
+            "transcriber_id": "openai/whisper-small",
+        },
+    ],
+    "video_clip_dir": "../video_clip",
+    "cache_dir": "./cache",
+    "target_sampling_rate": 16000,
+}
 
 
 @pytest.fixture
@@ -49,7 +59,11 @@ def test_the_other_settings_have_the_documented_defaults():
     made = Settings()
     assert (made.audio_score_max_batch_size, made.audio_score_max_batch_wait_ms) == (8, 10)
     assert made.audio_score_disable_cache_flush is False
-    assert (made.audio_score_server_socket, made.audio_score_server_host, made.audio_score_server_port) == (None, None, None)
+    assert (made.audio_score_server_socket, made.audio_score_server_host, made.audio_score_server_port) == (
+        None,
+        None,
+        None,
+    )
 
 
 def change(place: str, value: object) -> dict:
@@ -66,22 +80,30 @@ def change(place: str, value: object) -> dict:
     return made
 
 
-@pytest.mark.parametrize(("place", "value", "says"), [
-    ("models.0.type", "wisper", r"models\[0\]\.type: .+'whisper', 'higgs_audio' or 'model'"),
-    ("models.0.modelid", "x", r"models\[0\]\.modelid is not a field; the fields are key, type, model_id"),
-    ("models.0.model_id", ..., r"models\[0\]\.model_id: Field required"),
-    ("models.1.processor_id", ..., r"models\[1\]: processor_id is needed"),
-    ("models.1.transcriber_id", ..., r"models\[1\]: transcriber_id is needed"),
-    ("models.0.processor_id", "x", r"models\[0\]: processor_id is for type higgs_audio only"),
-    ("models.0.key", "../outside", r"models\[0\]\.key"),
-    ("models.1.key", "whisper-small", r"models: key 'whisper-small' stands twice"),
-    ("models", [], "models"),
-    ("models", {}, "models"),
-    ("video_dir", "x", "video_dir is not a field; the fields are models, video_clip_dir, cache_dir, target_sampling_rate"),
-    ("video_clip_dir", "../none", "video_clip_dir: no such folder: .+none"),
-    ("cache_dir", 5, "cache_dir"),
-    ("target_sampling_rate", 48000, "target_sampling_rate: 48000 .+ 16000 Hz"),
-    ("target_sampling_rate", "16000", "target_sampling_rate: .+integer")])
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        ("models.0.type", "wisper", r"models\[0\]\.type: .+'whisper', 'higgs_audio' or 'model'"),
+        ("models.0.modelid", "x", r"models\[0\]\.modelid is not a field; the fields are key, type, model_id"),
+        ("models.0.model_id", ..., r"models\[0\]\.model_id: Field required"),
+        ("models.1.processor_id", ..., r"models\[1\]: processor_id is needed"),
+        ("models.1.transcriber_id", ..., r"models\[1\]: transcriber_id is needed"),
+        ("models.0.processor_id", "x", r"models\[0\]: processor_id is for type higgs_audio only"),
+        ("models.0.key", "../outside", r"models\[0\]\.key"),
+        ("models.1.key", "whisper-small", r"models: key 'whisper-small' stands twice"),
+        ("models", [], "models"),
+        ("models", {}, "models"),
+        (
+            "video_dir",
+            "x",
+            "video_dir is not a field; the fields are models, video_clip_dir, cache_dir, target_sampling_rate",
+        ),
+        ("video_clip_dir", "../none", "video_clip_dir: no such folder: .+none"),
+        ("cache_dir", 5, "cache_dir"),
+        ("target_sampling_rate", 48000, "target_sampling_rate: 48000 .+ 16000 Hz"),
+        ("target_sampling_rate", "16000", "target_sampling_rate: .+integer"),
+    ],
+)
 def test_a_mistake_names_the_file_and_the_field(file, place, value, says):
     file.write_text(json.dumps(change(place, value)))
     with pytest.raises(ConfigError, match=rf"config\.json: {says}"):

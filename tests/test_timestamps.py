@@ -1,4 +1,5 @@
 """Tokens → words → segments."""
+
 from __future__ import annotations
 
 from hypothesis import given
@@ -47,4 +48,8 @@ def test_segments_end_with_sentences_and_before_long_pauses():
 
 def test_letters_share_their_token_s_time():
     assert chars([Span("▁ab", 1.0, 2.0), Span("c.", 2.0, 3.0)]) == (
-        Span("a", 1.0, 1.5), Span("b", 1.5, 2.0), Span("c", 2.0, 2.5), Span(".", 2.5, 3.0))
+        Span("a", 1.0, 1.5),
+        Span("b", 1.5, 2.0),
+        Span("c", 2.0, 2.5),
+        Span(".", 2.5, 3.0),
+    )

@@ -1,9 +1,11 @@
 """The page at /ui, driven in a headless Chromium against a live server.
 
-Answers that a server cannot be brought to give on demand (a wrong key, a full queue, a stream that breaks off) are put in the
-browser's way instead; everything else is the server's own. After every test: no error in the console, no violation of the
-content security policy, no request to another origin.
+Answers that a server cannot be brought to give on demand (a wrong key, a full queue, a stream that breaks off) are put
+in the
+browser's way instead; everything else is the server's own. After every test: no error in the console, no violation of
+the content security policy, no request to another origin.
 """
+
 from __future__ import annotations
 
 import base64
@@ -43,6 +45,7 @@ HEARS_MS = 30_000
 
 # What drives the page
 
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[str]:
     """The base URL of one that really hears."""
@@ -60,9 +63,15 @@ def dry_server(tmp_path_factory) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=[
-            "--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
-            "--autoplay-policy=no-user-gesture-required"])
+        yield playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=[
+                "--no-sandbox",
+                "--use-fake-device-for-media-stream",
+                "--use-fake-ui-for-media-stream",
+                "--autoplay-policy=no-user-gesture-required",
+            ],
+        )
 
 
 class Watch:
@@ -73,8 +82,14 @@ class Watch:
         self.seen: list[str] = []
         page.on("pageerror", lambda error: self.seen.append(f"error: {error}"))
         page.on("console", lambda message: self._console(message.type, message.text))
-        page.on("request", lambda request: self.seen.append(f"request to {request.url}")
-                if not request.url.startswith((origin, "blob:", "data:")) else None)
+        page.on(
+            "request",
+            lambda request: (
+                self.seen.append(f"request to {request.url}")
+                if not request.url.startswith((origin, "blob:", "data:"))
+                else None
+            ),
+        )
 
     def _console(self, kind: str, text: str) -> None:
         status = re.search(r"the server responded with a status of (\d+)", text)
@@ -124,13 +139,16 @@ def choose(page: Page, task: str) -> None:
 
 def drop(page: Page, *files: Path) -> None:
     """As a file manager does: a drop event with the files, anywhere on the page."""
-    data = page.evaluate_handle("""(files) => {
+    data = page.evaluate_handle(
+        """(files) => {
         const data = new DataTransfer();
         for (const [name, text] of files) {
             data.items.add(new File([Uint8Array.from(atob(text), (char) => char.charCodeAt(0))], name));
         }
         return data;
-    }""", [[file.name, base64.b64encode(file.read_bytes()).decode()] for file in files])
+    }""",
+        [[file.name, base64.b64encode(file.read_bytes()).decode()] for file in files],
+    )
     page.dispatch_event("body", "drop", {"dataTransfer": data})
 
 
@@ -165,13 +183,16 @@ def position(page: Page) -> float:
 def colours(canvas: Locator) -> int:
     """How many colours a canvas has."""
     expect(canvas).to_be_visible()
-    return int(canvas.evaluate("""(canvas) => {
+    return int(
+        canvas.evaluate("""(canvas) => {
         const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
         return new Set(new Uint32Array(data.buffer)).size;
-    }"""))
+    }""")
+    )
 
 
 # Transcripts
+
 
 @needs_browser
 def test_a_dropped_file_is_read_as_text(visit, server):
@@ -210,7 +231,7 @@ def test_a_click_on_a_word_plays_from_it_and_lights_it(visit, dry_server):
     word.click()
     expect(word).to_have_class(re.compile(r"\bnow\b"))
     assert position(page) > 0.5
-    expect(words.last).to_have_class(re.compile(r"\bnow\b"))      # it plays on to the end
+    expect(words.last).to_have_class(re.compile(r"\bnow\b"))  # it plays on to the end
     expect(word).not_to_have_class(re.compile(r"\bnow\b"))
 
 
@@ -225,11 +246,17 @@ def test_what_is_saved_is_what_the_server_would_have_written(visit, server):
         if form is None:
             assert saved == f"{TEXTS[SPEECH.name]}\n"
             continue
-        reply = requests.post(f"{server}/v1/audio/transcriptions", files={"file": SPEECH.open("rb")}, timeout=30, data={
-            "model": "pocketsphinx", "response_format": form, "timestamp_granularities[]": ["word", "segment"]})
+        reply = requests.post(
+            f"{server}/v1/audio/transcriptions",
+            files={"file": SPEECH.open("rb")},
+            timeout=30,
+            data={"model": "pocketsphinx", "response_format": form, "timestamp_granularities[]": ["word", "segment"]},
+        )
         if kind == "json":
             theirs, ours = reply.json(), json.loads(saved)
-            assert {name: ours[name] for name in ("text", "words", "segments", "language", "duration")}.items() <= theirs.items()
+            assert {
+                name: ours[name] for name in ("text", "words", "segments", "language", "duration")
+            }.items() <= theirs.items()
         else:
             assert saved == reply.text
 
@@ -240,8 +267,12 @@ def test_a_language_without_spaces_is_shown_without_spaces(visit, dry_server):
     text = "今天天气很好。我们去公园吧。"
     words = [{"word": char, "start": i / 10, "end": (i + 1) / 10} for i, char in enumerate(text)]
     segments = [{"text": text[:7], "start": 0.0, "end": 0.7}, {"text": text[7:], "start": 0.7, "end": 1.4}]
-    page.route("**/v1/audio/transcriptions", lambda route: answer(route, {
-        "text": text, "duration": 1.4, "language": "zh", "words": words, "segments": segments}))
+    page.route(
+        "**/v1/audio/transcriptions",
+        lambda route: answer(
+            route, {"text": text, "duration": 1.4, "language": "zh", "words": words, "segments": segments}
+        ),
+    )
     page.set_input_files("#files", SPEECH)
     page.click("#run")
     expect(pane(page).locator(".said")).to_have_text([text[:7], text[7:]])
@@ -249,37 +280,60 @@ def test_a_language_without_spaces_is_shown_without_spaces(visit, dry_server):
 
 def spans(texts: list[str], starts: list[int]) -> tuple[Span, ...]:
     edges = sorted(starts)
-    return tuple(Span(text, edges[i] / 1000, edges[i + 1] / 1000) for i, text in enumerate(texts[:len(edges) - 1]))
+    return tuple(Span(text, edges[i] / 1000, edges[i + 1] / 1000) for i, text in enumerate(texts[: len(edges) - 1]))
 
 
-words_of = st.lists(st.text("ab&<>-é🐦", min_size=1, max_size=30) | st.text("x", min_size=3, max_size=9), max_size=30) \
-    | st.lists(st.text("x", min_size=1, max_size=9), min_size=30, max_size=30)
+words_of = st.lists(
+    st.text("ab&<>-é🐦", min_size=1, max_size=30) | st.text("x", min_size=3, max_size=9), max_size=30
+) | st.lists(st.text("x", min_size=1, max_size=9), min_size=30, max_size=30)
 times_of = st.sampled_from([5_000, 15_000, 90_000]).flatmap(
-    lambda last: st.lists(st.integers(0, last), min_size=31, max_size=31, unique=True))
-transcripts = st.builds(lambda words, starts, cuts: (words, spans(words, starts), cuts),
-                        words_of, times_of, st.sets(st.integers(0, 29), max_size=4))
+    lambda last: st.lists(st.integers(0, last), min_size=31, max_size=31, unique=True)
+)
+transcripts = st.builds(
+    lambda words, starts, cuts: (words, spans(words, starts), cuts),
+    words_of,
+    times_of,
+    st.sets(st.integers(0, 29), max_size=4),
+)
 gaps = st.sampled_from([" ", ""])
 
 
 @needs_browser
-@settings(max_examples=30, deadline=None, phases=[Phase.generate],
-          suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.data_too_large, HealthCheck.too_slow])
+@settings(
+    max_examples=30,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.data_too_large, HealthCheck.too_slow],
+)
 @given(made=st.lists(transcripts, min_size=1, max_size=12), worded=st.booleans(), gap=gaps)
 def test_subtitles_are_cut_by_the_servers_rule(subtitles_page, made, worded, gap):
     ours, theirs = [], []
     for words, timed, cuts in made:
         ends = sorted({cut for cut in cuts if cut < len(timed)} | ({len(timed) - 1} if timed else set()))
         begins = [0, *(end + 1 for end in ends[:-1])]
-        segments = tuple(Span(gap.join(words[a:b + 1]), timed[a].start, timed[b].end) for a, b in zip(begins, ends, strict=False))
+        segments = tuple(
+            Span(gap.join(words[a : b + 1]), timed[a].start, timed[b].end) for a, b in zip(begins, ends, strict=False)
+        )
         transcript = Transcript(gap.join(words), timed if worded else (), segments)
         theirs.append([render.subtitles(transcript, 61.5), render.subtitles(transcript, 61.5, vtt=True)])
-        ours.append({"text": transcript.text, "duration": 61.5,
-                     "words": [{"word": one.text, "start": one.start, "end": one.end} for one in transcript.words],
-                     "segments": [{"text": one.text, "start": one.start, "end": one.end} for one in segments]})
-    assert subtitles_page.evaluate("""async (all) => {
+        ours.append(
+            {
+                "text": transcript.text,
+                "duration": 61.5,
+                "words": [{"word": one.text, "start": one.start, "end": one.end} for one in transcript.words],
+                "segments": [{"text": one.text, "start": one.start, "end": one.end} for one in segments],
+            }
+        )
+    assert (
+        subtitles_page.evaluate(
+            """async (all) => {
         const { srt, vtt } = await import("/ui/subtitles.js");
         return all.map((one) => [srt(one), vtt(one)]);
-    }""", ours) == theirs
+    }""",
+            ours,
+        )
+        == theirs
+    )
 
 
 @pytest.fixture
@@ -290,7 +344,9 @@ def subtitles_page(visit, server) -> Page:
 @needs_browser
 def test_events_may_come_in_any_pieces(visit, server):
     text = ": still working\n\n" + events({"n": 1}) + "data: a\r\ndata: b\r\n\r\nid: 7\ndata:c\r\r" + "data: unfinished"
-    assert ready(visit(server)).evaluate("""async (text) => {
+    assert (
+        ready(visit(server)).evaluate(
+            """async (text) => {
         const { parser } = await import("/ui/sse.js");
         return [1, 2, 3, 7, text.length].map((size) => {
             const got = [];
@@ -298,16 +354,27 @@ def test_events_may_come_in_any_pieces(visit, server):
             for (let at = 0; at < text.length; at += size) push(text.slice(at, at + size));
             return got;
         });
-    }""", text) == [['{"n": 1}', "a\nb", "c"]] * 5
+    }""",
+            text,
+        )
+        == [['{"n": 1}', "a\nb", "c"]] * 5
+    )
 
 
 @needs_browser
 def test_text_is_shown_as_it_comes_and_an_error_amid_the_stream_is_told(visit, dry_server):
     page = visit(dry_server)
-    page.route("**/v1/audio/transcriptions", lambda route: answer(route, events(
-        {"type": "transcript.text.delta", "delta": "half of"},
-        {"type": "transcript.text.segment", "id": 0, "start": 0, "end": 1, "text": "half of"},
-        error("the device is gone", "device_lost"))))
+    page.route(
+        "**/v1/audio/transcriptions",
+        lambda route: answer(
+            route,
+            events(
+                {"type": "transcript.text.delta", "delta": "half of"},
+                {"type": "transcript.text.segment", "id": 0, "start": 0, "end": 1, "text": "half of"},
+                error("the device is gone", "device_lost"),
+            ),
+        ),
+    )
     ready(page).set_input_files("#files", SPEECH)
     page.click("#run")
     expect(pane(page).get_by_role("alert")).to_contain_text("the device is gone")
@@ -321,10 +388,21 @@ def test_text_is_shown_as_it_comes_and_an_error_amid_the_stream_is_told(visit, d
 def test_what_a_page_shows_is_never_taken_for_markup(visit, dry_server):
     evil = "<img src=x onerror=alert(1)>"
     page = visit(dry_server)
-    page.route("**/v1/audio/transcriptions", lambda route: answer(route, {
-        "text": evil, "language": evil, "words": [{"word": evil, "start": 0, "end": 1}],
-        "segments": [{"text": evil, "start": 0, "end": 1}]}))
-    ready(page).set_input_files("#files", {"name": f"{evil}.mp3", "mimeType": "audio/mpeg", "buffer": SPEECH.read_bytes()})
+    page.route(
+        "**/v1/audio/transcriptions",
+        lambda route: answer(
+            route,
+            {
+                "text": evil,
+                "language": evil,
+                "words": [{"word": evil, "start": 0, "end": 1}],
+                "segments": [{"text": evil, "start": 0, "end": 1}],
+            },
+        ),
+    )
+    ready(page).set_input_files(
+        "#files", {"name": f"{evil}.mp3", "mimeType": "audio/mpeg", "buffer": SPEECH.read_bytes()}
+    )
     page.click("#run")
     expect(pane(page).locator(".word")).to_have_text(evil)
     expect(page.locator("main img")).to_have_count(0)
@@ -332,13 +410,14 @@ def test_what_a_page_shows_is_never_taken_for_markup(visit, dry_server):
 
 # Sources
 
+
 @needs_browser
 def test_a_url_goes_to_the_server_as_json(visit, server):
     page = ready(visit(server, allow={400, 403, 422}))
     page.fill("#url", "not a url")
     page.get_by_role("button", name="Add").click()
     expect(page.locator("#source-error [role=alert]")).to_contain_text("not a URL")
-    page.fill("#url", "http://127.0.0.1:9/clips/birds.ogg")       # nothing private is fetched: the server says so
+    page.fill("#url", "http://127.0.0.1:9/clips/birds.ogg")  # nothing private is fetched: the server says so
     page.keyboard.press("Enter")
     expect(page.locator("#clips .name")).to_have_text("birds.ogg")
     with page.expect_request("**/v1/audio/transcriptions") as request:
@@ -355,9 +434,14 @@ def test_the_microphone_is_recorded_and_heard(visit, server):
     page.get_by_role("button", name="Record").click()
     level = page.get_by_role("meter", name="Input level")
     expect(level).to_be_visible()
-    expect(page.locator("#record-time")).to_have_text("0:01")     # the fake device beeps once a second
-    assert level.evaluate("(meter) => new Promise((done) => { let top = 0; const end = Date.now() + 1200; (function look() {"
-                          "top = Math.max(top, meter.value); Date.now() < end ? setTimeout(look, 20) : done(top); })(); })") > 0.3
+    expect(page.locator("#record-time")).to_have_text("0:01")  # the fake device beeps once a second
+    assert (
+        level.evaluate(
+            "(meter) => new Promise((done) => { let top = 0; const end = Date.now() + 1200; (function look() {"
+            "top = Math.max(top, meter.value); Date.now() < end ? setTimeout(look, 20) : done(top); })(); })"
+        )
+        > 0.3
+    )
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("#clips .name")).to_have_text("recording-1.wav")
     page.get_by_role("button", name="Listen again").click()
@@ -412,6 +496,7 @@ def test_a_microphone_that_goes_away_ends_the_recording(visit, dry_server):
 
 # The other tasks
 
+
 @needs_browser
 def test_options_are_those_of_the_task_and_the_model(visit, server):
     page = ready(visit(server))
@@ -445,7 +530,9 @@ def test_a_caption(visit, dry_server):
     page.get_by_text("More options").click()
     page.fill("#max_new_tokens", "20")
     sent: list[bytes] = []
-    page.route("**/v1/audio/captions", lambda route: (sent.append(route.request.post_data_buffer or b""), route.continue_()))
+    page.route(
+        "**/v1/audio/captions", lambda route: (sent.append(route.request.post_data_buffer or b""), route.continue_())
+    )
     page.click("#run")
     expect(pane(page).locator(".caption")).to_contain_text("[dry-run] caption", timeout=HEARS_MS)
     fields = dict(re.findall(rb'name="(\w+)"\r\n\r\n(.*)\r\n', sent[0]))
@@ -480,18 +567,32 @@ def test_what_is_alike_is_light_and_what_is_not_is_dark(visit, dry_server):
     """Two halves of a clip that have nothing in common: two light squares on the diagonal, two dark ones off it."""
     halves = np.repeat(np.eye(2, 16, dtype="<f4"), 25, axis=0)
     page = ready(visit(dry_server))
-    page.route("**/v1/audio/embeddings", lambda route: answer(route, {
-        "model": "m", "embedding": base64.b64encode(halves.tobytes()).decode(), "shape": [50, 16], "frame_rate": 25.0,
-        "pooling": "none"}))
+    page.route(
+        "**/v1/audio/embeddings",
+        lambda route: answer(
+            route,
+            {
+                "model": "m",
+                "embedding": base64.b64encode(halves.tobytes()).decode(),
+                "shape": [50, 16],
+                "frame_rate": 25.0,
+                "pooling": "none",
+            },
+        ),
+    )
     choose(page, "Embed")
     page.set_input_files("#files", SPEECH)
     page.click("#run")
     expect(pane(page).locator("canvas.square")).to_be_visible()
-    light = pane(page).locator("canvas.square").evaluate("""(canvas) => {
+    light = (
+        pane(page)
+        .locator("canvas.square")
+        .evaluate("""(canvas) => {
         const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
         return [[0.3, 0.7], [0.8, 0.2], [0.3, 0.2], [0.8, 0.7]].map(([x, y]) =>
             data[4 * (Math.floor(canvas.height * y) * canvas.width + Math.floor(canvas.width * x))]);
     }""")
+    )
     assert min(light[:2]) > 200 > 40 > max(light[2:])
 
 
@@ -512,7 +613,7 @@ def test_a_chat_keeps_its_history_and_can_be_stopped(visit, dry_server):
         page.get_by_role("button", name="Ask").click()
     first, *later = request.value.post_data_json["messages"]
     assert [part["type"] for part in first["content"]] == ["input_audio", "text"]
-    assert base64.b64decode(first["content"][0]["input_audio"]["data"]).startswith(b"RIFF")       # flac is not for OpenAI
+    assert base64.b64decode(first["content"][0]["input_audio"]["data"]).startswith(b"RIFF")  # flac is not for OpenAI
     assert [one["role"] for one in later] == ["assistant", "user"]
     expect(answers).to_have_count(2)
 
@@ -526,7 +627,7 @@ def test_a_chat_keeps_its_history_and_can_be_stopped(visit, dry_server):
     expect(answers).to_have_count(3)
     expect(answers.last).to_contain_text("[dry-run] chat", timeout=HEARS_MS)
 
-    page.route("**/v1/chat/completions", lambda route: None)       # an answer that never comes
+    page.route("**/v1/chat/completions", lambda route: None)  # an answer that never comes
     question.fill("Still there?")
     with page.expect_event("requestfailed"):
         page.keyboard.press("Enter")
@@ -540,8 +641,14 @@ def test_a_chat_keeps_its_history_and_can_be_stopped(visit, dry_server):
 def test_a_score_is_three_meters_and_an_unknown_clip_is_explained(visit, dry_server):
     page = ready(visit(dry_server, allow={404}))
     scores = {"model": "whisper-small", "sim_score": 0.83, "audio_sim_score": 0.78, "text_sim_score": 0.88}
-    page.route("**/score", lambda route: answer(route, scores)
-               if b"part01" in route.request.post_data_buffer else answer(route, error("unknown clip", "not_found"), 404))
+    page.route(
+        "**/score",
+        lambda route: (
+            answer(route, scores)
+            if b"part01" in route.request.post_data_buffer
+            else answer(route, error("unknown clip", "not_found"), 404)
+        ),
+    )
     page.set_input_files("#files", SPEECH)
     choose(page, "Score")
     page.get_by_label("Video id").fill("birds")
@@ -557,11 +664,18 @@ def test_a_score_is_three_meters_and_an_unknown_clip_is_explained(visit, dry_ser
 
 # Errors and keys
 
+
 @needs_browser
 def test_a_server_that_wants_a_key_gets_it(visit, dry_server):
     page = visit(dry_server, allow={401})
-    page.route("**/v1/models", lambda route: route.continue_() if route.request.headers.get("authorization") == "Bearer s3cret"
-               else answer(route, error("send the API key", "invalid_api_key"), 401))
+    page.route(
+        "**/v1/models",
+        lambda route: (
+            route.continue_()
+            if route.request.headers.get("authorization") == "Bearer s3cret"
+            else answer(route, error("send the API key", "invalid_api_key"), 401)
+        ),
+    )
     page.reload()
     dialog = page.get_by_role("dialog", name="API key")
     page.get_by_label("Key", exact=True).fill("wrong")
@@ -577,8 +691,10 @@ def test_a_server_that_wants_a_key_gets_it(visit, dry_server):
 @needs_browser
 def test_a_busy_server_says_when_to_try_again(visit, dry_server):
     page = ready(visit(dry_server, allow={429}))
-    page.route("**/v1/audio/transcriptions",
-               lambda route: answer(route, error("512 inputs wait", "queue_full"), 429, **{"retry-after": "1"}))
+    page.route(
+        "**/v1/audio/transcriptions",
+        lambda route: answer(route, error("512 inputs wait", "queue_full"), 429, **{"retry-after": "1"}),
+    )
     page.set_input_files("#files", SPEECH)
     page.click("#run")
     expect(pane(page).get_by_role("alert")).to_contain_text("tried again in 1 second")
@@ -599,7 +715,7 @@ def test_an_error_about_a_field_stands_at_the_field(visit, dry_server):
     page.set_input_files("#files", SPEECH)
     page.click("#run")
     field = page.get_by_label("Temperature")
-    expect(field).to_be_visible()                 # it lay in what was closed
+    expect(field).to_be_visible()  # it lay in what was closed
     expect(field).to_have_attribute("aria-invalid", "true")
     expect(field).to_have_accessible_description("temperature: too hot")
     field.fill("0.5")
@@ -617,11 +733,12 @@ def test_a_run_can_be_stopped_and_run_again(visit, dry_server):
     page.unroute("**/v1/audio/transcriptions")
     pane(page).get_by_role("button", name="Run it again").focus()
     page.keyboard.press("Enter")
-    expect(pane(page).locator("[data-task=transcribe]")).to_be_focused()     # its button is gone
+    expect(pane(page).locator("[data-task=transcribe]")).to_be_focused()  # its button is gone
     expect(page.locator("#clips [data-state=done]")).to_have_count(1, timeout=HEARS_MS)
 
 
 # Jobs
+
 
 @needs_browser
 def test_a_job_runs_in_the_background_and_its_result_is_opened(visit, server):
@@ -669,8 +786,16 @@ def test_a_second_click_leaves_no_second_job(visit, dry_server):
 
 def job(status: str, done: int = 0) -> dict[str, Any]:
     """As GET /jobs tells of one, for as long as a test needs it to be so."""
-    return {"job_id": "a", "status": status, "filename": "a.mp3", "created_at": "2026-02-04T19:30:00", "completed_at": None,
-            "error": None, "progress": {"done": done, "total": 10}, "position": None}
+    return {
+        "job_id": "a",
+        "status": status,
+        "filename": "a.mp3",
+        "created_at": "2026-02-04T19:30:00",
+        "completed_at": None,
+        "error": None,
+        "progress": {"done": done, "total": 10},
+        "position": None,
+    }
 
 
 @needs_browser
@@ -709,7 +834,7 @@ def test_jobs_are_asked_for_only_while_something_is_unfinished(visit, dry_server
     expect(line).to_contain_text("Done")
     assert len(asked) == 2
     page.clock.run_for(60_000)
-    page.wait_for_timeout(200)          # of the machine's own clock: a request would need it
+    page.wait_for_timeout(200)  # of the machine's own clock: a request would need it
     assert len(asked) == 2
 
 
@@ -723,10 +848,11 @@ def test_a_server_without_jobs_says_so(visit, dry_server):
 
 # For everyone
 
+
 @needs_browser
 def test_the_keyboard_is_enough(visit, dry_server):
     page = ready(visit(dry_server))
-    page.set_input_files("#files", SPEECH)        # the system's own dialog is not the page's
+    page.set_input_files("#files", SPEECH)  # the system's own dialog is not the page's
     page.locator("body").press("Tab")
     expect(page.get_by_role("link", name="Skip to the page")).to_be_focused()
     page.locator("#tasks input:checked").focus()
@@ -774,15 +900,19 @@ AUDIT = """() => {
     for (const one of document.querySelectorAll("button, a, [role=button]")) {
         if (shown(one) && !(one.ariaLabel ?? one.textContent).trim()) wrong.push(`no name: ${one.outerHTML}`);
     }
-    for (const one of document.querySelectorAll("meter, progress, canvas, [role=group], [role=slider], section, article, nav")) {
+    for (const one of document.querySelectorAll("meter, progress, canvas, [role=group], [role=slider], section,
+    article, nav")) {
         const label = one.ariaLabel ?? document.getElementById(one.getAttribute("aria-labelledby"))?.textContent;
-        if (shown(one) && !one.closest("[aria-hidden=true]") && !label) wrong.push(`no label: ${one.outerHTML.slice(0, 80)}`);
+        if (shown(one) && !one.closest("[aria-hidden=true]") && !label) wrong.push(`no label: ${one.outerHTML.slice(0,
+        80)}`);
     }
-    for (const one of document.querySelectorAll("[tabindex]")) if (one.tabIndex > 0) wrong.push(`tabindex of ${one.outerHTML}`);
+    for (const one of document.querySelectorAll("[tabindex]")) if (one.tabIndex > 0) wrong.push(`tabindex of
+    ${one.outerHTML}`);
     for (const one of document.querySelectorAll("img")) if (one.getAttribute("alt") === null) wrong.push("no alt");
     for (const name of ["aria-labelledby", "aria-describedby", "for"]) {
         for (const one of document.querySelectorAll(`[${name}]`)) {
-            if (!document.getElementById(one.getAttribute(name))) wrong.push(`${name} to nothing: ${one.getAttribute(name)}`);
+            if (!document.getElementById(one.getAttribute(name))) wrong.push(`${name} to nothing:
+            ${one.getAttribute(name)}`);
         }
     }
     const levels = [...document.querySelectorAll("h1, h2, h3, h4")].filter(shown).map((one) => Number(one.tagName[1]));
@@ -852,6 +982,7 @@ def test_nothing_is_cut_off_on_a_narrow_screen(visit, dry_server):
 
 # The source
 
+
 def test_the_page_is_static_and_its_modules_are_small():
     html = (UI / "index.html").read_text()
     assert not re.search(r"\sstyle=|<style|\son\w+=|<script(?![^>]*\ssrc=)|=\"(https?:)?//\w", html)
@@ -862,11 +993,15 @@ def test_the_page_is_static_and_its_modules_are_small():
         text = path.read_text()
         assert text.startswith("/**"), f"{path.name} does not say what it is for"
         assert len(text.splitlines()) <= 250, path.name
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), path.name
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), (
+            path.name
+        )
         assert not re.search(r"https?://\w", text), path.name
         for name in re.findall(r'byId\("([\w-]+)"\)', text):
             assert name in ids, f"{path.name}: #{name}"
         for line in re.finditer(r"^export (?!class)", text, re.MULTILINE):
-            assert text[:line.start()].rstrip().endswith("*/"), f"{path.name}: {text[line.start():line.start() + 60]}"
+            assert text[: line.start()].rstrip().endswith("*/"), (
+                f"{path.name}: {text[line.start() : line.start() + 60]}"
+            )
         for target in re.findall(r'from "\./([\w.]+)"', text):
             assert (UI / target).exists(), f"{path.name}: {target}"

@@ -1,4 +1,5 @@
 """WAV that needs no decoding is read as the decoding process would; every other file is left to it."""
+
 from __future__ import annotations
 
 import io
@@ -43,19 +44,28 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", [io.FileIO, lambda path: io.BytesIO(path.read_bytes())])
 def test_any_file_can_be_read_that_way(tmp_path, kind):
-    samples = np.random.default_rng(0).integers(-2**15, 2**15, 700_000).astype(np.int16)
+    samples = np.random.default_rng(0).integers(-(2**15), 2**15, 700_000).astype(np.int16)
     soundfile.write(tmp_path / "a.wav", samples, 16_000)
     with kind(tmp_path / "a.wav") as file:
         assert np.array_equal(wav.read(file, nothing), samples / np.float32(2**15))
 
 
-@given(samples=st.binary(max_size=400), fmt=st.sampled_from((FORMAT, FORMAT + b"\0\0")),
-       before=st.lists(st.tuples(st.sampled_from((b"PAD ", b"abcd", b"iXML")), st.binary(max_size=60)), max_size=3),
-       between=st.binary(max_size=30), after=st.binary(max_size=30), promised=st.none() | st.integers(0, 500))
+@given(
+    samples=st.binary(max_size=400),
+    fmt=st.sampled_from((FORMAT, FORMAT + b"\0\0")),
+    before=st.lists(st.tuples(st.sampled_from((b"PAD ", b"abcd", b"iXML")), st.binary(max_size=60)), max_size=3),
+    between=st.binary(max_size=30),
+    after=st.binary(max_size=30),
+    promised=st.none() | st.integers(0, 500),
+)
 def test_what_is_read_is_what_libsndfile_reads(folder, samples, fmt, before, between, after, promised):
     size = len(samples) if promised is None else promised
-    data = riff(*(chunk(name, body) for name, body in before), chunk(b"fmt ", fmt), chunk(b"junk", between),
-                chunk(b"data", samples, size)) + (chunk(b"abcd", after) if after else b"")
+    data = riff(
+        *(chunk(name, body) for name, body in before),
+        chunk(b"fmt ", fmt),
+        chunk(b"junk", between),
+        chunk(b"data", samples, size),
+    ) + (chunk(b"abcd", after) if after else b"")
     with opened(folder, data) as file:
         found = wav.read(file, nothing)
         if found is None:
@@ -70,11 +80,21 @@ def test_what_is_read_is_what_libsndfile_reads(folder, samples, fmt, before, bet
     assert np.array_equal(found, expected)
 
 
-@pytest.mark.parametrize(("options", "reads"), [
-    ({}, True), ({"format": "WAVEX"}, False), ({"format": "RF64"}, False), ({"format": "FLAC"}, False),
-    ({"endian": "BIG"}, False), ({"subtype": "PCM_24"}, False),
-    ({"subtype": "PCM_U8"}, False), ({"subtype": "FLOAT"}, False), ({"samplerate": 8000}, False),
-    ({"channels": 2}, False)])
+@pytest.mark.parametrize(
+    ("options", "reads"),
+    [
+        ({}, True),
+        ({"format": "WAVEX"}, False),
+        ({"format": "RF64"}, False),
+        ({"format": "FLAC"}, False),
+        ({"endian": "BIG"}, False),
+        ({"subtype": "PCM_24"}, False),
+        ({"subtype": "PCM_U8"}, False),
+        ({"subtype": "FLOAT"}, False),
+        ({"samplerate": 8000}, False),
+        ({"channels": 2}, False),
+    ],
+)
 def test_only_what_needs_no_decoding_is_read(tmp_path, options, reads):
     given = {"format": "WAV", "subtype": "PCM_16", "samplerate": 16_000, **options}
     samples = np.zeros((1600, given.pop("channels", 1)))
@@ -83,11 +103,20 @@ def test_only_what_needs_no_decoding_is_read(tmp_path, options, reads):
         assert (wav.read(file, nothing) is not None) is reads
 
 
-@pytest.mark.parametrize("data", [
-    b"", b"RIFF", riff(), riff(chunk(b"data", b"1234")), riff(chunk(b"data", b"1234"), chunk(b"fmt ", FORMAT)),
-    riff(chunk(b"fmt ", FORMAT[:8]), chunk(b"data", b"1234")), riff(chunk(b"fmt ", FORMAT), chunk(b"data", b"1234", 0xFFFFFFFF)),
-    riff(chunk(b"fmt ", FORMAT), chunk(b"junk", b"x" * 5000), chunk(b"data", b"1234")),
-    riff(chunk(b"fmt ", FORMAT.replace(b"\x80\x3e", b"\x40\x1f")), chunk(b"fmt ", FORMAT), chunk(b"data", b"1234"))])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"RIFF",
+        riff(),
+        riff(chunk(b"data", b"1234")),
+        riff(chunk(b"data", b"1234"), chunk(b"fmt ", FORMAT)),
+        riff(chunk(b"fmt ", FORMAT[:8]), chunk(b"data", b"1234")),
+        riff(chunk(b"fmt ", FORMAT), chunk(b"data", b"1234", 0xFFFFFFFF)),
+        riff(chunk(b"fmt ", FORMAT), chunk(b"junk", b"x" * 5000), chunk(b"data", b"1234")),
+        riff(chunk(b"fmt ", FORMAT.replace(b"\x80\x3e", b"\x40\x1f")), chunk(b"fmt ", FORMAT), chunk(b"data", b"1234")),
+    ],
+)
 def test_a_header_that_does_not_fit_or_takes_long_is_left_to_others(tmp_path, data):
     with opened(tmp_path, data) as file:
         assert wav.read(file, nothing) is None

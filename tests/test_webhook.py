@@ -1,4 +1,6 @@
-"""Webhooks against servers that fail, refuse and redirect; their signatures; restarts between a job's end and its delivery."""
+"""Webhooks against servers that fail, refuse and redirect; their signatures; restarts between a job's end and its
+delivery."""
+
 from __future__ import annotations
 
 import contextlib
@@ -116,8 +118,19 @@ def test_without_a_secret_it_is_not_signed(store, receiver):
     assert "X-Aviary-Signature" not in receiver.got[0][1]
 
 
-@pytest.mark.parametrize(("statuses", "tries"), [
-    ([], 1), ([204], 1), ([500, 429, 408, 503], 5), ([500] * 9, 5), ([404], 1), ([400], 1), ([302], 1), ([500, 410], 2)])
+@pytest.mark.parametrize(
+    ("statuses", "tries"),
+    [
+        ([], 1),
+        ([204], 1),
+        ([500, 429, 408, 503], 5),
+        ([500] * 9, 5),
+        ([404], 1),
+        ([400], 1),
+        ([302], 1),
+        ([500, 410], 2),
+    ],
+)
 def test_what_may_pass_is_tried_again_and_what_will_not_is_not(store, receiver, statuses, tries):
     receiver.statuses = list(statuses)
     job = finished(store, receiver.url())
@@ -126,7 +139,7 @@ def test_what_may_pass_is_tried_again_and_what_will_not_is_not(store, receiver, 
         until(lambda: statuses[tries:] == receiver.statuses)
         time.sleep(0.15)
     assert [path for path, *_ in receiver.got] == ["/hook"] * tries
-    with sending(store):                    # it is over, whichever way it ended
+    with sending(store):  # it is over, whichever way it ended
         time.sleep(0.15)
     assert len(receiver.got) == tries
     assert store.see(job.id).job == job
@@ -138,7 +151,7 @@ def test_a_dead_receiver_changes_nothing_and_holds_up_nobody(store, receiver):
     with sending(store, wait=tenacity.wait_fixed(5)):
         until(lambda: receiver.got, 3)
         started = time.monotonic()
-    assert time.monotonic() - started < 2           # and stopping does not wait for the waits
+    assert time.monotonic() - started < 2  # and stopping does not wait for the waits
     assert [store.see(job.id).job for job in dead] == dead
     assert {job.id for job in store.webhooks_due(60, 10)} == {job.id for job in dead}
 
@@ -181,7 +194,9 @@ def test_what_was_not_delivered_is_delivered_by_the_next_process(store, receiver
 
 def test_a_delivery_whose_process_was_killed_is_taken_up_again(tmp_path, receiver):
     now = [time.time()]
-    with contextlib.closing(JobStore(f"sqlite:///{tmp_path}/jobs.db", tmp_path / "uploads", clock=lambda: now[0])) as store:
+    with contextlib.closing(
+        JobStore(f"sqlite:///{tmp_path}/jobs.db", tmp_path / "uploads", clock=lambda: now[0])
+    ) as store:
         finished(store, receiver.url())
         assert store.webhooks_due(60)
         with sending(store):
@@ -215,21 +230,44 @@ def test_private_addresses_are_not_connected_to(store, receiver, tmp_path):
     assert not receiver.got
 
 
-@pytest.mark.parametrize("url", ["https://host.example/a?b=c", "http://8.8.8.8:8080/", "https://user:pass@host.example/"])
+@pytest.mark.parametrize(
+    "url", ["https://host.example/a?b=c", "http://8.8.8.8:8080/", "https://user:pass@host.example/"]
+)
 def test_urls_that_may_be_told(url):
     assert check(url, allow_private=False) == url
 
 
-@pytest.mark.parametrize("url", [
-    "", "host", "ftp://host/", "file:///etc/passwd", "http://", "http:///a", "http://[bad/", "http://host:99999/", "http://host:0/",
-    "http://h\nost/", "http://höst/", "http://a b/", "http://h/" + "x" * 2048, 5, None, ["http://host/"], "http://host/\0"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "host",
+        "ftp://host/",
+        "file:///etc/passwd",
+        "http://",
+        "http:///a",
+        "http://[bad/",
+        "http://host:99999/",
+        "http://host:0/",
+        "http://h\nost/",
+        "http://höst/",
+        "http://a b/",
+        "http://h/" + "x" * 2048,
+        5,
+        None,
+        ["http://host/"],
+        "http://host/\0",
+    ],
+)
 def test_urls_that_are_none(url):
     with pytest.raises(RequestError) as caught:
         check(url, allow_private=True)
     assert caught.value.param == "webhook"
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "a.localhost", "10.0.0.1", "169.254.169.254", "[::1]", "[fd00::1]"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "a.localhost", "10.0.0.1", "169.254.169.254", "[::1]", "[fd00::1]"]
+)
 def test_urls_that_lead_inside(host):
     assert check(f"http://{host}/", allow_private=True)
     with pytest.raises(RequestError, match="ALLOW_PRIVATE_URLS"):

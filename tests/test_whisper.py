@@ -1,4 +1,6 @@
-"""Whisper on tiny checkpoints of random weights: the real features, encoder, generation and alignment, and what they promise."""
+"""Whisper on tiny checkpoints of random weights: the real features, encoder, generation and alignment, and what they
+promise."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -27,9 +29,12 @@ RATE = 16_000
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     base = tmp_path_factory.mktemp("whisper")
-    return {"many": tiny_whisper.save(base / "many"), "english": tiny_whisper.save(base / "english", multilingual=False),
-            "plain": tiny_whisper.save(base / "plain", heads=()),
-            "short": tiny_whisper.save(base / "short", positions=120)}
+    return {
+        "many": tiny_whisper.save(base / "many"),
+        "english": tiny_whisper.save(base / "english", multilingual=False),
+        "plain": tiny_whisper.save(base / "plain", heads=()),
+        "short": tiny_whisper.save(base / "short", positions=120),
+    }
 
 
 def backend(name: object):
@@ -46,7 +51,9 @@ def model(folders):
 def clip(seconds: float, seed: int = 0) -> Clip:
     rng = np.random.default_rng(seed)
     t = np.arange(round(seconds * RATE)) / RATE
-    wave = 0.3 * np.sin(2 * np.pi * (200 + 170 * seed) * t) * (1 + np.sin(5 * t)) / 2 + 0.05 * rng.standard_normal(len(t))
+    wave = 0.3 * np.sin(2 * np.pi * (200 + 170 * seed) * t) * (1 + np.sin(5 * t)) / 2 + 0.05 * rng.standard_normal(
+        len(t)
+    )
     return Clip(wave.astype(np.float32))
 
 
@@ -59,8 +66,17 @@ def ask(model, clips: list[Clip], **options) -> list:
     return model.infer(Batch(tuple(Piece(one, Options("m", **options)) for one in clips)))
 
 
-@pytest.mark.parametrize("options", [{}, {"language": "en"}, {"task": "translate", "language": "de"}, {"timestamps": True},
-                                     {"prompt": "a brown fox", "language": "en"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"language": "en"},
+        {"task": "translate", "language": "de"},
+        {"timestamps": True},
+        {"prompt": "a brown fox", "language": "en"},
+    ],
+    ids=str,
+)
 def test_together_equals_alone_in_any_order(model, options):
     alone = [ask(model, [one], **options)[0] for one in CLIPS]
     assert len({one.text for one in alone}) > 1, "random weights that say the same to everything would prove nothing"
@@ -98,7 +114,7 @@ def letters(text: str) -> str:
 
 def test_times_rise_and_lie_within_the_clip(model):
     for one, transcript in zip(CLIPS, ask(model, CLIPS, timestamps=True, max_new_tokens=60), strict=True):
-        for spans in (transcript.segments, transcript.words):       # random bytes are half letters: only whole ones compare
+        for spans in (transcript.segments, transcript.words):  # random bytes are half letters: only whole ones compare
             assert letters("".join(span.text for span in spans)) == letters(transcript.text)
         assert transcript.words
         for spans in (transcript.words, transcript.segments, transcript.chars):
@@ -159,8 +175,10 @@ def test_silence_and_next_to_nothing_are_no_text(model):
 
 def test_prompts_bias_and_do_not_leak_and_may_differ_within_a_batch(model):
     prompts = [None, "a brown fox", "the lazy dog in the rain", "a brown fox"]
-    pieces = [Piece(one, Options("m", language="en", prompt=prompt, max_new_tokens=16))
-              for one, prompt in zip(CLIPS, prompts, strict=True)]
+    pieces = [
+        Piece(one, Options("m", language="en", prompt=prompt, max_new_tokens=16))
+        for one, prompt in zip(CLIPS, prompts, strict=True)
+    ]
     together = model.infer(Batch(tuple(pieces)))
     assert together == [model.infer(Batch((piece,)))[0] for piece in pieces]
     plain = ask(model, CLIPS, language="en")
@@ -194,7 +212,11 @@ def test_more_tokens_than_the_decoder_holds_may_be_asked_for(folders, prompt):
 
 def test_what_follows_the_end_token_is_nothing_whatever_pads_it(model):
     letter = model._tokenizer.convert_tokens_to_ids("a")
-    prompt = [letter, model._start, *model._tokenizer.convert_tokens_to_ids(["<|en|>", "<|transcribe|>", "<|notimestamps|>"])]
+    prompt = [
+        letter,
+        model._start,
+        *model._tokenizer.convert_tokens_to_ids(["<|en|>", "<|transcribe|>", "<|notimestamps|>"]),
+    ]
     assert model._new([*prompt, model._end, letter, letter]) == []
     assert model._new([*prompt, letter, model._end, letter]) == [letter]
     assert model._new([*prompt, letter, letter]) == [letter, letter]
@@ -234,7 +256,9 @@ def test_embeddings_are_of_the_audio_and_not_of_its_padding(model):
 def test_a_long_clip_through_the_engine(folders, tmp_path):
     path = tmp_path / "long.wav"
     pause = np.zeros(RATE // 2, np.float32)
-    soundfile.write(path, np.concatenate([part for seed in range(9) for part in (clip(7.5, seed).samples, pause)]), RATE)
+    soundfile.write(
+        path, np.concatenate([part for seed in range(9) for part in (clip(7.5, seed).samples, pause)]), RATE
+    )
     settings = Settings(model=str(folders["many"]), device="cpu", allowed_paths=(tmp_path,), data_dir=tmp_path / "data")
     with Engine(settings) as engine:
         request = parse({"inputs": [str(path)], "timestamps": True, "language": "en", "max_new_tokens": 30}, settings)

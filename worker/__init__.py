@@ -4,10 +4,13 @@
     with worker.load_model(model="parakeet") as bundle:
         print(bundle.transcribe("a.wav").output.text)
 
-A server's or an endpoint's users want `Client`, `AsyncClient` and `process_manifest` (`worker.client`, `worker.manifest`).
+A server's or an endpoint's users want `Client`, `AsyncClient` and `process_manifest` (`worker.client`,
+`worker.manifest`).
 
-Importing this loads nothing; a name's module is imported when it is first asked for. The rest is in `worker.entrypoints.python`.
+Importing this loads nothing; a name's module is imported when it is first asked for. The rest is in
+`worker.entrypoints.python`.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -31,9 +34,25 @@ _HOMES = {
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["Analysis", "Answer", "AsyncClient", "AviaryError", "Caption", "Client", "Embedding", "Failure", "ModelBundle",
-           "Reply", "Span", "Transcript", "evaluate_folder", "load_model", "process_manifest", "transcribe_file",
-           "transcribe_files"]
+__all__ = [
+    "Analysis",
+    "Answer",
+    "AsyncClient",
+    "AviaryError",
+    "Caption",
+    "Client",
+    "Embedding",
+    "Failure",
+    "ModelBundle",
+    "Reply",
+    "Span",
+    "Transcript",
+    "evaluate_folder",
+    "load_model",
+    "process_manifest",
+    "transcribe_file",
+    "transcribe_files",
+]
 
 
 def __getattr__(name: str) -> Any:

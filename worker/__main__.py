@@ -1,4 +1,5 @@
 """`python -m worker`: see `worker.entrypoints.cli`."""
+
 import sys
 
 from worker.entrypoints.cli import main

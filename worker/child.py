@@ -1,8 +1,9 @@
 """Child processes that run a module of this package.
 
-    command(module, *arguments)    what to execute
-    environment(**variables)       this process's environment and the variables
-    ROOT                           the folder to start the child in, so that it finds the package wherever this process started
+command(module, *arguments)    what to execute
+environment(**variables)       this process's environment and the variables
+ROOT                           the folder to start the child in, so that it finds the package wherever this process
+started
 """
 
 from __future__ import annotations

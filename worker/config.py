@@ -3,6 +3,7 @@
 `Settings()` reads the process's environment; `Settings(**values)` takes what a test or an embedding program gives.
 A value that is not allowed raises ConfigError with the variable, the value and what is allowed.
 """
+
 from __future__ import annotations
 
 import os
@@ -25,26 +26,53 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True, frozen=True)
 
     # Models
-    model: str | None = Field(None, description="Default model: an alias or id of the catalog, a .nemo file or a folder; falls back to `MODEL_NAME`, then `PARAKEET_MODEL`")
+    model: str | None = Field(
+        None,
+        description="Default model: an alias or id of the catalog, a .nemo file or a folder; falls back to `MODEL_NAME`, then `PARAKEET_MODEL`",
+    )
     model_name: str | None = Field(None, description="Another name for `MODEL`")
     parakeet_model: str = Field("nvidia/parakeet-tdt-0.6b-v3", description="Default model where `MODEL` is not set")
-    model_dir: Path | None = Field(None, description="Folder with checkpoints, looked into before any cache; one that is a checkpoint itself is the default model, where none is named")
+    model_dir: Path | None = Field(
+        None,
+        description="Folder with checkpoints, looked into before any cache; one that is a checkpoint itself is the default model, where none is named",
+    )
     skip_model_load: bool = Field(False, description="`1`: dry run, everything is real but the model")
-    device: str = Field("auto", pattern=r"^(auto|cuda|cpu(, ?cpu)*|cuda:\d+(, ?cuda:\d+)*)$", description="`auto` (every GPU that is visible, without one the CPU), `cpu`, `cuda` (the first) or `cuda:N`; several, separated by commas, have a process each")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="`auto` is bfloat16 on a GPU that has it, else float32")
-    compile: bool = Field(False, description="`1`: torch.compile the audio encoders of Whisper and the Flamingos (slower start; needs a C++ compiler)")
-    models: Annotated[tuple[str, ...], NoDecode] = Field(default_factory=tuple, description="Models loaded at start beside the default, separated by commas; others load on first use")
-    models_memory_gb: float | None = Field(None, gt=0, description="GiB that the weights of all loaded models may take; unset: 80% of the device's memory")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cuda|cpu(, ?cpu)*|cuda:\d+(, ?cuda:\d+)*)$",
+        description="`auto` (every GPU that is visible, without one the CPU), `cpu`, `cuda` (the first) or `cuda:N`; several, separated by commas, have a process each",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="`auto` is bfloat16 on a GPU that has it, else float32"
+    )
+    compile: bool = Field(
+        False,
+        description="`1`: torch.compile the audio encoders of Whisper and the Flamingos (slower start; needs a C++ compiler)",
+    )
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        default_factory=tuple,
+        description="Models loaded at start beside the default, separated by commas; others load on first use",
+    )
+    models_memory_gb: float | None = Field(
+        None, gt=0, description="GiB that the weights of all loaded models may take; unset: 80% of the device's memory"
+    )
     model_idle_sec: float = Field(0, ge=0, description="Models unused this long are unloaded; `0`: never")
     hf_home: Path | None = Field(None, description="Hugging Face's cache folder")
     transformers_cache: Path | None = Field(None, description="Older name of the same cache's `hub` folder")
     hf_hub_offline: bool = Field(False, description="`1`: never ask the hub, use what is on disk")
 
     # Batching
-    short_max_sec: float = Field(600, gt=0, description="Clips up to this length are batched; longer ones run one at a time")
+    short_max_sec: float = Field(
+        600, gt=0, description="Clips up to this length are batched; longer ones run one at a time"
+    )
     batch_max_items: int = Field(16, ge=1, description="Most clips in a batch")
     batch_max_total_sec: float = Field(1200, gt=0, description="Most seconds in a batch, counted with padding")
-    batch_wait_sec: float = Field(0.05, ge=0, le=5, description="Longest an idle device waits for clips still being fetched and decoded, to fill a batch")
+    batch_wait_sec: float = Field(
+        0.05,
+        ge=0,
+        le=5,
+        description="Longest an idle device waits for clips still being fetched and decoded, to fill a batch",
+    )
     local_attention_after_sec: float = Field(1440, gt=0, description="Parakeet hears longer clips with local attention")
 
     # Limits
@@ -52,60 +80,123 @@ class Settings(BaseSettings):
     max_concurrency: int = Field(32, ge=1, description="Most jobs one Runpod worker takes at a time")
     max_audio_bytes: int = Field(2 * 1024**3, ge=1, description="Largest file read")
     max_audio_sec: float = Field(4 * 3600, gt=0, description="Longest audio decoded")
-    max_result_bytes: int = Field(9_000_000, ge=1_000, description="Larger results go to the bucket (Runpod loses them above 10 MB)")
+    max_result_bytes: int = Field(
+        9_000_000, ge=1_000, description="Larger results go to the bucket (Runpod loses them above 10 MB)"
+    )
     fetch_timeout_sec: float = Field(300, gt=0, description="Longest one download may take, retries included")
     decode_timeout_sec: float = Field(300, gt=0, description="Longest one file may take to decode")
-    decode_workers: int = Field(default_factory=lambda: max(2, min(8, os.cpu_count() or 2)), ge=1, le=64, description="Files fetched and decoded at a time")
-    read_ahead_sec: float = Field(7200, gt=0, description="Decoded audio held ahead of the device (16 kHz float32: 64 kB a second)")
+    decode_workers: int = Field(
+        default_factory=lambda: max(2, min(8, os.cpu_count() or 2)),
+        ge=1,
+        le=64,
+        description="Files fetched and decoded at a time",
+    )
+    read_ahead_sec: float = Field(
+        7200, gt=0, description="Decoded audio held ahead of the device (16 kHz float32: 64 kB a second)"
+    )
 
     # Safety
-    allowed_paths: Annotated[tuple[Path, ...], NoDecode] = Field(default_factory=lambda: (Path.cwd(), VOLUME), description="Folders whose files a payload may name, separated by `:`")
-    allow_private_urls: bool = Field(False, description="`1`: also fetch from private, loopback and link-local addresses")
+    allowed_paths: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default_factory=lambda: (Path.cwd(), VOLUME),
+        description="Folders whose files a payload may name, separated by `:`",
+    )
+    allow_private_urls: bool = Field(
+        False, description="`1`: also fetch from private, loopback and link-local addresses"
+    )
 
     # Server
     host: str = Field("127.0.0.1", description="Address the HTTP server binds to; any but loopback needs `API_KEY`")
     port: int = Field(8000, ge=0, le=65_535, description="Its port")
-    api_key: str | None = Field(None, repr=False, description="Bearer keys that the HTTP server takes, separated by commas; `off`: none is asked for, wherever it binds")
+    api_key: str | None = Field(
+        None,
+        repr=False,
+        description="Bearer keys that the HTTP server takes, separated by commas; `off`: none is asked for, wherever it binds",
+    )
     workers: int = Field(1, ge=0, description="Server processes behind one port; `auto`, or `0`: one a GPU")
-    rate_limit: str | None = Field(None, description="Requests that one key (or, without keys, one address) may send: `60/minute`, `1000/hour` …")
+    rate_limit: str | None = Field(
+        None, description="Requests that one key (or, without keys, one address) may send: `60/minute`, `1000/hour` …"
+    )
     max_queue: int = Field(512, ge=1, description="Inputs the HTTP server holds unanswered; more are answered 429")
-    request_timeout_sec: float = Field(600, gt=0, description="Longest the HTTP server works on one request that somebody waits for")
+    request_timeout_sec: float = Field(
+        600, gt=0, description="Longest the HTTP server works on one request that somebody waits for"
+    )
     max_json_bytes: int = Field(64 * 1024**2, ge=1, description="Largest JSON body; uploads may have `MAX_AUDIO_BYTES`")
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(default_factory=tuple, description="Origins whose pages may call the HTTP server, separated by commas")
-    allowed_models: Annotated[tuple[str, ...], NoDecode] = Field(default_factory=tuple, description="Models that HTTP requests may name, separated by commas, `*`: any; unset: the catalog's, `MODEL` and `MODELS`")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default_factory=tuple, description="Origins whose pages may call the HTTP server, separated by commas"
+    )
+    allowed_models: Annotated[tuple[str, ...], NoDecode] = Field(
+        default_factory=tuple,
+        description="Models that HTTP requests may name, separated by commas, `*`: any; unset: the catalog's, `MODEL` and `MODELS`",
+    )
 
     # Storage
-    data_dir: Path = Field(default_factory=lambda: Path(tempfile.gettempdir()) / "aviary", description="Jobs, uploads and what processes share; downloads pass through it (unlinked at once)")
+    data_dir: Path = Field(
+        default_factory=lambda: Path(tempfile.gettempdir()) / "aviary",
+        description="Jobs, uploads and what processes share; downloads pass through it (unlinked at once)",
+    )
     bucket_endpoint_url: str | None = Field(None, description="S3 endpoint for large results and s3:// inputs")
     bucket_access_key_id: str | None = Field(None, description="Its key")
     bucket_secret_access_key: str | None = Field(None, repr=False, description="Its secret")
     bucket_name: str | None = Field(None, description="The bucket large results are put into")
 
     # Scoring
-    audio_score_config: Path | None = Field(None, description="Scoring: the config.json that names models and reference clips; unset: nothing is scored")
-    audio_score_model_keys: Annotated[tuple[str, ...], NoDecode] = Field(default_factory=tuple, description="Scoring: the keys of config.json whose models load, separated by commas; unset: all")
-    audio_score_model_key: Annotated[tuple[str, ...], NoDecode] = Field(default_factory=tuple, description="Another name for `AUDIO_SCORE_MODEL_KEYS`")
-    audio_score_max_batch_size: int = Field(8, ge=1, description="Scoring: accepted and without effect, as recordings share batches with all else (`BATCH_MAX_ITEMS`)")
-    audio_score_max_batch_wait_ms: float = Field(10, ge=0, le=5000, description="Scoring: accepted and without effect (`BATCH_WAIT_SEC`)")
-    audio_score_disable_cache_flush: bool = Field(False, description="Scoring: accepted and without effect, as the cache is never flushed")
-    audio_score_server_socket: Path | None = Field(None, description="Scoring: the Unix socket to serve on, in place of a port")
+    audio_score_config: Path | None = Field(
+        None, description="Scoring: the config.json that names models and reference clips; unset: nothing is scored"
+    )
+    audio_score_model_keys: Annotated[tuple[str, ...], NoDecode] = Field(
+        default_factory=tuple,
+        description="Scoring: the keys of config.json whose models load, separated by commas; unset: all",
+    )
+    audio_score_model_key: Annotated[tuple[str, ...], NoDecode] = Field(
+        default_factory=tuple, description="Another name for `AUDIO_SCORE_MODEL_KEYS`"
+    )
+    audio_score_max_batch_size: int = Field(
+        8,
+        ge=1,
+        description="Scoring: accepted and without effect, as recordings share batches with all else (`BATCH_MAX_ITEMS`)",
+    )
+    audio_score_max_batch_wait_ms: float = Field(
+        10, ge=0, le=5000, description="Scoring: accepted and without effect (`BATCH_WAIT_SEC`)"
+    )
+    audio_score_disable_cache_flush: bool = Field(
+        False, description="Scoring: accepted and without effect, as the cache is never flushed"
+    )
+    audio_score_server_socket: Path | None = Field(
+        None, description="Scoring: the Unix socket to serve on, in place of a port"
+    )
     audio_score_server_host: str | None = Field(None, description="Scoring: the address to serve on")
     audio_score_server_port: int | None = Field(None, ge=0, le=65535, description="Scoring: the port to serve on")
 
     # Jobs
-    jobs_url: str | None = Field(None, repr=False, description="Where jobs are kept: `sqlite:////path/jobs.db` or `postgresql://user@host/name`; unset: `jobs.db` in `DATA_DIR`")
+    jobs_url: str | None = Field(
+        None,
+        repr=False,
+        description="Where jobs are kept: `sqlite:////path/jobs.db` or `postgresql://user@host/name`; unset: `jobs.db` in `DATA_DIR`",
+    )
     jobs_in_flight: int = Field(64, ge=1, description="Most stored jobs that one process runs at a time")
-    job_max_attempts: int = Field(3, ge=1, description="How often a job is begun before it fails, where the process that runs it dies")
-    job_lease_sec: float = Field(30, ge=1, description="A process not heard of for so long has lost its jobs to the others")
+    job_max_attempts: int = Field(
+        3, ge=1, description="How often a job is begun before it fails, where the process that runs it dies"
+    )
+    job_lease_sec: float = Field(
+        30, ge=1, description="A process not heard of for so long has lost its jobs to the others"
+    )
     jobs_keep_sec: float = Field(7 * 86400, gt=0, description="Finished jobs are kept for so long")
-    jobs_max_bytes: int = Field(10 * 1024**3, ge=0, description="Most bytes of payloads and results of finished jobs; the oldest leave first")
-    webhook_secret: str | None = Field(None, repr=False, description="Signs webhooks (`X-Aviary-Signature`); unset: unsigned")
+    jobs_max_bytes: int = Field(
+        10 * 1024**3, ge=0, description="Most bytes of payloads and results of finished jobs; the oldest leave first"
+    )
+    webhook_secret: str | None = Field(
+        None, repr=False, description="Signs webhooks (`X-Aviary-Signature`); unset: unsigned"
+    )
 
     # Runpod
-    runpod_serverless: bool | None = Field(None, description="`1` starts the Runpod worker, `0` never does; unset: on Runpod only")
+    runpod_serverless: bool | None = Field(
+        None, description="`1` starts the Runpod worker, `0` never does; unset: on Runpod only"
+    )
     runpod_webhook_get_job: str | None = Field(None, description="Set by Runpod")
     runpod_endpoint_id: str | None = Field(None, description="Set by Runpod; switches logs to JSON")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Never shows transcripts above DEBUG")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Never shows transcripts above DEBUG"
+    )
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -132,7 +223,9 @@ class Settings(BaseSettings):
         named = any(values.get(name) for name in ("model", "model_name", "parakeet_model"))
         return values if named else values | _own_model(values)
 
-    @field_validator("models", "cors_origins", "allowed_models", "audio_score_model_keys", "audio_score_model_key", mode="before")
+    @field_validator(
+        "models", "cors_origins", "allowed_models", "audio_score_model_keys", "audio_score_model_key", mode="before"
+    )
     @classmethod
     def _split_list(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -229,5 +322,5 @@ def quiet_runpod_sdk() -> None:
 def keep_ray_here() -> None:
     """A cluster that Ray starts in this process listens on loopback alone, and tells nobody that it is used. To be called
     before Ray is imported."""
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"       # off those systems too: node addresses are 127.0.0.1
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # off those systems too: node addresses are 127.0.0.1
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

@@ -43,6 +43,7 @@
 Each class has `code` (what users match on), `status` (HTTP) and `retryable` (whether the same request may work later).
 Messages are written for the person who sent the request: they name the field or the input, and the values allowed.
 """
+
 from __future__ import annotations
 
 

@@ -18,8 +18,17 @@ from worker.errors import AviaryError, DeviceLost, InternalError, ModelError, Ou
 log = logging.getLogger(__name__)
 
 _OUT_OF_MEMORY = ("out of memory", "cublas_status_alloc_failed", "can't allocate memory", "cannot allocate memory")
-_LOST = ("cuda error", "device-side assert", "illegal memory access", "unspecified launch failure", "ecc error",
-         "cublas_status_execution_failed", "cudnn_status_execution_failed", "device is lost", "nccl error")
+_LOST = (
+    "cuda error",
+    "device-side assert",
+    "illegal memory access",
+    "unspecified launch failure",
+    "ecc error",
+    "cublas_status_execution_failed",
+    "cudnn_status_execution_failed",
+    "device is lost",
+    "nccl error",
+)
 
 
 def translate(error: BaseException) -> AviaryError:
@@ -34,8 +43,10 @@ def translate(error: BaseException) -> AviaryError:
 def report(error: BaseException, *, during: str = "this request") -> AviaryError:
     """Return the error to answer with, and log it if it is unexpected.
 
-    Unexpected are exceptions from outside the tree, `InternalError`, and a `ModelError` with a cause. Their message gets the
-    id of the log entry, once. `during` says what failed, for the log and the message of an exception from outside the tree.
+    Unexpected are exceptions from outside the tree, `InternalError`, and a `ModelError` with a cause. Their message
+    gets the
+    id of the log entry, once. `during` says what failed, for the log and the message of an exception from outside the
+    tree.
     """
     if not isinstance(error, AviaryError):
         found = _of_the_device(error) or InternalError(f"an internal error during {during}")

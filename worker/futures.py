@@ -1,4 +1,5 @@
 """One future after another, or of several, without a thread that waits."""
+
 from __future__ import annotations
 
 import contextlib
@@ -14,8 +15,9 @@ T = TypeVar("T")
 
 
 def into(target: Future[Any], step: Callable[[T], None]) -> Callable[[Future[T]], None]:
-    """A done-callback that hands the result to `step`, unless `target` is done by then. What fails, there or in the step,
-    fails `target`, as an error of ours."""
+    """A done-callback that hands the result to `step`, unless `target` is done by then. What fails, there or in the
+    step, fails `target`, as an error of ours."""
+
     def proceed(before: Future[T]) -> None:
         if target.done():
             return

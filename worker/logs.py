@@ -1,4 +1,6 @@
-"""Logging: one line a record on stderr, JSON on Runpod. Records carry a job's id where there is one, never a transcript."""
+"""Logging: one line a record on stderr, JSON on Runpod. Records carry a job's id where there is one, never a
+transcript."""
+
 from __future__ import annotations
 
 import json
@@ -19,8 +21,11 @@ class _Json(logging.Formatter):
 def configure(settings: Settings) -> None:
     """Sends the worker's own records to stderr at LOG_LEVEL; other libraries' from WARNING on."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if settings.runpod_endpoint_id else
-                         logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
+    handler.setFormatter(
+        _Json()
+        if settings.runpod_endpoint_id
+        else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
+    )
     logger = logging.getLogger("worker")
     logger.handlers[:] = [handler]
     logger.propagate = False

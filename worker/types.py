@@ -4,6 +4,7 @@
 
 Times are seconds from the start of the input. Audio is float32, mono, 16 kHz, one-dimensional, nominally in [-1, 1].
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -34,8 +35,8 @@ class S3Access:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where audio is: an http(s) URL, an s3:// URL, a path, a data: URI, or a file that a door holds open (it may close it
-    once the request is done). `trusted`: any path may be read."""
+    """Where audio is: an http(s) URL, an s3:// URL, a path, a data: URI, or a file that a door holds open (it may
+    close it once the request is done). `trusted`: any path may be read."""
 
     kind: Literal["url", "s3", "path", "data", "file"]
     location: str = field(repr=False)
@@ -46,7 +47,8 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat. `audio`: the turn that the input's audio belongs to; one at most, else the first of the user's."""
+    """One turn of a chat. `audio`: the turn that the input's audio belongs to; one at most, else the first of the
+    user's."""
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -74,7 +76,9 @@ class Options:
     @property
     def kind(self) -> Options:
         """The options without what each piece of a batch may have of its own: words said to the model."""
-        return replace(self, prompt=None, style=None, messages=()) if self.prompt or self.style or self.messages else self
+        return (
+            replace(self, prompt=None, style=None, messages=()) if self.prompt or self.style or self.messages else self
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +149,9 @@ def _nothing() -> None:
 class Piece:
     """One clip, or a part of one, to be run with one set of options.
 
-    `order`: the lower is served first; those of the background share no batch with the others. `cancelled` is asked while a
-    text is generated. `on_text` is told each new bit of a generated text; `begins` is called whenever that is generated from
-    its beginning, which is more than once where a batch fails.
+    `order`: the lower is served first; those of the background share no batch with the others. `cancelled` is asked
+    while a text is generated. `on_text` is told each new bit of a generated text; `begins` is called whenever that is
+    generated from its beginning, which is more than once where a batch fails.
     """
 
     clip: Clip

@@ -1,11 +1,14 @@
-"""Audio in memory → files that the engine reads: arrays as WAV, bytes as they are, so that all of it is decoded one way.
+"""Audio in memory → files that the engine reads: arrays as WAV, bytes as they are, so that all of it is decoded one
+way.
 
-A file is written only when the engine asks for it, on the engine's own thread, and closed when that thread asks for the next:
-ten thousand arrays need no more open files, nor disk, than the engine has readers.
+A file is written only when the engine asks for it, on the engine's own thread, and closed when that thread asks for
+the next: ten thousand arrays need no more open files, nor disk, than the engine has readers.
 
-An array is (samples,), (samples, channels) as soundfile reads it, or (channels, samples) as torchaudio loads it: of two axes the
+An array is (samples,), (samples, channels) as soundfile reads it, or (channels, samples) as torchaudio loads it: of
+two axes the
 shorter is the channels, which are mixed down to one. Floats are nominally in [-1, 1], int16 in [-32768, 32767].
 """
+
 from __future__ import annotations
 
 import shutil
@@ -22,7 +25,7 @@ from worker.types import SAMPLE_RATE
 if TYPE_CHECKING:
     import numpy as np
 
-CHANNELS = 64            # most that an array may have: more is an axis of something else
+CHANNELS = 64  # most that an array may have: more is an axis of something else
 RATES = (1_000, 768_000)
 
 
@@ -43,7 +46,9 @@ class MemoryFiles:
         if sample_rate is None:
             raise RequestError("an array needs its sample_rate", param="sample_rate")
         if not RATES[0] <= sample_rate <= RATES[1]:
-            raise RequestError(f"sample_rate is in Hz, from {RATES[0]} to {RATES[1]}, not {sample_rate}", param="sample_rate")
+            raise RequestError(
+                f"sample_rate is in Hz, from {RATES[0]} to {RATES[1]}, not {sample_rate}", param="sample_rate"
+            )
         rate = sample_rate
         return cast(BinaryIO, _Held(lambda: self._lend(lambda file: _write(file, audio, rate))))
 
@@ -93,7 +98,7 @@ def mono(audio: Any) -> np.ndarray:
 
     try:
         array = np.asarray(audio)
-    except Exception as error:      # a tensor on another device, or one that needs a gradient
+    except Exception as error:  # a tensor on another device, or one that needs a gradient
         raise InputError(f"cannot be read as an array: {error}") from error
     if array.dtype != np.int16 and array.dtype.kind != "f":
         raise InputError(f"an array of audio holds floats or int16, not {array.dtype}")
@@ -102,7 +107,9 @@ def mono(audio: Any) -> np.ndarray:
     if array.ndim == 1:
         return array if array.dtype == np.int16 else array.astype(np.float32, copy=False)
     if array.ndim != 2 or array.shape[0] == array.shape[1] or min(array.shape) > CHANNELS:
-        raise InputError(f"an array of audio is (samples,), (samples, channels) or (channels, samples), not {array.shape}")
+        raise InputError(
+            f"an array of audio is (samples,), (samples, channels) or (channels, samples), not {array.shape}"
+        )
     mixed: np.ndarray = array.mean(axis=int(np.argmin(array.shape)), dtype=np.float32)
     return mixed / 32_768 if array.dtype == np.int16 else mixed
 
@@ -139,7 +146,7 @@ def _by_torchaudio(samples: np.ndarray, rate: int) -> np.ndarray | None:
         return None
     try:
         from torchaudio.functional import resample
-    except (ImportError, OSError):          # it loads only beside the torch it was built for
+    except (ImportError, OSError):  # it loads only beside the torch it was built for
         return None
     floats = samples.astype(np.float32) / 32_768 if samples.dtype == np.int16 else samples
     done: np.ndarray = resample(torch.from_numpy(floats).cuda(), rate, SAMPLE_RATE).cpu().numpy()

@@ -1,12 +1,16 @@
 """An open file → Clip (float32, mono, 16 kHz), whatever ffmpeg reads, at the cost of one item if it goes wrong.
 
-Nothing is decoded in this process; only WAV that needs no decoding is read here (`worker.audio.wav`). Decoding processes are
-kept running (`worker.audio.decode_process`): no start-up per file, yet a crash there costs one item. What libsndfile reads well
-(WAV, FLAC, Ogg, MP3, AIFF) it reads there, the rest libav. What they refuse (damage, more than two channels, odd codecs) goes
-to one ffmpeg with its output piped. The limits on length and time hold while decoding, not after it.
+Nothing is decoded in this process; only WAV that needs no decoding is read here (`worker.audio.wav`). Decoding
+processes are
+kept running (`worker.audio.decode_process`): no start-up per file, yet a crash there costs one item. What libsndfile
+reads well
+(WAV, FLAC, Ogg, MP3, AIFF) it reads there, the rest libav. What they refuse (damage, more than two channels, odd
+codecs) goes to one ffmpeg with its output piped. The limits on length and time hold while decoding, not after it.
 
-Raises DecodeFailed, EmptyAudio, TooLong, Cancelled. A file that is damaged yet partly readable gives a Clip with `warning`.
+Raises DecodeFailed, EmptyAudio, TooLong, Cancelled. A file that is damaged yet partly readable gives a Clip with
+`warning`.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -34,7 +38,7 @@ from worker.types import SAMPLE_RATE, Clip
 
 _POLL_SEC = 0.25
 _CHUNK = 1 << 20
-_KEPT = 1 << 24            # memory that a decoding process keeps for the next file
+_KEPT = 1 << 24  # memory that a decoding process keeps for the next file
 
 
 class Decoder:
@@ -125,8 +129,13 @@ class _Process:
         with theirs:
             passed = (theirs.fileno(), self._memory.fileno())
             self._process = subprocess.Popen(  # noqa: S603
-                child.command("worker.audio.decode_process", *map(str, passed)), pass_fds=passed,
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=child.ROOT)
+                child.command("worker.audio.decode_process", *map(str, passed)),
+                pass_fds=passed,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd=child.ROOT,
+            )
         self._socket.settimeout(_POLL_SEC)
         self.alive = True
 
@@ -140,7 +149,7 @@ class _Process:
             self.alive = False
             raise _LibraryRefused("the decoder crashed") from None
         if status["error"]:
-            self._trim()        # what came before the fault may be much
+            self._trim()  # what came before the fault may be much
             raise _LibraryRefused(status["error"])
         limits.check(status["bytes"])
         return Clip(self._samples(status["bytes"]), status["warning"])
@@ -169,7 +178,7 @@ class _Process:
         left = samples.data.cast("B")
         self._memory.seek(0)
         while left:
-            left = left[self._memory.readinto(left):]
+            left = left[self._memory.readinto(left) :]
         self._trim()
         return samples
 
@@ -188,7 +197,7 @@ def _shareable(file: BinaryIO) -> Iterator[BinaryIO]:
     with _anonymous_file() as copy:
         left = memoryview(file.getvalue())
         while left:
-            left = left[copy.write(left):]
+            left = left[copy.write(left) :]
         yield cast(BinaryIO, copy)
 
 
@@ -204,9 +213,16 @@ def _by_ffmpeg(file: BinaryIO, limits: _Limits, refusal: str) -> Clip:
     file.seek(0)
     blocks: list[bytes] = []
     size = 0
-    with tempfile.TemporaryFile() as stderr, subprocess.Popen(  # noqa: S603
-            ffmpeg.command(file.fileno()), pass_fds=(file.fileno(),), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=stderr) as process:
+    with (
+        tempfile.TemporaryFile() as stderr,
+        subprocess.Popen(  # noqa: S603
+            ffmpeg.command(file.fileno()),
+            pass_fds=(file.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+        ) as process,
+    ):
         assert process.stdout is not None
         try:
             for block in _read(process.stdout, limits):
@@ -251,13 +267,13 @@ def expected_sec(file: BinaryIO) -> float:
     if head[:4] == b"fLaC" and len(head) == 32:
         rate = int.from_bytes(head[18:21], "big") >> 4
         return (int.from_bytes(head[21:26], "big") & (1 << 36) - 1) / max(1, rate)
-    return size / 8_000      # 64 kbit/s: speech is seldom compressed further
+    return size / 8_000  # 64 kbit/s: speech is seldom compressed further
 
 
 def _last_words(stderr: str) -> str:
     """What ffmpeg said last, without addresses, descriptors and its own summary, which mean nothing to the user."""
-    lines = [re.sub(r"\[[^\]]*\] *|Error opening input: |/dev/fd/\d+: ", "", line).strip() for line in stderr.splitlines()]
+    lines = [
+        re.sub(r"\[[^\]]*\] *|Error opening input: |/dev/fd/\d+: ", "", line).strip() for line in stderr.splitlines()
+    ]
     useful = [line for line in lines if line and not line.startswith("Error opening")]
     return useful[-1][:200] if useful else ""
-
-

@@ -1,13 +1,19 @@
-"""The decoding process: libsndfile and libav in a process of its own, kept running, so that no file pays for starting one.
+"""The decoding process: libsndfile and libav in a process of its own, kept running, so that no file pays for starting
+one.
 
-`python -m worker.audio.decode_process SOCKET MEMORY` serves a Unix socket. A request is a little-endian uint64, the most bytes
-that the audio may have, with the file's descriptor attached (SCM_RIGHTS); libsndfile takes the formats it reads as well as ffmpeg
-does, libav the others. The audio, float32 at 16 kHz mono, is written to the beginning of the file MEMORY, which the asking
-process has open as well: a socket would carry it in small pieces, each a turn for the interpreter there. The answer is a line of
+`python -m worker.audio.decode_process SOCKET MEMORY` serves a Unix socket. A request is a little-endian uint64, the
+most bytes
+that the audio may have, with the file's descriptor attached (SCM_RIGHTS); libsndfile takes the formats it reads as
+well as ffmpeg
+does, libav the others. The audio, float32 at 16 kHz mono, is written to the beginning of the file MEMORY, which the
+asking
+process has open as well: a socket would carry it in small pieces, each a turn for the interpreter there. The answer is
+a line of
 JSON {"bytes": so many, "error": null | text, "warning": null | text}; more bytes than allowed: it was ended there.
 
 Knows nothing of the worker: if a hostile file crashes or hangs a library, this process is killed and replaced.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -29,15 +35,19 @@ from worker.audio.ffmpeg import FORMATS
 
 RATE = 16_000
 BLOCK_SEC = 20
-PADDING = RATE // 8          # no codec's frame is longer
+PADDING = RATE // 8  # no codec's frame is longer
 LAYOUT = "more than two channels are mixed by their layout, which is ffmpeg's to know"
 
 
 def is_for_sndfile(head: bytes) -> bool:
     """Whether a file's first bytes are of a format that libsndfile reads as well as ffmpeg does."""
     mpeg_layer_3 = len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2
-    return (head[:4] in (b"RIFF", b"RIFX", b"RF64") and head[8:12] == b"WAVE") or head[:4] in (b"fLaC", b"OggS", b"FORM") \
-        or head[:3] == b"ID3" or mpeg_layer_3
+    return (
+        (head[:4] in (b"RIFF", b"RIFX", b"RF64") and head[8:12] == b"WAVE")
+        or head[:4] in (b"fLaC", b"OggS", b"FORM")
+        or head[:3] == b"ID3"
+        or mpeg_layer_3
+    )
 
 
 def by_sndfile(descriptor: int) -> Generator[Any, None, str | None]:
@@ -49,7 +59,7 @@ def by_sndfile(descriptor: int) -> Generator[Any, None, str | None]:
             raise ValueError(LAYOUT)
         promised = promised_frames(file) * RATE // file.samplerate
         resampler = None if file.samplerate == RATE else soxr.ResampleStream(file.samplerate, RATE, 1, dtype="float32")
-        whole = file.subtype == "PCM_16"        # numpy makes floats of them four times as fast as libsndfile, and the same
+        whole = file.subtype == "PCM_16"  # numpy makes floats of them four times as fast as libsndfile, and the same
         last = False
         while not last:
             block = file.read(file.samplerate * BLOCK_SEC, dtype="int16" if whole else "float32", always_2d=True)
@@ -92,25 +102,27 @@ def resampled(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def without_padding(parts: Iterator[Any], promised: int | None) -> Iterator[Any]:
-    """The parts without what a frame-wise codec added after the promised end. More than that is audio the header forgot."""
+    """The parts without what a frame-wise codec added after the promised end. More than that is audio the header
+    forgot."""
     got = 0
     beyond: list[Any] = []
     for part in parts:
-        kept = part if promised is None else part[:max(0, promised - got)]
+        kept = part if promised is None else part[: max(0, promised - got)]
         got += len(part)
         yield kept
         if promised is not None:
-            beyond.append(part[len(kept):])
+            beyond.append(part[len(kept) :])
             if got - promised > PADDING:
                 yield from beyond
                 promised = None
 
 
 def promised_frames(file: soundfile.SoundFile) -> int:
-    """Frames the header speaks of. For a WAV cut short libsndfile reports what is there, and the rest in its log only."""
+    """Frames the header speaks of. For a WAV cut short libsndfile reports what is there, and the rest in its log
+    only."""
     frames = int(file.frames)
     short = re.search(r"data : (\d+) \(should be (\d+)\)", file.extra_info)
-    if short and 0 < int(short[2]) < int(short[1]) < 0x7FFF0000:     # larger: written by a pipe, which cannot know
+    if short and 0 < int(short[2]) < int(short[1]) < 0x7FFF0000:  # larger: written by a pipe, which cannot know
         frames = frames * int(short[1]) // int(short[2])
     return frames
 
@@ -157,15 +169,15 @@ def answer(descriptor: int, memory: int, limit: int) -> dict[str, Any]:
 
 def keep_memory() -> None:
     """What is freed stays this process's: getting every file's pages anew takes longer than decoding it."""
-    allocator = getattr(ctypes.CDLL(None), "mallopt", None)     # glibc's
+    allocator = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
     if allocator is not None:
-        for option, size in ((-3, 1 << 25), (-1, 1 << 26)):     # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+        for option, size in ((-3, 1 << 25), (-1, 1 << 26)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
             allocator(option, size)
 
 
 def main() -> None:
     keep_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)     # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     sock, memory = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     while True:
         asked, descriptors, _, _ = socket.recv_fds(sock, 8, 1)

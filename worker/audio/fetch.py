@@ -1,9 +1,11 @@
-"""Source → an open file: the bytes of a URL, an S3 object, a path or a data: URI, within the limits, leaving nothing behind.
+"""Source → an open file: the bytes of a URL, an S3 object, a path or a data: URI, within the limits, leaving nothing
+behind.
 
 What is downloaded goes through a temporary file that has no name from the start, so that even a killed worker leaves
 nothing on disk. Raises SourceForbidden, SourceNotFound, FetchFailed, TooLarge, DecodeFailed (a data: URI that is none),
 EmptyAudio, Cancelled. Messages never carry a URL's query, where signatures are, nor the address a name resolved to.
 """
+
 from __future__ import annotations
 
 import base64
@@ -26,7 +28,16 @@ import tenacity
 from urllib3.exceptions import HTTPError as Urllib3Error
 
 from worker.config import Settings
-from worker.errors import Cancelled, DecodeFailed, EmptyAudio, FetchFailed, InputError, SourceForbidden, SourceNotFound, TooLarge
+from worker.errors import (
+    Cancelled,
+    DecodeFailed,
+    EmptyAudio,
+    FetchFailed,
+    InputError,
+    SourceForbidden,
+    SourceNotFound,
+    TooLarge,
+)
 from worker.net import s3, safe_http
 from worker.types import Source
 
@@ -35,7 +46,7 @@ REDIRECTS = 5
 CONNECT_SEC = 10.0
 READ_SEC = 30.0
 _CHUNK = 1 << 18
-_FILES = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else None     # the open files by their numbers; Linux
+_FILES = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else None  # the open files by their numbers; Linux
 
 
 class Fetcher:
@@ -79,15 +90,18 @@ class Fetcher:
         return cast(requests.Session, getattr(self._local, name))
 
     def _again(self, source: Source) -> BinaryIO:
-        """A door's open file, opened anew: the door may close its own meanwhile, and others read it at the same time."""
+        """A door's open file, opened anew: the door may close its own meanwhile, and others read it at the same
+        time."""
         assert source.file is not None
         file: io.BytesIO | io.FileIO
         try:
             if isinstance(source.file, io.BytesIO):
-                file = io.BytesIO(source.file.getvalue())       # shares the bytes
+                file = io.BytesIO(source.file.getvalue())  # shares the bytes
             else:
                 held = source.file.fileno()
-                file = io.FileIO(os.dup(held) if _FILES is None else os.open(f"{_FILES}/{held}", os.O_RDONLY | os.O_CLOEXEC))
+                file = io.FileIO(
+                    os.dup(held) if _FILES is None else os.open(f"{_FILES}/{held}", os.O_RDONLY | os.O_CLOEXEC)
+                )
         except (OSError, ValueError) as error:
             raise Cancelled("the upload is gone") from error
         if not file.seek(0, os.SEEK_END):
@@ -113,7 +127,7 @@ class Fetcher:
         except OSError as error:
             raise FetchFailed(f"cannot read {text}: {error.strerror}", retryable=False) from error
         try:
-            if _FILES is not None and not source.trusted:       # what was opened, whatever became of the path
+            if _FILES is not None and not source.trusted:  # what was opened, whatever became of the path
                 _check_real(Path(os.readlink(f"{_FILES}/{descriptor}")), Path(text), self._settings)
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -161,8 +175,12 @@ class Fetcher:
                 time.sleep(min(0.2, left))
 
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda error: isinstance(error, _Refetch)), reraise=True, sleep=sleep,
-            stop=tenacity.stop_after_attempt(ATTEMPTS), wait=_wait)
+            retry=tenacity.retry_if_exception(lambda error: isinstance(error, _Refetch)),
+            reraise=True,
+            sleep=sleep,
+            stop=tenacity.stop_after_attempt(ATTEMPTS),
+            wait=_wait,
+        )
         try:
             for attempt in retrying:
                 with attempt:
@@ -172,8 +190,16 @@ class Fetcher:
         except _Refetch as error:
             raise FetchFailed(str(error)) from error
 
-    def _attempt(self, source: Source, url: str, name: str, file: BinaryIO, allow_private: bool, deadline: float,
-                 cancelled: Callable[[], bool]) -> None:
+    def _attempt(
+        self,
+        source: Source,
+        url: str,
+        name: str,
+        file: BinaryIO,
+        allow_private: bool,
+        deadline: float,
+        cancelled: Callable[[], bool],
+    ) -> None:
         """One try, redirects followed. Raises _Again where another try may help."""
         session = self._session(allow_private=allow_private)
         regions: set[str] = set()
@@ -183,11 +209,23 @@ class Fetcher:
                 raise SourceForbidden(f"{name} redirects to something that is not http or https")
             left = max(0.1, deadline - time.monotonic())
             try:
-                with (safe_http.watched(lambda: _check(cancelled, deadline, self._settings.fetch_timeout_sec, name)),
-                      session.get(url, stream=True, allow_redirects=False, headers={"Accept-Encoding": "identity"},
-                                  timeout=(min(CONNECT_SEC, left), min(READ_SEC, left))) as response):
+                with (
+                    safe_http.watched(lambda: _check(cancelled, deadline, self._settings.fetch_timeout_sec, name)),
+                    session.get(
+                        url,
+                        stream=True,
+                        allow_redirects=False,
+                        headers={"Accept-Encoding": "identity"},
+                        timeout=(min(CONNECT_SEC, left), min(READ_SEC, left)),
+                    ) as response,
+                ):
                     region = response.headers.get("x-amz-bucket-region")
-                    if source.kind == "s3" and response.status_code in (301, 307, 400) and region and region not in regions:
+                    if (
+                        source.kind == "s3"
+                        and response.status_code in (301, 307, 400)
+                        and region
+                        and region not in regions
+                    ):
                         regions.add(region)
                         url = s3.presign(source, self._settings, region=region).url
                     elif response.status_code in (301, 302, 303, 307, 308) and "location" in response.headers:
@@ -289,7 +327,7 @@ def check_allowed(path: Path, settings: Settings) -> None:
     try:
         real = os.path.realpath(path)
     except (OSError, ValueError):
-        real = os.sep                   # no path at all
+        real = os.sep  # no path at all
     _check_real(Path(real), path, settings)
 
 
@@ -298,7 +336,7 @@ def _check_real(real: Path, path: Path, settings: Settings) -> None:
     for _ in range(2):
         if any(real.is_relative_to(_real(folder)) for folder in settings.allowed_paths):
             return
-        _real.cache_clear()             # a folder may be a link that leads elsewhere by now
+        _real.cache_clear()  # a folder may be a link that leads elsewhere by now
     raise SourceForbidden(f"{path} is outside the folders this worker may read (ALLOWED_PATHS)")
 
 

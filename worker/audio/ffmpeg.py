@@ -3,6 +3,7 @@
 The input is a file descriptor, never a name. Of ffmpeg's protocols only `file` is open, which the descriptor needs, and
 of its formats only those that hold audio themselves: none that can point elsewhere (playlists, concat, DASH, images).
 """
+
 from __future__ import annotations
 
 import functools
@@ -11,9 +12,12 @@ import shutil
 from worker.errors import FfmpegMissing
 from worker.types import SAMPLE_RATE
 
-# Demuxers of single files. Left out on purpose: hls, concat, dash, sdp, image2, lavfi and all else that opens further files.
-FORMATS = ("aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,dtshd,eac3,flac,flv,gsm,iff,loas,matroska,webm,mov,mp4,m4a,"
-           "3gp,3g2,mp2,mp3,mpc,mpc8,mpeg,mpegts,mxf,nist,nut,ogg,oma,qcp,rm,sox,spdif,tak,truehd,tta,voc,w64,wav,wv,xwma")
+# Demuxers of single files. Left out on purpose: hls, concat, dash, sdp, image2, lavfi and all else that opens further
+# files.
+FORMATS = (
+    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,dtshd,eac3,flac,flv,gsm,iff,loas,matroska,webm,mov,mp4,m4a,"
+    "3gp,3g2,mp2,mp3,mpc,mpc8,mpeg,mpegts,mxf,nist,nut,ogg,oma,qcp,rm,sox,spdif,tak,truehd,tta,voc,w64,wav,wv,xwma"
+)
 
 
 @functools.cache
@@ -38,7 +42,14 @@ def command(descriptor: int) -> list[str]:
     import ffmpeg
 
     stream = ffmpeg.input(f"/dev/fd/{descriptor}", protocol_whitelist="file", format_whitelist=FORMATS)
-    stream = ffmpeg.output(stream["a:0"], "pipe:1", format="f32le", acodec="pcm_f32le", ac=1, ar=SAMPLE_RATE,
-                           af="aresample=rematrix_maxval=1.0")
+    stream = ffmpeg.output(
+        stream["a:0"],
+        "pipe:1",
+        format="f32le",
+        acodec="pcm_f32le",
+        ac=1,
+        ar=SAMPLE_RATE,
+        af="aresample=rematrix_maxval=1.0",
+    )
     stream = stream.global_args("-nostdin", "-hide_banner", "-v", "error", "-threads", "1")
     return [str(part) for part in ffmpeg.compile(stream, cmd=executable())]

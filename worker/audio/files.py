@@ -1,8 +1,9 @@
 """Which files of a folder are audio, by their names.
 
-Names that begin with a dot are left out. Links are followed; a folder that is reached twice is read once, and under its own
-name if that is below the folder too.
+Names that begin with a dot are left out. Links are followed; a folder that is reached twice is read once, and under
+its own name if that is below the folder too.
 """
+
 from __future__ import annotations
 
 import os
@@ -10,10 +11,43 @@ from collections.abc import Callable
 from pathlib import Path
 
 # What the decoders read goes by content, and is more than this; only what is in a folder must be told apart by name.
-SUFFIXES = frozenset((
-    ".3gp", ".aac", ".ac3", ".aif", ".aiff", ".amr", ".au", ".avi", ".caf", ".flac", ".flv", ".m4a", ".m4b", ".m4v", ".mka",
-    ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpeg", ".mpg", ".mpga", ".oga", ".ogg", ".opus", ".sph", ".ts", ".wav", ".weba",
-    ".webm", ".wma", ".wmv"))
+SUFFIXES = frozenset(
+    (
+        ".3gp",
+        ".aac",
+        ".ac3",
+        ".aif",
+        ".aiff",
+        ".amr",
+        ".au",
+        ".avi",
+        ".caf",
+        ".flac",
+        ".flv",
+        ".m4a",
+        ".m4b",
+        ".m4v",
+        ".mka",
+        ".mkv",
+        ".mov",
+        ".mp2",
+        ".mp3",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mpga",
+        ".oga",
+        ".ogg",
+        ".opus",
+        ".sph",
+        ".ts",
+        ".wav",
+        ".weba",
+        ".webm",
+        ".wma",
+        ".wmv",
+    )
+)
 
 
 def is_audio(path: Path) -> bool:
@@ -25,7 +59,7 @@ def below(folder: Path, unreadable: Callable[[OSError], None]) -> list[Path]:
     seen: set[str] = set()
     files: list[Path] = []
     tops = [folder]
-    for top in tops:        # grows by the links that are found
+    for top in tops:  # grows by the links that are found
         for where, folders, names in os.walk(top, onerror=unreadable):
             real = os.path.realpath(where)
             if real in seen:

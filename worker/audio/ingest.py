@@ -1,12 +1,17 @@
-"""Fetch and decode, ahead of the device: a few threads, a bound on the decoded seconds held, and turns between requests.
+"""Fetch and decode, ahead of the device: a few threads, a bound on the decoded seconds held, and turns between
+requests.
 
 A Unit is one source to be opened and decoded once, however many inputs name it. Requests take turns, unit by unit, so
-that a job of ten thousand files does not hold up one of a single file; those of the background take theirs BACKGROUND_SEC
-later. Decoded seconds are held from the moment decoding begins (as the file's header or size foretells) until `release`;
-while a queue (a model's, apart for the background) holds `read_ahead_sec`, nothing of it begins (what has begun is finished),
+that a job of ten thousand files does not hold up one of a single file; those of the background take theirs
+BACKGROUND_SEC
+later. Decoded seconds are held from the moment decoding begins (as the file's header or size foretells) until
+`release`;
+while a queue (a model's, apart for the background) holds `read_ahead_sec`, nothing of it begins (what has begun is
+finished),
 so ten thousand inputs need no more memory than a hundred, and what waits for a model to load holds up no other. While
 somebody waits for an answer the background holds no more than a batch: the cores are for what comes first.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -28,9 +33,9 @@ from worker.types import Clip, Source
 
 log = logging.getLogger(__name__)
 
-FETCHERS = 4             # for each decoder: a slow address keeps a thread waiting, and should keep no file from its decoder
-BACKGROUND_SEC = 5.0     # what is in the background waits as if it had come so much later
-CLOSE_SEC = 5.0          # a thread that waits for a name or a connection is not waited for longer
+FETCHERS = 4  # for each decoder: a slow address keeps a thread waiting, and should keep no file from its decoder
+BACKGROUND_SEC = 5.0  # what is in the background waits as if it had come so much later
+CLOSE_SEC = 5.0  # a thread that waits for a name or a connection is not waited for longer
 
 _CLOSING = "the worker is shutting down"
 
@@ -76,14 +81,16 @@ class Ingest:
         self._fetcher, self._decoder = Fetcher(settings), Decoder(settings)
         self._read_ahead_sec, self._idle = settings.read_ahead_sec, idle
         self._behind_sec = min(settings.read_ahead_sec, settings.batch_max_total_sec)
-        self._turns: dict[Queue, list[_Turns]] = defaultdict(list)      # each a heap
+        self._turns: dict[Queue, list[_Turns]] = defaultdict(list)  # each a heap
         self._held_sec: dict[Queue, float] = defaultdict(float)
-        self._busy = self._behind = self._downloading = 0        # _behind: those of the background
+        self._busy = self._behind = self._downloading = 0  # _behind: those of the background
         self._decoders, self._decoding = settings.decode_workers, threading.Semaphore(settings.decode_workers)
         self._closed = False
         self._changed = threading.Condition()
-        self._threads = [threading.Thread(target=self._live, name=f"ingest-{i}", daemon=True)
-                         for i in range(settings.decode_workers * FETCHERS)]
+        self._threads = [
+            threading.Thread(target=self._live, name=f"ingest-{i}", daemon=True)
+            for i in range(settings.decode_workers * FETCHERS)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -159,7 +166,9 @@ class Ingest:
             unit, queue = begun
             try:
                 self._work(unit, queue)
-            except BaseException:   # a panic of a Rust library is no Exception: the thread goes on, and gives its place back
+            except (
+                BaseException
+            ):  # a panic of a Rust library is no Exception: the thread goes on, and gives its place back
                 log.exception("a delivery failed")
             done = queue
 
@@ -174,7 +183,8 @@ class Ingest:
         return None
 
     def _wake(self) -> None:
-        """Wakes a thread if there is something for it, which does the same when it has begun: more would wake in vain."""
+        """Wakes a thread if there is something for it, which does the same when it has begun: more would wake in
+        vain."""
         if self._first() is not None:
             self._changed.notify()
 
@@ -187,8 +197,12 @@ class Ingest:
         if self._busy - self._downloading >= self._decoders:
             return None
         waited_for = any(not queue.background for queue in self._held_sec)
-        free = [queue for queue in self._turns if self._held_sec.get(queue, 0.0) <
-                (self._behind_sec if queue.background and waited_for else self._read_ahead_sec)]
+        free = [
+            queue
+            for queue in self._turns
+            if self._held_sec.get(queue, 0.0)
+            < (self._behind_sec if queue.background and waited_for else self._read_ahead_sec)
+        ]
         return min(free, key=lambda queue: self._turns[queue][0].due, default=None)
 
     def _take(self, queue: Queue) -> Unit | None:
@@ -252,7 +266,7 @@ class Ingest:
         with self._changed:
             self._held_sec[queue] += seconds
             if abs(self._held_sec[queue]) < 1e-6:
-                del self._held_sec[queue]       # no model's name is kept for ever
+                del self._held_sec[queue]  # no model's name is kept for ever
             if seconds < 0:
                 self._wake()
 

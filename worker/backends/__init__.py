@@ -1,4 +1,5 @@
 """The models. `create` makes the backend that a catalog row names; its heavy libraries load only then."""
+
 from __future__ import annotations
 
 import importlib

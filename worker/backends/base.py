@@ -1,8 +1,9 @@
 """What every backend is: load once, then batches in, as many outputs out, in the same order.
 
-`load` runs on a thread of its own, so that other models go on meanwhile; everything else on the lane's thread, one call at a
-time. So a backend may change its model's state while it runs a batch, if it restores it.
+`load` runs on a thread of its own, so that other models go on meanwhile; everything else on the lane's thread, one
+call at a time. So a backend may change its model's state while it runs a batch, if it restores it.
 """
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -13,8 +14,8 @@ from worker.types import Batch, Output
 class Backend(ABC):
     """A model that can be run.
 
-    `overhead_sec`: what a batch costs beyond its audio, told in seconds of audio (known once loaded): more padding than that
-    is not worth sharing a batch for.
+    `overhead_sec`: what a batch costs beyond its audio, told in seconds of audio (known once loaded): more padding
+    than that is not worth sharing a batch for.
     """
 
     overhead_sec: float = 100.0

@@ -2,6 +2,7 @@
 
 Everything around it is real. Texts begin with `[dry-run]`; times lie within the clip; nothing depends on a neighbour.
 """
+
 from __future__ import annotations
 
 import numpy as np

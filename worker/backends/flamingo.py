@@ -1,13 +1,15 @@
 """Audio Flamingo 3 and Music Flamingo through transformers: transcribe, caption, chat, embed, analyze.
 
-A conversation holds one audio. Clips of a batch are heard together, whatever their prompts; generation is greedy unless a
+A conversation holds one audio. Clips of a batch are heard together, whatever their prompts; generation is greedy
+unless a
 temperature is given, and a row does not depend on its neighbours. The checkpoint's own repetition penalty is kept, its
-sampling is not. Embeddings are the audio tower's states, without padding; `analyze` takes them from the same pass that the
-caption is written from. A row with `part` loads the audio tower alone, which embeds and nothing else.
+sampling is not. Embeddings are the audio tower's states, without padding; `analyze` takes them from the same pass that
+the caption is written from. A row with `part` loads the audio tower alone, which embeds and nothing else.
 
-The processor is given arrays, never a string, which it would open or fetch; and it cuts what is longer than the model hears,
-so the engine refuses that before.
+The processor is given arrays, never a string, which it would open or fetch; and it cuts what is longer than the model
+hears, so the engine refuses that before.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -23,31 +25,44 @@ from worker.catalog import Model
 from worker.config import Settings
 from worker.types import SAMPLE_RATE, Analysis, Batch, Caption, Embedding, Output, Piece, Reply, Transcript
 
-TAIL = 320               # a last window of so few samples has no frame: Music Flamingo fails on it
+TAIL = 320  # a last window of so few samples has no frame: Music Flamingo fails on it
 
 TRANSCRIBE = "Transcribe the input speech."
 CAPTIONS = {
-    "audio": {"detailed": "Please describe the audio in detail.", "brief": "Describe the audio in one short sentence.",
-              "technical": "Describe the audio like an engineer: its sources, acoustics, recording quality, levels and timing."},
-    "music": {"detailed": "Describe this track in full detail - tell me the genre, tempo, and key, then dive into the "
-                          "instruments, production style, and overall mood it creates.",
-              "brief": "Describe this track in one short sentence.",
-              "technical": "Break the track down like a critic - list its tempo, key, and chordal motion, then explain the "
-                           "textures, dynamics, and emotional impact of the performance."},
+    "audio": {
+        "detailed": "Please describe the audio in detail.",
+        "brief": "Describe the audio in one short sentence.",
+        "technical": (
+            "Describe the audio like an engineer: its sources, acoustics, recording quality, levels and timing."
+        ),
+    },
+    "music": {
+        "detailed": "Describe this track in full detail - tell me the genre, tempo, and key, then dive into the "
+        "instruments, production style, and overall mood it creates.",
+        "brief": "Describe this track in one short sentence.",
+        "technical": "Break the track down like a critic - list its tempo, key, and chordal motion, then explain the "
+        "textures, dynamics, and emotional impact of the performance.",
+    },
 }
-LONGEST = {"transcribe": 4096, "caption": 1024, "analyze": 1024, "chat": 2048}       # new tokens
-SAID_BEFORE = ("The spoken content of the audio is", "The transcription of the audio is", "The content of the input audio is")
+LONGEST = {"transcribe": 4096, "caption": 1024, "analyze": 1024, "chat": 2048}  # new tokens
+SAID_BEFORE = (
+    "The spoken content of the audio is",
+    "The transcription of the audio is",
+    "The content of the input audio is",
+)
 
 
 class Flamingo(Backend):
-    overhead_sec = 600.0     # a batch writes its tokens in nearly the time that one clip does
+    overhead_sec = 600.0  # a batch writes its tokens in nearly the time that one clip does
 
     def __init__(self, model: Model, settings: Settings) -> None:
         self._row, self._settings = model, settings
         self._captions = CAPTIONS["music" if model.music else "audio"]
 
     def weight_bytes(self) -> int:
-        return audio_tower.tower_bytes(self._folder()) if self._row.part else checkpoints.checkpoint_bytes(self._folder())
+        return (
+            audio_tower.tower_bytes(self._folder()) if self._row.part else checkpoints.checkpoint_bytes(self._folder())
+        )
 
     def load(self) -> None:
         folder = self._folder()
@@ -60,14 +75,18 @@ class Flamingo(Backend):
             self._features = transformers.AutoFeatureExtractor.from_pretrained(folder)
         else:
             made = getattr(transformers, config.architectures[0])
-            self._model = made.from_pretrained(folder, dtype=self._dtype, attn_implementation="sdpa").to(self._device).eval()
+            self._model = (
+                made.from_pretrained(folder, dtype=self._dtype, attn_implementation="sdpa").to(self._device).eval()
+            )
             self._processor = transformers.AutoProcessor.from_pretrained(folder)
             self._tower, self._features = self._model.model.audio_tower, self._processor.feature_extractor
             ends = self._model.generation_config.eos_token_id
             self._ends = [*(ends if isinstance(ends, list | tuple) else [ends]), self._processor.tokenizer.pad_token_id]
         if self._settings.compile:
             self._tower.compile(dynamic=True)
-        self._frame_rate = SAMPLE_RATE / self._features.hop_length / 4      # a strided convolution and a pooling, each by two
+        self._frame_rate = (
+            SAMPLE_RATE / self._features.hop_length / 4
+        )  # a strided convolution and a pooling, each by two
 
     def infer(self, batch: Batch) -> list[Output]:
         with self._torch.inference_mode():
@@ -88,14 +107,21 @@ class Flamingo(Backend):
     def _write(self, batch: Batch) -> list[Output]:
         pieces, options = batch.pieces, batch.options
         inputs = self._processor.apply_chat_template(
-            [self._conversation(piece) for piece in pieces], tokenize=True, add_generation_prompt=True, return_dict=True,
-            processor_kwargs={"audio_kwargs": {"device": str(self._device)}}).to(self._device, dtype=self._dtype)
+            [self._conversation(piece) for piece in pieces],
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=True,
+            processor_kwargs={"audio_kwargs": {"device": str(self._device)}},
+        ).to(self._device, dtype=self._dtype)
         prompt = inputs["input_ids"].shape[1]
         watch = generation.Watch(pieces, prompt, lambda ids: self._shown(options.task, self._read(ids)))
         with self._overheard() as states:
             ids = self._model.generate(
-                **inputs, **generation.settings(options, longest=LONGEST[options.task]), stopping_criteria=[watch],
-                repetition_penalty=self._model.generation_config.repetition_penalty or 1.0)
+                **inputs,
+                **generation.settings(options, longest=LONGEST[options.task]),
+                stopping_criteria=[watch],
+                repetition_penalty=self._model.generation_config.repetition_penalty or 1.0,
+            )
         rows = [generation.written(row, self._ends, self._read) for row in ids[:, prompt:].tolist()]
         prompts = inputs["attention_mask"].sum(dim=-1).tolist()
         outputs = [self._output(options.task, row, count) for row, count in zip(rows, prompts, strict=True)]
@@ -104,8 +130,11 @@ class Flamingo(Backend):
             return list(outputs)
         counts = [-(-len(_samples(piece)) // audio_tower.WINDOW) for piece in pieces]
         heard = audio_tower.joined(audio_tower.valid(self._tower, states[0], inputs["input_features_mask"]), counts)
-        return [Analysis(caption, self._embedding(piece, rows_of)) for piece, caption, rows_of
-                in zip(pieces, outputs, heard, strict=True) if isinstance(caption, Caption)]
+        return [
+            Analysis(caption, self._embedding(piece, rows_of))
+            for piece, caption, rows_of in zip(pieces, outputs, heard, strict=True)
+            if isinstance(caption, Caption)
+        ]
 
     def _output(self, task: str, row: generation.Written, prompt_tokens: int) -> Transcript | Reply | Caption:
         text, thinking = generation.split_thinking(row.text)
@@ -117,7 +146,8 @@ class Flamingo(Backend):
 
     @staticmethod
     def _shown(task: str, text: str) -> str:
-        """What a listener may see of a text so far. A transcript is told when it is whole: its framing must come off."""
+        """What a listener may see of a text so far. A transcript is told when it is whole: its framing must come
+        off."""
         return "" if task == "transcribe" else generation.split_thinking(text)[0]
 
     def _read(self, ids: list[int]) -> str:
@@ -127,19 +157,28 @@ class Flamingo(Backend):
         options = piece.options
         audio = {"type": "audio", "audio": _samples(piece)}
         if not options.messages:
-            text = options.prompt or (TRANSCRIBE if options.task == "transcribe" else "" if options.task == "chat"
-                                      else self._captions[options.style or "detailed"])
+            text = options.prompt or (
+                TRANSCRIBE
+                if options.task == "transcribe"
+                else ""
+                if options.task == "chat"
+                else self._captions[options.style or "detailed"]
+            )
             return [{"role": "user", "content": [*_text(text), audio]}]
         users = [i for i, message in enumerate(options.messages) if message.role == "user"]
         holder = next((i for i in users if options.messages[i].audio), users[0])
-        return [{"role": message.role, "content": [*_text(message.content), *([audio] if i == holder else [])]}
-                for i, message in enumerate(options.messages)]
+        return [
+            {"role": message.role, "content": [*_text(message.content), *([audio] if i == holder else [])]}
+            for i, message in enumerate(options.messages)
+        ]
 
     @contextlib.contextmanager
     def _overheard(self) -> Iterator[list[Any]]:
         """The states that the audio tower gives while the context lasts."""
         states: list[Any] = []
-        hook = self._tower.register_forward_hook(lambda _module, _given, output: states.append(output.last_hidden_state))
+        hook = self._tower.register_forward_hook(
+            lambda _module, _given, output: states.append(output.last_hidden_state)
+        )
         try:
             yield states
         finally:
@@ -168,5 +207,7 @@ def _bare(text: str) -> str:
     for said in SAID_BEFORE:
         if text.startswith(said):
             quoted = text.removeprefix(said).strip().removesuffix(".").strip()
-            return quoted[1:-1].strip() if len(quoted) > 1 and quoted[0] == quoted[-1] and quoted[0] in "'\"" else quoted
+            return (
+                quoted[1:-1].strip() if len(quoted) > 1 and quoted[0] == quoted[-1] and quoted[0] in "'\"" else quoted
+            )
     return text

@@ -1,9 +1,13 @@
 """Higgs-Audio understanding, for scoring: features from its audio tower alone, transcripts from a Whisper beside it.
 
-No public checkpoint under `bosonai/higgs-audio-v2-understanding-3B` could be found, so nothing here was tried on it. What is
-done is what scoring asks for: the tensors `audio_tower.*`, which are those of an AudioFlamingo3Encoder in Higgs's published
-encoder, are loaded and nothing else; mel features come as the row's `processor` makes them, text as its `transcriber` hears it.
+No public checkpoint under `bosonai/higgs-audio-v2-understanding-3B` could be found, so nothing here was tried on it.
+What is
+done is what scoring asks for: the tensors `audio_tower.*`, which are those of an AudioFlamingo3Encoder in Higgs's
+published
+encoder, are loaded and nothing else; mel features come as the row's `processor` makes them, text as its `transcriber`
+hears it.
 """
+
 from __future__ import annotations
 
 import json
@@ -22,7 +26,7 @@ from worker.config import Settings
 from worker.errors import ModelUnavailable
 from worker.types import SAMPLE_RATE, Batch, Embedding, Output, Piece
 
-HEAD_WIDTH = 64          # of every Whisper encoder, where the checkpoint's configuration does not tell
+HEAD_WIDTH = 64  # of every Whisper encoder, where the checkpoint's configuration does not tell
 
 
 class Higgs(Backend):
@@ -39,10 +43,13 @@ class Higgs(Backend):
         self._device = device_of(self._settings)
         self._dtype = dtype_of(self._settings, self._device)
         self._features = transformers.AutoFeatureExtractor.from_pretrained(
-            checkpoints.checkpoint(self._row.processor or "", self._settings, part=None))
+            checkpoints.checkpoint(self._row.processor or "", self._settings, part=None)
+        )
         config = _config(transformers, folder)
         if (made := self._features.feature_size) != config.num_mel_bins:
-            raise ModelUnavailable(f"{self._row.id} hears {config.num_mel_bins} mel bands, and its processor makes {made}")
+            raise ModelUnavailable(
+                f"{self._row.id} hears {config.num_mel_bins} mel bands, and its processor makes {made}"
+            )
         self._tower = audio_tower.load_tower(folder, config, self._dtype, self._device)
         self._transcriber.load()
         self.overhead_sec = self._transcriber.overhead_sec
@@ -76,12 +83,25 @@ def _config(transformers: Any, folder: Path) -> Any:
     known = said.get("audio_config") or said.get("audio_encoder_config")
     if known:
         names = set(transformers.AudioFlamingo3EncoderConfig().to_dict()) | {
-            "d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim"}
-        return transformers.AudioFlamingo3EncoderConfig(**{name: value for name, value in known.items() if name in names
-                                                           and name not in ("model_type", "architectures")})
+            "d_model",
+            "encoder_layers",
+            "encoder_attention_heads",
+            "encoder_ffn_dim",
+        }
+        return transformers.AudioFlamingo3EncoderConfig(
+            **{
+                name: value
+                for name, value in known.items()
+                if name in names and name not in ("model_type", "architectures")
+            }
+        )
     shapes = audio_tower.shapes(folder)
     width, mels, _ = shapes["conv1.weight"]
     return transformers.AudioFlamingo3EncoderConfig(
-        num_mel_bins=mels, hidden_size=width, intermediate_size=shapes["layers.0.fc1.weight"][0],
+        num_mel_bins=mels,
+        hidden_size=width,
+        intermediate_size=shapes["layers.0.fc1.weight"][0],
         num_hidden_layers=sum(name.endswith(".fc1.weight") for name in shapes),
-        num_attention_heads=max(1, width // HEAD_WIDTH), max_source_positions=shapes["embed_positions.weight"][0])
+        num_attention_heads=max(1, width // HEAD_WIDTH),
+        max_source_positions=shapes["embed_positions.weight"][0],
+    )

@@ -3,6 +3,7 @@
 Token times come with greedy decoding at no cost, so words and segments are always there. Clips shorter than one encoder
 frame, and digital silence, hold no words and are answered without the model.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Parakeet(Backend):
-    overhead_sec = 100.0     # a GPU hears some 3,000 s a second and takes some 36 ms to start
+    overhead_sec = 100.0  # a GPU hears some 3,000 s a second and takes some 36 ms to start
 
     def __init__(self, model: Model, settings: Settings) -> None:
         self._row, self._settings = model, settings
@@ -43,7 +44,7 @@ class Parakeet(Backend):
             decoding = model.cfg.decoding
             self._tdt_durations = list(decoding.get("durations") or []) if model.joint.num_extra_outputs else []
             self._most = decoding.greedy.get("max_symbols", 10)
-            model.joint.log_softmax = False         # the largest is the largest; on a CPU the logarithm costs a third
+            model.joint.log_softmax = False  # the largest is the largest; on a CPU the logarithm costs a third
             self._windowed = self._device.type == "cpu" and len(self._tdt_durations) == model.joint.num_extra_outputs
             self._decoders = {False: _decoder(model), True: _decoder(model)}
         self._local = LocalAttention(model.encoder) if model.encoder.self_attention_model == "rel_pos" else None
@@ -94,7 +95,9 @@ class Parakeet(Backend):
         """Text, token ids, first frames and frames of each row. Long clips have a decoder of their own, because a CUDA
         graph is captured again whenever a batch outgrows the one before."""
         if self._windowed:
-            found = greedy_transducer.decode(self._model.decoder, self._model.joint, encoded, frames, self._tdt_durations, self._most)
+            found = greedy_transducer.decode(
+                self._model.decoder, self._model.joint, encoded, frames, self._tdt_durations, self._most
+            )
             spell = self._model.decoding.decode_tokens_to_str_with_strip_punctuation
             return [(spell(row.ids), *row) for row in found]
         if long and self._device.type == "cuda" and not self._long_decoder_warm:
@@ -109,9 +112,10 @@ class Parakeet(Backend):
     def _durations(self, encoded: Any, ids: list[list[int]], starts: list[list[int]]) -> list[list[int]]:
         """Frames that each token lasts: for a TDT model what its duration head says, else one.
 
-        NeMo 3.0.0 reports durations too, but while one row of a batch looks for its next token it overwrites those of the
-        others. So the duration head is asked again, for all tokens at once: the prediction network runs over the text that
-        was found, and the last layer of the joint is computed for the durations alone.
+        NeMo 3.0.0 reports durations too, but while one row of a batch looks for its next token it overwrites those of
+        the
+        others. So the duration head is asked again, for all tokens at once: the prediction network runs over the text
+        that was found, and the last layer of the joint is computed for the durations alone.
         """
         torch, joint = self._torch, self._model.joint
         count = len(self._tdt_durations)
@@ -119,23 +123,29 @@ class Parakeet(Backend):
         if not count or not longest:
             return [[1] * len(row) for row in ids]
         lengths = torch.tensor([len(row) for row in ids], device=self._device)
-        targets, at = (torch.tensor([row + [0] * (longest - len(row)) for row in table], device=self._device)
-                       for table in (ids, starts))
+        targets, at = (
+            torch.tensor([row + [0] * (longest - len(row)) for row in table], device=self._device)
+            for table in (ids, starts)
+        )
         before, _, _ = self._model.decoder(targets=targets, target_length=lengths)
         heard = encoded.transpose(1, 2).gather(1, at[:, :, None].expand(-1, -1, encoded.shape[1]))
         hidden = joint.project_encoder(heard) + joint.project_prednet(before.transpose(1, 2)[:, :longest])
         last = joint.joint_net[-1]
         logits = torch.nn.functional.linear(joint.joint_net[:-1](hidden), last.weight[-count:], last.bias[-count:])
         table = torch.tensor(self._tdt_durations, device=self._device)
-        return [row[:len(own)] for row, own in zip(table[logits.argmax(dim=-1)].tolist(), ids, strict=True)]
+        return [row[: len(own)] for row, own in zip(table[logits.argmax(dim=-1)].tolist(), ids, strict=True)]
 
     def _transcript(self, piece: Piece, text: str, ids: list[int], starts: list[int], lasts: list[int]) -> Transcript:
         end_sec = piece.duration_sec
         names = _names(self._model, ids)
-        tokens = [Span(name, min(start * self._frame_sec, end_sec), min((start + max(1, last)) * self._frame_sec, end_sec))
-                  for name, start, last in zip(names, starts, lasts, strict=True)]
+        tokens = [
+            Span(name, min(start * self._frame_sec, end_sec), min((start + max(1, last)) * self._frame_sec, end_sec))
+            for name, start, last in zip(names, starts, lasts, strict=True)
+        ]
         words = timestamps.words(tokens)
-        return Transcript(text.strip(), words, timestamps.segments(words), timestamps.chars(tokens), self._language(piece))
+        return Transcript(
+            text.strip(), words, timestamps.segments(words), timestamps.chars(tokens), self._language(piece)
+        )
 
     def _language(self, piece: Piece) -> str | None:
         return piece.options.language or (self._row.languages[0] if len(self._row.languages) == 1 else None)
@@ -145,7 +155,9 @@ class Parakeet(Backend):
         torch = self._torch
         frames = int(seconds / self._frame_sec) + 2
         with torch.inference_mode():
-            encoded = torch.zeros(items, self._model.encoder._feat_out, frames, device=self._device, dtype=self._nemo.dtype)
+            encoded = torch.zeros(
+                items, self._model.encoder._feat_out, frames, device=self._device, dtype=self._nemo.dtype
+            )
             one = torch.ones(items, dtype=torch.long, device=self._device)
             self._decoders[long].rnnt_decoder_predictions_tensor(encoded, one)
 

@@ -1,8 +1,11 @@
 """The embedded engine: CMU pocketsphinx, whose English model is in its wheel. Real words on any CPU, no downloads.
 
-It hears clear read English; it is for trying the worker and testing a pipeline, not for archives. It gives no punctuation.
-Clips of a batch run one after another, in a process of its own (pocketsphinx_process.py), which is begun anew if it ends.
+It hears clear read English; it is for trying the worker and testing a pipeline, not for archives. It gives no
+punctuation.
+Clips of a batch run one after another, in a process of its own (pocketsphinx_process.py), which is begun anew if it
+ends.
 """
+
 from __future__ import annotations
 
 import json
@@ -31,13 +34,19 @@ class Pocketsphinx(Backend):
         self._process: subprocess.Popen[bytes] | None = None
 
     def load(self) -> None:
-        self._process = subprocess.Popen(child.command(_CHILD), cwd=child.ROOT, stdin=subprocess.PIPE,  # noqa: S603
-                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(  # noqa: S603
+            child.command(_CHILD),
+            cwd=child.ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
         answer = self._answer()
         if "ready" not in answer:
             self.close()
-            raise ModelUnavailable(f"pocketsphinx does not start ({answer.get('error', 'no reason given')}): "
-                                   "pip install pocketsphinx")
+            raise ModelUnavailable(
+                f"pocketsphinx does not start ({answer.get('error', 'no reason given')}): pip install pocketsphinx"
+            )
 
     def infer(self, batch: Batch) -> list[Output]:
         return [self._hear(piece) for piece in batch.pieces]

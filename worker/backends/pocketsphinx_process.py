@@ -1,12 +1,14 @@
-"""The process in which pocketsphinx hears: it holds Python's interpreter lock all the while, which a server cannot spare.
+"""The process in which pocketsphinx hears: it holds Python's interpreter lock all the while, which a server cannot
+spare.
 
-Run with -m, it answers on stdout to what comes on stdin: first {"ready": true} or {"error": text}, then for each clip (a
-little-endian uint32 of its bytes, and those: int16 at 16 kHz) a line of JSON, {"words": [[word, start, end] …]} in seconds. It
-ends when stdin does.
+Run with -m, it answers on stdout to what comes on stdin: first {"ready": true} or {"error": text}, then for each clip
+(a little-endian uint32 of its bytes, and those: int16 at 16 kHz) a line of JSON, {"words": [[word, start, end] …]} in
+seconds. It ends when stdin does.
 
-Each clip is heard by a decoder in its first state, because the engine adapts its noise tracking and its mean normalisation
-to what it heard before, and a text must not depend on that.
+Each clip is heard by a decoder in its first state, because the engine adapts its noise tracking and its mean
+normalisation to what it heard before, and a text must not depend on that.
 """
+
 from __future__ import annotations
 
 import json
@@ -21,7 +23,7 @@ FILLER = ("<", "[", "+")
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)               # whatever the engine prints is no answer
+    os.dup2(2, 1)  # whatever the engine prints is no answer
     try:
         import pocketsphinx
 
@@ -37,7 +39,7 @@ def main() -> None:
 
 
 def hear(decoder: Any, fresh_cmn: str, pcm: bytes) -> list[tuple[str, float, float]]:
-    decoder.reinit_feat()       # noise tracking, which set_cmn leaves as the clip before left it
+    decoder.reinit_feat()  # noise tracking, which set_cmn leaves as the clip before left it
     decoder.set_cmn(fresh_cmn)
     decoder.start_utt()
     decoder.process_raw(pcm, full_utt=True)
@@ -46,8 +48,11 @@ def hear(decoder: Any, fresh_cmn: str, pcm: bytes) -> list[tuple[str, float, flo
         return []
     frame_sec = 1 / decoder.config["frate"]
     # Without the number of its pronunciation: 'the(2)' is 'the'.
-    return [(one.word.split("(", 1)[0], one.start_frame * frame_sec, (one.end_frame + 1) * frame_sec)
-            for one in decoder.seg() if not one.word.startswith(FILLER)]
+    return [
+        (one.word.split("(", 1)[0], one.start_frame * frame_sec, (one.end_frame + 1) * frame_sec)
+        for one in decoder.seg()
+        if not one.word.startswith(FILLER)
+    ]
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """Whisper through transformers: transcribe, translate into English, and the encoder's states as embeddings.
 
 The engine cuts long clips where it is quiet, so a piece of text work is at most the 30 s that the model hears, and the
-pieces of all clips share batches. The encoder runs once a batch: the language (where none is given), the text and the word times
-all come from its states. Generation is greedy unless a temperature is given. Segments come from the model's own time tokens;
+pieces of all clips share batches. The encoder runs once a batch: the language (where none is given), the text and the
+word times
+all come from its states. Generation is greedy unless a temperature is given. Segments come from the model's own time
+tokens;
 words from the attention of its alignment heads, where the checkpoint names them. Silence is answered without the model,
 which would invent words. `tokens_generated` counts the tokens of the text, not signs and times.
 
 Embeddings are the states of the audio itself: what is padding, up to 30 s, is left out, of pooling too.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -30,10 +33,10 @@ from worker.types import SAMPLE_RATE, Batch, Embedding, Options, Output, Piece, 
 
 WINDOW = 30 * SAMPLE_RATE
 WINDOWS_AT_ONCE = 16
-SIGNS = 8                # ids that stand before a text, or after it, rounded up
-MULTILINGUAL = 51_865    # ids, or more; the vocabulary of a checkpoint for English alone has one less
+SIGNS = 8  # ids that stand before a text, or after it, rounded up
+MULTILINGUAL = 51_865  # ids, or more; the vocabulary of a checkpoint for English alone has one less
 _LANGUAGE = re.compile(r"<\|[a-z]{2,3}\|>")
-BY_LETTER = {"zh", "ja", "yue", "th", "lo", "my"}       # written without spaces: each letter is a word
+BY_LETTER = {"zh", "ja", "yue", "th", "lo", "my"}  # written without spaces: each letter is a word
 
 
 class Whisper(Backend):
@@ -49,8 +52,13 @@ class Whisper(Backend):
         self._device = device_of(self._settings)
         if self._device.type == "cpu":
             self.overhead_sec = 30.0
-        self._model: Any = transformers.WhisperForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype_of(self._settings, self._device), attn_implementation="sdpa").to(self._device).eval()
+        self._model: Any = (
+            transformers.WhisperForConditionalGeneration.from_pretrained(
+                folder, dtype=dtype_of(self._settings, self._device), attn_implementation="sdpa"
+            )
+            .to(self._device)
+            .eval()
+        )
         processor = transformers.AutoProcessor.from_pretrained(folder)
         self._features, self._tokenizer = processor.feature_extractor, processor.tokenizer
         self._states_of = transformers.modeling_outputs.BaseModelOutput
@@ -59,13 +67,18 @@ class Whisper(Backend):
         config, sizes = self._model.generation_config, self._model.config
         _complete(config, self._tokenizer, sizes.vocab_size)
         self._multilingual: bool = config.is_multilingual
-        self._languages = {number: sign[2:-2] for sign, number in config.lang_to_id.items()} if self._multilingual else {}
-        self._heads = [(layer, head) for layer, head in getattr(config, "alignment_heads", None) or []
-                       if layer < sizes.decoder_layers and head < sizes.decoder_attention_heads]
+        self._languages = (
+            {number: sign[2:-2] for sign, number in config.lang_to_id.items()} if self._multilingual else {}
+        )
+        self._heads = [
+            (layer, head)
+            for layer, head in getattr(config, "alignment_heads", None) or []
+            if layer < sizes.decoder_layers and head < sizes.decoder_attention_heads
+        ]
         self._end, self._start = config.eos_token_id, config.decoder_start_token_id
         self._first_time = config.no_timestamps_token_id + 1
-        self._room = sizes.max_target_positions - SIGNS       # for a prompt's ids and the text's
-        self._frame_rate = SAMPLE_RATE / self._features.hop_length / 2      # one convolution strides by two
+        self._room = sizes.max_target_positions - SIGNS  # for a prompt's ids and the text's
+        self._frame_rate = SAMPLE_RATE / self._features.hop_length / 2  # one convolution strides by two
 
     def infer(self, batch: Batch) -> list[Output]:
         with self._torch.inference_mode():
@@ -77,7 +90,7 @@ class Whisper(Backend):
             outputs: list[Output] = [nothing] * len(batch.pieces)
             spoken = [i for i, piece in enumerate(batch.pieces) if not is_silent(piece.clip.samples)]
             prompts = {(prompt := batch.pieces[i].options.prompt): self._prompt_ids(prompt) for i in spoken}
-            for prompt, ids in prompts.items():     # one prompt a call, and none before all are known to be good
+            for prompt, ids in prompts.items():  # one prompt a call, and none before all are known to be good
                 alike = [i for i in spoken if batch.pieces[i].options.prompt == prompt]
                 for i, transcript in zip(alike, self._write([batch.pieces[i] for i in alike], ids), strict=True):
                     outputs[i] = transcript
@@ -102,19 +115,32 @@ class Whisper(Backend):
         room = self._room - (0 if prompt_ids is None else len(prompt_ids))
         settings["max_new_tokens"] = min(settings["max_new_tokens"], room)
         out = self._model.generate(
-            encoder_outputs=self._states_of(last_hidden_state=states), prompt_ids=prompt_ids, stopping_criteria=[watch],
-            return_timestamps=options.timestamps, force_unique_generate_call=True, **told, **settings)
+            encoder_outputs=self._states_of(last_hidden_state=states),
+            prompt_ids=prompt_ids,
+            stopping_criteria=[watch],
+            return_timestamps=options.timestamps,
+            force_unique_generate_call=True,
+            **told,
+            **settings,
+        )
         rows = [self._new(row) for row in out.tolist()]
         texts = [self._text(row) for row in rows]
         watch.finish(texts)
         words = self._words(states, frames, rows, spoken, told) if options.timestamps else [()] * len(rows)
-        return [self._transcript(piece, row, text, of_row, "en" if translated else language)
-                for piece, row, text, of_row, language in zip(pieces, rows, texts, words, spoken, strict=True)]
+        return [
+            self._transcript(piece, row, text, of_row, "en" if translated else language)
+            for piece, row, text, of_row, language in zip(pieces, rows, texts, words, spoken, strict=True)
+        ]
 
     def _encode(self, clips: Sequence[np.ndarray]) -> tuple[Any, list[int]]:
         """The encoder's states of clips of at most 30 s each, and how many of them are not padding."""
-        features = self._features(list(clips), sampling_rate=SAMPLE_RATE, return_attention_mask=True, return_tensors="pt",
-                                  device=str(self._device))
+        features = self._features(
+            list(clips),
+            sampling_rate=SAMPLE_RATE,
+            return_attention_mask=True,
+            return_tensors="pt",
+            device=str(self._device),
+        )
         mel = features["input_features"].to(self._device, self._model.dtype)
         counts = (features["attention_mask"].sum(dim=-1) - 1) // 2 + 1
         return self._model.model.encoder(mel).last_hidden_state, counts.tolist()
@@ -122,8 +148,10 @@ class Whisper(Backend):
     def _check(self, options: Options) -> None:
         """Raises Unsupported for what the checkpoint's row may not know that it cannot do."""
         if not self._multilingual and _translated(options):
-            raise Unsupported(f"{self._row.id} hears English only, and translates nothing",
-                              param="task" if options.task == "translate" else "target_language")
+            raise Unsupported(
+                f"{self._row.id} hears English only, and translates nothing",
+                param="task" if options.task == "translate" else "target_language",
+            )
         if not self._multilingual and (options.language or "en") != "en":
             raise Unsupported(f"{self._row.id} hears English only", param="language")
         if self._multilingual and options.language and options.language not in self._languages.values():
@@ -143,29 +171,39 @@ class Whisper(Backend):
         try:
             ids = self._tokenizer.get_prompt_ids(prompt, return_tensors="pt")
         except ValueError as error:
-            raise Unsupported(f"a prompt for {self._row.id} cannot hold a sign of its own, such as <|endoftext|>",
-                              param="prompt") from error
-        return self._torch.cat([ids[:1], ids[1:][-(self._room // 2 - 1):]]).to(self._device)
+            raise Unsupported(
+                f"a prompt for {self._row.id} cannot hold a sign of its own, such as <|endoftext|>", param="prompt"
+            ) from error
+        return self._torch.cat([ids[:1], ids[1:][-(self._room // 2 - 1) :]]).to(self._device)
 
     def _new(self, row: list[int]) -> list[int]:
         """What was written: the ids after the prompt and its signs, up to the end token."""
-        after = itertools.takewhile(lambda token: token != self._end, row[row.index(self._start) + 1:])
+        after = itertools.takewhile(lambda token: token != self._end, row[row.index(self._start) + 1 :])
         return list(itertools.dropwhile(lambda token: self._end < token < self._first_time, after))
 
     def _text(self, row: list[int]) -> str:
         return str(self._tokenizer.decode([token for token in row if token < self._end])).strip()
 
-    def _words(self, states: Any, frames: list[int], rows: list[list[int]], spoken: list[str],
-               told: dict[str, Any]) -> list[tuple[Span, ...]]:
+    def _words(
+        self, states: Any, frames: list[int], rows: list[list[int]], spoken: list[str], told: dict[str, Any]
+    ) -> list[tuple[Span, ...]]:
         """The words of each row with their times, if the checkpoint has heads that tell."""
         if not self._heads:
             return [()] * len(rows)
         sign = self._tokenizer.convert_tokens_to_ids
         texts = [[token for token in row if token < self._end] for row in rows]
-        prefixes = [[self._start, *([sign(f"<|{language}|>"), sign(f"<|{told['task']}|>")] if told else []), self._first_time - 1]
-                    for language in spoken]
+        prefixes = [
+            [
+                self._start,
+                *([sign(f"<|{language}|>"), sign(f"<|{told['task']}|>")] if told else []),
+                self._first_time - 1,
+            ]
+            for language in spoken
+        ]
         full = [[*prefix, *text, self._end] for prefix, text in zip(prefixes, texts, strict=True)]
-        times = whisper_alignment.token_times(self._model, states, full, len(prefixes[0]), frames, self._heads, 1 / self._frame_rate)
+        times = whisper_alignment.token_times(
+            self._model, states, full, len(prefixes[0]), frames, self._heads, 1 / self._frame_rate
+        )
         written = ["en"] * len(rows) if told.get("task") == "translate" else spoken
         return [self._spelt(text, edges, language) for text, edges, language in zip(texts, times, written, strict=True)]
 
@@ -182,7 +220,9 @@ class Whisper(Backend):
             held = []
         return timestamps.chars(spans, marker=" ") if language in BY_LETTER else timestamps.words(spans, marker=" ")
 
-    def _transcript(self, piece: Piece, row: list[int], text: str, words: tuple[Span, ...], language: str) -> Transcript:
+    def _transcript(
+        self, piece: Piece, row: list[int], text: str, words: tuple[Span, ...], language: str
+    ) -> Transcript:
         end = piece.duration_sec
         words = tuple(Span(word.text, min(word.start, end), min(word.end, end)) for word in words)
         segments = self._segments(row, end) if piece.options.timestamps else ()
@@ -206,16 +246,22 @@ class Whisper(Backend):
     def _embeddings(self, pieces: Sequence[Piece]) -> list[Output]:
         """The windows of all clips share batches."""
         clips = [piece.clip.samples for piece in pieces]
-        cuts = [[clip[at:at + WINDOW] for at in range(0, max(1, len(clip)), WINDOW)] for clip in clips]
+        cuts = [[clip[at : at + WINDOW] for at in range(0, max(1, len(clip)), WINDOW)] for clip in clips]
         windows = [window for cut in cuts for window in cut]
         rows: list[np.ndarray] = []
         for at in range(0, len(windows), WINDOWS_AT_ONCE):
-            states, counts = self._encode(windows[at:at + WINDOWS_AT_ONCE])
-            rows += [row[:max(1, count)] for row, count in zip(states.float().cpu().numpy(), counts, strict=True)]
+            states, counts = self._encode(windows[at : at + WINDOWS_AT_ONCE])
+            rows += [row[: max(1, count)] for row, count in zip(states.float().cpu().numpy(), counts, strict=True)]
         remaining = iter(rows)
         whole = [np.concatenate([next(remaining) for _ in cut]) for cut in cuts]
-        return [Embedding(values.mean(axis=0) if piece.options.pooling == "mean" else values, self._frame_rate,
-                          piece.options.pooling) for piece, values in zip(pieces, whole, strict=True)]
+        return [
+            Embedding(
+                values.mean(axis=0) if piece.options.pooling == "mean" else values,
+                self._frame_rate,
+                piece.options.pooling,
+            )
+            for piece, values in zip(pieces, whole, strict=True)
+        ]
 
 
 def _translated(options: Options) -> bool:
@@ -229,7 +275,9 @@ def _complete(config: Any, tokenizer: Any, vocabulary: int) -> None:
     ids = tokenizer.convert_tokens_to_ids
     known = {"no_timestamps_token_id": ids("<|notimestamps|>"), "prev_sot_token_id": ids("<|startofprev|>")}
     if config.is_multilingual:
-        known["lang_to_id"] = {sign: number for sign, number in tokenizer.get_added_vocab().items() if _LANGUAGE.fullmatch(sign)}
+        known["lang_to_id"] = {
+            sign: number for sign, number in tokenizer.get_added_vocab().items() if _LANGUAGE.fullmatch(sign)
+        }
         known["task_to_id"] = {task: ids(f"<|{task}|>") for task in ("transcribe", "translate")}
     for name, value in known.items():
         if getattr(config, name, None) is None:

@@ -2,8 +2,10 @@
 
 The text is run through the decoder once more, with the attention of the alignment heads recorded and nothing else kept:
 transformers' own token times keep every attention map of the encoder, which is gigabytes for a large model. Each head's
-attention is normalised over the tokens and smoothed; the cheapest monotonic path through their mean gives each token's start.
+attention is normalised over the tokens and smoothed; the cheapest monotonic path through their mean gives each token's
+start.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -14,15 +16,22 @@ from typing import Any
 
 import numpy as np
 
-SMOOTHED = 7             # frames
+SMOOTHED = 7  # frames
 
 
-def token_times(model: Any, states: Any, rows: Sequence[Sequence[int]], prefix: int, frames: Sequence[int],
-                heads: Sequence[tuple[int, int]], frame_sec: float) -> list[list[tuple[float, float]]]:
+def token_times(
+    model: Any,
+    states: Any,
+    rows: Sequence[Sequence[int]],
+    prefix: int,
+    frames: Sequence[int],
+    heads: Sequence[tuple[int, int]],
+    frame_sec: float,
+) -> list[list[tuple[float, float]]]:
     """Start and end in seconds of each token of each row, after the `prefix` ids that stand before its text.
 
-    rows: prefix, text and the end token of each. states: the encoder's, of shape (rows, frames, width); frames: how many of
-    them are not padding. heads: (layer, head) pairs whose attention follows the audio.
+    rows: prefix, text and the end token of each. states: the encoder's, of shape (rows, frames, width); frames: how
+    many of them are not padding. heads: (layer, head) pairs whose attention follows the audio.
     """
     import torch
 
@@ -31,8 +40,10 @@ def token_times(model: Any, states: Any, rows: Sequence[Sequence[int]], prefix: 
     with _recorded(model.model.decoder, heads) as maps:
         model.model.decoder(input_ids=ids, encoder_hidden_states=states, use_cache=False)
     attention = torch.stack([maps[layer][:, head] for layer, head in heads], dim=1).float()
-    return [_times(attention[row, :, :len(tokens), :max(1, count)], prefix, frame_sec)
-            for row, (tokens, count) in enumerate(zip(rows, frames, strict=True))]
+    return [
+        _times(attention[row, :, : len(tokens), : max(1, count)], prefix, frame_sec)
+        for row, (tokens, count) in enumerate(zip(rows, frames, strict=True))
+    ]
 
 
 @contextlib.contextmanager
@@ -45,10 +56,13 @@ def _recorded(decoder: Any, heads: Sequence[tuple[int, int]]) -> Iterator[dict[i
             module = decoder.layers[layer].encoder_attn
             kept = module.config
             module.config = copy.copy(kept)
-            module.config._attn_implementation = "eager"        # the only one that tells its weights
+            module.config._attn_implementation = "eager"  # the only one that tells its weights
             undo.callback(setattr, module, "config", kept)
-            undo.callback(module.register_forward_hook(
-                lambda _module, _given, output, layer=layer: maps.__setitem__(layer, output[1])).remove)
+            undo.callback(
+                module.register_forward_hook(
+                    lambda _module, _given, output, layer=layer: maps.__setitem__(layer, output[1])
+                ).remove
+            )
         yield maps
 
 
@@ -59,7 +73,7 @@ def _times(attention: Any, prefix: int, frame_sec: float) -> list[tuple[float, f
     edge = SMOOTHED // 2
     padded = np.pad(normal, ((0, 0), (0, 0), (edge, edge)), mode="reflect" if normal.shape[-1] > edge else "edge")
     smooth = np.median(np.lib.stride_tricks.sliding_window_view(padded, SMOOTHED, axis=-1), axis=-1)
-    starts = path_starts(-smooth.mean(axis=0)[prefix:])     # the end token, which is last, ends the text
+    starts = path_starts(-smooth.mean(axis=0)[prefix:])  # the end token, which is last, ends the text
     edges = [start * frame_sec for start in starts]
     return list(itertools.pairwise(edges))
 

@@ -2,6 +2,7 @@
 
 A path is opened for each attempt and read in pieces; nothing holds the whole file.
 """
+
 from __future__ import annotations
 
 import io
@@ -34,7 +35,8 @@ class Upload:
 
 
 def take(audio: Audio, sample_rate: int | None = None) -> Upload | str:
-    """The upload; or the URL as it is (file:// is a path of the server's). Raises InputError, SourceNotFound, EmptyAudio."""
+    """The upload; or the URL as it is (file:// is a path of the server's). Raises InputError, SourceNotFound,
+    EmptyAudio."""
     if isinstance(audio, np.ndarray):
         if sample_rate is None:
             raise InputError("an array needs its sample_rate", param="sample_rate")
@@ -52,7 +54,9 @@ def wav(samples: np.ndarray, sample_rate: int) -> bytes:
     import soundfile
 
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > _MOST_CHANNELS):
-        raise InputError(f"an array has the shape (samples,) or (samples, channels), not {samples.shape}", param="audio")
+        raise InputError(
+            f"an array has the shape (samples,) or (samples, channels), not {samples.shape}", param="audio"
+        )
     if not samples.size:
         raise EmptyAudio("the array holds no samples")
     subtype = {"int16": "PCM_16", "int32": "PCM_32"}.get(samples.dtype.name, "FLOAT")
@@ -80,7 +84,7 @@ def _of_path(path: Path) -> Upload:
 
     try:
         status = path.stat()
-    except (OSError, ValueError) as error:      # ValueError: a NUL in the name
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise _unreadable(path, error) from error
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"not a regular file: {path}", param="audio")

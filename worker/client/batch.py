@@ -1,4 +1,5 @@
 """The files that a batch's embeddings are written to."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -9,7 +10,7 @@ from typing import TypeVar
 from worker.client.audio import Audio
 from worker.client.results import Answer, Embedded, save
 
-_LONGEST = 60       # letters of a name: at most 240 bytes
+_LONGEST = 60  # letters of a name: at most 240 bytes
 
 A = TypeVar("A", bound=Answer)
 
@@ -19,7 +20,7 @@ class Names:
 
     def __init__(self, folder: str | Path | None) -> None:
         self._folder = Path(folder) if folder is not None else None
-        self._numbers: dict[str, int] = {}      # of names that are taken: the last one tried for their next namesake
+        self._numbers: dict[str, int] = {}  # of names that are taken: the last one tried for their next namesake
 
     def next(self, audio: Audio) -> Path | None:
         """Where the next audio's embedding goes."""

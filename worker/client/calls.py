@@ -1,4 +1,6 @@
-"""What can be asked, as steps: the core under both clients. Options are the request's fields (README), checked by the worker."""
+"""What can be asked, as steps: the core under both clients. Options are the request's fields (README), checked by the
+worker."""
+
 from __future__ import annotations
 
 import re
@@ -38,7 +40,8 @@ class Generation(RequestOptions, total=False):
 
 
 class Transcribing(Generation, total=False):
-    """`timestamps`: words and segments with their times. `target_language`: what to write, where it is not what is spoken."""
+    """`timestamps`: words and segments with their times. `target_language`: what to write, where it is not what is
+    spoken."""
 
     timestamps: bool
     language: str
@@ -67,7 +70,8 @@ class Chatting(RequestOptions, total=False):
 class Calls:
     """The calls to one address; a path that ends in /v2/<id> is a Runpod endpoint's.
 
-    Each gives the steps to its result. Raises InputError for audio that cannot be sent, AviaryError for what the worker says.
+    Each gives the steps to its result. Raises InputError for audio that cannot be sent, AviaryError for what the
+    worker says.
     """
 
     def __init__(self, base_url: str, timeout: float, retries: int) -> None:
@@ -90,7 +94,9 @@ class Calls:
         return self._ask(Analyzed, "analyze", audio, {**options, "encoding": "base64"})
 
     def chat(self, audio: Audio, messages: Turns, **options: Unpack[Chatting]) -> Steps[Replied]:
-        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(turn) for turn in messages]
+        turns = (
+            [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(turn) for turn in messages]
+        )
         return self._ask(Replied, "chat", audio, {**options, "messages": turns})
 
     def score(self, audio: Audio, *, uid: str, cid: str, **options: Unpack[RequestOptions]) -> Steps[Scored]:

@@ -3,11 +3,14 @@
     with Client("http://localhost:8000") as client:
         print(client.caption("song.wav", style="detailed").caption)
 
-`base_url` is a server's, or a Runpod endpoint's (https://api.runpod.ai/v2/<id>). `timeout`: the longest to wait for an answer, or
-for a Runpod job to be done. `retries`: how often a request is sent again after a lost connection, or when the other side is
-busy (429, 502, 503; as late as it says). Every call raises AviaryError (`worker.errors`), as the worker itself does; in a batch
-whatever an input raises, a TypeError or OSError too, is its result.
+`base_url` is a server's, or a Runpod endpoint's (https://api.runpod.ai/v2/<id>). `timeout`: the longest to wait for an
+answer, or
+for a Runpod job to be done. `retries`: how often a request is sent again after a lost connection, or when the other
+side is
+busy (429, 502, 503; as late as it says). Every call raises AviaryError (`worker.errors`), as the worker itself does;
+in a batch whatever an input raises, a TypeError or OSError too, is its result.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -46,9 +49,11 @@ RETRIES = 3
 
 def _settings(api_key: str | None, timeout: float) -> dict[str, Any]:
     """What both of httpx's clients are made of. The caller bounds how many connections there are."""
-    return {"headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
-            "timeout": httpx.Timeout(timeout, connect=min(CONNECT_SEC, timeout), pool=None),
-            "limits": httpx.Limits(max_connections=None, max_keepalive_connections=64)}
+    return {
+        "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
+        "timeout": httpx.Timeout(timeout, connect=min(CONNECT_SEC, timeout), pool=None),
+        "limits": httpx.Limits(max_connections=None, max_keepalive_connections=64),
+    }
 
 
 def _check(concurrency: int) -> None:
@@ -59,8 +64,14 @@ def _check(concurrency: int) -> None:
 class Client:
     """Blocking; may be used by many threads at a time."""
 
-    def __init__(self, base_url: str = BASE_URL, api_key: str | None = None, *, timeout: float = TIMEOUT_SEC,
-                 retries: int = RETRIES) -> None:
+    def __init__(
+        self,
+        base_url: str = BASE_URL,
+        api_key: str | None = None,
+        *,
+        timeout: float = TIMEOUT_SEC,
+        retries: int = RETRIES,
+    ) -> None:
         self._calls = Calls(base_url, timeout, retries)
         self._http = httpx.Client(**_settings(api_key, timeout))
 
@@ -86,22 +97,28 @@ class Client:
         return self._run(self._calls.analyze(audio, **options))
 
     def chat(self, audio: Audio, messages: Turns, **options: Unpack[Chatting]) -> Replied:
-        """The answer to a question about the audio, or to a conversation's turns (`role`, `content`, and `audio`: True on the
-        one that the audio belongs to)."""
+        """The answer to a question about the audio, or to a conversation's turns (`role`, `content`, and `audio`: True
+        on the one that the audio belongs to)."""
         return self._run(self._calls.chat(audio, messages, **options))
 
     def score(self, audio: Audio, *, uid: str, cid: str, **options: Unpack[RequestOptions]) -> Scored:
         """How like the reference clip `cid` of `uid` the audio is."""
         return self._run(self._calls.score(audio, uid=uid, cid=cid, **options))
 
-    def batch_analyze(self, audios: Iterable[P], output_dir: str | Path | None = None, concurrency: int = 16,
-                      **options: Unpack[Analyzing]) -> Iterator[tuple[P, Analyzed | Exception]]:
-        """Each audio with its result or error, as they come. `output_dir`: where each embedding is written, under its audio's
-        name with .npy, and a number where several have it."""
+    def batch_analyze(
+        self,
+        audios: Iterable[P],
+        output_dir: str | Path | None = None,
+        concurrency: int = 16,
+        **options: Unpack[Analyzing],
+    ) -> Iterator[tuple[P, Analyzed | Exception]]:
+        """Each audio with its result or error, as they come. `output_dir`: where each embedding is written, under its
+        audio's name with .npy, and a number where several have it."""
         return self._batch(lambda audio: self.analyze(audio, **options), audios, Names(output_dir), concurrency)
 
-    def batch_transcribe(self, audios: Iterable[P], concurrency: int = 16,
-                         **options: Unpack[Transcribing]) -> Iterator[tuple[P, Transcribed | Exception]]:
+    def batch_transcribe(
+        self, audios: Iterable[P], concurrency: int = 16, **options: Unpack[Transcribing]
+    ) -> Iterator[tuple[P, Transcribed | Exception]]:
         """Each audio with its result or error, as they come."""
         return self._batch(lambda audio: self.transcribe(audio, **options), audios, Names(None), concurrency)
 
@@ -111,7 +128,9 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def _run(self, steps: Steps[T]) -> T:
@@ -136,7 +155,9 @@ class Client:
             return self._http.send(request)
 
     @staticmethod
-    def _batch(ask: Callable[[P], A], audios: Iterable[P], names: Names, concurrency: int) -> Iterator[tuple[P, A | Exception]]:
+    def _batch(
+        ask: Callable[[P], A], audios: Iterable[P], names: Names, concurrency: int
+    ) -> Iterator[tuple[P, A | Exception]]:
         def one(audio: P, path: Path | None) -> A | Exception:
             try:
                 return names.kept(ask(audio), path)
@@ -162,8 +183,14 @@ class Client:
 class AsyncClient:
     """Awaited; cancelling a call gives its request up, and cancels its Runpod job."""
 
-    def __init__(self, base_url: str = BASE_URL, api_key: str | None = None, *, timeout: float = TIMEOUT_SEC,
-                 retries: int = RETRIES) -> None:
+    def __init__(
+        self,
+        base_url: str = BASE_URL,
+        api_key: str | None = None,
+        *,
+        timeout: float = TIMEOUT_SEC,
+        retries: int = RETRIES,
+    ) -> None:
         self._calls = Calls(base_url, timeout, retries)
         self._http = httpx.AsyncClient(**_settings(api_key, timeout))
 
@@ -196,13 +223,19 @@ class AsyncClient:
         """As Client's."""
         return await self._run(self._calls.score(audio, uid=uid, cid=cid, **options))
 
-    def batch_analyze(self, audios: Iterable[P], output_dir: str | Path | None = None, concurrency: int = 16,
-                      **options: Unpack[Analyzing]) -> AsyncIterator[tuple[P, Analyzed | Exception]]:
+    def batch_analyze(
+        self,
+        audios: Iterable[P],
+        output_dir: str | Path | None = None,
+        concurrency: int = 16,
+        **options: Unpack[Analyzing],
+    ) -> AsyncIterator[tuple[P, Analyzed | Exception]]:
         """As Client's."""
         return self._batch(lambda audio: self.analyze(audio, **options), audios, Names(output_dir), concurrency)
 
-    def batch_transcribe(self, audios: Iterable[P], concurrency: int = 16,
-                         **options: Unpack[Transcribing]) -> AsyncIterator[tuple[P, Transcribed | Exception]]:
+    def batch_transcribe(
+        self, audios: Iterable[P], concurrency: int = 16, **options: Unpack[Transcribing]
+    ) -> AsyncIterator[tuple[P, Transcribed | Exception]]:
         """As Client's."""
         return self._batch(lambda audio: self.transcribe(audio, **options), audios, Names(None), concurrency)
 
@@ -212,8 +245,9 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                        trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self.close()
 
     async def _run(self, steps: Steps[T]) -> T:
@@ -238,8 +272,9 @@ class AsyncClient:
             return await self._http.send(request)
 
     @staticmethod
-    async def _batch(ask: Callable[[P], Awaitable[A]], audios: Iterable[P], names: Names,
-                     concurrency: int) -> AsyncIterator[tuple[P, A | Exception]]:
+    async def _batch(
+        ask: Callable[[P], Awaitable[A]], audios: Iterable[P], names: Names, concurrency: int
+    ) -> AsyncIterator[tuple[P, A | Exception]]:
         async def one(audio: P, path: Path | None) -> A | Exception:
             try:
                 result = await ask(audio)

@@ -1,7 +1,9 @@
-"""What a client's calls give. Times are seconds; an embedding is float32 of shape (frames, width), or (width,) if pooled.
+"""What a client's calls give. Times are seconds; an embedding is float32 of shape (frames, width), or (width,) if
+pooled.
 
 `read` makes them of one result as the worker writes it (`worker.protocol.render`).
 """
+
 from __future__ import annotations
 
 import base64
@@ -21,7 +23,8 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answer:
-    """`duration`: of the audio, where the answer tells. `warning`: the file was damaged, and this is of what could be read."""
+    """`duration`: of the audio, where the answer tells. `warning`: the file was damaged, and this is of what could be
+    read."""
 
     model: str | None = None
     duration: float | None = None
@@ -104,9 +107,14 @@ def save(path: Path, embedding: np.ndarray) -> None:
 
 def _transcribed(one: Json) -> dict[str, Any]:
     spans = one.get("timestamps", {})
-    return {"text": one["text"], "language": one.get("language"),
-            **{f"{level}s": tuple(Span(s[level], s["start"], s["end"]) for s in spans.get(level, ()))
-               for level in ("word", "segment")}}
+    return {
+        "text": one["text"],
+        "language": one.get("language"),
+        **{
+            f"{level}s": tuple(Span(s[level], s["start"], s["end"]) for s in spans.get(level, ()))
+            for level in ("word", "segment")
+        },
+    }
 
 
 def _captioned(one: Json) -> dict[str, Any]:
@@ -114,13 +122,16 @@ def _captioned(one: Json) -> dict[str, Any]:
 
 
 def _embedded(one: Json) -> dict[str, Any]:
-    values = np.frombuffer(bytearray(base64.b64decode(one["embedding"])), "<f4").reshape(one["shape"])    # writable
+    values = np.frombuffer(bytearray(base64.b64decode(one["embedding"])), "<f4").reshape(one["shape"])  # writable
     return {"embedding": values, "frame_rate": one["frame_rate"]}
 
 
 def _replied(one: Json) -> dict[str, Any]:
-    return {"text": one["text"], "finish_reason": one["finish_reason"],
-            **{name: one["usage"][name] for name in ("prompt_tokens", "completion_tokens")}}
+    return {
+        "text": one["text"],
+        "finish_reason": one["finish_reason"],
+        **{name: one["usage"][name] for name in ("prompt_tokens", "completion_tokens")},
+    }
 
 
 def _scored(one: Json) -> dict[str, Any]:
@@ -128,5 +139,10 @@ def _scored(one: Json) -> dict[str, Any]:
 
 
 _FIELDS: dict[type[Answer], Callable[[Json], dict[str, Any]]] = {
-    Transcribed: _transcribed, Captioned: _captioned, Embedded: _embedded, Replied: _replied, Scored: _scored,
-    Analyzed: lambda one: _captioned(one) | _embedded(one)}
+    Transcribed: _transcribed,
+    Captioned: _captioned,
+    Embedded: _embedded,
+    Replied: _replied,
+    Scored: _scored,
+    Analyzed: lambda one: _captioned(one) | _embedded(one),
+}

@@ -1,4 +1,5 @@
 """A question to a Runpod endpoint: a job is run, asked for until it is done, and cancelled when the caller gives up."""
+
 from __future__ import annotations
 
 import contextlib
@@ -11,10 +12,10 @@ from worker.client.wire import Json, Send, Steps, Wait, encoded_size, error_of, 
 from worker.errors import AviaryError, Cancelled, DeadlineExceeded, InternalError, ResultTooLarge, TooLarge
 
 API = "https://api.runpod.ai/v2"
-PAYLOAD_BYTES = 10_000_000      # of /run
+PAYLOAD_BYTES = 10_000_000  # of /run
 FIRST_POLL_SEC = 0.1
 LONGEST_POLL_SEC = 2.0
-READ_SEC = 20.0                 # for what Runpod answers at once
+READ_SEC = 20.0  # for what Runpod answers at once
 _WAITING = ("IN_QUEUE", "IN_PROGRESS")
 
 
@@ -49,7 +50,7 @@ class Endpoint:
                 yield Wait(poll)
                 poll = min(LONGEST_POLL_SEC, poll * 1.5)
                 job = yield from exchange(Send("GET", f"{self._base}/status/{name}", timeout=READ_SEC), self._retries)
-        except GeneratorExit:       # nobody is there to send anything
+        except GeneratorExit:  # nobody is there to send anything
             raise
         except BaseException:
             with contextlib.suppress(AviaryError):
@@ -61,8 +62,11 @@ class Endpoint:
 def _check_size(upload: Upload, fields: Json) -> None:
     size = encoded_size(upload.size) + len(json.dumps(fields)) + 200
     if size > PAYLOAD_BYTES:
-        raise TooLarge(f"{upload.name} has {upload.size / 1e6:.1f} MB, and Runpod takes requests of {PAYLOAD_BYTES / 1e6:g} MB, "
-                       "7.4 MB of audio: give a URL that the worker can fetch (http, https or s3)", param="audio")
+        raise TooLarge(
+            f"{upload.name} has {upload.size / 1e6:.1f} MB, and Runpod takes requests of {PAYLOAD_BYTES / 1e6:g} MB, "
+            "7.4 MB of audio: give a URL that the worker can fetch (http, https or s3)",
+            param="audio",
+        )
 
 
 def _output(job: Json) -> Json:
@@ -71,8 +75,10 @@ def _output(job: Json) -> Json:
     output: Json = given if isinstance(given, dict) else {}
     if status == "COMPLETED":
         if not output:
-            raise ResultTooLarge("the job is done, but there is no result: Runpod drops those above 10 MB. Give the endpoint a "
-                                 "bucket, or ask for pooling")
+            raise ResultTooLarge(
+                "the job is done, but there is no result: Runpod drops those above 10 MB. Give the endpoint a "
+                "bucket, or ask for pooling"
+            )
         return output
     if status == "CANCELLED":
         raise Cancelled("the job was cancelled")
@@ -80,8 +86,14 @@ def _output(job: Json) -> Json:
         raise DeadlineExceeded("the job took longer than the endpoint allows (its execution timeout)")
     if status == "FAILED":
         _result(output)
-        raise error_of({"code": output.get("code"), "param": output.get("param"), "message": _text(job.get("error")),
-                        **{name: output[name] for name in ("retryable",) if name in output}})
+        raise error_of(
+            {
+                "code": output.get("code"),
+                "param": output.get("param"),
+                "message": _text(job.get("error")),
+                **{name: output[name] for name in ("retryable",) if name in output},
+            }
+        )
     raise InternalError(f"the job has the status {status!r}, which Runpod does not document")
 
 

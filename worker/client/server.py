@@ -1,4 +1,5 @@
 """A question to Aviary's HTTP server: a form with the file, or JSON with a URL, on the route of its task."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -7,8 +8,14 @@ from worker.client.audio import Upload
 from worker.client.wire import Json, Send, Steps, exchange
 from worker.errors import InternalError
 
-_ROUTES = {"transcribe": "/v1/audio/transcriptions", "caption": "/v1/audio/captions", "embed": "/v1/audio/embeddings",
-           "analyze": "/v1/audio/analyze", "chat": "/v1/chat/completions", "score": "/score"}
+_ROUTES = {
+    "transcribe": "/v1/audio/transcriptions",
+    "caption": "/v1/audio/captions",
+    "embed": "/v1/audio/embeddings",
+    "analyze": "/v1/audio/analyze",
+    "chat": "/v1/chat/completions",
+    "score": "/score",
+}
 _RENAMED = {"encoding": "encoding_format"}
 
 
@@ -42,8 +49,14 @@ class Server:
 
 def _form(body: Json) -> dict[str, str | list[str]]:
     """Values as text: a list is a field whose name ends in [], as OpenAI has it."""
-    return {f"{name}[]" if isinstance(value, list) else name: value if isinstance(value, list) else
-            str(value).lower() if isinstance(value, bool) else str(value) for name, value in body.items()}
+    return {
+        f"{name}[]" if isinstance(value, list) else name: value
+        if isinstance(value, list)
+        else str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
+        for name, value in body.items()
+    }
 
 
 def _messages(turns: list[Json], source: Upload | str) -> list[Json]:
@@ -52,8 +65,10 @@ def _messages(turns: list[Json], source: Upload | str) -> list[Json]:
     if place is None:
         place = next((i for i, turn in enumerate(turns) if turn.get("role") == "user"), 0)
     audio: Json = {"type": "audio", "audio": {"data": source} if isinstance(source, Upload) else {"url": source}}
-    return [{"role": turn.get("role"), "content": [audio, _text(turn)] if i == place else [_text(turn)]}
-            for i, turn in enumerate(turns)]
+    return [
+        {"role": turn.get("role"), "content": [audio, _text(turn)] if i == place else [_text(turn)]}
+        for i, turn in enumerate(turns)
+    ]
 
 
 def _text(turn: Json) -> Json:
@@ -71,7 +86,11 @@ def _speech(answer: Json) -> Json:
 def _chat(answer: Json) -> Json:
     try:
         choice: Any = answer["choices"][0]
-        return {"model": answer.get("model"), "text": choice["message"]["content"],
-                "finish_reason": choice["finish_reason"], "usage": answer["usage"]}
+        return {
+            "model": answer.get("model"),
+            "text": choice["message"]["content"],
+            "finish_reason": choice["finish_reason"],
+            "usage": answer["usage"],
+        }
     except (KeyError, IndexError, TypeError) as error:
         raise InternalError("the answer is not a chat completion") from error

@@ -1,8 +1,10 @@
-"""The steps a call is made of, and how one request is sent until it is answered: retries, and errors as the worker's own.
+"""The steps a call is made of, and how one request is sent until it is answered: retries, and errors as the worker's
+own.
 
 A call is a generator: it yields `Send` and gets the httpx.Response, or has httpx's exception thrown into it; it yields
 `Wait` and goes on that much later. So the same code serves a client with an event loop and one without.
 """
+
 from __future__ import annotations
 
 import base64
@@ -36,16 +38,22 @@ Json = dict[str, Any]
 
 FIRST_WAIT_SEC = 0.5
 LONGEST_WAIT_SEC = 30.0
-LONGEST_RETRY_AFTER_SEC = 300.0     # who is told to come back later than that hears so at once
+LONGEST_RETRY_AFTER_SEC = 300.0  # who is told to come back later than that hears so at once
 _AGAIN = (429, 502, 503)
-_BLOCK = 3 << 16            # of whole base64 quanta
-_BY_STATUS: dict[int, type[AviaryError]] = {401: Unauthorized, 403: Unauthorized, 413: TooLarge, 429: RateLimited, 503: Busy}
+_BLOCK = 3 << 16  # of whole base64 quanta
+_BY_STATUS: dict[int, type[AviaryError]] = {
+    401: Unauthorized,
+    403: Unauthorized,
+    413: TooLarge,
+    429: RateLimited,
+    503: Busy,
+}
 
 
 @dataclass(frozen=True)
 class Send:
-    """A request: of a form and its file, or of JSON in which an Upload stands for its data: URI. `bare`: without the key.
-    `timeout`: seconds, if not the client's."""
+    """A request: of a form and its file, or of JSON in which an Upload stands for its data: URI. `bare`: without the
+    key. `timeout`: seconds, if not the client's."""
 
     method: str
     url: str
@@ -87,7 +95,8 @@ def prepared(http: httpx.Client | httpx.AsyncClient, send: Send) -> Iterator[htt
 
 
 def exchange(send: Send, retries: int) -> Steps[Json]:
-    """Sends it until it is answered: again after a lost connection and when the other side is busy. Raises AviaryError."""
+    """Sends it until it is answered: again after a lost connection and when the other side is busy. Raises
+    AviaryError."""
     for attempt in range(retries + 1):
         wait = min(LONGEST_WAIT_SEC, FIRST_WAIT_SEC * 2**attempt) * random.uniform(0.5, 1)  # noqa: S311
         try:
@@ -95,7 +104,7 @@ def exchange(send: Send, retries: int) -> Steps[Json]:
         except (httpx.ConnectTimeout, httpx.PoolTimeout, httpx.NetworkError, httpx.ProtocolError) as error:
             failed = _lost(send, error)
         except httpx.TimeoutException as error:
-            if send.method != "GET":        # the other side may still be at work on it
+            if send.method != "GET":  # the other side may still be at work on it
                 raise DeadlineExceeded(f"{_host(send)} did not answer in time (the client's timeout)") from error
             failed = _lost(send, error)
         except httpx.HTTPError as error:
@@ -125,7 +134,8 @@ def problem(response: httpx.Response) -> AviaryError:
 
 
 def error_of(body: Mapping[str, Any], status: int = 500, retry_after_sec: float | None = None) -> AviaryError:
-    """The error of this `code`, as the worker raised it; of a code nobody knows, the one that is nearest to the status."""
+    """The error of this `code`, as the worker raised it; of a code nobody knows, the one that is nearest to the
+    status."""
     code, message = body.get("code"), str(body.get("message") or "no reason was given")
     kind = _known(AviaryError, code) if isinstance(code, str) else None
     if kind is None:

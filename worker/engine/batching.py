@@ -1,12 +1,14 @@
 """Clips → Batches: pure functions, no clock, no device.
 
-A batch holds one kind of work (equal `Options.kind`, all or none of the background). Clips are sorted by length, so that
-neighbours pad each other little, and packed up to `max_items` clips and `max_padded_sec` seconds *counted with padding*: the
+A batch holds one kind of work (equal `Options.kind`, all or none of the background). Clips are sorted by length, so
+that neighbours pad each other little, and packed up to `max_items` clips and `max_padded_sec` seconds *counted with
+padding*: the
 longest clip times their number is what the device computes and what its memory must hold. Long clips run alone.
 
 `next_batch` serves the waiting piece of the lowest order first, whatever else is waiting, so that nobody starves; its
 neighbours are those that sorting puts beside it, from whichever requests they came.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -18,8 +20,8 @@ from worker.types import Batch, Piece
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a batch may hold. `long_sec`: clips longer than this run alone. `max_waste_sec`: padding that one more batch would
-    cost less than, which depends on the device."""
+    """What a batch may hold. `long_sec`: clips longer than this run alone. `max_waste_sec`: padding that one more
+    batch would cost less than, which depends on the device."""
 
     max_items: int
     max_padded_sec: float
@@ -29,7 +31,9 @@ class Limits:
     @classmethod
     def of(cls, settings: Settings) -> Limits:
         total = settings.batch_max_total_sec
-        return cls(settings.batch_max_items, total, min(settings.short_max_sec, settings.local_attention_after_sec, total))
+        return cls(
+            settings.batch_max_items, total, min(settings.short_max_sec, settings.local_attention_after_sec, total)
+        )
 
 
 def is_long(piece: Piece, limits: Limits) -> bool:
@@ -78,8 +82,11 @@ def _pack(longest_first: Sequence[Piece], limits: Limits) -> list[Batch]:
         if group:
             longest = group[0].duration_sec
             waste_sec += longest - piece.duration_sec
-            if (len(group) == limits.max_items or (len(group) + 1) * longest > limits.max_padded_sec
-                    or waste_sec > limits.max_waste_sec):
+            if (
+                len(group) == limits.max_items
+                or (len(group) + 1) * longest > limits.max_padded_sec
+                or waste_sec > limits.max_waste_sec
+            ):
                 batches.append(Batch(tuple(group)))
                 group, waste_sec = [], 0.0
         group.append(piece)

@@ -1,10 +1,12 @@
 """The engine: runs a Request to its Response. Every door ends here, and everything else is built on `submit`.
 
-    submit(request) ── distinct sources ──▶ ingest ── clips ──▶ pool ──▶ lanes ── outputs ──▶ Response, in the request's order
+    submit(request) ── distinct sources ──▶ ingest ── clips ──▶ pool ──▶ lanes ── outputs ──▶ Response, in the
+    request's order
 
 `submit` returns at once; its Future never fails for one bad input, which becomes a Failure in its place. Cancelling the
 future (before its result is set) drops what is not yet on the device and stops downloads and decoding.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -50,36 +52,62 @@ class Devices:
 
 class Engine:
     """The devices and what feeds them: one in this process, or several, each in a process of its own. Thread-safe;
-    `create_backend` is the seam through which a test puts its own models, which then are in this process, whatever there is.
-    `on_batch` is told of each batch that was run, its seconds and its device's number, on the device's thread; `on_response` of
-    each request that was answered, whoever sent it, on a worker thread."""
+    `create_backend` is the seam through which a test puts its own models, which then are in this process, whatever
+    there is.
+    `on_batch` is told of each batch that was run, its seconds and its device's number, on the device's thread;
+    `on_response` of each request that was answered, whoever sent it, on a worker thread."""
 
-    def __init__(self, settings: Settings, *, create_backend: Callable[[catalog.Model], Backend] | None = None,
-                 on_batch: OnBatch = lambda batch, seconds, device: None,
-                 on_response: OnResponse = lambda request, response: None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        create_backend: Callable[[catalog.Model], Backend] | None = None,
+        on_batch: OnBatch = lambda batch, seconds, device: None,
+        on_response: OnResponse = lambda request, response: None,
+    ) -> None:
         self.settings, self._on_response = settings, on_response
-        self._devices = [Device(placement) for placement in device_placements(settings)] if create_backend is None else []
+        self._devices = (
+            [Device(placement) for placement in device_placements(settings)] if create_backend is None else []
+        )
         self._ingest = Ingest(settings, idle=self._nudge)
         self._scheduler = Scheduler(wait_sec=settings.batch_wait_sec, coming=self._ingest.coming)
         loading = threading.Lock()
 
         def runner(number: int, device: Device | None) -> Runner:
-            own = device.placement.settings if device else settings.model_copy(update={"device": settings.devices[number]})
+            own = (
+                device.placement.settings
+                if device
+                else settings.model_copy(update={"device": settings.devices[number]})
+            )
             make = device.create if device else create_backend or (lambda model: create(model, settings))
-            models = ModelManager(make, changed=self._nudge, budget=lambda: weights_budget(own),
-                                  idle_sec=settings.model_idle_sec, loading=loading)
+            models = ModelManager(
+                make,
+                changed=self._nudge,
+                budget=lambda: weights_budget(own),
+                idle_sec=settings.model_idle_sec,
+                loading=loading,
+            )
             if device:
                 device.watch(models.lose)
-            return Runner(self._scheduler, models, Limits.of(settings), name=str(number), on_batch=on_batch,
-                        ended=device.close if device else lambda: None)
+            return Runner(
+                self._scheduler,
+                models,
+                Limits.of(settings),
+                name=str(number),
+                on_batch=on_batch,
+                ended=device.close if device else lambda: None,
+            )
 
         here = len(settings.devices) if create_backend else 1
         self._runners = [runner(number, device) for number, device in enumerate(self._devices or [None] * here)]
         for one in self._runners:
             one.start()
 
-    def submit(self, request: Request, *, on_result: OnResult | None = None, on_text: OnText | None = None) -> Future[Response]:
-        """Runs the request. `on_result` is called for each input as it is done, `on_text` with an input's index and each
+    def submit(
+        self, request: Request, *, on_result: OnResult | None = None, on_text: OnText | None = None
+    ) -> Future[Response]:
+        """Runs the request. `on_result` is called for each input as it is done, `on_text` with an input's index and
+        each
         bit of a text as it is generated, or of a long clip as its windows are done; both on a worker thread: be quick
         there."""
         run = RequestState(request, on_result, on_text)
@@ -88,8 +116,9 @@ class Engine:
             groups.setdefault(item.source, []).append(item)
         if groups:
             queue = Queue(request.items[0].options.model, request.background)
-            self._ingest.submit((self._unit(run, queue, source, items) for source, items in groups.items()), queue,
-                                run.future.cancelled)
+            self._ingest.submit(
+                (self._unit(run, queue, source, items) for source, items in groups.items()), queue, run.future.cancelled
+            )
         run.future.add_done_callback(functools.partial(self._ended, request))
         return run.future
 
@@ -104,8 +133,8 @@ class Engine:
         self._scheduler.nudge()
 
     def load(self, model: str) -> Future[None]:
-        """Loads a model ahead of its first request, and starts the decoders. The future is done when the model is ready on all
-        devices, but for those that are lost or cannot load it, and fails when there is none but such."""
+        """Loads a model ahead of its first request, and starts the decoders. The future is done when the model is
+        ready on all devices, but for those that are lost or cannot load it, and fails when there is none but such."""
         self._ingest.warm()
         return any_of([runner.models.load(model) for runner in self._left or self._runners])
 
@@ -182,11 +211,15 @@ class Engine:
         if options.task in ("transcribe", "translate"):
             spans = chunking.split(clip.samples, row.window_sec) if row.window_sec else spans
         elif row.max_sec and clip.duration_sec > row.max_sec and options.task != "embed":
-            raise TooLong(f"{clip.duration_sec:.1f} s is longer than the {row.max_sec:g} s that {row.id} hears for one "
-                          f"{options.task}")
+            raise TooLong(
+                f"{clip.duration_sec:.1f} s is longer than the {row.max_sec:g} s that {row.id} hears for one "
+                f"{options.task}"
+            )
         order = time.monotonic()
         teller = run.teller(items)
-        parts = WindowCollector(len(spans), functools.partial(self._answer, run, clip, items, using), teller if len(spans) > 1 else None)
+        parts = WindowCollector(
+            len(spans), functools.partial(self._answer, run, clip, items, using), teller if len(spans) > 1 else None
+        )
         for number, (start, end) in enumerate(spans):
             part = Clip(clip.samples[start:end]) if len(spans) > 1 else clip
             piece = Piece(part, options, order, run.request.background, run.future.cancelled)
@@ -195,14 +228,21 @@ class Engine:
             self._scheduler.submit(piece, self._collect(run, parts, number, start))
 
     @staticmethod
-    def _answer(run: RequestState, clip: Clip, items: list[Item], using: Countdown, outcome: Output | AviaryError) -> None:
+    def _answer(
+        run: RequestState, clip: Clip, items: list[Item], using: Countdown, outcome: Output | AviaryError
+    ) -> None:
         using.down()
         for item in items:
-            run.done(Failure(item.index, outcome, item.id) if isinstance(outcome, AviaryError) else
-                     Result(item, clip.duration_sec, visible(outcome, item.view), clip.warning))
+            run.done(
+                Failure(item.index, outcome, item.id)
+                if isinstance(outcome, AviaryError)
+                else Result(item, clip.duration_sec, visible(outcome, item.view), clip.warning)
+            )
 
     @staticmethod
-    def _collect(run: RequestState, parts: WindowCollector, number: int, start: int) -> Callable[[PieceResult | AviaryError], None]:
+    def _collect(
+        run: RequestState, parts: WindowCollector, number: int, start: int
+    ) -> Callable[[PieceResult | AviaryError], None]:
         def deliver(outcome: PieceResult | AviaryError) -> None:
             if isinstance(outcome, PieceResult):
                 run.spent(queue_sec=outcome.queue_sec, model_sec=outcome.model_sec)

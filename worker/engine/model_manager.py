@@ -1,17 +1,20 @@
 """Which models are on the device: loaded on first use or ahead of it, each once, within a memory budget.
 
-    claim(model)    the loaded backend, which stays until release(model); None while it loads, which the first to ask starts
+    acquire(model)  the loaded backend, kept until release(model); None while it loads (the first call starts the load)
     load(model)     a Future that is done when the model is ready
 
-A load runs on a thread of its own, so that the models already there go on answering; one at a time, because two might not
+A load runs on a thread of its own, so that the models already there go on answering; one at a time, because two might
+not
 fit (downloads are not held up by it), nor into the machine's memory, which devices have in common: they share the lock
-`loading`. To make room, models that nobody is using leave, the one longest unused first; so do those unused for `idle_sec`. A
-model that cannot be loaded raises its own ModelUnavailable, at once for RETRY_SEC, then it is tried anew. A device that is
-lost meanwhile is remembered in `lost`.
+`loading`. To make room, models that nobody is using leave, the one longest unused first; so do those unused for
+`idle_sec`. A
+model that cannot be loaded raises its own ModelUnavailable, at once for RETRY_SEC, then it is tried anew. A device
+that is lost meanwhile is remembered in `lost`.
 
-`claim`, `release`, `warm` and `sweep` are for the lane's thread, on which models are warmed and closed; `load` and `close`
-for any.
+`claim`, `release`, `warm` and `sweep` are for the lane's thread, on which models are warmed and closed; `load` and
+`close` for any.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -29,7 +32,7 @@ from worker.faults import forget, translate
 log = logging.getLogger(__name__)
 
 RETRY_SEC = 30.0
-KEEP_SEC = 1.0           # a model that became ready may be claimed for so long before it must make room
+KEEP_SEC = 1.0  # a model that became ready may be claimed for so long before it must make room
 GIB = 1024**3
 
 
@@ -44,34 +47,45 @@ class _ManagedModel:
     bytes: int = 0
     users: int = 0
     keep_until: float = 0.0
-    since: float = dataclasses.field(default_factory=time.monotonic)     # last use, or the failure
+    since: float = dataclasses.field(default_factory=time.monotonic)  # last use, or the failure
     futures: list[Future[None]] = dataclasses.field(default_factory=list)
 
 
 class ModelManager:
     """`budget` gives the bytes that all weights together may take; `changed` is called when a load has ended."""
 
-    def __init__(self, create: Callable[[catalog.Model], Backend], *, budget: Callable[[], float] = lambda: float("inf"),
-                 idle_sec: float = 0.0, changed: Callable[[], None] = lambda: None,
-                 loading: threading.Lock | None = None) -> None:
+    def __init__(
+        self,
+        create: Callable[[catalog.Model], Backend],
+        *,
+        budget: Callable[[], float] = lambda: float("inf"),
+        idle_sec: float = 0.0,
+        changed: Callable[[], None] = lambda: None,
+        loading: threading.Lock | None = None,
+    ) -> None:
         self._create, self._budget, self._idle_sec, self._changed = create, budget, idle_sec, changed
         self._residents: dict[str, _ManagedModel] = {}
         self._lock, self._loading = threading.Condition(), loading or threading.Lock()
-        self._closed: AviaryError | None = None         # and why
+        self._closed: AviaryError | None = None  # and why
         self._waiting_for_room = False
         self.lost: DeviceLost | None = None
 
     def acquire(self, model: str) -> Backend | None:
-        """The backend, which stays until `release`; None while it loads. Raises ModelUnavailable when it cannot be loaded."""
+        """The backend, which stays until `release`; None while it loads. Raises ModelUnavailable when it cannot be
+        loaded."""
         with self._lock:
             resident = self._residents.get(model)
             if resident is None or (resident.error and time.monotonic() - resident.since > RETRY_SEC):
                 self._start(model)
                 return None
             if resident.error:
-                raise resident.error.with_traceback(None)       # an error that is raised again keeps every frame it passed
-            if resident.backend is None or resident.needs_warmup or resident.evicting \
-                    or (self._waiting_for_room and time.monotonic() >= resident.keep_until):
+                raise resident.error.with_traceback(None)  # an error that is raised again keeps every frame it passed
+            if (
+                resident.backend is None
+                or resident.needs_warmup
+                or resident.evicting
+                or (self._waiting_for_room and time.monotonic() >= resident.keep_until)
+            ):
                 return None
             resident.users += 1
             return resident.backend
@@ -88,20 +102,23 @@ class ModelManager:
     def due(self) -> bool:
         """Whether a model waits for `warm` or has to leave in `sweep`, or the device is lost."""
         with self._lock:
-            return self.lost is not None \
-                or any(one.evicting or (one.backend is not None and one.needs_warmup) for one in self._residents.values())
+            return self.lost is not None or any(
+                one.evicting or (one.backend is not None and one.needs_warmup) for one in self._residents.values()
+            )
 
     def warm(self) -> None:
         """Makes ready what has been loaded since."""
         with self._lock:
-            needs_warmup = [(name, one) for name, one in self._residents.items() if one.backend is not None and one.needs_warmup]
+            needs_warmup = [
+                (name, one) for name, one in self._residents.items() if one.backend is not None and one.needs_warmup
+            ]
         for name, resident in needs_warmup:
             self._warm(name, resident)
 
     def load(self, model: str) -> Future[None]:
         """Starts loading; the future is done when the model is ready, and fails with ModelUnavailable."""
         future: Future[None] = Future()
-        future.set_running_or_notify_cancel()       # so that nobody can cancel what others wait for
+        future.set_running_or_notify_cancel()  # so that nobody can cancel what others wait for
         with self._lock:
             if self._closed:
                 future.set_exception(self._closed)
@@ -118,8 +135,10 @@ class ModelManager:
     def states(self) -> dict[str, str]:
         """Each model's state: ready, loading or failed."""
         with self._lock:
-            return {name: "failed" if one.error else "loading" if one.backend is None or one.needs_warmup else "ready"
-                    for name, one in self._residents.items()}
+            return {
+                name: "failed" if one.error else "loading" if one.backend is None or one.needs_warmup else "ready"
+                for name, one in self._residents.items()
+            }
 
     def has(self, model: str) -> bool:
         """Whether the model is ready."""
@@ -131,7 +150,8 @@ class ModelManager:
         self._changed()
 
     def evict_idle(self) -> float | None:
-        """Closes what has to make room or has been unused for `idle_sec`. Seconds until there may be more to do, or None."""
+        """Closes what has to make room or has been unused for `idle_sec`. Seconds until there may be more to do, or
+        None."""
         now = time.monotonic()
         with self._lock:
             for name, resident in list(self._residents.items()):
@@ -174,8 +194,11 @@ class ModelManager:
         return resident
 
     def _idle(self) -> dict[str, _ManagedModel]:
-        return {name: one for name, one in self._residents.items()
-                if one.backend is not None and not one.users and not one.needs_warmup and not one.evicting}
+        return {
+            name: one
+            for name, one in self._residents.items()
+            if one.backend is not None and not one.users and not one.needs_warmup and not one.evicting
+        }
 
     def _load(self, model: str, resident: _ManagedModel) -> None:
         started = time.monotonic()
@@ -204,17 +227,24 @@ class ModelManager:
     def _make_room(self, model: str, weight: int) -> None:
         """Unloads the longest unused until the weight fits. Raises ModelUnavailable if it never can.
 
-        Where all are in use it waits, and nobody may claim a model meanwhile: else one that is always busy would never leave.
+        Where all are in use it waits, and nobody may claim a model meanwhile: else one that is always busy would never
+        leave.
         """
         budget = self._budget() if weight else float("inf")
         if weight > budget:
-            raise ModelUnavailable(f"{model} needs {weight / GIB:.1f} GiB for its weights; {budget / GIB:.1f} GiB are allowed "
-                                   "(MODELS_MEMORY_GB)")
+            raise ModelUnavailable(
+                f"{model} needs {weight / GIB:.1f} GiB for its weights; {budget / GIB:.1f} GiB are allowed "
+                "(MODELS_MEMORY_GB)"
+            )
         with self._lock:
             while weight + sum(one.bytes for one in self._residents.values()) > budget:
                 self._refuse_if_closed()
                 idlest = min(self._idle().values(), key=lambda one: one.since, default=None)
-                if idlest and time.monotonic() >= idlest.keep_until and not any(one.evicting for one in self._residents.values()):
+                if (
+                    idlest
+                    and time.monotonic() >= idlest.keep_until
+                    and not any(one.evicting for one in self._residents.values())
+                ):
                     idlest.evicting = True
                     self._changed()
                 self._waiting_for_room = True

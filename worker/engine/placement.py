@@ -3,9 +3,10 @@
     seats(settings)     of WORKERS servers; with WORKERS=0 one a GPU, one where there is none
     devices(settings)   of the devices of one engine
 
-GPUs are named by their UUIDs, which mean the same whatever CUDA_VISIBLE_DEVICES this process was started with. torch is asked
-for them in a process of its own: the one that starts the others never holds a CUDA context, nor torch.
+GPUs are named by their UUIDs, which mean the same whatever CUDA_VISIBLE_DEVICES this process was started with. torch
+is asked for them in a process of its own: the one that starts the others never holds a CUDA context, nor torch.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -56,10 +57,10 @@ def placements(settings: Settings) -> list[Placement]:
 
 
 def device_placements(settings: Settings) -> list[Placement]:
-    """The seats of the devices that DEVICE names, or finds; none where it is one, which needs no process of its own. Raises
-    ConfigError for one that is not there."""
+    """The seats of the devices that DEVICE names, or finds; none where it is one, which needs no process of its own.
+    Raises ConfigError for one that is not there."""
     several = len(settings.devices) > 1
-    if settings.device == "auto":       # torch takes seconds to ask, which a machine with one GPU need not wait for
+    if settings.device == "auto":  # torch takes seconds to ask, which a machine with one GPU need not wait for
         several = not settings.skip_model_load and _nodes() > 1
     gpus = _wanted(settings) if several else []
     count = len(gpus) if settings.device == "auto" else len(settings.devices)
@@ -67,8 +68,8 @@ def device_placements(settings: Settings) -> list[Placement]:
 
 
 def place(settings: Settings, count: int, gpus: list[Gpu], cores: list[int]) -> list[Placement]:
-    """`count` seats on these GPUs, in turn; without any, on these cores, in blocks that do not overlap, or, where there are
-    fewer cores than seats, on all of them."""
+    """`count` seats on these GPUs, in turn; without any, on these cores, in blocks that do not overlap, or, where
+    there are fewer cores than seats, on all of them."""
     own = settings.model_copy(update={"workers": 1})
     if "decode_workers" not in settings.model_fields_set:
         own = own.model_copy(update={"decode_workers": max(2, min(8, len(cores) // count))})
@@ -77,9 +78,11 @@ def place(settings: Settings, count: int, gpus: list[Gpu], cores: list[int]) -> 
         own, threads = _sharing(own, _memory(), count), {"OMP_NUM_THREADS": str(max(1, len(cores) // count))}
         return [Placement(f"cores {','.join(map(str, block))}", threads, block, own) for block in _blocks(cores, count)]
     placed = list(itertools.islice(itertools.cycle(gpus), count))
-    own = own.model_copy(update={"device": "cuda"})         # the only one that its process sees
-    return [Placement(gpu.uuid, {"CUDA_VISIBLE_DEVICES": gpu.uuid}, (), _sharing(own, gpu.bytes, placed.count(gpu)))
-            for gpu in placed]
+    own = own.model_copy(update={"device": "cuda"})  # the only one that its process sees
+    return [
+        Placement(gpu.uuid, {"CUDA_VISIBLE_DEVICES": gpu.uuid}, (), _sharing(own, gpu.bytes, placed.count(gpu)))
+        for gpu in placed
+    ]
 
 
 def _sharing(settings: Settings, memory: int, sharers: int) -> Settings:

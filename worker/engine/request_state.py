@@ -1,4 +1,5 @@
 """A request under way: what its inputs come to, collected in whatever order it comes, and told to who listens."""
+
 from __future__ import annotations
 
 import contextlib
@@ -21,10 +22,12 @@ OnText = Callable[[int, str], None]
 
 
 class WindowCollector:
-    """What came of a clip's windows: delivered as one output when the last is in, or as the first window's error. `tell` is
-    given the text of the windows in their order, each as soon as those before it are in."""
+    """What came of a clip's windows: delivered as one output when the last is in, or as the first window's error.
+    `tell` is given the text of the windows in their order, each as soon as those before it are in."""
 
-    def __init__(self, count: int, deliver: Callable[[Output | AviaryError], None], tell: Callable[[str], None] | None) -> None:
+    def __init__(
+        self, count: int, deliver: Callable[[Output | AviaryError], None], tell: Callable[[str], None] | None
+    ) -> None:
         self._outcomes: list[tuple[float, Output] | AviaryError | None] = [None] * count
         self._missing, self._deliver, self._tell = count, deliver, tell
         self._told, self._lock = "", threading.Lock()
@@ -45,17 +48,22 @@ class WindowCollector:
         ready = list(itertools.takewhile(lambda one: isinstance(one, tuple), self._outcomes))
         text = chunking.merge([one for one in ready if isinstance(one, tuple)]).text if ready else ""
         if len(text) > len(self._told):
-            tell(text[len(self._told):])
+            tell(text[len(self._told) :])
             self._told = text
 
 
 def visible(output: Output, view: View) -> Output:
-    """The output without the spans that its view leaves out: ten thousand results should not hold every letter's time."""
+    """The output without the spans that its view leaves out: ten thousand results should not hold every letter's
+    time."""
     if not isinstance(output, Transcript):
         return output
     timed = bool(view.timestamps) or view.format not in ("json", "text")
-    return dataclasses.replace(output, words=output.words if timed else (), segments=output.segments if timed else (),
-                               chars=output.chars if "char" in view.timestamps else ())
+    return dataclasses.replace(
+        output,
+        words=output.words if timed else (),
+        segments=output.segments if timed else (),
+        chars=output.chars if "char" in view.timestamps else (),
+    )
 
 
 class RequestState:
@@ -97,20 +105,20 @@ class RequestState:
     def _finish(self) -> None:
         timing = Timing(**self._spent, total_sec=time.monotonic() - self._started)
         results = tuple(self._slots[index] for index in range(self.request.size))
-        with contextlib.suppress(InvalidStateError):     # cancelled in the meantime
+        with contextlib.suppress(InvalidStateError):  # cancelled in the meantime
             self.future.set_result(Response(self.request.model, results, timing))
 
 
 class TextStream:
-    """Tells the listener of an input's text, bit by bit, and each bit once, though the text `begins` anew where a batch has
-    failed."""
+    """Tells the listener of an input's text, bit by bit, and each bit once, though the text `begins` anew where a
+    batch has failed."""
 
     def __init__(self, on_text: OnText, items: list[Item]) -> None:
         self._on_text, self._items = on_text, items
-        self._told = self._at = 0           # letters: those that were told, and those of this run
+        self._told = self._at = 0  # letters: those that were told, and those of this run
 
     def __call__(self, text: str) -> None:
-        new = text[max(0, self._told - self._at):]
+        new = text[max(0, self._told - self._at) :]
         self._at += len(text)
         if not new:
             return

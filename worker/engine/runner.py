@@ -1,9 +1,11 @@
 """The one thread on a device: takes batches from the pool, runs them, and survives what they do.
 
-A batch that fails is split in halves until only the culprit fails. Out of memory does the same and lowers the model's budget on
-this device. A lost device ends the lane, and what it was running goes back to the pool. Whatever else happens, the thread goes
-on.
+A batch that fails is split in halves until only the culprit fails. Out of memory does the same and lowers the model's
+budget on
+this device. A lost device ends the lane, and what it was running goes back to the pool. Whatever else happens, the
+thread goes on.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -26,11 +28,19 @@ OnBatch = Callable[[Batch, float, str], None]
 
 
 class Runner:
-    """One device. `residency` holds its models; `on_batch` is told of each batch that was run, its seconds, and the lane's
-    `name`; `ended` gives the device up: called once its models are closed, before that where it is lost."""
+    """One device. `residency` holds its models; `on_batch` is told of each batch that was run, its seconds, and the
+    lane's `name`; `ended` gives the device up: called once its models are closed, before that where it is lost."""
 
-    def __init__(self, scheduler: Scheduler, models: ModelManager, limits: Limits, *, name: str = "0",
-                 on_batch: OnBatch = lambda batch, seconds, device: None, ended: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        models: ModelManager,
+        limits: Limits,
+        *,
+        name: str = "0",
+        on_batch: OnBatch = lambda batch, seconds, device: None,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
         self.models, self.name = models, name
         self.lost: DeviceLost | None = None
         self._scheduler, self._limits, self._on_batch, self._ended = scheduler, limits, on_batch, ended
@@ -59,13 +69,13 @@ class Runner:
                     self._lose(self.models.lost)
                 elif taken := self._scheduler.next_assignment(self, pause):
                     self._act(taken)
-                    del taken           # it holds the batch and its model
+                    del taken  # it holds the batch and its model
             except BaseException as error:  # noqa: BLE001  the lane never dies
                 fault = InternalError("the batch could not be planned")
                 fault.__cause__ = error
                 self._scheduler.abandon(report(fault))
         if self.lost is not None:
-            self._ended()           # a model might not close on a device like that
+            self._ended()  # a model might not close on a device like that
         self.models.close(self.lost or Cancelled("the worker is shutting down"))
         self._ended()
 
@@ -81,7 +91,9 @@ class Runner:
     def _run(self, backend: Backend, group: list[QueuedPiece]) -> None:
         """Runs the group as one batch, or in halves if it fails, and delivers every piece."""
         limits = self._budgets[group[0].piece.options.model]
-        batch = Batch(tuple(w.piece for w in group), long=len(group) == 1 and group[0].piece.duration_sec > limits.long_sec)
+        batch = Batch(
+            tuple(w.piece for w in group), long=len(group) == 1 and group[0].piece.duration_sec > limits.long_sec
+        )
         for piece in batch.pieces:
             piece.begins()
         started = time.monotonic()
@@ -108,8 +120,12 @@ class Runner:
             limits = self._budgets[batch.options.model]
             lower = dataclasses.replace(limits, max_padded_sec=min(limits.max_padded_sec, batch.padded_sec / 2))
             self._budgets[batch.options.model] = lower
-            log.warning("out of memory with %.0f padded seconds: batches of %s now hold %.0f", batch.padded_sec,
-                        batch.options.model, lower.max_padded_sec)
+            log.warning(
+                "out of memory with %.0f padded seconds: batches of %s now hold %.0f",
+                batch.padded_sec,
+                batch.options.model,
+                lower.max_padded_sec,
+            )
         if len(group) == 1 or isinstance(error, ModelUnavailable):
             deliver_all(group, report(error))
             return

@@ -1,14 +1,19 @@
 """What waits for the devices, and which of it a free one is given: one pool, however many lanes take from it.
 
-`put(piece, deliver)` queues a piece; `take(lane)` gives a lane its next batch, with the model that it has claimed on its
+`put(piece, deliver)` queues a piece; `take(lane)` gives a lane its next batch, with the model that it has claimed on
+its
 device. What somebody waits for goes before the background, which still has a batch every BACKGROUND_SEC. While more is
-coming a batch waits to be filled; when nothing is, lanes that are idle share what is there, in parts that are worth a batch
-of their own.
+coming a batch waits to be filled; when nothing is, lanes that are idle share what is there, in parts that are worth a
+batch of their own.
 
-A lane whose device is lost gives back what it was running, once: what comes back runs alone, so that a piece which takes
-devices with it takes no other piece, and after the second device it fails. When the last lane has left, `lost` says why, and
-everything fails. A model that cannot be loaded on one device is left to the others; pieces fail with it when no lane has it.
+A lane whose device is lost gives back what it was running, once: what comes back runs alone, so that a piece which
+takes
+devices with it takes no other piece, and after the second device it fails. When the last lane has left, `lost` says
+why, and
+everything fails. A model that cannot be loaded on one device is left to the others; pieces fail with it when no lane
+has it.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -26,7 +31,7 @@ from worker.types import Batch, Output, Piece
 
 log = logging.getLogger(__name__)
 
-BACKGROUND_SEC = 5.0     # the background waits for all that somebody waits for, but its next batch no longer than so
+BACKGROUND_SEC = 5.0  # the background waits for all that somebody waits for, but its next batch no longer than so
 
 
 class PieceResult(NamedTuple):
@@ -67,17 +72,17 @@ class DeviceRunner(Protocol):
 
 
 class Scheduler:
-    """`coming` tells how many pieces, of the background or not of it, are about to be put; a batch waits `wait_sec` for them at
-    most. Thread-safe."""
+    """`coming` tells how many pieces, of the background or not of it, are about to be put; a batch waits `wait_sec`
+    for them at most. Thread-safe."""
 
     def __init__(self, *, wait_sec: float = 0.05, coming: Callable[[bool], int] = lambda background: 0) -> None:
         self._wait_sec, self._coming = wait_sec, coming
         self._waiting: dict[Piece, QueuedPiece] = {}
         self._changed = threading.Condition()
         self._runners: list[DeviceRunner] = []
-        self._idle: list[DeviceRunner] = []                   # those that wait for something to do
-        self._without: dict[str, set[DeviceRunner]] = {}      # who could not load a model
-        self._background_at = 0.0                       # when a batch of the background was last taken
+        self._idle: list[DeviceRunner] = []  # those that wait for something to do
+        self._without: dict[str, set[DeviceRunner]] = {}  # who could not load a model
+        self._background_at = 0.0  # when a batch of the background was last taken
         self.closed = False
         self.lost: DeviceLost | None = None
 
@@ -99,7 +104,8 @@ class Scheduler:
         return len(self._waiting)
 
     def nudge(self) -> None:
-        """Something the gathering depends on has changed: fewer pieces are coming, one was cancelled, a model is loaded."""
+        """Something the gathering depends on has changed: fewer pieces are coming, one was cancelled, a model is
+        loaded."""
         with self._changed:
             self._changed.notify_all()
 
@@ -177,7 +183,9 @@ class Scheduler:
             models.setdefault(waiting.piece.options.model, []).append(waiting)
         aged = time.monotonic() - self._background_at > BACKGROUND_SEC
         groups = models.items() if aged else [(model, _waited_for(own) or own) for model, own in models.items()]
-        return sorted(groups, key=lambda group: min((one.piece.background and not aged, one.piece.order) for one in group[1]))
+        return sorted(
+            groups, key=lambda group: min((one.piece.background and not aged, one.piece.order) for one in group[1])
+        )
 
     def _next(self, runner: DeviceRunner, own: list[QueuedPiece], limits: Limits) -> tuple[Batch | None, float]:
         """The batch to be run now, or None and for how many seconds it may still be filled."""
@@ -194,7 +202,9 @@ class Scheduler:
         if sharing == 1:
             return batch, patience
         share = max(sum(piece.duration_sec for piece in pieces) / sharing, limits.max_waste_sec)
-        return next_batch(pieces, dataclasses.replace(limits, max_padded_sec=min(share, limits.max_padded_sec))), patience
+        return next_batch(
+            pieces, dataclasses.replace(limits, max_padded_sec=min(share, limits.max_padded_sec))
+        ), patience
 
     def _assign(self, runner: DeviceRunner, batch: Batch, backend: Backend) -> Assignment:
         if batch.pieces[0].background:

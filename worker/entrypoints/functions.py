@@ -3,6 +3,7 @@
 
     transcribe_file(path, bundle), transcribe_files(paths, bundle), evaluate_folder(audio_dir, gt_dir, bundle)
 """
+
 from __future__ import annotations
 
 import os
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 
-def transcribe_file(path: str | os.PathLike[str], model_bundle: ModelBundle, prompt: str | None = None,
-                    max_new_tokens: int = 128) -> Json:
-    """{"file", "text", "tokens_generated", "elapsed_sec"}. Raises AviaryError, as a model that takes no prompt does for one.
+def transcribe_file(
+    path: str | os.PathLike[str], model_bundle: ModelBundle, prompt: str | None = None, max_new_tokens: int = 128
+) -> Json:
+    """{"file", "text", "tokens_generated", "elapsed_sec"}. Raises AviaryError, as a model that takes no prompt does
+    for one.
 
     max_new_tokens is for models that write token by token; tokens_generated is theirs, and None for others.
     """
@@ -27,20 +30,35 @@ def transcribe_file(path: str | os.PathLike[str], model_bundle: ModelBundle, pro
     return _file_json(os.fspath(path), answer)
 
 
-def transcribe_files(paths: Sequence[str | os.PathLike[str]], model_bundle: ModelBundle, prompt: str | None = None,
-                     max_new_tokens: int = 128, *, progress: bool = False) -> list[Json]:
-    """The same for many at once, in their order. A file that failed has `error` (`code`, `message`, `retryable`) in place of
-    the rest. elapsed_sec counts from the call."""
+def transcribe_files(
+    paths: Sequence[str | os.PathLike[str]],
+    model_bundle: ModelBundle,
+    prompt: str | None = None,
+    max_new_tokens: int = 128,
+    *,
+    progress: bool = False,
+) -> list[Json]:
+    """The same for many at once, in their order. A file that failed has `error` (`code`, `message`, `retryable`) in
+    place of the rest. elapsed_sec counts from the call."""
     options = _options(model_bundle, prompt, max_new_tokens)
     options["progress"] = progress
     answers = model_bundle.transcribe(list(paths), **options)
     return [_file_json(os.fspath(path), answer) for path, answer in zip(paths, answers, strict=True)]
 
 
-def evaluate_folder(audio_dir: str | os.PathLike[str], gt_dir: str | os.PathLike[str], model_bundle: ModelBundle,
-                    match_mode: str = "exact", prompt: str | None = None, max_new_tokens: int = 128, *,
-                    normalizer: str = "basic", progress: bool = False) -> Json:
-    """{"summary", "details"}: what is heard in a folder's audio, against the .txt files of another; see worker.evaluation.
+def evaluate_folder(
+    audio_dir: str | os.PathLike[str],
+    gt_dir: str | os.PathLike[str],
+    model_bundle: ModelBundle,
+    match_mode: str = "exact",
+    prompt: str | None = None,
+    max_new_tokens: int = 128,
+    *,
+    normalizer: str = "basic",
+    progress: bool = False,
+) -> Json:
+    """{"summary", "details"}: what is heard in a folder's audio, against the .txt files of another; see
+    worker.evaluation.
 
     Raises RequestError for folders that are not there, and where no audio has a label.
     """
@@ -49,8 +67,15 @@ def evaluate_folder(audio_dir: str | os.PathLike[str], gt_dir: str | os.PathLike
 
     corpus = read_folder(os.fspath(audio_dir), os.fspath(gt_dir))
     with bar(len(corpus.pairs), shown=progress) as add:
-        return evaluate(model_bundle.engine, corpus, model_bundle.naming(_options(model_bundle, prompt, max_new_tokens)),
-                        match_mode=match_mode, normalizer=normalizer, trusted=True, on_result=add)
+        return evaluate(
+            model_bundle.engine,
+            corpus,
+            model_bundle.naming(_options(model_bundle, prompt, max_new_tokens)),
+            match_mode=match_mode,
+            normalizer=normalizer,
+            trusted=True,
+            on_result=add,
+        )
 
 
 def _options(bundle: ModelBundle, prompt: str | None, max_new_tokens: int | None) -> SpeechOptions:
@@ -69,5 +94,9 @@ def _file_json(file: str, answer: Answer[Transcript] | Failure) -> Json:
 
         return {"file": file, "error": error_json(answer.error)}
     transcript = answer.output
-    return {"file": file, "text": transcript.text, "tokens_generated": transcript.tokens_generated,
-            "elapsed_sec": round(answer.elapsed_sec, 3)}
+    return {
+        "file": file,
+        "text": transcript.text,
+        "tokens_generated": transcript.tokens_generated,
+        "elapsed_sec": round(answer.elapsed_sec, 3),
+    }

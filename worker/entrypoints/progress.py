@@ -1,4 +1,6 @@
-"""A progress bar for many inputs: how many are done, seconds of audio a second, time left. On a terminal or in a notebook."""
+"""A progress bar for many inputs: how many are done, seconds of audio a second, time left. On a terminal or in a
+notebook."""
+
 from __future__ import annotations
 
 import contextlib
@@ -21,7 +23,9 @@ def bar(total: int, *, shown: bool) -> Iterator[Callable[[Result | Failure], Non
         def add(outcome: Result | Failure) -> None:
             nonlocal heard_sec
             heard_sec += outcome.duration_sec if isinstance(outcome, Result) else 0.0
-            line.set_postfix_str(f"{heard_sec / max(line.format_dict['elapsed'], 1e-3):.1f} s of audio/s", refresh=False)
+            line.set_postfix_str(
+                f"{heard_sec / max(line.format_dict['elapsed'], 1e-3):.1f} s of audio/s", refresh=False
+            )
             line.update()
 
         yield add

@@ -7,11 +7,14 @@
         bundle.transcribe(samples, sample_rate=48_000)          # an array, as worker.audio.arrays has it
         for one in bundle.as_completed("caption", paths): ...
 
-Audio is a path, an http(s), s3, file or data URL, the bytes of a file, or an array with its `sample_rate`; a list or tuple of
-them is many. Of one, what is wrong raises an AviaryError; of many, it stands as a Failure in the place of the answer, and only
-what is wrong with the call as a whole raises. Paths are trusted. Many share batches: one call with many is faster than many
-calls. `worker.entrypoints.functions` has functions that answer in plain dicts.
+Audio is a path, an http(s), s3, file or data URL, the bytes of a file, or an array with its `sample_rate`; a list or
+tuple of
+them is many. Of one, what is wrong raises an AviaryError; of many, it stands as a Failure in the place of the answer,
+and only
+what is wrong with the call as a whole raises. Paths are trusted. Many share batches: one call with many is faster than
+many calls. `worker.entrypoints.functions` has functions that answer in plain dicts.
 """
+
 from __future__ import annotations
 
 import concurrent.futures
@@ -43,13 +46,13 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 T = TypeVar("T", bound=Output)
 
-LOOK_SEC = 0.05          # how often a load looks whether a first device is ready
+LOOK_SEC = 0.05  # how often a load looks whether a first device is ready
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer(Generic[T]):
-    """What a model made of one input. index: its place in the call; file: its path or URL, or `input N` for what has none;
-    elapsed_sec: from the call until it was done; warning: what the decoder complained of, where it went on."""
+    """What a model made of one input. index: its place in the call; file: its path or URL, or `input N` for what has
+    none; elapsed_sec: from the call until it was done; warning: what the decoder complained of, where it went on."""
 
     index: int
     file: str
@@ -153,13 +156,18 @@ class ModelBundle:
         return self._ask("embed", audio, options)
 
     @overload
-    def chat(self, audio: Audio, messages: str | Sequence[Mapping[str, Any]], **options: Unpack[Writing]) -> Answer[Reply]: ...
+    def chat(
+        self, audio: Audio, messages: str | Sequence[Mapping[str, Any]], **options: Unpack[Writing]
+    ) -> Answer[Reply]: ...
     @overload
-    def chat(self, audio: Many, messages: str | Sequence[Mapping[str, Any]],
-             **options: Unpack[Writing]) -> list[Answer[Reply] | Failure]: ...
+    def chat(
+        self, audio: Many, messages: str | Sequence[Mapping[str, Any]], **options: Unpack[Writing]
+    ) -> list[Answer[Reply] | Failure]: ...
     def chat(self, audio: Any, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Any:
         """The reply to a question, or to turns of `role` and `content`, the last the user's."""
-        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(turn) for turn in messages]
+        turns = (
+            [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(turn) for turn in messages]
+        )
         return self._ask("chat", audio, {**options, "messages": turns})
 
     @overload
@@ -175,7 +183,8 @@ class ModelBundle:
     @overload
     def score(self, audio: Many, reference: Audio, **options: Unpack[_Given]) -> list[Score | Failure]: ...
     def score(self, audio: Any, reference: Any, **options: Any) -> Any:
-        """How alike recordings and a reference sound, and what is said in them: `model`, `sim_score`, `audio_sim_score`,
+        """How alike recordings and a reference sound, and what is said in them: `model`, `sim_score`,
+        `audio_sim_score`,
         `text_sim_score`, as worker.scoring has them. The model must both transcribe and embed; what is wrong with the
         reference raises."""
         from worker.scoring import compare
@@ -196,16 +205,16 @@ class ModelBundle:
         return one
 
     def as_completed(self, task: Task, audio: Sequence[Any], **options: Any) -> Iterator[Answer[Any] | Failure]:
-        """Each answer as it is done, in any order; `index` says whose it is. The options are those of the task's own method.
-        Ending early drops what is left to do."""
+        """Each answer as it is done, in any order; `index` says whose it is. The options are those of the task's own
+        method. Ending early drops what is left to do."""
         names = [_name(index, one) for index, one in enumerate(audio)]
         with contextlib.closing(self.outcomes({"task": task, "inputs": list(audio), **options})) as running:
             for done in running:
                 yield _answer(done, names)
 
     def outcomes(self, payload: Mapping[str, Any]) -> Generator[FinishedInput, None, None]:
-        """Runs a payload whose `inputs` are any audio; gives each outcome as it is done. Closing it drops what is left to do.
-        Raises RequestError before anything is begun."""
+        """Runs a payload whose `inputs` are any audio; gives each outcome as it is done. Closing it drops what is left
+        to do. Raises RequestError before anything is begun."""
         fields = dict(payload)
         shown = fields.pop("progress", False)
         with self._request(fields) as request:
@@ -257,7 +266,9 @@ class ModelBundle:
         finished: queue.SimpleQueue[FinishedInput | None] = queue.SimpleQueue()
         started = time.monotonic()
         with bar(request.size, shown=shown) as add:
-            future = self.engine.submit(request, on_result=lambda one: finished.put(FinishedInput(one, time.monotonic() - started)))
+            future = self.engine.submit(
+                request, on_result=lambda one: finished.put(FinishedInput(one, time.monotonic() - started))
+            )
             future.add_done_callback(lambda _future: finished.put(None))
             try:
                 while (done := finished.get()) is not None:
@@ -267,19 +278,26 @@ class ModelBundle:
                 future.cancel()
 
 
-def load_model(model_dir: str | os.PathLike[str] | None = None, model: str | None = None, *, device: str | None = None,
-               dtype: str | None = None) -> ModelBundle:
+def load_model(
+    model_dir: str | os.PathLike[str] | None = None,
+    model: str | None = None,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> ModelBundle:
     """Loads a model and waits until it is ready; the rest are the environment's settings.
 
-    model_dir: a checkpoint's own folder, which then is the model unless one is named, or a folder of checkpoints. model: an
-    alias or id of the catalog, a repository, a .nemo file or a folder; by default MODEL. device, dtype: as DEVICE and DTYPE.
-    Raises ModelNotFound, ModelUnavailable (missing, gated, too big: the message says what to do), ConfigError.
+    model_dir: a checkpoint's own folder, which then is the model unless one is named, or a folder of checkpoints.
+    model: an
+    alias or id of the catalog, a repository, a .nemo file or a folder; by default MODEL. device, dtype: as DEVICE and
+    DTYPE. Raises ModelNotFound, ModelUnavailable (missing, gated, too big: the message says what to do), ConfigError.
     """
     return load(Settings.of(model=model, model_dir=model_dir, device=device, dtype=dtype), named=model)
 
 
 def load(settings: Settings, named: str | None = None) -> ModelBundle:
-    """The default model of the settings, loaded. `named`: what the caller called it, if they did. Raises as `load_model`."""
+    """The default model of the settings, loaded. `named`: what the caller called it, if they did. Raises as
+    `load_model`."""
     from worker.engine.engine import Engine
 
     row = catalog.find(settings.default_model)
@@ -287,7 +305,7 @@ def load(settings: Settings, named: str | None = None) -> ModelBundle:
     try:
         loading = engine.load(row.id)
         while engine.models.get(row.id) != "ready" and not concurrent.futures.wait([loading], timeout=LOOK_SEC).done:
-            pass                        # of several devices the first that is ready may begin
+            pass  # of several devices the first that is ready may begin
         if loading.done():
             loading.result()
     except BaseException:
@@ -307,8 +325,10 @@ def _source(index: int, audio: Any, rate: int | None, shelf: MemoryFiles, files:
     elif isinstance(audio, bytes | bytearray | memoryview) or hasattr(audio, "__array__"):
         files[name] = shelf.hold(audio, rate)
     else:
-        raise RequestError(f"{_name(index, audio)} must be a path, a URL, bytes or an array, not {type(audio).__name__}",
-                           param="inputs")
+        raise RequestError(
+            f"{_name(index, audio)} must be a path, a URL, bytes or an array, not {type(audio).__name__}",
+            param="inputs",
+        )
     return name
 
 

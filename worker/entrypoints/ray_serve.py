@@ -1,11 +1,13 @@
-"""The same routes on several machines: a Ray Serve application with an engine on each GPU. Ray is not among the requirements.
+"""The same routes on several machines: a Ray Serve application with an engine on each GPU. Ray is not among the
+requirements.
 
     pip install "aviary-worker[ray]"
     serve run worker.entrypoints.ray_serve:app max_replicas=8          or deploy/ray-serve.yaml
 
-A replica takes requests once its models have loaded, one whose device is lost is replaced, and replicas come and go with the
-number of requests under way. Each checks keys and counts rates, jobs and metrics for itself.
+A replica takes requests once its models have loaded, one whose device is lost is replaced, and replicas come and go
+with the number of requests under way. Each checks keys and counts rates, jobs and metrics for itself.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -32,8 +34,8 @@ class Replica:
         return self._app
 
     async def check_health(self) -> None:
-        """Asked by Ray, at first before it sends requests: waits until the models have loaded. Raises RuntimeError when the
-        device is lost."""
+        """Asked by Ray, at first before it sends requests: waits until the models have loaded. Raises RuntimeError
+        when the device is lost."""
         while (status := await _status(self._app, "/ping")) == 204:
             await asyncio.sleep(0.2)
         if status != 200 and await _status(self._app, "/health/live") != 200:
@@ -41,17 +43,24 @@ class Replica:
 
 
 def app(options: Mapping[str, Any]) -> Any:
-    """The application, with this process's settings. `options`: `min_replicas` (1), `max_replicas` (8), `gpus` a replica has
-    (1; 0: none), `cpus` (1)."""
+    """The application, with this process's settings. `options`: `min_replicas` (1), `max_replicas` (8), `gpus` a
+    replica has (1; 0: none), `cpus` (1)."""
     from ray import serve
 
     settings = Settings().model_dump(mode="json")
-    most = 2 * settings["batch_max_items"]          # enough for a batch on the device and the next one decoded
+    most = 2 * settings["batch_max_items"]  # enough for a batch on the device and the next one decoded
     deployment = serve.deployment(
-        serve.ingress()(Replica), name="aviary", max_ongoing_requests=most, graceful_shutdown_timeout_s=60,
+        serve.ingress()(Replica),
+        name="aviary",
+        max_ongoing_requests=most,
+        graceful_shutdown_timeout_s=60,
         ray_actor_options={"num_gpus": float(options.get("gpus", 1)), "num_cpus": float(options.get("cpus", 1))},
-        autoscaling_config={"min_replicas": int(options.get("min_replicas", 1)), "target_ongoing_requests": most / 2,
-                            "max_replicas": int(options.get("max_replicas", 8))})
+        autoscaling_config={
+            "min_replicas": int(options.get("min_replicas", 1)),
+            "target_ongoing_requests": most / 2,
+            "max_replicas": int(options.get("max_replicas", 8)),
+        },
+    )
     return deployment.bind(settings)
 
 
@@ -66,6 +75,21 @@ async def _status(asked: ASGIApp, path: str) -> int:
     async def receive() -> Message:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    await asked({"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b"", "headers": [],
-                 "http_version": "1.1", "scheme": "http", "root_path": "", "client": None, "server": None}, receive, send)
+    await asked(
+        {
+            "type": "http",
+            "method": "GET",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "headers": [],
+            "http_version": "1.1",
+            "scheme": "http",
+            "root_path": "",
+            "client": None,
+            "server": None,
+        },
+        receive,
+        send,
+    )
     return got

@@ -3,10 +3,12 @@
     Door().handle(job)   one job: never raises but for cancellation, always answers strict JSON
     Door().start()       the SDK's loop on Runpod, its local API, or one run of test_input.json
 
-A job's cancellation (CancelledError) cancels its future: what is not yet on the device is dropped. Progress is posted from
-here and awaited before the result is returned, so that it cannot overtake it. A lost device asks for a fresh worker, which
-ends this one at once: where others are left, only the last of the jobs under way asks.
+A job's cancellation (CancelledError) cancels its future: what is not yet on the device is dropped. Progress is posted
+from
+here and awaited before the result is returned, so that it cannot overtake it. A lost device asks for a fresh worker,
+which ends this one at once: where others are left, only the last of the jobs under way asks.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -76,13 +78,24 @@ class RunpodWorker:
             answer, data = _strict(answer)[0], b""
         finally:
             self._under_way -= 1
-        if self._engine is not None and isinstance(answer, dict) and self._engine.devices.lost \
-                and (self._engine.lost is not None or not self._under_way):
+        if (
+            self._engine is not None
+            and isinstance(answer, dict)
+            and self._engine.devices.lost
+            and (self._engine.lost is not None or not self._under_way)
+        ):
             answer["refresh_worker"] = True
         usage = answer.get("usage", {}) if isinstance(answer, dict) else {}
-        log.info("job %s: %s inputs, %s failed, %s s of audio, %.2f s, %d bytes%s", name, usage.get("inputs", 1),
-                 usage.get("failed", 0), usage.get("audio_sec", "?"), time.monotonic() - started, len(data),
-                 f", refused: {answer['code']}" if isinstance(answer, dict) and "code" in answer else "")
+        log.info(
+            "job %s: %s inputs, %s failed, %s s of audio, %.2f s, %d bytes%s",
+            name,
+            usage.get("inputs", 1),
+            usage.get("failed", 0),
+            usage.get("audio_sec", "?"),
+            time.monotonic() - started,
+            len(data),
+            f", refused: {answer['code']}" if isinstance(answer, dict) and "code" in answer else "",
+        )
         return answer
 
     def start(self) -> None:
@@ -94,8 +107,10 @@ class RunpodWorker:
         from worker import logs
 
         logs.configure(self.settings)
-        config: dict[str, Any] = {"handler": self.handle,
-                                  "concurrency_modifier": lambda _current: self.settings.max_concurrency}
+        config: dict[str, Any] = {
+            "handler": self.handle,
+            "concurrency_modifier": lambda _current: self.settings.max_concurrency,
+        }
         if self.settings.on_runpod:
             for check in (self._check_ffmpeg, self._check_device, self._check_model):
                 runpod.serverless.register_fitness_check(check)
@@ -158,11 +173,13 @@ class RunpodWorker:
         """A short answer that points at the long one in the bucket. Raises ResultTooLarge when there is no bucket."""
         size, limit = len(data), self.settings.max_result_bytes
         if not bucket.configured:
-            raise ResultTooLarge(f"the result has {size} bytes and Runpod carries {limit} (MAX_RESULT_BYTES): send fewer inputs, "
-                                 "ask for pooling or base64, or set BUCKET_NAME, BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY "
-                                 "(and BUCKET_ENDPOINT_URL)")
+            raise ResultTooLarge(
+                f"the result has {size} bytes and Runpod carries {limit} (MAX_RESULT_BYTES): send fewer inputs, "
+                "ask for pooling or base64, or set BUCKET_NAME, BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY "
+                "(and BUCKET_ENDPOINT_URL)"
+            )
         url = bucket.put("result.json", data, "application/json")
-        kept = answer if isinstance(answer, dict) and "results" in answer else {}     # OpenAI's shapes are all result
+        kept = answer if isinstance(answer, dict) and "results" in answer else {}  # OpenAI's shapes are all result
         short = {key: value for key, value in kept.items() if key != "results"}
         return {**short, "result_url": url, "result_bytes": size}
 
@@ -179,8 +196,12 @@ class RunpodWorker:
         subprocess.run([ffmpeg.executable(), "-version"], check=True, stdout=subprocess.DEVNULL, timeout=30)  # noqa: S603
 
     def _check_device(self) -> None:
-        if self.settings.skip_model_load or not self.settings.device.startswith("cuda") or len(self.settings.devices) > 1:
-            return          # several are looked at by their own processes
+        if (
+            self.settings.skip_model_load
+            or not self.settings.device.startswith("cuda")
+            or len(self.settings.devices) > 1
+        ):
+            return  # several are looked at by their own processes
         import torch
 
         torch.zeros(8, device=self.settings.device).sum().item()
@@ -188,7 +209,9 @@ class RunpodWorker:
     def _check_model(self) -> None:
         from worker import catalog
 
-        loads = [self.engine.load(catalog.find(name).id) for name in (self.settings.default_model, *self.settings.models)]
+        loads = [
+            self.engine.load(catalog.find(name).id) for name in (self.settings.default_model, *self.settings.models)
+        ]
         for load in loads:
             load.result()
         if self.settings.audio_score_config is not None:
@@ -199,7 +222,9 @@ def _s3_access(config: Any) -> S3Access | None:
     """The job's own s3Config; its endpoint comes from outside, so it is not trusted with private addresses."""
     if not isinstance(config, Mapping):
         return None
-    return S3Access(config.get("endpointUrl"), config.get("accessId"), config.get("accessSecret"), config.get("bucketName"))
+    return S3Access(
+        config.get("endpointUrl"), config.get("accessId"), config.get("accessSecret"), config.get("bucketName")
+    )
 
 
 def _strict(answer: Any) -> tuple[Any, bytes]:
@@ -217,7 +242,7 @@ def _strict(answer: Any) -> tuple[Any, bytes]:
 
 def _report(answer: Any) -> str:
     """The answer for a person at a terminal."""
-    if not isinstance(answer, dict):        # a route of OpenAI's that answers with text
+    if not isinstance(answer, dict):  # a route of OpenAI's that answers with text
         return f"\n{answer}\n"
     lines = [f"\n{answer.get('model', '')}"]
     for one in answer.get("results", []):

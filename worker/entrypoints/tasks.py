@@ -4,10 +4,12 @@
     future = work.start()              of what the task comes to; cancelling it drops the work
     answer = work.finish(outcome)      strict JSON; may store results in S3, so not for an event loop
 
-Most tasks are one Request to the engine. `evaluate` counts a request's transcripts against labels: {"audio_dir", "gt_dir"},
-{"manifest"} or {"inputs": [{"source", "text"}]}. `score` compares recordings with reference clips: {"uid", "cid", "audio"}, or
-inputs that have uid and cid each.
+Most tasks are one Request to the engine. `evaluate` counts a request's transcripts against labels: {"audio_dir",
+"gt_dir"},
+{"manifest"} or {"inputs": [{"source", "text"}]}. `score` compares recordings with reference clips: {"uid", "cid",
+"audio"}, or inputs that have uid and cid each.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-_FEW = 100         # inputs
+_FEW = 100  # inputs
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,8 +110,14 @@ class Tasks:
         self._scorer: Scorer | None = None
         self._lock = threading.Lock()
 
-    def prepare(self, payload: Any, *, s3: S3Access | None = None, files: Mapping[str, BinaryIO] | None = None,
-                background: bool = False) -> Work:
+    def prepare(
+        self,
+        payload: Any,
+        *,
+        s3: S3Access | None = None,
+        files: Mapping[str, BinaryIO] | None = None,
+        background: bool = False,
+    ) -> Work:
         """The work that a payload asks for. Raises RequestError for what is wrong with it as a whole.
 
         s3: the job's own bucket. files: as in `worker.protocol.request.parse`. background: as in Request.
@@ -124,8 +132,12 @@ class Tasks:
             return self._evaluate(body, s3, background)
         request = dataclasses.replace(parse(body, self._settings, s3=s3, files=files), background=background)
         put = Bucket(self._settings, s3).put
-        return Work(request.size, request.model, lambda on_result: self._engine.submit(request, on_result=on_result),
-                    lambda response: render.to_json(response, put))
+        return Work(
+            request.size,
+            request.model,
+            lambda on_result: self._engine.submit(request, on_result=on_result),
+            lambda response: render.to_json(response, put),
+        )
 
     def _routed(self, body: Mapping[str, Any], **options: Any) -> Work:
         """What came through Runpod's OpenAI proxy: a route's body, answered in that route's shape."""
@@ -147,8 +159,10 @@ class Tasks:
     def scorer(self) -> Scorer:
         """Raises Unsupported where scoring is not set up, ConfigError where its file is wrong."""
         if self._settings.audio_score_config is None:
-            raise Unsupported("this worker has no reference clips to score against: set AUDIO_SCORE_CONFIG to a config.json",
-                              param="task")
+            raise Unsupported(
+                "this worker has no reference clips to score against: set AUDIO_SCORE_CONFIG to a config.json",
+                param="task",
+            )
         with self._lock:
             if self._scorer is None:
                 from worker.scoring.scorer import Scorer
@@ -167,11 +181,21 @@ class Tasks:
 
         given = validated(_Evaluate, body)
         options = {name: value for name, value in (given.model_extra or {}).items() if name != "task"}
-        prepared = evaluation.prepare(self._corpus(given), self._settings, options, match_mode=given.match_mode,
-                                      normalizer=given.normalizer, s3=s3)
+        prepared = evaluation.prepare(
+            self._corpus(given),
+            self._settings,
+            options,
+            match_mode=given.match_mode,
+            normalizer=given.normalizer,
+            s3=s3,
+        )
         request = dataclasses.replace(prepared.request, background=background)
-        return Work(request.size, request.model, lambda on_result: self._engine.submit(request, on_result=on_result),
-                    lambda response: _counted(prepared, response))
+        return Work(
+            request.size,
+            request.model,
+            lambda on_result: self._engine.submit(request, on_result=on_result),
+            lambda response: _counted(prepared, response),
+        )
 
     def _corpus(self, given: _Evaluate) -> Corpus:
         from worker.evaluation import Corpus, Pair, read_folder, read_manifest
@@ -201,16 +225,22 @@ class Tasks:
                 raise RequestError(f"{missing} is missing: a score needs uid, cid and audio", param=missing)
             recordings = [_Recording(source=given.audio, uid=given.uid, cid=given.cid)]
         if len(recordings) > self._settings.max_inputs:
-            raise TooManyInputs(f"inputs has {len(recordings)} items; at most {self._settings.max_inputs} (MAX_INPUTS) are "
-                                "allowed", param="inputs")
+            raise TooManyInputs(
+                f"inputs has {len(recordings)} items; at most {self._settings.max_inputs} (MAX_INPUTS) are allowed",
+                param="inputs",
+            )
         scorer = self.scorer
         if len(recordings) == 1:
             scorer.check(recordings[0].uid, recordings[0].cid, given.model)
-        sources = [Source("file", one.source, file=files[one.source]) if one.source in files else source_of(one.source, s3=s3)
-                   for one in recordings]
+        sources = [
+            Source("file", one.source, file=files[one.source]) if one.source in files else source_of(one.source, s3=s3)
+            for one in recordings
+        ]
 
         def start(_on_result: OnResult | None) -> Future[Any]:
-            return _all([_started(scorer, one, source, given.model) for one, source in zip(recordings, sources, strict=True)])
+            return _all(
+                [_started(scorer, one, source, given.model) for one, source in zip(recordings, sources, strict=True)]
+            )
 
         return Work(len(recordings), given.model, start, lambda outcomes: _score_json(recordings, outcomes))
 
@@ -268,8 +298,11 @@ def _score_json(recordings: list[_Recording], outcomes: list[Score | AviaryError
         told = {"error": render.error_json(outcome)} if isinstance(outcome, AviaryError) else dict(outcome)
         results.append({"index": index, "id": one.id, "uid": one.uid, "cid": one.cid, **told})
     failed = [one for one in results if "error" in one]
-    answer: Json = {"model": next((one["model"] for one in results if "model" in one), None), "results": results,
-                    "usage": {"inputs": len(results), "failed": len(failed)}}
+    answer: Json = {
+        "model": next((one["model"] for one in results if "model" in one), None),
+        "results": results,
+        "usage": {"inputs": len(results), "failed": len(failed)},
+    }
     if len(failed) == len(results):
         answer["error"] = failed[0]["error"]["message"]
     return answer

@@ -1,14 +1,17 @@
 """Folders and manifests → a Corpus: which audio has which label, and what is left over on either side.
 
-    folder       audio/a/b.wav ↔ labels/a/b.txt, or in one folder: the label is the `.txt` of the same relative path and stem,
-                 of one line or several. LibriSpeech: a/1-2.trans.txt with lines `1-2-0001 words` ↔ a/1-2-0001.flac
-    manifest     NeMo's: a JSON object a line, `audio_filepath` (a URL, or a path, relative to the manifest's folder), `text`,
-                 and optionally `lang` or `source_lang`
+    folder       audio/a/b.wav ↔ labels/a/b.txt, or in one folder: the label is the `.txt` of the same relative
+                 path and stem, of one line or several. LibriSpeech: a/1-2.trans.txt with lines
+                 `1-2-0001 words` ↔ a/1-2-0001.flac
+    manifest     NeMo's: a JSON object a line, `audio_filepath` (a URL, or a path, relative to the manifest's folder),
+                 `text`, and optionally `lang` or `source_lang`
 
-Labels are UTF-8. Which files are looked at, and which are audio, is in `worker.audio.files`. Two audio files of one stem (a.wav,
-a.mp3) share its label, and both are evaluated; two labels for one audio are an error. Nothing is opened but labels that have
-audio, and no path is checked: that is the caller's, and for audio the engine's.
+Labels are UTF-8. Which files are looked at, and which are audio, is in `worker.audio.files`. Two audio files of one
+stem (a.wav,
+a.mp3) share its label, and both are evaluated; two labels for one audio are an error. Nothing is opened but labels
+that have audio, and no path is checked: that is the caller's, and for audio the engine's.
 """
+
 from __future__ import annotations
 
 import json
@@ -26,8 +29,8 @@ _TRANSCRIPTS = ".trans.txt"
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Audio and what is said in it. `file`: its name in the answer; `source`: a path or URL; `language`: an ISO code, if the
-    label tells."""
+    """Audio and what is said in it. `file`: its name in the answer; `source`: a path or URL; `language`: an ISO code,
+    if the label tells."""
 
     file: str
     source: str
@@ -69,14 +72,16 @@ def read_folder(audio_dir: str | Path, gt_dir: str | Path | None = None) -> Corp
 def read_manifest(path: str | Path) -> Corpus:
     """What a manifest of NeMo's lists, in its order. A row without `text`, or with null, is audio without a label.
 
-    Raises RequestError, with the line, for a row that cannot be read, for audio that stands twice, and for `offset`: a part of
-    a file is not evaluated as if it were the whole.
+    Raises RequestError, with the line, for a row that cannot be read, for audio that stands twice, and for `offset`: a
+    part of a file is not evaluated as if it were the whole.
     """
     path = Path(path).absolute()
     pairs: list[Pair] = []
     unlabelled, missing = [], []
     lines: dict[str, int] = {}
-    for number, line in enumerate(_text(path, "manifest").split("\n"), 1):      # not splitlines: a string of JSON may hold U+2028
+    for number, line in enumerate(
+        _text(path, "manifest").split("\n"), 1
+    ):  # not splitlines: a string of JSON may hold U+2028
         if not line.strip():
             continue
         where = f"{_legible(path.name)}, line {number}"
@@ -114,15 +119,20 @@ def _labels(folder: Path) -> dict[str, _Label]:
         name, parent = path.relative_to(folder).as_posix(), path.parent.relative_to(folder)
         if name.lower().endswith(_TRANSCRIPTS):
             lines = [line.split(maxsplit=1) for line in _text(path, "gt_dir").split("\n") if line.strip()]
-            made = [(_composed((parent / id_).as_posix()), _Label(f"{name}: {id_}", path, "".join(text))) for id_, *text in lines]
+            made = [
+                (_composed((parent / id_).as_posix()), _Label(f"{name}: {id_}", path, "".join(text)))
+                for id_, *text in lines
+            ]
         elif path.suffix.lower() == ".txt":
             made = [(_key(path, folder), _Label(name, path))]
         else:
             continue
         for key, label in made:
             if key in found:
-                raise RequestError(f"{_legible(key)} has two labels, {_legible(found[key].name)} and {_legible(label.name)}",
-                                   param="gt_dir")
+                raise RequestError(
+                    f"{_legible(key)} has two labels, {_legible(found[key].name)} and {_legible(label.name)}",
+                    param="gt_dir",
+                )
             found[key] = label
     return found
 
@@ -135,6 +145,7 @@ def _folder(path: str | Path, param: str) -> Path:
 
 def _files(folder: Path, param: str) -> list[Path]:
     """Every file below the folder, sorted."""
+
     def fail(error: OSError) -> None:
         raise RequestError(f"cannot read {_legible(str(error.filename))}: {error.strerror}", param=param) from error
 
@@ -176,7 +187,9 @@ def _text(path: Path, param: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise RequestError(f"{name} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}", param=param) from error
+        raise RequestError(
+            f"{name} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}", param=param
+        ) from error
     except OSError as error:
         raise RequestError(f"cannot read {name}: {error.strerror}", param=param) from error
 

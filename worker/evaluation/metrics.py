@@ -1,14 +1,15 @@
 """Two texts → how many of their words and characters differ, and where. Pure functions over jiwer's alignment.
 
     basic     lower case, without white space at the ends, any other white space one space. Punctuation counts.
-    whisper   the normaliser of Whisper's paper, by whisper-normalizer: its English one where the language is English (numbers,
-              contractions, British spelling), its basic one where it is another or not known. Both drop punctuation and
+    whisper   the normaliser of Whisper's paper, by whisper-normalizer: its English one where the language is English
+              (numbers, contractions, British spelling), its basic one otherwise. Both drop punctuation and
               whatever stands in brackets.
 
-A character error rate counts the spaces between words as characters. A rate is errors / reference words: more than 1 where
-much was inserted. Where the reference is empty there is nothing to divide by, and the rate is the number of insertions, as
-if it had one word: 0 if nothing was heard; in a corpus these insertions are added to the others.
+A character error rate counts the spaces between words as characters. A rate is errors / reference words: more than 1
+where much was inserted. Where the reference is empty there is nothing to divide by, and the rate is the number of
+insertions, as if it had one word: 0 if nothing was heard; in a corpus these insertions are added to the others.
 """
+
 from __future__ import annotations
 
 import functools
@@ -42,8 +43,12 @@ class Counts:
         return self.errors / max(self.reference, 1)
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(self.hits + other.hits, self.substitutions + other.substitutions,
-                      self.insertions + other.insertions, self.deletions + other.deletions)
+        return Counts(
+            self.hits + other.hits,
+            self.substitutions + other.substitutions,
+            self.insertions + other.insertions,
+            self.deletions + other.deletions,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +87,14 @@ def align(reference: str, hypothesis: str) -> tuple[Chunk, ...]:
 
     done = jiwer.process_words(reference, hypothesis)
     given, heard = done.references[0], done.hypotheses[0]
-    return tuple(Chunk(chunk.type, tuple(given[chunk.ref_start_idx:chunk.ref_end_idx]),  # type: ignore[arg-type]
-                       tuple(heard[chunk.hyp_start_idx:chunk.hyp_end_idx])) for chunk in done.alignments[0])
+    return tuple(
+        Chunk(
+            chunk.type,  # type: ignore[arg-type]
+            tuple(given[chunk.ref_start_idx : chunk.ref_end_idx]),
+            tuple(heard[chunk.hyp_start_idx : chunk.hyp_end_idx]),
+        )
+        for chunk in done.alignments[0]
+    )
 
 
 def _counts(done: Any) -> Counts:

@@ -1,8 +1,10 @@
 """An evaluation's answer → one HTML page: the summary, then every file, the worst first, its words beside the label's.
 
-The page is whole in itself: no script, and nothing fetched, which it also tells the browser. It follows the reader's light or
+The page is whole in itself: no script, and nothing fetched, which it also tells the browser. It follows the reader's
+light or
 dark scheme; what colour says, a sign says too, and words that only a screen reader speaks. All text is escaped.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -17,13 +19,14 @@ _STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --ink: #1b1b1f; --faint: #5b5b66; --line: #d5d5dd;
   --sub: #7a4a00; --sub-ground: #fdf0d5; --ins: #0b5394; --ins-ground: #e1effb; --del: #9c1c1c; --del-ground: #fbe4e4; }
 @media (prefers-color-scheme: dark) { :root { --ground: #16161a; --ink: #ececf1; --faint: #a5a5b2; --line: #3a3a44;
-  --sub: #ffd28a; --sub-ground: #42310f; --ins: #a9d3ff; --ins-ground: #12304d; --del: #ffb3b3; --del-ground: #4d1717; } }
+  --sub: #ffd28a; --sub-ground: #42310f; --ins: #a9d3ff; --ins-ground: #12304d; --del: #ffb3b3; --del-ground: #4d1717;
+  } }
 body { margin: 2rem auto; max-width: 76rem; padding: 0 1rem; background: var(--ground); color: var(--ink);
   font: 1rem/1.5 system-ui, sans-serif; }
 dl { display: flex; flex-wrap: wrap; gap: .5rem 2rem; } dt { color: var(--faint); } dd { margin: 0; font-weight: 600; }
 .wide { position: relative; overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; } caption { text-align: left; color: var(--faint); padding-bottom: .5rem; }
-th, td { text-align: start; vertical-align: top; padding: .4rem .6rem; border-top: 1px solid var(--line); }
+table { border-collapse: collapse; width: 100%; } caption { text-align: left; color: var(--faint); padding-bottom:
+.5rem; } th, td { text-align: start; vertical-align: top; padding: .4rem .6rem; border-top: 1px solid var(--line); }
 tbody th { font-weight: 600; overflow-wrap: anywhere; min-width: 8rem; }
 td.text { width: 60%; min-width: 16rem; overflow-wrap: anywhere; }
 td p { margin: 0; }
@@ -90,23 +93,33 @@ def _summary(summary: Json) -> str:
         ("Model", summary["model"]),
         ("Word error rate", _percent(summary["wer"])),
         ("Character error rate", _percent(summary["cer"])),
-        ("Errors", f"{_errors(summary)} in {summary['words']} words: {summary['substitutions']} substitutions, "
-                   f"{summary['deletions']} deletions, {summary['insertions']} insertions"),
+        (
+            "Errors",
+            f"{_errors(summary)} in {summary['words']} words: {summary['substitutions']} substitutions, "
+            f"{summary['deletions']} deletions, {summary['insertions']} insertions",
+        ),
         (f"Files that match ({summary['match_mode']})", f"{summary['tp']} of {summary['count']}"),
         ("Precision, recall, F1", ", ".join(_percent(summary[name]) for name in ("precision", "recall", "f1"))),
         ("Files that failed", summary["failed"]),
-        ("Audio", f"{summary['audio_sec']:.1f} s" + (f", {summary['rtfx']:g} times real time" if summary["rtfx"] else "")),
+        (
+            "Audio",
+            f"{summary['audio_sec']:.1f} s" + (f", {summary['rtfx']:g} times real time" if summary["rtfx"] else ""),
+        ),
     ]
     return "\n".join(f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts)
 
 
 def _row(detail: Json, normalizer: str) -> str:
-    numbers = "".join(f'<td class="number">{value}</td>' for value in
-                      (_percent(detail["wer"]), _percent(detail["cer"]), _errors(detail), detail["words"]))
+    numbers = "".join(
+        f'<td class="number">{value}</td>'
+        for value in (_percent(detail["wer"]), _percent(detail["cer"]), _errors(detail), detail["words"])
+    )
     language = f' lang="{escape(detail["language"])}"' if detail["language"] else ""
     failed = f"<p>Failed: {escape(detail['error']['message'])}</p>" if "error" in detail else ""
-    return (f'<tr><th scope="row">{escape(detail["file"])}</th>{numbers}'
-            f'<td class="text">{failed}<div dir="auto"{language}>{_aligned(detail, normalizer)}</div></td></tr>')
+    return (
+        f'<tr><th scope="row">{escape(detail["file"])}</th>{numbers}'
+        f'<td class="text">{failed}<div dir="auto"{language}>{_aligned(detail, normalizer)}</div></td></tr>'
+    )
 
 
 def _aligned(detail: Json, normalizer: str) -> str:
@@ -124,8 +137,10 @@ def _aligned(detail: Json, normalizer: str) -> str:
 
 
 def _substituted(given: str, heard: str) -> str:
-    return (f'<span class="sub">{_spoken("substitution:")}{escape(given)}{_sign(" → ")}{_spoken("heard as")}'
-            f"{escape(heard)}{_spoken('.')}</span>")
+    return (
+        f'<span class="sub">{_spoken("substitution:")}{escape(given)}{_sign(" → ")}{_spoken("heard as")}'
+        f"{escape(heard)}{_spoken('.')}</span>"
+    )
 
 
 def _deleted(given: str) -> str:

@@ -1,4 +1,5 @@
 """What the job store keeps and tells: plain records, without a database."""
+
 from __future__ import annotations
 
 import json
@@ -14,8 +15,8 @@ FINISHED: tuple[State, ...] = ("completed", "failed", "cancelled")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job without its payload and result. `number` is its place in the order of submission, and the cursor of `recent`.
-    `done` of `total` inputs; `error` is {"code", "message", "retryable"}."""
+    """A job without its payload and result. `number` is its place in the order of submission, and the cursor of
+    `recent`. `done` of `total` inputs; `error` is {"code", "message", "retryable"}."""
 
     number: int
     id: str
@@ -36,15 +37,24 @@ class Job:
 
     def status(self) -> dict[str, Any]:
         """What may be told to whoever submitted it, as JSON; times in ISO 8601, UTC."""
-        return {"id": self.id, "kind": self.kind, "state": self.state, "filename": self.filename,
-                "created_at": _iso(self.created_at), "started_at": _iso(self.started_at),
-                "completed_at": _iso(self.completed_at), "progress": {"done": self.done, "total": self.total},
-                "attempts": self.attempts, "error": self.error}
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "state": self.state,
+            "filename": self.filename,
+            "created_at": _iso(self.created_at),
+            "started_at": _iso(self.started_at),
+            "completed_at": _iso(self.completed_at),
+            "progress": {"done": self.done, "total": self.total},
+            "attempts": self.attempts,
+            "error": self.error,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """`position`: how many jobs are before it in the queue, None for one that does not wait. `answer`: None if there is none."""
+    """`position`: how many jobs are before it in the queue, None for one that does not wait. `answer`: None if there
+    is none."""
 
     job: Job
     position: int | None
@@ -64,8 +74,8 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a job ended: an answer, or an error and perhaps what there is of an answer. Raises TypeError or ValueError for an
-    answer that is not strict JSON. `progress`: the last (done, total), where it changed."""
+    """How a job ended: an answer, or an error and perhaps what there is of an answer. Raises TypeError or ValueError
+    for an answer that is not strict JSON. `progress`: the last (done, total), where it changed."""
 
     state: Literal["completed", "failed"]
     result: str | None

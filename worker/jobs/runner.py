@@ -2,16 +2,20 @@
 
     store.claim ──▶ run(payload, on_progress) ──▶ Future of the answer ──▶ store.finish ──▶ webhook
 
-One thread does all of the store's work, in rounds that begin when something was submitted or finished, but at least every
-TICK_SEC (for jobs that other processes submitted). The more jobs are under way, the longer rounds are apart, up to PACE_SEC:
-so, under load, a round claims and finishes many jobs in a transaction each, and alone, a job waits for nobody. While the
-store fails nothing is lost: answers are kept until they can be written, and no new job is begun.
+One thread does all of the store's work, in rounds that begin when something was submitted or finished, but at least
+every
+TICK_SEC (for jobs that other processes submitted). The more jobs are under way, the longer rounds are apart, up to
+PACE_SEC:
+so, under load, a round claims and finishes many jobs in a transaction each, and alone, a job waits for nobody. While
+the store fails nothing is lost: answers are kept until they can be written, and no new job is begun.
 
-`run` returns at once; cancelling its future stops the work. An answer with `error` at its top is a failed job, `code` beside
-it or the first failed input's. A job whose device was lost, or that somebody else cancelled under us, is not over: it is
-left to whoever claims it when its lease lapses. After a lost device this process claims no more. Stop the runner before the
-engine under it is closed.
+`run` returns at once; cancelling its future stops the work. An answer with `error` at its top is a failed job, `code`
+beside
+it or the first failed input's. A job whose device was lost, or that somebody else cancelled under us, is not over: it
+is left to whoever claims it when its lease lapses. After a lost device this process claims no more. Stop the runner
+before the engine under it is closed.
 """
+
 from __future__ import annotations
 
 import functools
@@ -38,11 +42,11 @@ log = logging.getLogger(__name__)
 OnProgress = Callable[[int, int], None]
 Run = Callable[[Any, OnProgress], "Future[dict[str, Any]]"]
 
-TICK_SEC = 0.5          # also how often progress is written
+TICK_SEC = 0.5  # also how often progress is written
 PACE_SEC = 0.05
-RETRY_SEC = 1.0         # after the store failed
+RETRY_SEC = 1.0  # after the store failed
 TIDY_SEC = 3600.0
-BEATS = 10              # heartbeats in a lease
+BEATS = 10  # heartbeats in a lease
 
 _LEFT = (DeviceLost.code, Cancelled.code)
 
@@ -50,37 +54,61 @@ _LEFT = (DeviceLost.code, Cancelled.code)
 class JobRunner:
     """`owner` must be no other process's. `workers_in_flight`: most jobs at a time. Thread-safe."""
 
-    def __init__(self, store: JobStore, run: Run, *, workers_in_flight: int = 64, owner: str | None = None,
-                 lease_sec: float = 30.0, keep_sec: float = 7 * 86400, max_bytes: int = 10 * 1024**3,
-                 webhooks: Webhooks | None = None) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        run: Run,
+        *,
+        workers_in_flight: int = 64,
+        owner: str | None = None,
+        lease_sec: float = 30.0,
+        keep_sec: float = 7 * 86400,
+        max_bytes: int = 10 * 1024**3,
+        webhooks: Webhooks | None = None,
+    ) -> None:
         self.owner = owner or f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._store, self._run, self._most = store, run, workers_in_flight
         self._lease_sec, self._keep_sec, self._max_bytes = lease_sec, keep_sec, max_bytes
         self._webhooks = webhooks or Webhooks(store)
         self._changed = threading.Condition()
-        self._starting = threading.Lock()       # held from a claim until its futures are known
+        self._starting = threading.Lock()  # held from a claim until its futures are known
         self._running: dict[str, Future[dict[str, Any]]] = {}
         self._ended: list[str] = []
         self._progress: dict[str, tuple[int, int]] = {}
         self._woken = self._lost = False
         self._stop_at: float | None = None
-        self._beat_at = self._tell_at = self._tidy_at = 0.0     # when each is due again
+        self._beat_at = self._tell_at = self._tidy_at = 0.0  # when each is due again
         self._thread = threading.Thread(target=self._live, name="jobs", daemon=True)
 
     @classmethod
     def of(cls, settings: Settings, store: JobStore, run: Run, **options: Any) -> JobRunner:
         """`options`: of Webhooks, beside those that the settings give."""
         sender = Webhooks(store, secret=settings.webhook_secret, allow_private=settings.allow_private_urls, **options)
-        return cls(store, run, workers_in_flight=settings.jobs_in_flight, lease_sec=settings.job_lease_sec,
-                   keep_sec=settings.jobs_keep_sec, max_bytes=settings.jobs_max_bytes, webhooks=sender)
+        return cls(
+            store,
+            run,
+            workers_in_flight=settings.jobs_in_flight,
+            lease_sec=settings.job_lease_sec,
+            keep_sec=settings.jobs_keep_sec,
+            max_bytes=settings.jobs_max_bytes,
+            webhooks=sender,
+        )
 
     def start(self) -> None:
         self._webhooks.start()
         self._thread.start()
 
-    def submit(self, kind: str, payload: Any, *, filename: str | None = None, upload: str | None = None,
-               webhook: str | None = None) -> Job:
-        """As JobStore.submit, and begins at once if there is room. Raises RequestError for a webhook that is not allowed."""
+    def submit(
+        self,
+        kind: str,
+        payload: Any,
+        *,
+        filename: str | None = None,
+        upload: str | None = None,
+        webhook: str | None = None,
+    ) -> Job:
+        """As JobStore.submit, and begins at once if there is room. Raises RequestError for a webhook that is not
+        allowed."""
         (job,) = self.submit_all([Submission(kind, payload, filename, upload, webhook)])
         return job
 
@@ -132,7 +160,7 @@ class JobRunner:
                 fault = ""
             except StoreError as error:
                 if error.message != fault:
-                    log.error("jobs wait: %s", error.message)       # noqa: TRY400  the message says it all
+                    log.error("jobs wait: %s", error.message)  # noqa: TRY400  the message says it all
                 fault = error.message
             except Exception as error:
                 log.exception("a round of jobs failed")
@@ -195,7 +223,7 @@ class JobRunner:
 
         try:
             return self._run(payload, on_progress)
-        except Exception as error:      # noqa: BLE001  a job ends whatever happens
+        except Exception as error:  # noqa: BLE001  a job ends whatever happens
             failed: Future[dict[str, Any]] = Future()
             failed.set_exception(error)
             return failed
@@ -209,10 +237,16 @@ class JobRunner:
     def _write(self) -> None:
         """Writes what has ended; it stays noted here until that has worked."""
         with self._changed:
-            ended = {job_id: (self._running[job_id], self._progress.get(job_id)) for job_id in self._ended
-                     if job_id in self._running}
-        outcomes = {job_id: outcome for job_id, (future, progress) in ended.items()
-                    if (outcome := self._outcome(job_id, future, progress))}
+            ended = {
+                job_id: (self._running[job_id], self._progress.get(job_id))
+                for job_id in self._ended
+                if job_id in self._running
+            }
+        outcomes = {
+            job_id: outcome
+            for job_id, (future, progress) in ended.items()
+            if (outcome := self._outcome(job_id, future, progress))
+        }
         if outcomes:
             self._finish(outcomes)
             self._webhooks.wake()
@@ -224,7 +258,7 @@ class JobRunner:
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001  the runner never dies
-            if len(outcomes) > 1:       # one that cannot be stored must not keep the others
+            if len(outcomes) > 1:  # one that cannot be stored must not keep the others
                 for job_id, outcome in outcomes.items():
                     self._finish({job_id: outcome})
                 return
@@ -286,8 +320,11 @@ def _error_of(answer: Mapping[str, Any]) -> dict[str, Any] | None:
     if "error" not in answer:
         return None
     first: Mapping[str, Any] = next((one["error"] for one in answer.get("results", ()) if "error" in one), {})
-    return {"code": answer.get("code") or first.get("code", InternalError.code), "message": str(answer["error"]),
-            "retryable": bool(answer.get("retryable", first.get("retryable", False)))}
+    return {
+        "code": answer.get("code") or first.get("code", InternalError.code),
+        "message": str(answer["error"]),
+        "retryable": bool(answer.get("retryable", first.get("retryable", False))),
+    }
 
 
 def _left_of(answer: Mapping[str, Any]) -> dict[str, Any] | None:

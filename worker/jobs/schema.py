@@ -4,6 +4,7 @@ STEPS are run in order, each in a transaction of its own that also writes the ve
 together take turns. A step is never changed once it was released: what is to be different is a new step at the end. The
 Tables below are what the queries are written against; a test compares them with what the steps make.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -16,33 +17,35 @@ metadata = sa.MetaData()
 
 # What is asked for often; what may be large is in `documents`, so that a heartbeat does not rewrite megabytes.
 jobs = sa.Table(
-    "jobs", metadata,
-    sa.Column("number", sa.BigInteger, primary_key=True),       # rises with the time of submission
+    "jobs",
+    metadata,
+    sa.Column("number", sa.BigInteger, primary_key=True),  # rises with the time of submission
     sa.Column("id", sa.String(36), nullable=False, unique=True),
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("filename", sa.Text),
     sa.Column("upload", sa.Text),
     sa.Column("webhook", sa.Text),
     sa.Column("state", sa.Text, nullable=False),
-    sa.Column("created_at", sa.Double, nullable=False),         # this and all times: seconds since 1970
+    sa.Column("created_at", sa.Double, nullable=False),  # this and all times: seconds since 1970
     sa.Column("started_at", sa.Double),
     sa.Column("completed_at", sa.Double),
     sa.Column("done", sa.Integer, nullable=False),
     sa.Column("total", sa.Integer, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("error", sa.Text),                                # JSON
+    sa.Column("error", sa.Text),  # JSON
     sa.Column("lease_owner", sa.Text),
     sa.Column("lease_until", sa.Double),
-    sa.Column("webhook_at", sa.Double),                         # from when its delivery may be taken up; null: nothing to deliver
-    sa.Column("bytes", sa.BigInteger, nullable=False),          # of its payload and result
-    sa.Column("payload", sa.Text),                              # JSON; null: it is large, and in `documents`
+    sa.Column("webhook_at", sa.Double),  # from when its delivery may be taken up; null: nothing to deliver
+    sa.Column("bytes", sa.BigInteger, nullable=False),  # of its payload and result
+    sa.Column("payload", sa.Text),  # JSON; null: it is large, and in `documents`
 )
 
 documents = sa.Table(
-    "documents", metadata,
+    "documents",
+    metadata,
     sa.Column("number", sa.BigInteger, primary_key=True),
-    sa.Column("name", sa.Text, primary_key=True),               # payload or result
-    sa.Column("body", sa.Text, nullable=False),                 # JSON
+    sa.Column("name", sa.Text, primary_key=True),  # payload or result
+    sa.Column("body", sa.Text, nullable=False),  # JSON
 )
 
 Step = Sequence[str]
@@ -50,14 +53,16 @@ Step = Sequence[str]
 STEPS: tuple[Step, ...] = (
     (
         """CREATE TABLE jobs (
-            number {serial}, id VARCHAR(36) NOT NULL UNIQUE, kind TEXT NOT NULL, filename TEXT, upload TEXT, webhook TEXT,
-            state TEXT NOT NULL CHECK (state IN ('pending', 'processing', 'completed', 'failed', 'cancelled')),
+            number {serial}, id VARCHAR(36) NOT NULL UNIQUE, kind TEXT NOT NULL, filename TEXT, upload TEXT, webhook
+            TEXT, state TEXT NOT NULL CHECK (state IN ('pending', 'processing', 'completed', 'failed', 'cancelled')),
             created_at DOUBLE PRECISION NOT NULL, started_at DOUBLE PRECISION, completed_at DOUBLE PRECISION,
             done INTEGER NOT NULL, total INTEGER NOT NULL, attempts INTEGER NOT NULL, error TEXT,
-            lease_owner TEXT, lease_until DOUBLE PRECISION, webhook_at DOUBLE PRECISION, bytes BIGINT NOT NULL, payload TEXT)""",
+            lease_owner TEXT, lease_until DOUBLE PRECISION, webhook_at DOUBLE PRECISION, bytes BIGINT NOT NULL, payload
+            TEXT)""",
         "CREATE INDEX jobs_state ON jobs (state, number)",
         "CREATE INDEX jobs_webhook ON jobs (webhook_at) WHERE webhook_at IS NOT NULL",
-        "CREATE TABLE documents (number BIGINT NOT NULL, name TEXT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (number, name))",
+        "CREATE TABLE documents (number BIGINT NOT NULL, name TEXT NOT NULL, body TEXT NOT NULL, "
+        "PRIMARY KEY (number, name))",
     ),
 )
 
@@ -72,13 +77,15 @@ def migrate(engine: sa.Engine, steps: Sequence[Step] = STEPS) -> None:
     """
     for version in range(len(steps) + 1):
         with engine.begin() as connection:
-            if engine.dialect.name == "postgresql":     # SQLite's own write lock does the same there
+            if engine.dialect.name == "postgresql":  # SQLite's own write lock does the same there
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
             connection.execute(sa.text("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)"))
             found = connection.scalar(sa.text("SELECT max(version) FROM schema_version")) or 0
             if found > len(steps):
-                raise ConfigError(f"the job store has version {found}, written by a newer Aviary; this one knows versions up to "
-                                  f"{len(steps)}: update it, or give it a store of its own (JOBS_URL)")
+                raise ConfigError(
+                    f"the job store has version {found}, written by a newer Aviary; this one knows versions up to "
+                    f"{len(steps)}: update it, or give it a store of its own (JOBS_URL)"
+                )
             if version > found:
                 for statement in steps[version - 1]:
                     connection.execute(sa.text(statement.format(serial=_SERIAL[engine.dialect.name])))

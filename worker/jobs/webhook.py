@@ -1,14 +1,17 @@
 """Webhooks: a finished job's status, POSTed to the address that its submitter gave.
 
-A delivery is tried ATTEMPTS times, with growing waits between; what the other side refuses for good (4xx but 408 and 429,
-or a redirect) is not tried again. Its failure changes nothing about the job. Deliveries are kept in the store until they
-are over, so a restart loses none; a process killed between the other side's answer and its own note of it delivers twice,
-which the job's id in the body tells. With a secret, the header
+A delivery is tried ATTEMPTS times, with growing waits between; what the other side refuses for good (4xx but 408 and
+429,
+or a redirect) is not tried again. Its failure changes nothing about the job. Deliveries are kept in the store until
+they are over, so a restart loses none; a process killed between the other side's answer and its own note of it delivers
+twice, which the job's id in the body tells. With a secret, the header
 
     X-Aviary-Signature: t=<seconds since 1970>,v1=<hex HMAC-SHA256 of "<t>.<body>">
 
-says that the body is ours and when it was sent. Addresses are guarded like those of inputs: see worker/net/safe_http.py.
+says that the body is ours and when it was sent. Addresses are guarded like those of inputs: see
+worker/net/safe_http.py.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -35,8 +38,8 @@ from worker.net import safe_http
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 5
-TIMEOUT_SEC = (5.0, 10.0)       # to connect, and for the answer; both together are what a try may take
-HOLD_SEC = 180.0                # a delivery that took longer was lost with its process: longer than all attempts and waits
+TIMEOUT_SEC = (5.0, 10.0)  # to connect, and for the answer; both together are what a try may take
+HOLD_SEC = 180.0  # a delivery that took longer was lost with its process: longer than all attempts and waits
 POLL_SEC = 5.0
 MAX_URL_CHARS = 2048
 
@@ -46,7 +49,9 @@ _BACK_OFF = tenacity.wait_exponential_jitter(initial=1, max=30, jitter=1)
 def check(url: Any, *, allow_private: bool) -> str:
     """The URL, if a webhook may be sent there as far as its text tells. Raises RequestError otherwise."""
     if not isinstance(url, str) or len(url) > MAX_URL_CHARS or not url.isascii() or not url.isprintable() or " " in url:
-        raise RequestError(f"webhook must be a URL of printable ASCII, at most {MAX_URL_CHARS} characters", param="webhook")
+        raise RequestError(
+            f"webhook must be a URL of printable ASCII, at most {MAX_URL_CHARS} characters", param="webhook"
+        )
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -66,10 +71,19 @@ def sign(secret: str, body: bytes, at: int) -> str:
 
 
 class Webhooks:
-    """Delivers what is due, on threads of its own. `shape` makes the body of a job; `wait` is tenacity's, between tries."""
+    """Delivers what is due, on threads of its own. `shape` makes the body of a job; `wait` is tenacity's, between
+    tries."""
 
-    def __init__(self, store: JobStore, *, secret: str | None = None, allow_private: bool = False,
-                 shape: Callable[[Job], dict[str, Any]] = Job.status, threads: int = 4, wait: wait_base = _BACK_OFF) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        *,
+        secret: str | None = None,
+        allow_private: bool = False,
+        shape: Callable[[Job], dict[str, Any]] = Job.status,
+        threads: int = 4,
+        wait: wait_base = _BACK_OFF,
+    ) -> None:
         self.allow_private = allow_private
         self._store, self._secret, self._shape, self._wait = store, secret, shape, wait
         self._stopping = threading.Event()
@@ -111,7 +125,7 @@ class Webhooks:
 
     def _next(self) -> None:
         for job in self._store.webhooks_due(HOLD_SEC):
-            self.wake()         # there may be more, for this thread or another
+            self.wake()  # there may be more, for this thread or another
             self._store.webhook_over(job.id, again=not self._deliver(job))
 
     def _deliver(self, job: Job) -> bool:
@@ -119,9 +133,12 @@ class Webhooks:
         host = urlsplit(str(job.webhook)).hostname
         body = json.dumps(self._shape(job)).encode()
         trying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_Redeliver), reraise=True, wait=self._wait,
+            retry=tenacity.retry_if_exception_type(_Redeliver),
+            reraise=True,
+            wait=self._wait,
             sleep=tenacity.sleep_using_event(self._stopping),
-            stop=tenacity.stop_any(tenacity.stop_after_attempt(ATTEMPTS), tenacity.stop_when_event_set(self._stopping)))
+            stop=tenacity.stop_any(tenacity.stop_after_attempt(ATTEMPTS), tenacity.stop_when_event_set(self._stopping)),
+        )
         try:
             trying(self._post, str(job.webhook), body)
         except _Redeliver as error:
@@ -137,10 +154,13 @@ class Webhooks:
         if self._secret:
             headers["X-Aviary-Signature"] = sign(self._secret, body, int(time.time()))
         try:
-            with (safe_http.watched(_until(time.monotonic() + sum(TIMEOUT_SEC))),
-                  safe_http.session(allow_private=self.allow_private) as session,
-                  session.post(url, data=body, headers=headers, timeout=TIMEOUT_SEC, allow_redirects=False,
-                               stream=True) as response):       # its answer's body is not read
+            with (
+                safe_http.watched(_until(time.monotonic() + sum(TIMEOUT_SEC))),
+                safe_http.session(allow_private=self.allow_private) as session,
+                session.post(
+                    url, data=body, headers=headers, timeout=TIMEOUT_SEC, allow_redirects=False, stream=True
+                ) as response,
+            ):  # its answer's body is not read
                 status = response.status_code
         except safe_http.PrivateAddress as error:
             raise _Rejected("its address is not public (ALLOW_PRIVATE_URLS)") from error
@@ -176,4 +196,4 @@ def _surely_private(host: str) -> bool:
     try:
         return not safe_http.is_public(str(ipaddress.ip_address(host)))
     except ValueError:
-        return False        # a name: what it resolves to is checked on the connection
+        return False  # a name: what it resolves to is checked on the connection

@@ -1,4 +1,5 @@
 """Who is asked about a manifest's lines: a server, a Runpod endpoint, or the engine of this process."""
+
 from __future__ import annotations
 
 import asyncio
@@ -23,14 +24,23 @@ if TYPE_CHECKING:
 
 Task = Literal["transcribe", "caption", "embed", "analyze"]
 
-RETRIES = 8             # some two minutes: a server may be restarted meanwhile
+RETRIES = 8  # some two minutes: a server may be restarted meanwhile
 
 
-async def process_manifest(manifest_path: str | Path, output_dir: str | Path, server_url: str = "http://localhost:8000",
-                           concurrency: int = 16, *, task: Task = "analyze", api_key: str | None = None,
-                           retry_failed: bool = False, progress: Callable[[Summary], None] = lambda summary: None,
-                           **options: Any) -> Path:
-    """Asks a server, or a Runpod endpoint, about every line; gives the output's path: <output_dir>/<manifest>.<task>.jsonl.
+async def process_manifest(
+    manifest_path: str | Path,
+    output_dir: str | Path,
+    server_url: str = "http://localhost:8000",
+    concurrency: int = 16,
+    *,
+    task: Task = "analyze",
+    api_key: str | None = None,
+    retry_failed: bool = False,
+    progress: Callable[[Summary], None] = lambda summary: None,
+    **options: Any,
+) -> Path:
+    """Asks a server, or a Runpod endpoint, about every line; gives the output's path:
+    <output_dir>/<manifest>.<task>.jsonl.
 
     `options`: the client's for this task (model, style, ...). Otherwise as `process`, whose errors it raises.
     """
@@ -40,6 +50,7 @@ async def process_manifest(manifest_path: str | Path, output_dir: str | Path, se
     loop, stop = asyncio.get_running_loop(), threading.Event()
     asked: set[Future[Any]] = set()
     async with AsyncClient(server_url, api_key, retries=RETRIES) as client:
+
         def ask(line: Line) -> LineResult:
             future = asyncio.run_coroutine_threadsafe(getattr(client, task)(line.audio(), **options), loop)
             asked.add(future)
@@ -50,12 +61,26 @@ async def process_manifest(manifest_path: str | Path, output_dir: str | Path, se
             finally:
                 asked.discard(future)
             if isinstance(result, Transcribed):
-                return _said(result.text, {"word": result.words, "segment": result.segments} if options.get("timestamps") else {},
-                             result.warning)
+                return _said(
+                    result.text,
+                    {"word": result.words, "segment": result.segments} if options.get("timestamps") else {},
+                    result.warning,
+                )
             return _heard(getattr(result, "caption", None), getattr(result, "embedding", None), result.warning)
 
-        work = asyncio.ensure_future(asyncio.to_thread(process, manifest_path, output, ask, concurrency=concurrency, stop=stop,
-                                                       retry_failed=retry_failed, progress=progress, options=options))
+        work = asyncio.ensure_future(
+            asyncio.to_thread(
+                process,
+                manifest_path,
+                output,
+                ask,
+                concurrency=concurrency,
+                stop=stop,
+                retry_failed=retry_failed,
+                progress=progress,
+                options=options,
+            )
+        )
         try:
             summary = await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -101,14 +126,20 @@ def with_engine(engine: Engine, task: Task, **options: Any) -> Asker:
             return _heard(None, output.values, warning)
         if isinstance(output, Caption):
             return _heard(output.text, None, warning)
-        spans = {"word": output.words, "segment": output.segments, "char": output.chars} if isinstance(output, Transcript) else {}
+        spans = (
+            {"word": output.words, "segment": output.segments, "char": output.chars}
+            if isinstance(output, Transcript)
+            else {}
+        )
         return _said(output.text, {level: spans[level] for level in outcome.item.view.timestamps}, warning)
 
     return ask
 
 
 def _said(text: str, spans: Mapping[Level, Sequence[Span]], warning: str | None) -> LineResult:
-    return LineResult({"pred_text": text} | ({"timestamps": render.timestamps(spans)} if spans else {}) | _warned(warning))
+    return LineResult(
+        {"pred_text": text} | ({"timestamps": render.timestamps(spans)} if spans else {}) | _warned(warning)
+    )
 
 
 def _heard(caption: str | None, embedding: np.ndarray | None, warning: str | None) -> LineResult:

@@ -2,6 +2,7 @@
 
 Lines reach the disk in small groups (fsync). What a killed process left of a line is cut off by `recover`.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -35,7 +36,7 @@ class Journal:
             self._file.close()
             raise RequestError(f"another run is writing {path}", param="output") from None
         except OSError:
-            pass        # a file system without locks
+            pass  # a file system without locks
         self._unsynced, self._synced_at = 0, time.monotonic()
 
     def recover(self) -> Iterator[dict[str, Any]]:
@@ -46,8 +47,10 @@ class Journal:
             for line in file:
                 value = _object(line)
                 if value is None and file.peek(1):
-                    raise RequestError(f"{self.path} is not an output of this program: choose another folder, or remove it",
-                                       param="output")
+                    raise RequestError(
+                        f"{self.path} is not an output of this program: choose another folder, or remove it",
+                        param="output",
+                    )
                 if value is not None:
                     whole += len(line)
                     yield value
@@ -78,7 +81,9 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with contextlib.closing(self._file):
             self.sync()
 

@@ -1,4 +1,5 @@
 """A manifest's lines, and the audio that each names. Nothing is held but the line that is read."""
+
 from __future__ import annotations
 
 import json
@@ -17,8 +18,8 @@ SOURCES = ("audio_filepath", "audio", "source", "path", "url")
 
 @dataclass(frozen=True)
 class Line:
-    """One line. `index`: its place among those that are not blank, from 0. `fields`: its object, or its text as `raw` if it
-    is `broken`. `folder`: what its paths are relative to."""
+    """One line. `index`: its place among those that are not blank, from 0. `fields`: its object, or its text as `raw`
+    if it is `broken`. `folder`: what its paths are relative to."""
 
     index: int
     fields: Json

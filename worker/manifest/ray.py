@@ -3,15 +3,16 @@
     with on_ray(settings, "transcribe", address="auto") as ask:
         process(manifest, output, ask, concurrency=ask.concurrency)
 
-Lines go to the engines, answers and embeddings come back, and this process alone writes. The engines read the audio: paths must
-mean the same on all machines (a shared folder), or be URLs. worker/ is to be installed on all of them.
+Lines go to the engines, answers and embeddings come back, and this process alone writes. The engines read the audio:
+paths must mean the same on all machines (a shared folder), or be URLs. worker/ is to be installed on all of them.
 
-An engine is asked once its model has loaded. Ray replaces one that dies or whose device is lost, and what it was asked is asked
-of whoever is free. The engines end with the block, and with this process, however it ends.
+An engine is asked once its model has loaded. Ray replaces one that dies or whose device is lost, and what it was asked
+is asked of whoever is free. The engines end with the block, and with this process, however it ends.
 
-Not Ray Data: it hands on whole blocks of lines, which a run that is killed has to do again, and reads a manifest from its
-beginning.
+Not Ray Data: it hands on whole blocks of lines, which a run that is killed has to do again, and reads a manifest from
+its beginning.
 """
+
 from __future__ import annotations
 
 import concurrent.futures
@@ -36,18 +37,21 @@ from worker.manifest.run import LineResult
 log = logging.getLogger(__name__)
 
 LOCAL = "local"
-TRIES = 4               # engines that may die while they hear one line, or one after another while they load
-RESTARTS = 100          # of one engine in a run: one that dies before it can be asked anything must not do so for ever
+TRIES = 4  # engines that may die while they hear one line, or one after another while they load
+RESTARTS = 100  # of one engine in a run: one that dies before it can be asked anything must not do so for ever
 CONNECT_SEC, CLOSE_SEC = 10, 10
 
 
 @contextlib.contextmanager
-def on_ray(settings: Settings, task: Task, *, address: str = LOCAL, engines: int | None = None, each: int = 16,
-           **options: Any) -> Iterator[Cluster]:
-    """What asks the cluster. `address`: "auto", "host:port" or "ray://host:port"; "local" starts one on this machine's loopback,
-    for the block. Where Ray is connected already, that is used. `engines`: by default one a GPU of the cluster; if it has none,
-    or DEVICE is cpu, one a machine. `each`: lines that an engine is asked about at a time. `options`: the request's fields
-    (model, style, ...).
+def on_ray(
+    settings: Settings, task: Task, *, address: str = LOCAL, engines: int | None = None, each: int = 16, **options: Any
+) -> Iterator[Cluster]:
+    """What asks the cluster. `address`: "auto", "host:port" or "ray://host:port"; "local" starts one on this machine's
+    loopback,
+    for the block. Where Ray is connected already, that is used. `engines`: by default one a GPU of the cluster; if it
+    has none,
+    or DEVICE is cpu, one a machine. `each`: lines that an engine is asked about at a time. `options`: the request's
+    fields (model, style, ...).
 
     Raises RequestError where Ray is not installed, ServerUnreachable where no cluster answers.
     """
@@ -62,9 +66,10 @@ def on_ray(settings: Settings, task: Task, *, address: str = LOCAL, engines: int
             _connect(address)
             stack.callback(ray.shutdown)
         gpus = 0 if settings.device == "cpu" else int(ray.cluster_resources().get("GPU", 0))
-        actor = ray.remote(num_cpus=1, num_gpus=min(gpus, 1), max_restarts=RESTARTS, max_concurrency=each,
-                           scheduling_strategy="SPREAD")(EngineActor)
-        values = settings.model_dump(mode="json", exclude_unset=True)       # each machine has its own defaults
+        actor = ray.remote(
+            num_cpus=1, num_gpus=min(gpus, 1), max_restarts=RESTARTS, max_concurrency=each, scheduling_strategy="SPREAD"
+        )(EngineActor)
+        values = settings.model_dump(mode="json", exclude_unset=True)  # each machine has its own defaults
         count = engines or gpus or sum(node["Alive"] for node in ray.nodes())
         cluster = Cluster([actor.remote(values, task, options) for _ in range(count)], each)
         stack.callback(cluster.close)
@@ -108,7 +113,9 @@ class Cluster:
     def __init__(self, actors: list[Any], each: int) -> None:
         self.concurrency = len(actors) * each
         self._actors = actors
-        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()    # an actor, for each line it may be asked about; or an error
+        self._free: queue.SimpleQueue[Any] = (
+            queue.SimpleQueue()
+        )  # an actor, for each line it may be asked about; or an error
         self._asked: set[Future[Any]] = set()
         self._lock, self._closed = threading.Lock(), False
         for actor in actors:
@@ -121,11 +128,11 @@ class Cluster:
         for _ in range(TRIES):
             actor = self._free.get()
             if isinstance(actor, AviaryError):
-                self._free.put(actor)       # for the next who asks
+                self._free.put(actor)  # for the next who asks
                 raise actor
             try:
                 answer = self._send(actor, line)
-            except ray.exceptions.RayTaskError:     # a fault in the code, not of the actor
+            except ray.exceptions.RayTaskError:  # a fault in the code, not of the actor
                 self._free.put(actor)
                 raise
             except ray.exceptions.RayError as error:
@@ -164,7 +171,8 @@ class Cluster:
                 self._asked.discard(asked)
 
     def _load(self, actor: Any, lines: int) -> None:
-        """The actor is free for so many lines once it has loaded. If it cannot, that ends the run: who asks next is told."""
+        """The actor is free for so many lines once it has loaded. If it cannot, that ends the run: who asks next is
+        told."""
 
         def done(loading: Future[AviaryError | None]) -> None:
             if (error := loading.exception()) is not None:
@@ -183,7 +191,7 @@ def _connect(address: str) -> None:
     own: Mapping[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
-        if host:        # Ray itself waits for minutes
+        if host:  # Ray itself waits for minutes
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_SEC).close()
         ray.init(address=address, logging_level="WARNING", **own)
     except (OSError, ValueError) as error:

@@ -1,11 +1,14 @@
 """The core: every line is asked about once, in threads, and written in the manifest's order.
 
-`ask` is the seam: a function of one Line that may be called by many threads at a time and blocks until it has the Answer.
+`ask` is the seam: a function of one Line that may be called by many threads at a time and blocks until it has the
+Answer.
 
-Memory is that of the window, not of the manifest: embeddings are on disk before a line waits for those before it. What is no
-line's own fault (nobody answers, a wrong key, no such model, a lost device) ends the run with that error, and the next run
-goes on there.
+Memory is that of the window, not of the manifest: embeddings are on disk before a line waits for those before it. What
+is no
+line's own fault (nobody answers, a wrong key, no such model, a lost device) ends the run with that error, and the next
+run goes on there.
 """
+
 from __future__ import annotations
 
 import concurrent.futures
@@ -44,7 +47,7 @@ log = logging.getLogger(__name__)
 Json = dict[str, Any]
 
 OURS = ("pred_text", "timestamps", "caption", "embedding_path", "warning", "error")
-WINDOW = 4              # lines under way or waiting for those before them, for each that is asked at a time
+WINDOW = 4  # lines under way or waiting for those before them, for each that is asked at a time
 _ENDS = (RequestError, Busy, ServerUnreachable, DeviceLost, ModelUnavailable, Cancelled)
 
 
@@ -58,8 +61,8 @@ class LineResult:
 
 @dataclass(frozen=True)
 class Summary:
-    """`lines` of the output, `resumed` of them from earlier runs; `errors`: how many lines have each code. `done`: the part of
-    the manifest's bytes that is read."""
+    """`lines` of the output, `resumed` of them from earlier runs; `errors`: how many lines have each code. `done`: the
+    part of the manifest's bytes that is read."""
 
     output: Path
     lines: int
@@ -76,15 +79,26 @@ class Summary:
 Asker = Callable[[Line], LineResult]
 
 
-def process(manifest: str | Path, output: str | Path, ask: Asker, *, concurrency: int = 16, retry_failed: bool = False,
-            progress: Callable[[Summary], None] = lambda summary: None, stop: threading.Event | None = None,
-            options: Mapping[str, Any] | None = None) -> Summary:
-    """Writes the output, or the rest of it. `concurrency`: threads that ask. `retry_failed`: lines with an error are asked
-    again; the output is replaced when all are done. `progress` is told about once a second, and at the end. `stop`: ends the
-    run with Cancelled. `options`: what is asked for, as JSON; kept beside the output, which is then written with no others.
+def process(
+    manifest: str | Path,
+    output: str | Path,
+    ask: Asker,
+    *,
+    concurrency: int = 16,
+    retry_failed: bool = False,
+    progress: Callable[[Summary], None] = lambda summary: None,
+    stop: threading.Event | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Summary:
+    """Writes the output, or the rest of it. `concurrency`: threads that ask. `retry_failed`: lines with an error are
+    asked
+    again; the output is replaced when all are done. `progress` is told about once a second, and at the end. `stop`:
+    ends the
+    run with Cancelled. `options`: what is asked for, as JSON; kept beside the output, which is then written with no
+    others.
 
-    Raises RequestError (no such manifest, an output that is not this manifest's, that has other options, or that another run
-    is writing), and what `ask` raises that is no line's fault.
+    Raises RequestError (no such manifest, an output that is not this manifest's, that has other options, or that
+    another run is writing), and what `ask` raises that is no line's fault.
     """
     manifest, output = Path(manifest), Path(output)
     if not manifest.is_file():
@@ -107,8 +121,15 @@ def process(manifest: str | Path, output: str | Path, ask: Asker, *, concurrency
 
 
 class _Run:
-    def __init__(self, manifest: Path, output: Path, ask: Asker, concurrency: int, progress: Callable[[Summary], None],
-                 stop: threading.Event) -> None:
+    def __init__(
+        self,
+        manifest: Path,
+        output: Path,
+        ask: Asker,
+        concurrency: int,
+        progress: Callable[[Summary], None],
+        stop: threading.Event,
+    ) -> None:
         self._manifest, self._output, self._ask, self._concurrency = manifest, output, ask, concurrency
         self._progress, self._stop, self._over = progress, stop, threading.Event()
         self._embeddings = output.with_suffix("")
@@ -200,7 +221,9 @@ class _Run:
             raise self._changed()
 
     def _changed(self) -> RequestError:
-        return RequestError(f"{self._output} is not this manifest's output: give another folder, or remove it", param="output")
+        return RequestError(
+            f"{self._output} is not this manifest's output: give another folder, or remove it", param="output"
+        )
 
     def _count(self, row: Json) -> None:
         self._lines += 1
@@ -210,8 +233,14 @@ class _Run:
             self._errors[error["code"]] += 1
 
     def _summary(self) -> Summary:
-        return Summary(self._output, self._lines, self._resumed, self._errors.copy(), self._read / self._size,
-                       time.monotonic() - self._started)
+        return Summary(
+            self._output,
+            self._lines,
+            self._resumed,
+            self._errors.copy(),
+            self._read / self._size,
+            time.monotonic() - self._started,
+        )
 
 
 def _agree(output: Path, options: Mapping[str, Any]) -> None:
@@ -223,14 +252,15 @@ def _agree(output: Path, options: Mapping[str, Any]) -> None:
         whole.write_text(json.dumps(options), encoding="utf-8")
         whole.replace(path)
     elif kept != json.loads(json.dumps(options)):
-        raise RequestError(f"{output} was begun with {kept}, not {dict(options)}: give another folder, or remove it",
-                           param="output")
+        raise RequestError(
+            f"{output} was begun with {kept}, not {dict(options)}: give another folder, or remove it", param="output"
+        )
 
 
 def _dump(fields: Json) -> bytes:
     try:
         return json.dumps(fields, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    except UnicodeEncodeError:      # half a character, as \ud800 gives
+    except UnicodeEncodeError:  # half a character, as \ud800 gives
         return json.dumps(fields, allow_nan=False).encode() + b"\n"
 
 

@@ -1,11 +1,12 @@
 """HTTP that cannot be talked into reaching inside: connections to addresses that are not public are refused.
 
-The check is made where the connection is made, on the address that is connected to, so neither a redirect nor a name that
-resolves differently the second time gets past it. Proxies and netrc of the environment are not used.
+The check is made where the connection is made, on the address that is connected to, so neither a redirect nor a name
+that resolves differently the second time gets past it. Proxies and netrc of the environment are not used.
 
-A timeout holds for each read alone, so a server that sends a byte now and then would outlast any: see `watched`. A redirect's
-body is never read.
+A timeout holds for each read alone, so a server that sends a byte now and then would outlast any: see `watched`. A
+redirect's body is never read.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -56,8 +57,8 @@ def session(*, allow_private: bool) -> requests.Session:
 
 @contextlib.contextmanager
 def watched(check: Callable[[], None]) -> Iterator[None]:
-    """Within the block, `check` is called again and again while this thread reads an answer, its head as well; what it raises
-    ends the reading."""
+    """Within the block, `check` is called again and again while this thread reads an answer, its head as well; what it
+    raises ends the reading."""
     _watch.check = check
     try:
         yield
@@ -109,7 +110,7 @@ class _Watched(io.RawIOBase):
     """What a response reads from: the socket; while nothing comes, `check` is called."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
-        self._raw, self._sock = raw, sock       # raw: it keeps the socket open
+        self._raw, self._sock = raw, sock  # raw: it keeps the socket open
 
     def readable(self) -> bool:
         return True
@@ -159,8 +160,10 @@ class _GuardedHTTPS(_HTTPS):
 
 
 def _pools(http: type[HTTPConnection], https: type[HTTPSConnection]) -> dict[str, type[HTTPConnectionPool]]:
-    return {"http": type("_Pool", (HTTPConnectionPool,), {"ConnectionCls": http}),
-            "https": type("_Pool", (HTTPSConnectionPool,), {"ConnectionCls": https})}
+    return {
+        "http": type("_Pool", (HTTPConnectionPool,), {"ConnectionCls": http}),
+        "https": type("_Pool", (HTTPSConnectionPool,), {"ConnectionCls": https}),
+    }
 
 
 class _Adapter(HTTPAdapter):

@@ -8,6 +8,7 @@
 Fields that mean nothing here are refused by name, as everywhere. Pure translation: the request goes on to
 `worker.protocol.request`.
 """
+
 from __future__ import annotations
 
 import time
@@ -21,11 +22,26 @@ from worker.errors import RequestError, Unsupported
 Json = dict[str, Any]
 Shape = Callable[[Json], Any]
 
-_TASKS = {"transcriptions": "transcribe", "translations": "translate", "captions": "caption", "embeddings": "embed",
-          "analyze": "analyze"}
-_SAME = ("model", "language", "target_language", "prompt", "temperature", "top_p", "style", "pooling", "max_new_tokens",
-         "punctuation")
-_AS_IT_IS = {"chunking_strategy": "auto"}      # what OpenAI's clients may ask for and get anyway
+_TASKS = {
+    "transcriptions": "transcribe",
+    "translations": "translate",
+    "captions": "caption",
+    "embeddings": "embed",
+    "analyze": "analyze",
+}
+_SAME = (
+    "model",
+    "language",
+    "target_language",
+    "prompt",
+    "temperature",
+    "top_p",
+    "style",
+    "pooling",
+    "max_new_tokens",
+    "punctuation",
+)
+_AS_IT_IS = {"chunking_strategy": "auto"}  # what OpenAI's clients may ask for and get anyway
 
 
 def models() -> Json:
@@ -36,10 +52,19 @@ def models() -> Json:
 def model_json(model: catalog.Model) -> Json:
     """A model as OpenAI lists it, with what it can do beside."""
     targets = model.languages if model.backend == "canary" else ("en",) if "translate" in model.tasks else ()
-    return {"id": model.id, "object": "model", "created": 0, "owned_by": model.id.split("/")[0], "aliases": list(model.aliases),
-            "tasks": list(model.tasks), "languages": list(model.languages), "target_languages": list(targets),
-            "timestamps": ["word", "segment", "char"] if model.timestamps else [], "options": list(model.options),
-            "max_sec": model.max_sec}
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": 0,
+        "owned_by": model.id.split("/")[0],
+        "aliases": list(model.aliases),
+        "tasks": list(model.tasks),
+        "languages": list(model.languages),
+        "target_languages": list(targets),
+        "timestamps": ["word", "segment", "char"] if model.timestamps else [],
+        "options": list(model.options),
+        "max_sec": model.max_sec,
+    }
 
 
 def translate(route: str, body: Any) -> tuple[Json, Shape]:
@@ -142,6 +167,16 @@ def _speech_shape(answer: Json) -> Any:
 
 def _chat_shape(answer: Json) -> Json:
     one = answer["results"][0]
-    choice = {"index": 0, "message": {"role": "assistant", "content": one["text"]}, "finish_reason": one["finish_reason"]}
-    return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion", "created": int(time.time()),
-            "model": answer["model"], "choices": [choice], "usage": one["usage"]}
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": one["text"]},
+        "finish_reason": one["finish_reason"],
+    }
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": answer["model"],
+        "choices": [choice],
+        "usage": one["usage"],
+    }

@@ -3,6 +3,7 @@
 `to_json` gives plain dicts of str, int, float, bool, None and lists, nothing else: strict JSON (RFC 8259) comes of it.
 Times are rounded to milliseconds, like those of subtitles.
 """
+
 from __future__ import annotations
 
 import base64
@@ -20,10 +21,10 @@ Json = dict[str, Any]
 # put(name, data, content type) -> URL. Raises AviaryError when there is no bucket.
 Put = Callable[[str, bytes, str], str]
 
-LINE_CHARS = 42          # two such lines are what a subtitle may hold
+LINE_CHARS = 42  # two such lines are what a subtitle may hold
 CUE_CHARS = 2 * LINE_CHARS
 CUE_SEC = 7.0
-SHORTEST_SEC = 0.5       # of a word that a model gives no length, which players would never show
+SHORTEST_SEC = 0.5  # of a word that a model gives no length, which players would never show
 
 
 def to_json(response: Response, put: Put) -> Json:
@@ -34,10 +35,15 @@ def to_json(response: Response, put: Put) -> Json:
     answer: Json = {
         "model": response.model,
         "results": results,
-        "usage": {"inputs": len(results), "failed": len(failed),
-                  "audio_sec": round(sum(one.get("duration_sec", 0.0) for one in results), 3)},
-        "timing": {name: round(getattr(timing, name), 4)
-                   for name in ("fetch_sec", "decode_sec", "queue_sec", "model_sec", "total_sec")},
+        "usage": {
+            "inputs": len(results),
+            "failed": len(failed),
+            "audio_sec": round(sum(one.get("duration_sec", 0.0) for one in results), 3),
+        },
+        "timing": {
+            name: round(getattr(timing, name), 4)
+            for name in ("fetch_sec", "decode_sec", "queue_sec", "model_sec", "total_sec")
+        },
     }
     if len(failed) == len(results):
         first = failed[0]["error"]["message"]
@@ -57,8 +63,8 @@ def timestamps(spans: Mapping[Level, Sequence[Span]]) -> Json:
 
 
 def subtitles(transcript: Transcript, duration_sec: float, *, vtt: bool = False) -> str:
-    """SubRip or WebVTT text: cues of at most two lines and seven seconds, cut between words and at segment ends. Between words
-    stands what stands there in the text: nothing, in a language that is written without spaces."""
+    """SubRip or WebVTT text: cues of at most two lines and seven seconds, cut between words and at segment ends.
+    Between words stands what stands there in the text: nothing, in a language that is written without spaces."""
     cues = _cues(transcript, duration_sec)
     clock = _vtt_clock if vtt else _srt_clock
     blocks = ["WEBVTT\n"] if vtt else []
@@ -95,9 +101,16 @@ def _output(one: Result, put: Put) -> Json:
         shape = _caption(output)
     elif isinstance(output, Reply):
         total = output.prompt_tokens + output.completion_tokens
-        shape = {"text": _text(output.text), "finish_reason": output.finish_reason,
-                 "usage": {"prompt_tokens": output.prompt_tokens, "completion_tokens": output.completion_tokens,
-                           "total_tokens": total}, **_thinking(output)}
+        shape = {
+            "text": _text(output.text),
+            "finish_reason": output.finish_reason,
+            "usage": {
+                "prompt_tokens": output.prompt_tokens,
+                "completion_tokens": output.completion_tokens,
+                "total_tokens": total,
+            },
+            **_thinking(output),
+        }
     elif isinstance(output, Analysis):
         shape = {**_caption(output.caption), **_embedding(output.embedding, view, put)}
     else:
@@ -120,8 +133,11 @@ def _transcript(transcript: Transcript, levels: tuple[Level, ...]) -> Json:
     if transcript.tokens_generated is not None:
         shape["tokens_generated"] = transcript.tokens_generated
     if levels:
-        spans: dict[Level, tuple[Span, ...]] = {"word": transcript.words, "segment": transcript.segments,
-                                                "char": transcript.chars}
+        spans: dict[Level, tuple[Span, ...]] = {
+            "word": transcript.words,
+            "segment": transcript.segments,
+            "char": transcript.chars,
+        }
         shape["timestamps"] = timestamps({level: spans[level] for level in levels})
     return shape
 
@@ -140,8 +156,13 @@ def _embedding(embedding: Embedding, view: View, put: Put) -> Json:
         data = put("embedding.npy", buffer.getvalue(), "application/octet-stream")
     else:
         data = [float(v) for v in values] if values.ndim == 1 else values.tolist()
-    return {"embedding": data, "shape": list(values.shape), "frame_rate": float(embedding.frame_rate),
-            "pooling": embedding.pooling, "encoding": view.encoding}
+    return {
+        "embedding": data,
+        "shape": list(values.shape),
+        "frame_rate": float(embedding.frame_rate),
+        "pooling": embedding.pooling,
+        "encoding": view.encoding,
+    }
 
 
 def _formatted(one: Result, shape: Json) -> Any:
@@ -157,13 +178,31 @@ def _formatted(one: Result, shape: Json) -> Any:
 
 def _verbose(one: Result, transcript: Transcript) -> Json:
     """OpenAI's verbose_json; what these models do not tell (tokens, log probabilities) has OpenAI's empty values."""
-    segments = [{"id": i, "seek": 0, "start": round(s.start, 3), "end": round(s.end, 3), "text": _text(s.text), "tokens": [],
-                 "temperature": 0.0, "avg_logprob": 0.0, "compression_ratio": 0.0, "no_speech_prob": 0.0}
-                for i, s in enumerate(transcript.segments)]
-    return {"task": one.item.options.task, "language": transcript.language, "duration": round(one.duration_sec, 3),
-            "text": _text(transcript.text), "segments": segments, "words": [_span("word", s) for s in transcript.words],
-            "usage": {"type": "duration", "seconds": round(one.duration_sec, 3)},
-            **({"warning": _text(one.warning)} if one.warning else {})}
+    segments = [
+        {
+            "id": i,
+            "seek": 0,
+            "start": round(s.start, 3),
+            "end": round(s.end, 3),
+            "text": _text(s.text),
+            "tokens": [],
+            "temperature": 0.0,
+            "avg_logprob": 0.0,
+            "compression_ratio": 0.0,
+            "no_speech_prob": 0.0,
+        }
+        for i, s in enumerate(transcript.segments)
+    ]
+    return {
+        "task": one.item.options.task,
+        "language": transcript.language,
+        "duration": round(one.duration_sec, 3),
+        "text": _text(transcript.text),
+        "segments": segments,
+        "words": [_span("word", s) for s in transcript.words],
+        "usage": {"type": "duration", "seconds": round(one.duration_sec, 3)},
+        **({"warning": _text(one.warning)} if one.warning else {}),
+    }
 
 
 def _cues(transcript: Transcript, duration_sec: float) -> list[Span]:

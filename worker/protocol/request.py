@@ -4,6 +4,7 @@ Takes the JSON that a user sent, bare or under `input`, and gives a Request whos
 limits. What is wrong with the request as a whole raises RequestError, naming the field and the values allowed. What is
 wrong with one input becomes a Failure in its place: one bad input never spoils the others.
 """
+
 from __future__ import annotations
 
 import re
@@ -17,7 +18,7 @@ from worker.config import Settings
 from worker.errors import AviaryError, InputError, RequestError, TooManyInputs, Unsupported
 from worker.types import Failure, Item, Level, Message, Options, Request, S3Access, Source, Task, View
 
-MOST_TOKENS = 32_768     # that may be asked for
+MOST_TOKENS = 32_768  # that may be asked for
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*):(?=//|)")
@@ -65,26 +66,33 @@ class _Payload(_PerItem):
     id: str | int | None = None
 
 
-def parse(payload: Any, settings: Settings, *, s3: S3Access | None = None, trusted: bool = False,
-          files: Mapping[str, BinaryIO] | None = None) -> Request:
+def parse(
+    payload: Any,
+    settings: Settings,
+    *,
+    s3: S3Access | None = None,
+    trusted: bool = False,
+    files: Mapping[str, BinaryIO] | None = None,
+) -> Request:
     """The Request that a payload asks for.
 
-    s3: the job's own bucket, for its s3:// inputs. trusted: paths were typed by the person who runs the worker. files: what
-    a door holds open, by the names under which the payload's sources mention them.
+    s3: the job's own bucket, for its s3:// inputs. trusted: paths were typed by the person who runs the worker. files:
+    what a door holds open, by the names under which the payload's sources mention them.
     Raises RequestError (or a subclass) when the request as a whole is wrong.
     """
     body = validated(_Payload, unwrapped(payload))
     inputs = _inputs(body)
     if len(inputs) > settings.max_inputs:
-        raise TooManyInputs(f"inputs has {len(inputs)} items; at most {settings.max_inputs} (MAX_INPUTS) are allowed",
-                            param="inputs")
+        raise TooManyInputs(
+            f"inputs has {len(inputs)} items; at most {settings.max_inputs} (MAX_INPUTS) are allowed", param="inputs"
+        )
     name = body.model or settings.default_model
     model = catalog.find(name)
     checked = None if settings.skip_model_load and body.model is None else model
     _options(body, body, checked, model.id)
 
     items: list[Item] = []
-    alike: dict[Any, Any] = {}       # equal options and views are one object: there may be ten thousand items
+    alike: dict[Any, Any] = {}  # equal options and views are one object: there may be ten thousand items
     rejected: list[Failure] = []
     for index, raw in enumerate(inputs):
         try:
@@ -129,7 +137,7 @@ def source_of(text: str, *, s3: S3Access | None = None, trusted: bool = False) -
         return Source("data", text)
     if scheme == "file":
         return Source("path", text, trusted=trusted)
-    if scheme and text[match.end():].startswith("//"):  # type: ignore[union-attr]
+    if scheme and text[match.end() :].startswith("//"):  # type: ignore[union-attr]
         raise InputError(f"scheme {scheme!r} is not read: use http, https, s3, data, file or a path", param="source")
     return Source("path", text, trusted=trusted)
 
@@ -149,8 +157,17 @@ def _inputs(body: _Payload) -> list[Any]:
     return [body.audio if isinstance(body.audio, Mapping) else {"source": body.audio, "id": body.id}]
 
 
-def _item(index: int, raw: Any, body: _Payload, checked: catalog.Model | None, model_id: str, *,
-          s3: S3Access | None, trusted: bool, files: Mapping[str, BinaryIO]) -> Item:
+def _item(
+    index: int,
+    raw: Any,
+    body: _Payload,
+    checked: catalog.Model | None,
+    model_id: str,
+    *,
+    s3: S3Access | None,
+    trusted: bool,
+    files: Mapping[str, BinaryIO],
+) -> Item:
     where = f"inputs[{index}]"
     if isinstance(raw, str):
         raw = {"source": raw}
@@ -162,13 +179,17 @@ def _item(index: int, raw: Any, body: _Payload, checked: catalog.Model | None, m
         message, param = _explain(error, _Input)
         raise InputError(f"{where}: {message}", param=f"{where}.{param}") from None
     options, view = _options(given, body, checked, model_id)
-    source = Source("file", given.source, file=files[given.source]) if given.source in files \
+    source = (
+        Source("file", given.source, file=files[given.source])
+        if given.source in files
         else source_of(given.source, s3=s3, trusted=trusted)
+    )
     return Item(index, source, options, view, given.id)
 
 
 def _options(given: _PerItem, body: _Payload, checked: catalog.Model | None, model_id: str) -> tuple[Options, View]:
     """The item's options over the request's; refused when the model cannot do them."""
+
     def pick(name: str) -> Any:
         value = getattr(given, name)
         return getattr(body, name) if value is None else value
@@ -179,12 +200,20 @@ def _options(given: _PerItem, body: _Payload, checked: catalog.Model | None, mod
     speech = body.task in ("transcribe", "translate")
     timed = form == "verbose_json" and speech and (checked is None or checked.timestamps)
     options = Options(
-        model=model_id, task=body.task, timestamps=bool(levels) or subtitles or timed,
-        language=pick("language"), target_language=pick("target_language"), prompt=pick("prompt"), style=pick("style"),
+        model=model_id,
+        task=body.task,
+        timestamps=bool(levels) or subtitles or timed,
+        language=pick("language"),
+        target_language=pick("target_language"),
+        prompt=pick("prompt"),
+        style=pick("style"),
         messages=_messages(pick("messages") or []),
-        max_new_tokens=pick("max_new_tokens"), temperature=pick("temperature"), top_p=pick("top_p"),
+        max_new_tokens=pick("max_new_tokens"),
+        temperature=pick("temperature"),
+        top_p=pick("top_p"),
         punctuation=pick("punctuation") is not False,
-        pooling=pick("pooling") or "none")
+        pooling=pick("pooling") or "none",
+    )
     if checked is not None:
         catalog.check(checked, options)
     if subtitles and not speech:
@@ -217,9 +246,11 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:
     """The first mistake as (message, field), in words that name the field and what is allowed."""
     first = error.errors()[0]
     place = first["loc"]
-    field = ".".join(str(part) for before, part in zip(("", *place), place, strict=False)
-                     if part in model.model_fields or isinstance(part, int) or isinstance(before, int)) \
-        or ".".join(map(str, place))
+    field = ".".join(
+        str(part)
+        for before, part in zip(("", *place), place, strict=False)
+        if part in model.model_fields or isinstance(part, int) or isinstance(before, int)
+    ) or ".".join(map(str, place))
     if first["type"] == "extra_forbidden":
         known = f"; the fields are {', '.join(sorted(model.model_fields))}" if len(place) == 1 else ""
         return f"{field} is not a field{known}", field

@@ -1,8 +1,9 @@
 """The config.json of scoring: which models score, and where the reference clips and their cache are.
 
-`ScoreConfig.read(path)` gives it with folders that are relative to the file made absolute. A mistake raises ConfigError,
-which names the file, the field and what is allowed. Whether a model can be loaded is not looked into here.
+`ScoreConfig.read(path)` gives it with folders that are relative to the file made absolute. A mistake raises
+ConfigError, which names the file, the field and what is allowed. Whether a model can be loaded is not looked into here.
 """
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -22,7 +23,8 @@ class _Strict(BaseModel):
 class ModelEntry(_Strict):
     """One model that scores. type `model`: any of the catalog that both transcribes and embeds.
 
-    processor_id, transcriber_id: what makes Higgs's features and its transcripts; of type `higgs_audio` alone, which needs both.
+    processor_id, transcriber_id: what makes Higgs's features and its transcripts; of type `higgs_audio` alone, which
+    needs both.
     """
 
     key: str = Field(pattern=r"^\w[^/\\]*$", description="Its name in requests, and its folder in the cache")
@@ -36,7 +38,9 @@ class ModelEntry(_Strict):
         for name in ("processor_id", "transcriber_id"):
             given, needed = getattr(self, name) is not None, self.type == "higgs_audio"
             if given != needed:
-                raise ValueError(f"{name} is needed by type higgs_audio" if needed else f"{name} is for type higgs_audio only")
+                raise ValueError(
+                    f"{name} is needed by type higgs_audio" if needed else f"{name} is for type higgs_audio only"
+                )
         return self
 
 
@@ -64,7 +68,9 @@ class ScoreConfig(_Strict):
         known = [entry.key for entry in config.models]
         for key in wanted:
             if key not in known:
-                raise ConfigError(f"AUDIO_SCORE_MODEL_KEYS={key!r} is not allowed: the keys in {path} are {', '.join(known)}")
+                raise ConfigError(
+                    f"AUDIO_SCORE_MODEL_KEYS={key!r} is not allowed: the keys in {path} are {', '.join(known)}"
+                )
         models = tuple(entry for entry in config.models if not wanted or entry.key in wanted)
         return config.model_copy(update={"models": models, "video_clip_dir": clips, "cache_dir": cache})
 

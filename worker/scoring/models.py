@@ -1,9 +1,11 @@
 """A model that scores: what it asks of the engine for a clip, and what it makes of the answer.
 
-Both halves of a clip, its transcript and its features, are items of one request, so that it is fetched and decoded once.
-Features are the masked encoder states, pooled by their mean: padding has no part in them. Without that mask, every two clips
-would be alike.
+Both halves of a clip, its transcript and its features, are items of one request, so that it is fetched and decoded
+once.
+Features are the masked encoder states, pooled by their mean: padding has no part in them. Without that mask, every two
+clips would be alike.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -2,14 +2,17 @@
 
     clip ── in memory? ── no ──▶ in the cache? ── no ──▶ engine ──▶ cache
 
-The clip `cid` of the video `uid` is the file `<uid>_<cid>.mov`, of that or another suffix of audio, anywhere under the folder;
-`<uid>/<cid>.mov` is found too. The folder is looked through once, with the folders that links lead to.
+The clip `cid` of the video `uid` is the file `<uid>_<cid>.mov`, of that or another suffix of audio, anywhere under the
+folder; `<uid>/<cid>.mov` is found too. The folder is looked through once, with the folders that links lead to.
 
-The cache is `<model>/<video>/<clip>/<hash>.json` with the text and the features; the hash is that of the file's bytes, the
-models' ids and VERSION. Nothing there is ever deleted or changed: a clip that changed has another hash. Files appear whole
+The cache is `<model>/<video>/<clip>/<hash>.json` with the text and the features; the hash is that of the file's bytes,
+the
+models' ids and VERSION. Nothing there is ever deleted or changed: a clip that changed has another hash. Files appear
+whole
 or not at all, so processes may share the folder; a damaged one is computed anew. Who puts other weights under an old
 name deletes the model's folder.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -60,8 +63,8 @@ class References:
         return self._names.get(f"{uid}_{cid}")
 
     def get(self, model: ScoringModel, clip: Path) -> Future[Heard]:
-        """What the model hears in a clip; the same future for all who ask. A failure is forgotten, so that the next to ask
-        tries again. Fails with ReferenceFailed where the clip is at fault, else with the model's error."""
+        """What the model hears in a clip; the same future for all who ask. A failure is forgotten, so that the next to
+        ask tries again. Fails with ReferenceFailed where the clip is at fault, else with the model's error."""
         key = (model.key, clip)
         with self._lock:
             future = self._heard.get(key)
@@ -146,6 +149,7 @@ def _write(place: Path, heard: Heard) -> None:
 
 def _scan(folder: Path) -> dict[str, Path]:
     """The clips by `<uid>_<cid>`. Of two files for one name the .mov wins, then the first in the alphabet."""
+
     def unreadable(error: OSError) -> None:
         log.warning("%s is left out: %s", error.filename, error.strerror)
 

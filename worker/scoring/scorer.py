@@ -4,14 +4,16 @@
     check(uid, cid, model)                        what is unknown is told before any audio is read
     score(uid, cid, source, model)                Future of {"model", "sim_score", "audio_sim_score", "text_sim_score"}
 
-audio_sim_score is the cosine of the masked, mean-pooled encoder states, -1 to 1 and as it is; text_sim_score goes from 0 to 1
-(worker.scoring.similarity); sim_score is their average. A score that needs a reference which is not there yet has it computed
-ahead of the others.
+audio_sim_score is the cosine of the masked, mean-pooled encoder states, -1 to 1 and as it is; text_sim_score goes from
+0 to 1
+(worker.scoring.similarity); sim_score is their average. A score that needs a reference which is not there yet has it
+computed ahead of the others.
 
 A model that cannot be loaded is logged and left out; `ready` fails if none is left. A reference that cannot be read is
 logged, stands in `progress`, and is the error of the scores that need it. The cache is never flushed, whatever
 AUDIO_SCORE_DISABLE_CACHE_FLUSH says.
 """
+
 from __future__ import annotations
 
 import logging
@@ -35,7 +37,7 @@ from worker.types import Response, Source
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 16             # references under way: enough to fill a batch, few enough for a score to be among the next
+AT_ONCE = 16  # references under way: enough to fill a batch, few enough for a score to be among the next
 
 
 class Score(TypedDict):
@@ -47,8 +49,9 @@ class Score(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Of the start. models: the keys of config.json, each `loading`, `loaded` or why it was left out. references: how many
-    there are, of all models, or those that may still load; done: how many were looked at; failed: why, by `<model>/<file>`."""
+    """Of the start. models: the keys of config.json, each `loading`, `loaded` or why it was left out. references: how
+    many there are, of all models, or those that may still load; done: how many were looked at; failed: why, by
+    `<model>/<file>`."""
 
     models: dict[str, str]
     references: int
@@ -57,7 +60,8 @@ class Progress:
 
 
 class Scorer:
-    """Thread-safe. `ready` is done when every reference is there or has failed; it fails where no model could be loaded."""
+    """Thread-safe. `ready` is done when every reference is there or has failed; it fails where no model could be
+    loaded."""
 
     def __init__(self, config: ScoreConfig, engine: Engine) -> None:
         self.ready: Future[None] = Future()
@@ -87,9 +91,10 @@ class Scorer:
         self._candidates(model)
 
     def score(self, uid: str, cid: str, source: Source, model: str | None = None) -> Future[Score]:
-        """Scores a recording by one model, or by the first that could be loaded. Raises what `check` does; the future fails
-        with what is wrong with the recording (InputError), the reference (ReferenceFailed) or the model. The source must last
-        until it is done; cancelling it drops what is not yet on the device."""
+        """Scores a recording by one model, or by the first that could be loaded. Raises what `check` does; the future
+        fails
+        with what is wrong with the recording (InputError), the reference (ReferenceFailed) or the model. The source
+        must last until it is done; cancelling it drops what is not yet on the device."""
         clip, candidates = self._clip(uid, cid), self._candidates(model)
         future: Future[Score] = Future()
         self._try(future, candidates, clip, source)
@@ -133,7 +138,9 @@ class Scorer:
             raise error
         return [chosen]
 
-    def _try(self, future: Future[Score], candidates: Sequence[Future[ScoringModel]], clip: Path, source: Source) -> None:
+    def _try(
+        self, future: Future[Score], candidates: Sequence[Future[ScoringModel]], clip: Path, source: Source
+    ) -> None:
         """By the first of the candidates that loads."""
         first, *rest = candidates
 
@@ -164,8 +171,10 @@ class Scorer:
                 self._load(entry)
             there = [model.result() for model in self._models.values() if not _left_out(model)]
             if not there:
-                raise ModelUnavailable("no model that scores could be loaded: "
-                                       + "; ".join(f"{key}: {_state(model)}" for key, model in self._models.items()))
+                raise ModelUnavailable(
+                    "no model that scores could be loaded: "
+                    + "; ".join(f"{key}: {_state(model)}" for key, model in self._models.items())
+                )
             for model in there:
                 self._fill(model)
             if self._closing.done():

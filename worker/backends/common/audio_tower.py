@@ -2,6 +2,7 @@
 
 That is some 640 million of Audio Flamingo 3's 8.3 billion parameters; the rest of its files is not touched.
 """
+
 from __future__ import annotations
 
 import json
@@ -57,15 +58,21 @@ def shapes(folder: Path) -> dict[str, list[int]]:
 
 
 def states(tower: Any, features: Any, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The tower's states of whole clips, without padding: float32 of shape (frames, width) each. The windows of all clips share
-    batches."""
+    """The tower's states of whole clips, without padding: float32 of shape (frames, width) each. The windows of all
+    clips share batches."""
     weight = tower.conv1.weight
-    cuts = [[clip[at:at + WINDOW] for at in range(0, max(1, len(clip)), WINDOW)] for clip in clips]
+    cuts = [[clip[at : at + WINDOW] for at in range(0, max(1, len(clip)), WINDOW)] for clip in clips]
     windows = [window for cut in cuts for window in cut]
     rows: list[np.ndarray] = []
     for at in range(0, len(windows), WINDOWS_AT_ONCE):
-        made = features(windows[at:at + WINDOWS_AT_ONCE], sampling_rate=SAMPLE_RATE, return_attention_mask=True,
-                        padding="max_length", return_tensors="pt", device=str(weight.device))
+        made = features(
+            windows[at : at + WINDOWS_AT_ONCE],
+            sampling_rate=SAMPLE_RATE,
+            return_attention_mask=True,
+            padding="max_length",
+            return_tensors="pt",
+            device=str(weight.device),
+        )
         mask = made["attention_mask"].to(weight.device)
         heard = tower(made["input_features"].to(weight.device, weight.dtype), input_features_mask=mask)
         rows += valid(tower, heard.last_hidden_state, mask)
@@ -80,15 +87,19 @@ def joined(windows: Sequence[np.ndarray], counts: Sequence[int]) -> list[np.ndar
 
 
 def valid(tower: Any, states: Any, mask: Any) -> list[np.ndarray]:
-    """The states of each window without its padding: float32 of shape (frames, width). `mask` is that of the mel frames."""
+    """The states of each window without its padding: float32 of shape (frames, width). `mask` is that of the mel
+    frames."""
     _, counts = tower._get_feat_extract_output_lengths(mask.sum(dim=-1).long())
-    return [rows[:max(0, count)] for rows, count in zip(states.float().cpu().numpy(), counts.tolist(), strict=True)]
+    return [rows[: max(0, count)] for rows, count in zip(states.float().cpu().numpy(), counts.tolist(), strict=True)]
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
-    """The files that hold tensors of the tower, each with their names, as they stand there and as the encoder has them."""
-    held = {folder / file: [name for name in _header(folder / file) if name.startswith(_PREFIXES)]
-            for file in checkpoints.weight_files(folder, "audio_tower.")}
+    """The files that hold tensors of the tower, each with their names, as they stand there and as the encoder has
+    them."""
+    held = {
+        folder / file: [name for name in _header(folder / file) if name.startswith(_PREFIXES)]
+        for file in checkpoints.weight_files(folder, "audio_tower.")
+    }
     if not any(held.values()):
         raise ModelUnavailable(f"{folder.name} holds no audio tower")
     for file, names in held.items():

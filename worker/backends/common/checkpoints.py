@@ -1,9 +1,10 @@
-"""Where a model's weights are. Everything on disk is looked through before anything is downloaded, so that a worker whose
-model is cached starts with the hub unreachable.
+"""Where a model's weights are. Everything on disk is looked through before anything is downloaded, so that a worker
+whose model is cached starts with the hub unreachable.
 
 In order: the path itself; MODEL_DIR; the caches (TRANSFORMERS_CACHE, HF_HOME, Runpod's cached models and the network
 volume, the user's own); the hub, unless HF_HUB_OFFLINE. Weights are a .nemo file or safetensors; pickles are not read.
 """
+
 from __future__ import annotations
 
 import json
@@ -38,8 +39,8 @@ def nemo_file(name: str, settings: Settings) -> Path:
 
 
 def checkpoint(name: str, settings: Settings, *, part: str | None = "") -> Path:
-    """The folder of a checkpoint in Hugging Face's form, given as a path or as `owner/name`; `part`: only the weights whose
-    names hold it are needed, or none where it is None. Raises ModelUnavailable."""
+    """The folder of a checkpoint in Hugging Face's form, given as a path or as `owner/name`; `part`: only the weights
+    whose names hold it are needed, or none where it is None. Raises ModelUnavailable."""
     given = Path(name).expanduser()
     last = [settings.model_dir] if settings.model_dir and settings.model_dir.name == given.name else []
     for folder in (given, *_model_dirs(name, settings), *last, *_snapshots(name, settings)):
@@ -52,8 +53,10 @@ def checkpoint(name: str, settings: Settings, *, part: str | None = "") -> Path:
     folder = _download(name, settings, SMALL)
     folder = _download(name, settings, [*SMALL, *_missing(folder, part)])
     if missing := _missing(folder, part):
-        raise ModelUnavailable(f"{name} lacks {', '.join(missing)}: a checkpoint is a config.json and weights as safetensors, "
-                               "which save_pretrained of transformers makes of others")
+        raise ModelUnavailable(
+            f"{name} lacks {', '.join(missing)}: a checkpoint is a config.json and weights as safetensors, "
+            "which save_pretrained of transformers makes of others"
+        )
     return folder
 
 
@@ -79,8 +82,13 @@ def _missing(folder: Path, part: str | None) -> list[str]:
 def caches(settings: Settings) -> list[Path]:
     """The hub caches that exist, in the order they are looked through."""
     volume = config.VOLUME
-    candidates = [settings.transformers_cache, settings.hf_home and settings.hf_home / "hub",
-                  volume / "huggingface-cache" / "hub", volume / "hub", Path.home() / ".cache" / "huggingface" / "hub"]
+    candidates = [
+        settings.transformers_cache,
+        settings.hf_home and settings.hf_home / "hub",
+        volume / "huggingface-cache" / "hub",
+        volume / "hub",
+        Path.home() / ".cache" / "huggingface" / "hub",
+    ]
     return [path for path in candidates if path and path.is_dir()]
 
 
@@ -113,8 +121,11 @@ def _download(name: str, settings: Settings, patterns: list[str]) -> Path:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     volume = config.VOLUME / "huggingface-cache" / "hub"
-    cache = settings.transformers_cache or (settings.hf_home and settings.hf_home / "hub") \
+    cache = (
+        settings.transformers_cache
+        or (settings.hf_home and settings.hf_home / "hub")
         or (volume if config.VOLUME.is_dir() else None)
+    )
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, cache_dir=cache))
     except GatedRepoError as error:
@@ -122,4 +133,6 @@ def _download(name: str, settings: Settings, patterns: list[str]) -> Path:
     except RepositoryNotFoundError as error:
         raise ModelUnavailable(f"{name} is not on the hub, or is private: set HF_TOKEN") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelUnavailable(f"{name} is in no cache ({looked}) and the hub cannot be reached", retryable=True) from error
+        raise ModelUnavailable(
+            f"{name} is in no cache ({looked}) and the hub cannot be reached", retryable=True
+        ) from error

@@ -1,7 +1,9 @@
-"""Which device and number type the settings mean here, how much memory there is for weights, and the libraries themselves.
+"""Which device and number type the settings mean here, how much memory there is for weights, and the libraries
+themselves.
 
 torch and transformers are imported inside: this module is imported where there is neither.
 """
+
 from __future__ import annotations
 
 import os
@@ -11,11 +13,12 @@ from worker.config import Settings
 from worker.errors import ModelUnavailable
 
 GIB = 1024**3
-FOR_WEIGHTS = 0.8        # the rest is for activations, caches and what else runs
+FOR_WEIGHTS = 0.8  # the rest is for activations, caches and what else runs
 
 
 def libraries(model: str) -> tuple[Any, Any]:
-    """torch and transformers, the latter without its progress bars and advice. Raises ModelUnavailable if one is missing."""
+    """torch and transformers, the latter without its progress bars and advice. Raises ModelUnavailable if one is
+    missing."""
     try:
         import torch
         import transformers

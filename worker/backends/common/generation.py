@@ -1,8 +1,9 @@
 """What every model that writes token by token shares: settings, counting, cancelling at the next token, and streaming.
 
-`Watch` is handed to transformers' `generate` as its only stopping criterion: it ends the rows whose piece was cancelled and
-tells each piece's listener what has been written since.
+`Watch` is handed to transformers' `generate` as its only stopping criterion: it ends the rows whose piece was
+cancelled and tells each piece's listener what has been written since.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -22,7 +23,8 @@ class Written:
 
 
 class Watch:
-    """A stopping criterion over rows whose prompts are `prompt_length` ids long. `read` makes text of a row's new ids."""
+    """A stopping criterion over rows whose prompts are `prompt_length` ids long. `read` makes text of a row's new
+    ids."""
 
     def __init__(self, pieces: Sequence[Piece], prompt_length: int, read: Callable[[list[int]], str]) -> None:
         self._pieces, self._start, self._read = pieces, prompt_length, read
@@ -33,8 +35,8 @@ class Watch:
 
         for row, piece in enumerate(self._pieces):
             if piece.on_text is not None:
-                text = self._read(ids[row, self._start:].tolist())
-                if not text.endswith("\ufffd"):         # half a character: wait for the rest
+                text = self._read(ids[row, self._start :].tolist())
+                if not text.endswith("\ufffd"):  # half a character: wait for the rest
                     self._tell(row, piece.on_text, text)
         return torch.tensor([piece.cancelled() for piece in self._pieces], device=ids.device)
 
@@ -48,13 +50,17 @@ class Watch:
         told = self._told[row]
         if text.startswith(told) and len(text) > len(told):
             self._told[row] = text
-            listener(text[len(told):])
+            listener(text[len(told) :])
 
 
 def settings(options: Options, *, longest: int) -> dict[str, Any]:
-    """`generate`'s arguments: greedy unless a temperature is given, at most `longest` new tokens unless told otherwise."""
-    sampling = {"do_sample": True, "temperature": options.temperature, "top_p": options.top_p or 1.0, "top_k": 0} \
-        if options.temperature else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    """`generate`'s arguments: greedy unless a temperature is given, at most `longest` new tokens unless told
+    otherwise."""
+    sampling = (
+        {"do_sample": True, "temperature": options.temperature, "top_p": options.top_p or 1.0, "top_k": 0}
+        if options.temperature
+        else {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    )
     return {"max_new_tokens": options.max_new_tokens or longest, "num_beams": 1, **sampling}
 
 

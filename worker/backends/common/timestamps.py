@@ -2,6 +2,7 @@
 
 NeMo can do this too, but only by a switch on its decoder that slows every batch and is never switched back.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -28,7 +29,7 @@ def words(tokens: Iterable[Span], *, marker: str = "▁") -> tuple[Span, ...]:
         joins = set(bare) <= _JOINS_LEFT
         if found and (joins or not begin):
             last = found[-1]
-            end = last.end if joins else max(last.end, token.end)   # punctuation takes no time of its own
+            end = last.end if joins else max(last.end, token.end)  # punctuation takes no time of its own
             found[-1] = Span(last.text + bare, last.start, end)
         else:
             found.append(Span(bare, token.start, token.end))

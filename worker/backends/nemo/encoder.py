@@ -1,8 +1,9 @@
 """What the models of NeMo share: a checkpoint restored for inference, and clips → encoder states.
 
-mel is computed in float32, the rest in the worker's dtype. The models are run directly, not through `transcribe()`, which reads
-files again, drops unreadable ones, pads short arrays and forgets to leave training mode.
+mel is computed in float32, the rest in the worker's dtype. The models are run directly, not through `transcribe()`,
+which reads files again, drops unreadable ones, pads short arrays and forgets to leave training mode.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -50,9 +51,10 @@ class NemoModel:
         lengths = [len(piece.clip.samples) for piece in pieces]
         signal = np.zeros((len(pieces), max(lengths)), np.float32)
         for row, piece in zip(signal, pieces, strict=True):
-            row[:len(piece.clip.samples)] = piece.clip.samples
-        mel, mel_length = self.model.preprocessor(input_signal=torch.from_numpy(signal).to(self.device),
-                                                  length=torch.tensor(lengths, device=self.device))
+            row[: len(piece.clip.samples)] = piece.clip.samples
+        mel, mel_length = self.model.preprocessor(
+            input_signal=torch.from_numpy(signal).to(self.device), length=torch.tensor(lengths, device=self.device)
+        )
         encoded, frames = self.model.encoder(audio_signal=mel.to(self.dtype), length=mel_length)
         return encoded, frames
 

@@ -1,10 +1,12 @@
 """Greedy transducer decoding for a processor: the joint hears a window of frames at once, and blanks cost nothing.
 
 NeMo's decoder calls the joint once for every step over a blank, which a GPU replays as a graph and a processor pays in
-full. Here one call covers the next WINDOW frames of every row; the walk over them is plain Python; the prediction network
+full. Here one call covers the next WINDOW frames of every row; the walk over them is plain Python; the prediction
+network
 runs only when some row has found a token. The answers are NeMo's own, durations included (a TDT token's duration is
 what its head says where the token was found; an RNNT token stays on its frame).
 """
+
 from __future__ import annotations
 
 from typing import Any, NamedTuple

@@ -1,15 +1,18 @@
 """Local attention for a FastConformer encoder, as a context manager that restores exactly what was there.
 
-NeMo's own `change_attention_model` rebuilds every attention layer: on a bias-free encoder the new layers get biases with
-random values, they are float32 and in training mode, and switching back keeps the local context. Here the local layers are
-built once around the encoder's own parameters (no copy, no new weights), and entering and leaving only swaps references.
+NeMo's own `change_attention_model` rebuilds every attention layer: on a bias-free encoder the new layers get biases
+with
+random values, they are float32 and in training mode, and switching back keeps the local context. Here the local layers
+are built once around the encoder's own parameters (no copy, no new weights), and entering and leaving only swaps
+references.
 """
+
 from __future__ import annotations
 
 from types import TracebackType
 from typing import Any
 
-WINDOW = (128, 128)      # frames of 80 ms to each side: 10.24 s, as the long-form results of the model cards use
+WINDOW = (128, 128)  # frames of 80 ms to each side: 10.24 s, as the long-form results of the model cards use
 
 
 class LocalAttention:
@@ -24,8 +27,13 @@ class LocalAttention:
         self._layers = [_local(layer.self_attn, self._window) for layer in encoder.layers]
         config = encoder._cfg
         position = LocalAttRelPositionalEncoding(
-            att_context_size=self._window, d_model=config.d_model, dropout_rate=config.dropout,
-            max_len=config.pos_emb_max_len, xscale=encoder.xscale, dropout_rate_emb=config.dropout_emb)
+            att_context_size=self._window,
+            d_model=config.d_model,
+            dropout_rate=config.dropout,
+            max_len=config.pos_emb_max_len,
+            xscale=encoder.xscale,
+            dropout_rate_emb=config.dropout_emb,
+        )
         position.extend_pe(encoder.pos_emb_max_len, first.device, first.dtype)
         self._position = position.to(first.device).eval()
         self._max_length = encoder.pos_emb_max_len
@@ -33,17 +41,26 @@ class LocalAttention:
 
     def __enter__(self) -> None:
         encoder = self._encoder
-        self._kept = (encoder.pos_enc, encoder.self_attention_model, encoder.att_context_size, encoder.max_audio_length,
-                      [(layer.self_attn, layer.self_attention_model) for layer in encoder.layers])
+        self._kept = (
+            encoder.pos_enc,
+            encoder.self_attention_model,
+            encoder.att_context_size,
+            encoder.max_audio_length,
+            [(layer.self_attn, layer.self_attention_model) for layer in encoder.layers],
+        )
         encoder.pos_enc, encoder.self_attention_model = self._position, "rel_pos_local_attn"
         encoder.att_context_size, encoder.max_audio_length = self._window, self._max_length
         for layer, local in zip(encoder.layers, self._layers, strict=True):
             layer.self_attn, layer.self_attention_model = local, "rel_pos_local_attn"
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         encoder = self._encoder
         self._max_length = encoder.max_audio_length
-        encoder.pos_enc, encoder.self_attention_model, encoder.att_context_size, encoder.max_audio_length, layers = self._kept
+        encoder.pos_enc, encoder.self_attention_model, encoder.att_context_size, encoder.max_audio_length, layers = (
+            self._kept
+        )
         for layer, (attention, name) in zip(encoder.layers, layers, strict=True):
             layer.self_attn, layer.self_attention_model = attention, name
 
@@ -53,8 +70,14 @@ def _local(attention: Any, window: list[int]) -> Any:
     from nemo.collections.asr.parts.submodules.multi_head_attention import RelPositionMultiHeadAttentionLongformer
 
     twin = RelPositionMultiHeadAttentionLongformer(
-        n_head=attention.h, n_feat=attention.h * attention.d_k, dropout_rate=0.0, max_cache_len=0, att_context_size=window,
-        pos_bias_u=attention.pos_bias_u, pos_bias_v=attention.pos_bias_v)
+        n_head=attention.h,
+        n_feat=attention.h * attention.d_k,
+        dropout_rate=0.0,
+        max_cache_len=0,
+        att_context_size=window,
+        pos_bias_u=attention.pos_bias_u,
+        pos_bias_v=attention.pos_bias_v,
+    )
     for name in ("linear_q", "linear_k", "linear_v", "linear_out", "linear_pos"):
         setattr(twin, name, getattr(attention, name))
     return twin.eval()

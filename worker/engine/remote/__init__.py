@@ -1,1 +1,2 @@
-"""Devices in processes of their own, where an engine has several: one interpreter could not generate on all of them at once."""
+"""Devices in processes of their own, where an engine has several: one interpreter could not generate on all of them at
+once."""

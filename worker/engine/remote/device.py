@@ -1,10 +1,13 @@
 """A device in a process of its own, from the engine's side: backends that are asked over a socket.
 
-`Device.create(row)` gives a Backend like any other. What is raised over there is raised here: errors of ours as they are, a
-stranger's under its own name, so that `translate` reads it as ever, with the traceback of the other side as its cause. When the
-process ends, every call raises DeviceLost, and who watches is told. While a call runs, its listeners are told of text on the
-thread that called, and what was cancelled is passed on.
+`Device.create(row)` gives a Backend like any other. What is raised over there is raised here: errors of ours as they
+are, a
+stranger's under its own name, so that `translate` reads it as ever, with the traceback of the other side as its cause.
+When the
+process ends, every call raises DeviceLost, and who watches is told. While a call runs, its listeners are told of text
+on the thread that called, and what was cancelled is passed on.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -30,8 +33,8 @@ log = logging.getLogger(__name__)
 
 FACTORY = "worker.backends:create"
 _CHILD = "worker.engine.remote.process"
-LOOK_SEC = 0.1           # how often a running call looks whether it was cancelled
-END_SEC = 5.0            # a process that has not ended by then is killed
+LOOK_SEC = 0.1  # how often a running call looks whether it was cancelled
+END_SEC = 5.0  # a process that has not ended by then is killed
 
 
 class RemoteTraceback(Exception):
@@ -45,19 +48,26 @@ class Device:
         self.placement = placement
         self._lock, self._numbers = threading.Lock(), itertools.count()
         self._answers: dict[int, queue.SimpleQueue[tuple[Any, ...]]] = {}
-        self._why: str | None = None                # nothing is answered any more
+        self._why: str | None = None  # nothing is answered any more
         self._closed = False
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603
-                child.command(_CHILD, str(theirs.fileno())), env=child.environment(**placement.environment),
-                cwd=child.ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=2)     # results alone go to stdout
+                child.command(_CHILD, str(theirs.fileno())),
+                env=child.environment(**placement.environment),
+                cwd=child.ROOT,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+            )  # results alone go to stdout
         self._wire = Wire(ours)
-        self._send(Plan(placement.settings, os.getcwd(), FACTORY, bool(logging.getLogger("worker").handlers), placement.cores))
+        self._send(
+            Plan(placement.settings, os.getcwd(), FACTORY, bool(logging.getLogger("worker").handlers), placement.cores)
+        )
 
     def watch(self, lost: Callable[[DeviceLost], None]) -> None:
-        """Begins to listen, before anything is asked. `lost` is called, on a thread of its own, when the process ends and was
-        not closed."""
+        """Begins to listen, before anything is asked. `lost` is called, on a thread of its own, when the process ends
+        and was not closed."""
         threading.Thread(target=self._listen, args=(lost,), name=f"device {self.placement.name}", daemon=True).start()
 
     @property
@@ -102,7 +112,7 @@ class Device:
             try:
                 kind, *said = answers.get(timeout=LOOK_SEC)
             except queue.Empty:
-                if self._process.poll() is not None:    # though a child of its may hold the socket open
+                if self._process.poll() is not None:  # though a child of its may hold the socket open
                     self._wire.hang_up()
                 continue
             if kind == "text":
@@ -122,7 +132,7 @@ class Device:
         try:
             self._wire.send(parts)
         except OSError:
-            self._wire.hang_up()                # whoever listens says why
+            self._wire.hang_up()  # whoever listens says why
 
     def _listen(self, lost: Callable[[DeviceLost], None]) -> None:
         """Hands out what the process says, until it ends."""
@@ -133,7 +143,7 @@ class Device:
                     waiting = self._answers.get(number)
                 if waiting is not None:
                     waiting.put(tuple(said))
-                del said, waiting           # they hold the answer
+                del said, waiting  # they hold the answer
         except (EOFError, OSError):
             pass
         except Exception:
@@ -183,7 +193,7 @@ class _Remote(Backend):
         return outputs
 
     def close(self) -> None:
-        with contextlib.suppress(DeviceLost):       # then its memory is free as well
+        with contextlib.suppress(DeviceLost):  # then its memory is free as well
             self._device.call("close", self._handle)
 
 

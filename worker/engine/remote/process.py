@@ -1,16 +1,17 @@
 """The process of one device: the models themselves, for an engine that is elsewhere.
 
-`python -m worker.engine.remote.process FD` answers on a Unix socket (wire.py). The first message is its Plan; the others are
-(number of the call, what is asked, …):
+`python -m worker.engine.remote.process FD` answers on a Unix socket (wire.py). The first message is its Plan; the
+others are (number of the call, what is asked, …):
 
     make row → handle                        a backend, not yet loaded
     weigh, load handle → bytes, overhead     each on a thread of its own
     warm, infer, close handle …              one at a time, in their order
     cancel index                             of a call's pieces: no answer
 
-Answers are (number, "text", index, text) while a call runs, then (number, "done", value) or (number, "failed", Failed). The
-process ends when the socket does, however that came about, whatever it was doing.
+Answers are (number, "text", index, text) while a call runs, then (number, "done", value) or (number, "failed",
+Failed). The process ends when the socket does, however that came about, whatever it was doing.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -45,7 +46,7 @@ class Host:
         self._wire, self._create = wire, create
         self._backends: dict[int, Backend] = {}
         self._numbers = itertools.count()
-        self._cancelled: dict[int, list[threading.Event]] = {}      # of the pieces of each call that is not answered yet
+        self._cancelled: dict[int, list[threading.Event]] = {}  # of the pieces of each call that is not answered yet
         self._runner = ThreadPoolExecutor(1, "lane")
 
     def serve(self) -> None:
@@ -54,7 +55,7 @@ class Host:
             while True:
                 call, asked, *given = self._wire.receive()
                 if asked == "cancel":
-                    with contextlib.suppress(KeyError):     # answered meanwhile
+                    with contextlib.suppress(KeyError):  # answered meanwhile
                         self._cancelled[call][given[0]].set()
                     continue
                 if asked == "infer":
@@ -64,7 +65,7 @@ class Host:
                     self._runner.submit(answer)
                 else:
                     threading.Thread(target=answer, name=asked, daemon=True).start()
-                del answer, given           # they hold the audio
+                del answer, given  # they hold the audio
 
     def _answer(self, call: int, asked: str, given: list[Any]) -> None:
         try:
@@ -72,7 +73,7 @@ class Host:
         except BaseException as error:  # noqa: BLE001  whatever it is, the other side deals with it
             answer = pack((call, "failed", Failed.of(error)))
             forget(error)
-        with contextlib.suppress(OSError):      # nobody is there to be told
+        with contextlib.suppress(OSError):  # nobody is there to be told
             self._wire.send(answer)
 
     def _make(self, _call: int, row: Model) -> int:
@@ -96,9 +97,15 @@ class Host:
 
     def _infer(self, call: int, handle: int, sent: list[Sent], long: bool) -> list[Output]:
         flags = self._cancelled[call]
-        pieces = [Piece(Clip(one.samples), one.options, cancelled=flag.is_set,
-                        on_text=functools.partial(self._tell, call, index) if one.heard else None)
-                  for index, (one, flag) in enumerate(zip(sent, flags, strict=True))]
+        pieces = [
+            Piece(
+                Clip(one.samples),
+                one.options,
+                cancelled=flag.is_set,
+                on_text=functools.partial(self._tell, call, index) if one.heard else None,
+            )
+            for index, (one, flag) in enumerate(zip(sent, flags, strict=True))
+        ]
         try:
             return self._backends[handle].infer(Batch(tuple(pieces), long))
         finally:
@@ -110,7 +117,7 @@ class Host:
 
 
 def main() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):      # they may be for the whole group; the engine decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # they may be for the whole group; the engine decides
         signal.signal(number, signal.SIG_IGN)
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.set_inheritable(False)
@@ -118,7 +125,7 @@ def main() -> None:
     plan: Plan = wire.receive()
     os.chdir(plan.folder)
     if plan.cores and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, plan.cores)             # before torch counts them
+        os.sched_setaffinity(0, plan.cores)  # before torch counts them
     if plan.logs:
         logs.configure(plan.settings)
     try:
@@ -129,7 +136,7 @@ def main() -> None:
     except BaseException:
         log.exception("the process of a device failed")
         os._exit(1)
-    os._exit(0)             # not by the interpreter's way, which waits for threads
+    os._exit(0)  # not by the interpreter's way, which waits for threads
 
 
 def _check(settings: Settings) -> None:

@@ -1,8 +1,10 @@
-"""Messages between an engine and the process of a device: any object that pickles, over a Unix socket, arrays without a copy.
+"""Messages between an engine and the process of a device: any object that pickles, over a Unix socket, arrays without
+a copy.
 
-A message is a uint32 count, as many uint64 sizes, and the parts of these sizes: the pickle and its out-of-band buffers, all
-little-endian. Both ends are Aviary's own processes, started by one another, so a pickle is trusted.
+A message is a uint32 count, as many uint64 sizes, and the parts of these sizes: the pickle and its out-of-band
+buffers, all little-endian. Both ends are Aviary's own processes, started by one another, so a pickle is trusted.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -21,8 +23,8 @@ from worker.types import Options
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What the process of a device is told first. factory: `module:name` of what makes a backend of a model and the settings.
-    logs: whether it is to write any. cores: those it is kept on; none: all."""
+    """What the process of a device is told first. factory: `module:name` of what makes a backend of a model and the
+    settings. logs: whether it is to write any. cores: those it is kept on; none: all."""
 
     settings: Settings
     folder: str
@@ -42,8 +44,8 @@ class Sent:
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-    """An exception: itself, if it is one of ours, else its class and what it says. trace: its traceback, where a stranger is
-    in it."""
+    """An exception: itself, if it is one of ours, else its class and what it says. trace: its traceback, where a
+    stranger is in it."""
 
     ours: AviaryError | None
     name: str
@@ -92,7 +94,7 @@ class Wire:
         try:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:
-            return          # it is already
+            return  # it is already
 
     def close(self) -> None:
         self._sock.close()

@@ -8,10 +8,12 @@
     models       the catalog
     doctor       whether this machine is set up, and what to do about it
 
-Results are on stdout, or where --output says; what is said about them (progress, failures) is on stderr. Exit codes: 0, 1 (some
-inputs failed, or their results could not be written), 2 (usage or configuration; nothing was done), 130 (interrupted; what was
-done is written).
+Results are on stdout, or where --output says; what is said about them (progress, failures) is on stderr. Exit codes:
+0, 1 (some
+inputs failed, or their results could not be written), 2 (usage or configuration; nothing was done), 130 (interrupted;
+what was done is written).
 """
+
 from __future__ import annotations
 
 import argparse
@@ -33,10 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:                 # `| head` has seen enough: nothing more may be written, not even at exit
+    except BrokenPipeError:  # `| head` has seen enough: nothing more may be written, not even at exit
         _silence()
         return 1
-    except OSError as error:                # the disk that results go to is full, or gone
+    except OSError as error:  # the disk that results go to is full, or gone
         print(f"{parser.prog}: {error.strerror}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
         _silence()
         return 1

@@ -1,4 +1,6 @@
-"""What may be typed. Building it imports nothing but argparse: `--help` is quick, and works where a library is missing."""
+"""What may be typed. Building it imports nothing but argparse: `--help` is quick, and works where a library is
+missing."""
+
 from __future__ import annotations
 
 import argparse
@@ -15,13 +17,26 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="aviary", description="One worker for NVIDIA's speech and audio models.")
     _model(top, default=None)
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
-    for add in (_transcribe, _translate, _caption, _embed, _chat, _analyze, _score, _evaluate, _manifest, _serve, _models,
-                _doctor):
+    for add in (
+        _transcribe,
+        _translate,
+        _caption,
+        _embed,
+        _chat,
+        _analyze,
+        _score,
+        _evaluate,
+        _manifest,
+        _serve,
+        _models,
+        _doctor,
+    ):
         add(commands)
     return top
 
 
 # The commands
+
 
 def _transcribe(commands: Any) -> None:
     command = _asks(commands, "transcribe", "what is said", ("txt", "srt", "vtt", "verbose_json"))
@@ -66,7 +81,9 @@ def _score(commands: Any) -> None:
     _inputs(command)
     _results(command, ("json", "jsonl"))
     command.add_argument("--reference", metavar="FILE", help="the clip to compare with")
-    command.add_argument("--config", type=Path, metavar="config.json", help="a folder of clips, in place of --reference")
+    command.add_argument(
+        "--config", type=Path, metavar="config.json", help="a folder of clips, in place of --reference"
+    )
     command.add_argument("--uid", help="with --config: the clip's video")
     command.add_argument("--cid", help="with --config: the clip")
     command.set_defaults(run=_lazily("worker.entrypoints.cli.score"))
@@ -76,10 +93,16 @@ def _evaluate(commands: Any) -> None:
     command = commands.add_parser("evaluate", help="labelled audio: error rates")
     _model(command)
     command.add_argument("--audio-dir", metavar="FOLDER", help="audio, with all subfolders")
-    command.add_argument("--gt-dir", metavar="FOLDER", help="its labels: a .txt file for each; by default the same folder")
+    command.add_argument(
+        "--gt-dir", metavar="FOLDER", help="its labels: a .txt file for each; by default the same folder"
+    )
     command.add_argument("--manifest", metavar="FILE", help="NeMo's manifest, in place of the folders")
-    command.add_argument("--match-mode", default="exact", help="when a text counts as right: exact (default), normalized")
-    command.add_argument("--normalizer", default="basic", help="what error rates are counted on: basic (default), whisper")
+    command.add_argument(
+        "--match-mode", default="exact", help="when a text counts as right: exact (default), normalized"
+    )
+    command.add_argument(
+        "--normalizer", default="basic", help="what error rates are counted on: basic (default), whisper"
+    )
     command.add_argument("--language", help="what is spoken (ISO code)")
     command.add_argument("--prompt", help="what the model is told")
     command.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens written, by models that do so")
@@ -96,19 +119,35 @@ def _manifest(commands: Any) -> None:
     command.add_argument("--task", default="transcribe", help="transcribe (default), caption, embed, analyze")
     whom = command.add_mutually_exclusive_group()
     whom.add_argument("--server", metavar="URL", help="ask this server, or Runpod endpoint; by default this machine")
-    whom.add_argument("--ray", nargs="?", const="local", metavar="ADDRESS",
-                      help="ask engines on this Ray cluster (auto, ray://host:port); without an address, on one of this machine")
+    whom.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="ask engines on this Ray cluster (auto, ray://host:port); without an address, on one of this machine",
+    )
     command.add_argument("--api-key", help="the server's")
-    command.add_argument("--engines", type=_at_least_1, metavar="N", help="--ray: how many; by default one a GPU, or machine")
-    command.add_argument("--concurrency", type=_at_least_1, default=16, metavar="N",
-                         help="lines asked about at a time (16); --ray: by each engine")
+    command.add_argument(
+        "--engines", type=_at_least_1, metavar="N", help="--ray: how many; by default one a GPU, or machine"
+    )
+    command.add_argument(
+        "--concurrency",
+        type=_at_least_1,
+        default=16,
+        metavar="N",
+        help="lines asked about at a time (16); --ray: by each engine",
+    )
     command.add_argument("--retry-failed", action="store_true", help="ask about lines that failed again")
-    command.add_argument("--timestamps", action="store_true", default=None, help="transcribe: times of words and segments too")
+    command.add_argument(
+        "--timestamps", action="store_true", default=None, help="transcribe: times of words and segments too"
+    )
     command.add_argument("--language", help="what is spoken (ISO code)")
     command.add_argument("--target-language", help="transcribe: what is to be written")
     command.add_argument("--prompt", help="what the model is told")
     command.add_argument("--style", choices=STYLES, help="caption, analyze: detailed unless said otherwise")
-    command.add_argument("--pooling", choices=("none", "mean"), help="embed, analyze: none (default): one a frame; or mean")
+    command.add_argument(
+        "--pooling", choices=("none", "mean"), help="embed, analyze: none (default): one a frame; or mean"
+    )
     _writing(command)
     command.set_defaults(run=_lazily("worker.entrypoints.cli.manifest"))
 
@@ -118,7 +157,9 @@ def _serve(commands: Any) -> None:
     _model(command)
     command.add_argument("--host", help="address to bind to (HOST)")
     command.add_argument("--port", type=int, help="port (PORT)")
-    command.add_argument("--config", type=Path, metavar="FILE.yaml", help="settings, below the environment and the flags")
+    command.add_argument(
+        "--config", type=Path, metavar="FILE.yaml", help="settings, below the environment and the flags"
+    )
     command.add_argument("--workers", metavar="N", help="server processes (WORKERS); auto, or 0: one a GPU")
     command.set_defaults(run=_lazily("worker.entrypoints.cli.serve"))
 
@@ -135,8 +176,11 @@ def _doctor(commands: Any) -> None:
 
 # Groups of options
 
+
 def _asks(commands: Any, task: str, help_: str, forms: tuple[str, ...]) -> Any:
-    command = commands.add_parser(task, help=help_, description=f"{help_[0].upper()}{help_[1:]}, of any number of inputs.")
+    command = commands.add_parser(
+        task, help=help_, description=f"{help_[0].upper()}{help_[1:]}, of any number of inputs."
+    )
     _model(command)
     _inputs(command)
     _results(command, ("json", "jsonl", *forms))
@@ -147,9 +191,16 @@ def _asks(commands: Any, task: str, help_: str, forms: tuple[str, ...]) -> Any:
 def _model(command: Any, default: Any = SUPPRESS) -> None:
     """These may also stand before the command: what a command is not given must not hide it."""
     command.add_argument("--model", default=default, help="alias, id, .nemo file or checkpoint folder (MODEL)")
-    command.add_argument("--model-dir", default=default, type=Path, metavar="FOLDER",
-                         help="a checkpoint, or a folder of checkpoints (MODEL_DIR)")
-    command.add_argument("--device", default=default, help="auto, cpu, cuda, cuda:N, or several: cuda:0,cuda:1 (DEVICE)")
+    command.add_argument(
+        "--model-dir",
+        default=default,
+        type=Path,
+        metavar="FOLDER",
+        help="a checkpoint, or a folder of checkpoints (MODEL_DIR)",
+    )
+    command.add_argument(
+        "--device", default=default, help="auto, cpu, cuda, cuda:N, or several: cuda:0,cuda:1 (DEVICE)"
+    )
 
 
 def _inputs(command: Any) -> None:
@@ -159,17 +210,31 @@ def _inputs(command: Any) -> None:
 
 
 def _results(command: Any, forms: tuple[str, ...]) -> None:
-    command.add_argument("--output", metavar="FILE|FOLDER", help="in place of stdout; a folder (end it with /): a file an input")
-    command.add_argument("--format", default="json", type=lambda form: "txt" if form == "text" else form, choices=forms,
-                         help=", ".join(("json (default)", "jsonl (a line an input, as it is done)", *forms[2:])))
+    command.add_argument(
+        "--output", metavar="FILE|FOLDER", help="in place of stdout; a folder (end it with /): a file an input"
+    )
+    command.add_argument(
+        "--format",
+        default="json",
+        type=lambda form: "txt" if form == "text" else form,
+        choices=forms,
+        help=", ".join(("json (default)", "jsonl (a line an input, as it is done)", *forms[2:])),
+    )
 
 
 def _speech(command: Any) -> None:
     command.add_argument("--language", help="what is spoken (ISO code)")
     command.add_argument("--target-language", help="what is to be written; translates where it is another")
-    command.add_argument("--timestamps", type=_levels, metavar="LEVELS", help="word, segment, char, separated by commas")
-    command.add_argument("--no-punctuation", dest="punctuation", action="store_false", default=None,
-                         help="Canary: without punctuation and capitals")
+    command.add_argument(
+        "--timestamps", type=_levels, metavar="LEVELS", help="word, segment, char, separated by commas"
+    )
+    command.add_argument(
+        "--no-punctuation",
+        dest="punctuation",
+        action="store_false",
+        default=None,
+        help="Canary: without punctuation and capitals",
+    )
     command.add_argument("--prompt", help="Flamingo: what is asked; Whisper: words to expect")
 
 
@@ -180,7 +245,9 @@ def _captions(command: Any) -> None:
 
 def _vectors(command: Any) -> None:
     command.add_argument("--pooling", choices=("none", "mean"), help="none (default): one a frame; mean: one an input")
-    command.add_argument("--encoding", choices=("float", "base64", "s3"), help="float (default); base64: float32 little-endian")
+    command.add_argument(
+        "--encoding", choices=("float", "base64", "s3"), help="float (default); base64: float32 little-endian"
+    )
 
 
 def _writing(command: Any) -> None:
@@ -205,6 +272,7 @@ def _at_least_1(text: str) -> int:
 
 def _lazily(module: str) -> Any:
     """The `run` of a module that is imported when it is called."""
+
     def run(given: argparse.Namespace) -> int:
         import importlib
 

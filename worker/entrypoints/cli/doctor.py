@@ -3,9 +3,10 @@
     run(given)            the command: a line a finding; exit code 1 where there is a problem
     findings(...)         the same, one by one
 
-Nothing is loaded, changed or sent but one question to the hub, where the model's weights are not on this machine. It works
-without torch, and where packages are missing.
+Nothing is loaded, changed or sent but one question to the hub, where the model's weights are not on this machine. It
+works without torch, and where packages are missing.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -69,8 +70,11 @@ def findings(model: str | None = None, model_dir: Path | None = None, device: st
 
         settings = Settings.of(model=model, model_dir=model_dir, device=device)
     except Exception as error:  # noqa: BLE001  a missing package, or a value that is not allowed: told either way
-        yield Finding("settings", str(error), "correct it, see the README's table" if isinstance(error, ValueError)
-                      else "install what is missing")
+        yield Finding(
+            "settings",
+            str(error),
+            "correct it, see the README's table" if isinstance(error, ValueError) else "install what is missing",
+        )
         return
     yield Finding("settings", "all values are allowed")
     for about, check in (("ffmpeg", _ffmpeg), ("device", _device), ("disk", _disk), ("model", _model), ("S3", _s3)):
@@ -98,11 +102,18 @@ def _packages() -> Iterator[Finding]:
     from packaging.requirements import Requirement
 
     listed = Path(__file__).parent.parent.parent.parent / "requirements-base.txt"
-    lines = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else metadata.requires("aviary-worker") or []
+    lines = (
+        listed.read_text(encoding="utf-8").splitlines()
+        if listed.is_file()
+        else metadata.requires("aviary-worker") or []
+    )
     needed = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
     here = [one for one in needed if one.marker is None or one.marker.evaluate()]
-    wrong = [f"{one.name} ({_version(one.name) or 'missing'}, not {one.specifier})" for one in here
-             if not one.specifier.contains(_version(one.name) or "0", prereleases=True)]
+    wrong = [
+        f"{one.name} ({_version(one.name) or 'missing'}, not {one.specifier})"
+        for one in here
+        if not one.specifier.contains(_version(one.name) or "0", prereleases=True)
+    ]
     if wrong:
         yield Finding("packages", ", ".join(wrong), "pip install -r requirements-base.txt")
     else:
@@ -128,19 +139,28 @@ def _device(settings: Settings) -> Iterator[Finding]:
     has_gpu = shutil.which("nvidia-smi") is not None
     if not _importable("torch"):
         needed = bool(_libraries(settings))
-        yield Finding("device", "torch is not installed" + ("" if needed else ", and not needed for this model"),
-                      _FULL if needed else None)
+        yield Finding(
+            "device",
+            "torch is not installed" + ("" if needed else ", and not needed for this model"),
+            _FULL if needed else None,
+        )
         return
     import torch
 
     if torch.cuda.is_available() and settings.devices[0] != "cpu":
         yield from _gpus(settings, torch)
     elif settings.device.startswith("cuda"):
-        yield Finding("device", f"DEVICE={settings.device}, but torch {torch.__version__} sees no CUDA device",
-                      "install the driver and requirements.txt, or set DEVICE=auto")
+        yield Finding(
+            "device",
+            f"DEVICE={settings.device}, but torch {torch.__version__} sees no CUDA device",
+            "install the driver and requirements.txt, or set DEVICE=auto",
+        )
     elif has_gpu and settings.device == "auto":
-        yield Finding("device", f"there is an NVIDIA driver, but torch {torch.__version__} sees no CUDA device",
-                      "install requirements.txt; its torch needs a driver of the 580 series or later")
+        yield Finding(
+            "device",
+            f"there is an NVIDIA driver, but torch {torch.__version__} sees no CUDA device",
+            "install requirements.txt; its torch needs a driver of the 580 series or later",
+        )
     else:
         many = f"{len(settings.devices)} processes on the " if len(settings.devices) > 1 else ""
         yield Finding("device", f"{many}CPU, torch {torch.__version__}")
@@ -148,20 +168,30 @@ def _device(settings: Settings) -> Iterator[Finding]:
         try:
             importlib.import_module("torchaudio")
         except (ImportError, OSError) as error:
-            yield Finding("device", f"torchaudio does not load beside this torch ({error}), nor then does NeMo",
-                          "pip uninstall torchaudio, or install both as requirements.txt has them")
+            yield Finding(
+                "device",
+                f"torchaudio does not load beside this torch ({error}), nor then does NeMo",
+                "pip uninstall torchaudio, or install both as requirements.txt has them",
+            )
 
 
 def _gpus(settings: Settings, torch: Any) -> Iterator[Finding]:
     """Those that DEVICE means."""
     count = torch.cuda.device_count()
-    for number in range(count) if settings.device == "auto" else [int(name.partition(":")[2] or 0) for name in settings.devices]:
+    for number in (
+        range(count) if settings.device == "auto" else [int(name.partition(":")[2] or 0) for name in settings.devices]
+    ):
         if number < count:
             card = torch.cuda.get_device_properties(number)
-            yield Finding("device", f"cuda:{number}: {card.name}, {card.total_memory / GIB:.0f} GiB, torch {torch.__version__}")
+            yield Finding(
+                "device", f"cuda:{number}: {card.name}, {card.total_memory / GIB:.0f} GiB, torch {torch.__version__}"
+            )
         else:
-            yield Finding("device", f"DEVICE={settings.device}, but torch {torch.__version__} sees {count} CUDA devices",
-                          "name one that is there, or set DEVICE=auto")
+            yield Finding(
+                "device",
+                f"DEVICE={settings.device}, but torch {torch.__version__} sees {count} CUDA devices",
+                "name one that is there, or set DEVICE=auto",
+            )
 
 
 def _disk(settings: Settings) -> Iterator[Finding]:
@@ -171,8 +201,14 @@ def _disk(settings: Settings) -> Iterator[Finding]:
     free = shutil.disk_usage(folder).free
     says = f"{free / GIB:.1f} GiB free in DATA_DIR, {folder}"
     enough = free >= settings.max_audio_bytes
-    yield Finding("disk", says, None if enough else f"a download may have {settings.max_audio_bytes / GIB:.1f} GiB "
-                                                    "(MAX_AUDIO_BYTES): make room, or name another DATA_DIR")
+    yield Finding(
+        "disk",
+        says,
+        None
+        if enough
+        else f"a download may have {settings.max_audio_bytes / GIB:.1f} GiB "
+        "(MAX_AUDIO_BYTES): make room, or name another DATA_DIR",
+    )
 
 
 def _model(settings: Settings) -> Iterator[Finding]:
@@ -197,8 +233,11 @@ def _weights(row: Model, settings: Settings) -> Finding:
     name = row.id.removesuffix(":audio_tower")
     on_disk = settings.model_copy(update={"hf_hub_offline": True})
     try:
-        found = checkpoints.nemo_file(name, on_disk) if row.backend in ("nemo", "canary") \
+        found = (
+            checkpoints.nemo_file(name, on_disk)
+            if row.backend in ("nemo", "canary")
             else checkpoints.checkpoint(name, on_disk, part=row.part or "")
+        )
     except ModelUnavailable as error:
         if settings.hf_hub_offline or Path(name).is_dir() or name.endswith(".nemo"):
             return Finding("model", error.message, "put the weights there, or let the hub be asked (HF_HUB_OFFLINE=0)")
@@ -214,13 +253,19 @@ def _hub(name: str) -> Finding:
     try:
         huggingface_hub.auth_check(name)
     except GatedRepoError:
-        return Finding("model", f"{name} is gated, and not on this machine",
-                       f"accept its licence on https://huggingface.co/{name} and set HF_TOKEN")
+        return Finding(
+            "model",
+            f"{name} is gated, and not on this machine",
+            f"accept its licence on https://huggingface.co/{name} and set HF_TOKEN",
+        )
     except RepositoryNotFoundError:
         return Finding("model", f"{name} is not on the hub, or is private", "check the name, or set HF_TOKEN")
     except Exception as error:  # noqa: BLE001  httpx's, requests', the system's: all mean the same here
-        return Finding("model", f"{name} is not on this machine, and the hub cannot be reached ({type(error).__name__})",
-                       "put the weights into MODEL_DIR or the Hugging Face cache, or let this machine reach the hub")
+        return Finding(
+            "model",
+            f"{name} is not on this machine, and the hub cannot be reached ({type(error).__name__})",
+            "put the weights into MODEL_DIR or the Hugging Face cache, or let this machine reach the hub",
+        )
     return Finding("model", f"{name} is not on this machine; the hub gives it at the first start")
 
 
@@ -238,8 +283,11 @@ def _s3(settings: Settings) -> Iterator[Finding]:
         try:
             Bucket(settings).check()
         except AviaryError as error:
-            yield Finding("S3", f"bucket {settings.bucket_name}{where}: {error.message}",
-                          "check BUCKET_*, that the bucket is there (404), and what its key may do (403)")
+            yield Finding(
+                "S3",
+                f"bucket {settings.bucket_name}{where}: {error.message}",
+                "check BUCKET_*, that the bucket is there (404), and what its key may do (403)",
+            )
         else:
             yield Finding("S3", f"bucket {settings.bucket_name}{where} answers")
 
@@ -248,7 +296,9 @@ def _libraries(settings: Settings) -> tuple[str, ...]:
     """The modules that the default model needs beside the base."""
     from worker import catalog
 
-    return () if settings.skip_model_load else _LIBRARIES.get(catalog.find(settings.default_model).backend, _TRANSFORMERS)
+    return (
+        () if settings.skip_model_load else _LIBRARIES.get(catalog.find(settings.default_model).backend, _TRANSFORMERS)
+    )
 
 
 def _importable(name: str) -> bool:

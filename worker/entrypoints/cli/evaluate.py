@@ -1,4 +1,5 @@
 """evaluate: what a model hears in labelled audio, counted against the labels."""
+
 from __future__ import annotations
 
 import argparse
@@ -26,9 +27,12 @@ def run(given: argparse.Namespace) -> int:
         options["max_new_tokens"] = given.max_new_tokens
     options = {name: value for name, value in options.items() if value is not None}
     how = {"match_mode": given.match_mode, "normalizer": given.normalizer}
-    prepare(corpus, settings, options, trusted=True, **how)         # what is wrong is told before the model is loaded
-    with session.quiet_stdout(), python.load(settings, given.model) as bundle, \
-            bar(len(corpus.pairs), shown=session.bar_shown(given)) as add:
+    prepare(corpus, settings, options, trusted=True, **how)  # what is wrong is told before the model is loaded
+    with (
+        session.quiet_stdout(),
+        python.load(settings, given.model) as bundle,
+        bar(len(corpus.pairs), shown=session.bar_shown(given)) as add,
+    ):
         answer = evaluate(bundle.engine, corpus, options, trusted=True, on_result=add, **how)
     if given.html is not None:
         Path(given.html).write_text(to_html(answer), encoding="utf-8")

@@ -1,4 +1,6 @@
-"""transcribe, translate, caption, embed, chat, analyze: one request for all inputs, each result written as its sink does."""
+"""transcribe, translate, caption, embed, chat, analyze: one request for all inputs, each result written as its sink
+does."""
+
 from __future__ import annotations
 
 import argparse
@@ -18,8 +20,19 @@ from worker.types import Response, Timing
 
 Json = dict[str, Any]
 
-_FIELDS = ("language", "target_language", "timestamps", "punctuation", "prompt", "style", "max_new_tokens", "temperature",
-           "top_p", "pooling", "encoding")
+_FIELDS = (
+    "language",
+    "target_language",
+    "timestamps",
+    "punctuation",
+    "prompt",
+    "style",
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+    "pooling",
+    "encoding",
+)
 _FORMS = {"jsonl": "json", "txt": "text", "npy": "json"}
 
 
@@ -30,7 +43,7 @@ def run(given: argparse.Namespace) -> int:
     settings = Settings.of(model=given.model, model_dir=given.model_dir, device=given.device)
     payload = _payload(given, catalog.find(settings.default_model))
     named = {"model": given.model} if given.model else {}
-    parse({**payload, **named, "inputs": ["any"]}, settings)        # what is wrong with the options is told before loading
+    parse({**payload, **named, "inputs": ["any"]}, settings)  # what is wrong with the options is told before loading
     payload |= {"inputs": [one.source for one in inputs], "progress": session.bar_shown(given)}
     put, tally = Bucket(settings).put, session.Tally(len(inputs))
     with session.quiet_stdout(), python.load(settings, given.model) as bundle:
@@ -61,7 +74,11 @@ def _payload(given: argparse.Namespace, row: catalog.Model) -> Json:
 
 def _result(task: str, file: str, shape: Json, elapsed_sec: float) -> Json:
     """A result as people read it here: by its file."""
-    result = {"index": shape["index"], "file": file, **{name: shape[name] for name in shape if name not in ("index", "id")}}
+    result = {
+        "index": shape["index"],
+        "file": file,
+        **{name: shape[name] for name in shape if name not in ("index", "id")},
+    }
     if "error" not in result:
         if task in ("transcribe", "translate"):
             result.setdefault("tokens_generated", None)

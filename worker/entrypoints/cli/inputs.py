@@ -1,6 +1,7 @@
-"""What is typed as inputs → the sources, in order: files, URLs, folders (their audio, with all subfolders), patterns that the
-shell left alone (each file once), and `-` for a list on stdin, one a line.
+"""What is typed as inputs → the sources, in order: files, URLs, folders (their audio, with all subfolders), patterns
+that the shell left alone (each file once), and `-` for a list on stdin, one a line.
 """
+
 from __future__ import annotations
 
 import glob
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 from worker.audio.files import below, is_audio
 from worker.errors import RequestError
 
-_NAME_BYTES = 255        # the longest name that file systems take
+_NAME_BYTES = 255  # the longest name that file systems take
 
 
 class Input(NamedTuple):
@@ -27,8 +28,8 @@ class Input(NamedTuple):
 
 
 def expand(given: Sequence[str]) -> list[Input]:
-    """The inputs. Raises RequestError for a folder or pattern that gives none, for a folder that cannot be read, and where there
-    is nothing at all."""
+    """The inputs. Raises RequestError for a folder or pattern that gives none, for a folder that cannot be read, and
+    where there is nothing at all."""
     inputs = [found for text in given for found in _expand(text)]
     if not inputs:
         raise RequestError("no inputs: give files, folders or URLs")
@@ -36,8 +37,8 @@ def expand(given: Sequence[str]) -> list[Input]:
 
 
 def places(inputs: Sequence[Input], suffix: str) -> list[PurePath]:
-    """A file for each input's result: a/b.wav → a/b.srt; b.wav.srt where b.mp3 is there too; b.wav-2.srt if that is taken.
-    Names that would be too long for a file system lose their end."""
+    """A file for each input's result: a/b.wav → a/b.srt; b.wav.srt where b.mp3 is there too; b.wav-2.srt if that is
+    taken. Names that would be too long for a file system lose their end."""
     short = [one.place.with_suffix(suffix) for one in inputs]
     shared = {place for place, count in Counter(short).items() if count > 1}
     taken: set[str] = set()
@@ -86,7 +87,8 @@ def _folder(folder: Path) -> list[Input]:
 
 
 def _pattern(text: str) -> list[Input]:
-    """`**` matches folders and what is in them: a file is what has one name in one folder, links to folders followed."""
+    """`**` matches folders and what is in them: a file is what has one name in one folder, links to folders
+    followed."""
     matches = sorted(glob.glob(text, recursive=True))
     if not matches:
         raise RequestError(f"nothing matches {text}")

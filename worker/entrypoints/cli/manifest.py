@@ -1,5 +1,6 @@
-"""manifest: the same is asked about every line of a JSONL manifest, of the engine of this process, of a Ray cluster's, or of a
-server."""
+"""manifest: the same is asked about every line of a JSONL manifest, of the engine of this process, of a Ray cluster's,
+or of a server."""
+
 from __future__ import annotations
 
 import argparse
@@ -14,12 +15,22 @@ from worker.entrypoints import python
 from worker.entrypoints.cli import session
 from worker.manifest import Asker, Summary, on_ray, output_path, process, process_manifest, with_engine
 
-_OPTIONS = ("timestamps", "language", "target_language", "prompt", "style", "pooling", "max_new_tokens", "temperature", "top_p")
+_OPTIONS = (
+    "timestamps",
+    "language",
+    "target_language",
+    "prompt",
+    "style",
+    "pooling",
+    "max_new_tokens",
+    "temperature",
+    "top_p",
+)
 
 
 def run(given: argparse.Namespace) -> int:
-    """Prints the output's path. What ends a run (RequestError, ModelUnavailable, a server that does not answer) is raised; what
-    is done is written, and the same command goes on there."""
+    """Prints the output's path. What ends a run (RequestError, ModelUnavailable, a server that does not answer) is
+    raised; what is done is written, and the same command goes on there."""
     output = output_path(given.manifest, given.output, given.task)
     options = {name: value for name in _OPTIONS if (value := getattr(given, name)) is not None}
     options |= {"model": given.model} if given.model else {}
@@ -33,15 +44,32 @@ def run(given: argparse.Namespace) -> int:
         if given.server is None:
             ask, concurrency = _asks(given, options, stack)
             told = stack.enter_context(_bar(note))
-            process(given.manifest, output, ask, concurrency=concurrency, retry_failed=given.retry_failed, progress=told,
-                    options=options)
+            process(
+                given.manifest,
+                output,
+                ask,
+                concurrency=concurrency,
+                retry_failed=given.retry_failed,
+                progress=told,
+                options=options,
+            )
         else:
             told = stack.enter_context(_bar(note))
-            asyncio.run(process_manifest(
-                given.manifest, given.output, given.server, given.concurrency, task=given.task, api_key=given.api_key,
-                retry_failed=given.retry_failed, progress=told, **options))
+            asyncio.run(
+                process_manifest(
+                    given.manifest,
+                    given.output,
+                    given.server,
+                    given.concurrency,
+                    task=given.task,
+                    api_key=given.api_key,
+                    retry_failed=given.retry_failed,
+                    progress=told,
+                    **options,
+                )
+            )
     print(output)
-    assert last is not None         # it is told at the end
+    assert last is not None  # it is told at the end
     session.say(f"{last.lines} lines, {last.resumed} of them from before, in {last.elapsed_sec:.1f} s")
     if last.failed:
         codes = ", ".join(f"{code} {count}" for code, count in last.errors.most_common())
@@ -55,8 +83,9 @@ def _asks(given: argparse.Namespace, options: Mapping[str, Any], stack: contextl
     if given.ray is None:
         bundle = stack.enter_context(python.load(settings, given.model))
         return with_engine(bundle.engine, given.task, **bundle.naming(options)), given.concurrency
-    cluster = stack.enter_context(on_ray(settings, given.task, address=given.ray, engines=given.engines, each=given.concurrency,
-                                         **options))
+    cluster = stack.enter_context(
+        on_ray(settings, given.task, address=given.ray, engines=given.engines, each=given.concurrency, **options)
+    )
     return cluster, cluster.concurrency
 
 

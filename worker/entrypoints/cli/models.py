@@ -1,4 +1,5 @@
 """models: the catalog."""
+
 from __future__ import annotations
 
 import argparse

@@ -1,8 +1,11 @@
 """Where results go, and in what form: stdout, a file, or a folder with a file for each input.
 
-`create` gives the sink for a format. Each result is added as it is done: jsonl and a folder write it there and then, the others
-write all at `close`, in the inputs' order. Results are plain JSON; `formatted` in them is the text, srt, vtt or verbose_json.
+`create` gives the sink for a format. Each result is added as it is done: jsonl and a folder write it there and then,
+the others
+write all at `close`, in the inputs' order. Results are plain JSON; `formatted` in them is the text, srt, vtt or
+verbose_json.
 """
+
 from __future__ import annotations
 
 import io
@@ -18,9 +21,16 @@ from worker.errors import RequestError
 
 Json = dict[str, Any]
 
-SUFFIXES = {"json": ".json", "jsonl": ".jsonl", "txt": ".txt", "srt": ".srt", "vtt": ".vtt", "verbose_json": ".json",
-            "npy": ".npy"}
-_OF_ONE = ("srt", "vtt", "npy")     # no two of them fit into one file
+SUFFIXES = {
+    "json": ".json",
+    "jsonl": ".jsonl",
+    "txt": ".txt",
+    "srt": ".srt",
+    "vtt": ".vtt",
+    "verbose_json": ".json",
+    "npy": ".npy",
+}
+_OF_ONE = ("srt", "vtt", "npy")  # no two of them fit into one file
 
 
 class Sink(ABC):
@@ -72,7 +82,7 @@ class _Lines(Sink):
 
     def add(self, _index: int, result: Json) -> None:
         if self._output is not None:
-            self._stream, self._output = open(self._output, "wb"), None     # noqa: SIM115  `close` closes it
+            self._stream, self._output = open(self._output, "wb"), None  # noqa: SIM115  `close` closes it
         self._stream.write(dumps(result, indent=None))
         self._stream.flush()
 
@@ -93,15 +103,21 @@ class _Document(Sink):
         results = [result for _, result in sorted(self._results.items())]
         good = [result for result in results if "error" not in result]
         if self._form == "json":
-            vectors = any("embedding" in result for result in results)      # one number a line helps nobody
+            vectors = any("embedding" in result for result in results)  # one number a line helps nobody
             data = dumps({"results": results, **summary}, indent=None if vectors else 2)
         elif self._count == 1:
             data = _one(self._form, good[0]) if good else b""
         elif self._form == "verbose_json":
-            data = dumps([{"file": result["file"], **(result.get("formatted") or {"error": result.get("error")})}
-                          for result in results])
+            data = dumps(
+                [
+                    {"file": result["file"], **(result.get("formatted") or {"error": result.get("error")})}
+                    for result in results
+                ]
+            )
         else:
-            data = "\n".join(f"==> {result['file']} <==\n{result['formatted']}\n" for result in good).encode("utf-8", "replace")
+            data = "\n".join(f"==> {result['file']} <==\n{result['formatted']}\n" for result in good).encode(
+                "utf-8", "replace"
+            )
         if data:
             write(self._output, data, self._stdout)
 
@@ -123,7 +139,7 @@ class _Folder(Sink):
             return
         path = self._folder / self._names[index]
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{index}.part")         # the name itself may have no room for more
+        part = path.with_name(f".{index}.part")  # the name itself may have no room for more
         part.write_bytes(_one(self._form, result))
         os.replace(part, path)
 

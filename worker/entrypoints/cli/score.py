@@ -1,4 +1,5 @@
 """score: recordings against one reference, a file (--reference) or a clip of a config.json (--config, --uid, --cid)."""
+
 from __future__ import annotations
 
 import argparse
@@ -31,7 +32,9 @@ def run(given: argparse.Namespace) -> int:
             shape = {"index": index, "file": sources[index], **result}
             tally.add(shape)
             sink.add(index, shape)
-    sink.close({"usage": {name: count for name, count in tally.usage.items() if name != "audio_sec"}})    # no score tells it
+    sink.close(
+        {"usage": {name: count for name, count in tally.usage.items() if name != "audio_sec"}}
+    )  # no score tells it
     return tally.report()
 
 
@@ -51,7 +54,9 @@ def _by_config(given: argparse.Namespace, sources: list[str]) -> Iterator[Json]:
     settings = Settings.of(model_dir=given.model_dir, device=given.device)
     with Engine(settings) as engine, Scorer.open(given.config, engine, settings) as scorer:
         scorer.check(given.uid, given.cid, given.model)
-        scores = [scorer.score(given.uid, given.cid, source_of(source, trusted=True), given.model) for source in sources]
+        scores = [
+            scorer.score(given.uid, given.cid, source_of(source, trusted=True), given.model) for source in sources
+        ]
         for score in scores:
             try:
                 yield {**score.result()}

@@ -1,4 +1,5 @@
 """serve: the HTTP server, in this process or in several."""
+
 from __future__ import annotations
 
 import argparse
@@ -12,8 +13,17 @@ def run(given: argparse.Namespace) -> int:
     """Serve until told to end, and return the exit code. Raises ConfigError if the settings do not allow it."""
     from worker.config import Settings
 
-    return serve(Settings.of(given.config, model=given.model, model_dir=given.model_dir, device=given.device,
-                             host=given.host, port=given.port, workers=given.workers))
+    return serve(
+        Settings.of(
+            given.config,
+            model=given.model,
+            model_dir=given.model_dir,
+            device=given.device,
+            host=given.host,
+            port=given.port,
+            workers=given.workers,
+        )
+    )
 
 
 def serve(settings: Settings) -> int:
@@ -41,5 +51,8 @@ def serve(settings: Settings) -> int:
 def _addressed(settings: Settings) -> Settings:
     """Return the settings with HOST and PORT taken from AUDIO_SCORE_SERVER_HOST and _PORT where they are not set."""
     others = {"host": settings.audio_score_server_host, "port": settings.audio_score_server_port}
-    return settings.model_copy(update={name: value for name, value in others.items()
-                                       if value is not None and name not in settings.model_fields_set})
+    return settings.model_copy(
+        update={
+            name: value for name, value in others.items() if value is not None and name not in settings.model_fields_set
+        }
+    )

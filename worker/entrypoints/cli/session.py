@@ -1,4 +1,6 @@
-"""What commands over many inputs share: what was typed, stdout kept for results, what is said on stderr, the exit code."""
+"""What commands over many inputs share: what was typed, stdout kept for results, what is said on stderr, the exit
+code."""
+
 from __future__ import annotations
 
 import argparse
@@ -22,8 +24,12 @@ def quiet_stdout() -> contextlib.AbstractContextManager[Any]:
 
 def bar_shown(given: argparse.Namespace) -> bool:
     """On a terminal, unless results come to the same terminal one by one."""
-    lines = getattr(given, "format", None) == "jsonl" and given.output is None and sys.__stdout__ is not None \
+    lines = (
+        getattr(given, "format", None) == "jsonl"
+        and given.output is None
+        and sys.__stdout__ is not None
         and sys.__stdout__.isatty()
+    )
     return sys.stderr.isatty() and not lines
 
 

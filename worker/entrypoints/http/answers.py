@@ -1,4 +1,6 @@
-"""Answers that may be large: rendered on a thread, piece by piece, so that the event loop and others come to their turns."""
+"""Answers that may be large: rendered on a thread, piece by piece, so that the event loop and others come to their
+turns."""
+
 from __future__ import annotations
 
 import asyncio

@@ -7,9 +7,10 @@
     /health..., /ping, /metrics  health.py      for those who watch
     /ui                          ui/            the page
 
-Requests pass, from outside in: CORS, metrics, the gate (key, rate, size), routes. Start-up answers at once and loads in the
-background; the engine ends with the app.
+Requests pass, from outside in: CORS, metrics, the gate (key, rate, size), routes. Start-up answers at once and loads
+in the background; the engine ends with the app.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -33,8 +34,10 @@ from worker.entrypoints.http.routes import health, jobs, legacy, openai, runpod
 from worker.entrypoints.http.service import Service
 
 UI = Path(__file__).parent / "ui"
-_POLICY = "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob: http: https:; " \
-          "connect-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob: http: https:; "
+    "connect-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
@@ -61,16 +64,28 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     app.add_middleware(AuthMiddleware, settings=settings)
     app.add_middleware(MetricsMiddleware, meters=meters)
     if settings.cors_origins:
-        app.add_middleware(CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["GET", "POST"],
-                           allow_headers=["Authorization", "Content-Type"], expose_headers=["Retry-After"])
-    for own in (openai.router(service), runpod.router(service, background), jobs.router(service, background),
-                legacy.router(service), health.router(service)):
-        app.router.routes.extend(own.routes)        # not included: a router within a router costs every request a search
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Retry-After"],
+        )
+    for own in (
+        openai.router(service),
+        runpod.router(service, background),
+        jobs.router(service, background),
+        legacy.router(service),
+        health.router(service),
+    ):
+        app.router.routes.extend(own.routes)  # not included: a router within a router costs every request a search
 
     @app.get("/", tags=["Health"])
     async def root() -> JSONResponse:
         """What this is and where to go on."""
-        return JSONResponse({"name": "Aviary", "model": service.default, "docs": "/docs", "page": "/ui", "health": "/health"})
+        return JSONResponse(
+            {"name": "Aviary", "model": service.default, "docs": "/docs", "page": "/ui", "health": "/health"}
+        )
 
     if UI.is_dir():
         app.mount("/ui", _Page(StaticFiles(directory=UI, html=True)), name="ui")
@@ -91,9 +106,13 @@ class _Page:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", _POLICY.encode()),
-                                      (b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"),
-                                      (b"cache-control", b"no-cache")]
+                message["headers"] = [
+                    *message["headers"],
+                    (b"content-security-policy", _POLICY.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                    (b"referrer-policy", b"no-referrer"),
+                    (b"cache-control", b"no-cache"),
+                ]
             await send(message)
 
         await self._files(scope, receive, guarded)

@@ -2,6 +2,7 @@
 
 Plain ASGI, so that a streamed answer stays streamed. Health checks, the page and the documentation need no key.
 """
+
 from __future__ import annotations
 
 import hmac
@@ -18,8 +19,19 @@ from worker.config import Settings
 from worker.entrypoints.http import responses
 from worker.errors import AviaryError, ConfigError, RateLimited, TooLarge, Unauthorized
 
-FORM_BYTES = 1 << 20       # what a form may have beside its file
-_OPEN = ("/", "/health", "/health/live", "/health/ready", "/healthz", "/ping", "/ui", "/docs", "/redoc", "/openapi.json")
+FORM_BYTES = 1 << 20  # what a form may have beside its file
+_OPEN = (
+    "/",
+    "/health",
+    "/health/live",
+    "/health/ready",
+    "/healthz",
+    "/ping",
+    "/ui",
+    "/docs",
+    "/redoc",
+    "/openapi.json",
+)
 
 
 def check_address(settings: Settings) -> None:
@@ -29,8 +41,10 @@ def check_address(settings: Settings) -> None:
     except ValueError:
         loopback = settings.host == "localhost"
     if not loopback and settings.api_key != "off" and not keys(settings):
-        raise ConfigError(f"HOST={settings.host!r} can be reached from outside: set API_KEY to the key that clients must send, "
-                          "or to off if something before this server checks them")
+        raise ConfigError(
+            f"HOST={settings.host!r} can be reached from outside: set API_KEY to the key that clients must send, "
+            "or to off if something before this server checks them"
+        )
 
 
 class AuthMiddleware:
@@ -42,7 +56,9 @@ class AuthMiddleware:
         try:
             self._rate = parse_rate(settings.rate_limit) if settings.rate_limit else None
         except ValueError:
-            raise ConfigError(f"RATE_LIMIT={settings.rate_limit!r} is not a rate: write for instance 60/minute") from None
+            raise ConfigError(
+                f"RATE_LIMIT={settings.rate_limit!r} is not a rate: write for instance 60/minute"
+            ) from None
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,8 +94,8 @@ class AuthMiddleware:
 
 
 def keys(settings: Settings) -> list[bytes]:
-    """Those that are taken. Raises ConfigError for an API_KEY that is set and holds none: an empty secret must not open the
-    server."""
+    """Those that are taken. Raises ConfigError for an API_KEY that is set and holds none: an empty secret must not
+    open the server."""
     given = settings.api_key
     if given is None or given == "off":
         return []

@@ -1,4 +1,6 @@
-"""A request's body, JSON or a multipart form, → its fields as one dict, in which uploaded files are names of open files."""
+"""A request's body, JSON or a multipart form, → its fields as one dict, in which uploaded files are names of open
+files."""
+
 from __future__ import annotations
 
 import asyncio
@@ -14,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from worker.entrypoints.http import multipart
 from worker.errors import Cancelled, DiskFull, NotReadable, RequestError
 
-_LARGE = 1 << 18           # JSON that takes some milliseconds to read is not read on the event loop
+_LARGE = 1 << 18  # JSON that takes some milliseconds to read is not read on the event loop
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 A transaction and a thread's turn cost several times what a job in them does, and under load many come at once.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -35,7 +36,7 @@ class SubmissionBatcher:
                 some, self._coming = self._coming, []
                 outcomes = await asyncio.to_thread(self._outcomes, [submission for submission, _ in some])
                 for (_, future), outcome in zip(some, outcomes, strict=True):
-                    if future.done():       # cancelled
+                    if future.done():  # cancelled
                         continue
                     if isinstance(outcome, Exception):
                         future.set_exception(outcome)
@@ -45,8 +46,8 @@ class SubmissionBatcher:
             self._storing = None
 
     def _outcomes(self, submissions: list[Submission]) -> list[Job | Exception]:
-        """What became of each; one that cannot be stored keeps out no other. A store that fails is not asked again: it may have
-        stored them nonetheless, and may take long to fail."""
+        """What became of each; one that cannot be stored keeps out no other. A store that fails is not asked again: it
+        may have stored them nonetheless, and may take long to fail."""
         try:
             return list(self._store_all(submissions))
         except StoreError as error:

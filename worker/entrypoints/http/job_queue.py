@@ -1,8 +1,10 @@
 """Jobs on the server's engine: what a stored job is, and how it runs.
 
-A stored payload is {"input": a handler's payload, "upload": the name of its file among the uploads, or null}; the payload
+A stored payload is {"input": a handler's payload, "upload": the name of its file among the uploads, or null}; the
+payload
 mentions that file as UPLOAD. A client's own payload stands under `input` alone, so it cannot name another's upload.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -39,22 +41,33 @@ class JobQueue:
     def start(self) -> None:
         self.runner.start()
 
-    async def submit(self, kind: str, payload: Mapping[str, Any], *, file: BinaryIO | None = None, filename: str | None = None,
-                     webhook: str | None = None) -> Job:
+    async def submit(
+        self,
+        kind: str,
+        payload: Mapping[str, Any],
+        *,
+        file: BinaryIO | None = None,
+        filename: str | None = None,
+        webhook: str | None = None,
+    ) -> Job:
         """Checks and stores a job. Raises RequestError, DiskFull, StoreError; the upload is gone then."""
         self.runner.check(webhook)
         if file is None and is_light(payload):
             self._tasks.prepare(payload)
-            return await self._intake.store(Submission(kind, {"input": payload, "upload": None}, filename, None, webhook))
+            return await self._intake.store(
+                Submission(kind, {"input": payload, "upload": None}, filename, None, webhook)
+            )
         return await asyncio.to_thread(self._submit, kind, payload, file, filename, webhook)
 
-    def _submit(self, kind: str, payload: Mapping[str, Any], file: BinaryIO | None, filename: str | None,
-                webhook: str | None) -> Job:
+    def _submit(
+        self, kind: str, payload: Mapping[str, Any], file: BinaryIO | None, filename: str | None, webhook: str | None
+    ) -> Job:
         self._tasks.prepare(payload, files={UPLOAD: file} if file is not None else None)
         upload = None if file is None else self._keep(file)
         try:
-            return self.runner.submit(kind, {"input": payload, "upload": upload}, filename=filename, upload=upload,
-                                      webhook=webhook)
+            return self.runner.submit(
+                kind, {"input": payload, "upload": upload}, filename=filename, upload=upload, webhook=webhook
+            )
         except BaseException:
             if upload is not None:
                 (self.store.uploads / upload).unlink(missing_ok=True)
@@ -101,7 +114,9 @@ class JobQueue:
         if file is not None:
             answered.add_done_callback(lambda _: file.close())
         try:
-            work = self._tasks.prepare(stored["input"], files={UPLOAD: file} if file is not None else None, background=True)
+            work = self._tasks.prepare(
+                stored["input"], files={UPLOAD: file} if file is not None else None, background=True
+            )
         except BaseException:
             answered.cancel()
             raise
@@ -116,7 +131,7 @@ class JobQueue:
             try:
                 finishing = self._pool.submit(work.finish, outcome)
                 finishing.add_done_callback(into(answered, lambda answer: settle(answered, answer)))
-            except RuntimeError:        # the pool has been shut down
+            except RuntimeError:  # the pool has been shut down
                 fail(answered, Cancelled("the worker is shutting down"))
 
         running = work.start(count)

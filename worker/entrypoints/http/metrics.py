@@ -3,6 +3,7 @@
 One registry an app. Labels are few and bounded: models of the catalog and MODELS, devices, tasks, error codes, route
 templates.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -33,13 +34,16 @@ class Metrics:
         histogram = functools.partial(Histogram, registry=self.registry)
         self._started = time.time()
         self._requests = counter("aviary_http_requests", "HTTP requests answered", ["route", "method", "status"])
-        self._latency = histogram("aviary_http_request_seconds", "HTTP request to the end of its answer", ["route"],
-                                  buckets=_SECONDS)
+        self._latency = histogram(
+            "aviary_http_request_seconds", "HTTP request to the end of its answer", ["route"], buckets=_SECONDS
+        )
         self._inputs = counter("aviary_inputs", "Inputs answered", ["task", "outcome"])
         self._audio = counter("aviary_audio_seconds", "Seconds of audio answered", ["task"])
         self._tokens = counter("aviary_generated_tokens", "Tokens generated")
         self._stages = counter("aviary_stage_seconds", "Seconds spent by stage, summed over inputs", ["stage"])
-        self._wait = histogram("aviary_queue_wait_seconds", "A request's inputs' mean wait for the device", buckets=_SECONDS)
+        self._wait = histogram(
+            "aviary_queue_wait_seconds", "A request's inputs' mean wait for the device", buckets=_SECONDS
+        )
         self._batches = counter("aviary_batches", "Batches run", ["model", "device"])
         self._sizes = histogram("aviary_batch_size", "Pieces in a batch", buckets=(1, 2, 4, 8, 16, 32, 64))
         self._device = counter("aviary_device_seconds", "Seconds the device was busy", ["model", "device"])
@@ -91,14 +95,20 @@ class Metrics:
         return {
             "uptime_sec": round(time.time() - self._started, 1),
             "requests": round(_total(self._requests)),
-            "inputs": {"answered": round(outcomes.pop("ok", 0)), "failed": {code: round(n) for code, n in outcomes.items()},
-                       "in_flight": self._taken},
+            "inputs": {
+                "answered": round(outcomes.pop("ok", 0)),
+                "failed": {code: round(n) for code, n in outcomes.items()},
+                "in_flight": self._taken,
+            },
             "queue": {"pieces_waiting": engine.waiting, "decoded_sec_held": round(engine.held_sec, 1)},
             "audio_sec": round(_total(self._audio), 1),
             "tokens_generated": round(_total(self._tokens)),
-            "batches": {"count": round(batches), "device_busy_sec": round(busy, 2),
-                        "rtfx": round(heard / busy, 1) if busy else None,
-                        "padding_share": round(padding / (heard + padding), 4) if heard else None},
+            "batches": {
+                "count": round(batches),
+                "device_busy_sec": round(busy, 2),
+                "rtfx": round(heard / busy, 1) if busy else None,
+                "padding_share": round(padding / (heard + padding), 4) if heard else None,
+            },
             "devices": dataclasses.asdict(engine.devices),
             "models": engine.models,
         }
@@ -135,13 +145,19 @@ class _EngineCollector:
         self._engine = engine
 
     def collect(self) -> Iterable[Metric]:
-        yield GaugeMetricFamily("aviary_pieces_waiting", "Decoded pieces that wait for the device", value=self._engine.waiting)
-        yield GaugeMetricFamily("aviary_decoded_seconds_held", "Seconds of decoded audio in memory", value=self._engine.held_sec)
+        yield GaugeMetricFamily(
+            "aviary_pieces_waiting", "Decoded pieces that wait for the device", value=self._engine.waiting
+        )
+        yield GaugeMetricFamily(
+            "aviary_decoded_seconds_held", "Seconds of decoded audio in memory", value=self._engine.held_sec
+        )
         models = GaugeMetricFamily("aviary_model_state", "1 for the state each model is in", labels=["model", "state"])
         for model, state in self._engine.models.items():
             models.add_metric([model, state], 1)
         yield models
-        devices = GaugeMetricFamily("aviary_devices", "Devices, those that work and those that are lost", labels=["state"])
+        devices = GaugeMetricFamily(
+            "aviary_devices", "Devices, those that work and those that are lost", labels=["state"]
+        )
         devices.add_metric(["working"], self._engine.devices.count - self._engine.devices.lost)
         devices.add_metric(["lost"], self._engine.devices.lost)
         yield devices

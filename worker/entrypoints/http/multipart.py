@@ -1,9 +1,10 @@
 """A multipart form, taken apart as it comes: fields as texts, files in open files. python_multipart finds the parts.
 
-An upload of up to IN_MEMORY bytes stays in memory (as io.BytesIO), while all that do leave room: making a file on disk takes
-longer than all else that a small upload needs. Others go to disk, on a thread, AT_ONCE bytes at a time. A file's position is
-anywhere.
+An upload of up to IN_MEMORY bytes stays in memory (as io.BytesIO), while all that do leave room: making a file on disk
+takes longer than all else that a small upload needs. Others go to disk, on a thread, AT_ONCE bytes at a time. A file's
+position is anywhere.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -26,8 +27,8 @@ TOGETHER = 256 * 1024**2
 AT_ONCE = 1024**2
 MOST_FILES, MOST_FIELDS, FIELD_BYTES = 16, 200, 1024**2
 
-_PIECE_BYTES = 512         # what a piece that waits takes itself
-_WRITERS = ThreadPoolExecutor(8, thread_name_prefix="uploads")      # asyncio's own have much to wait for
+_PIECE_BYTES = 512  # what a piece that waits takes itself
+_WRITERS = ThreadPoolExecutor(8, thread_name_prefix="uploads")  # asyncio's own have much to wait for
 
 
 @dataclass
@@ -42,8 +43,8 @@ class Part:
 
 
 async def read(http: Request) -> list[Part]:
-    """The parts, in their order; whoever takes them closes their files. Raises RequestError for what is no form or not whole,
-    OSError where there is no room for it, ClientDisconnect."""
+    """The parts, in their order; whoever takes them closes their files. Raises RequestError for what is no form or not
+    whole, OSError where there is no room for it, ClientDisconnect."""
     try:
         return await _taken_apart(http)
     except FormParserError as error:
@@ -81,7 +82,7 @@ async def _on_thread(form: _Form) -> None:
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
-        writing.exception()         # nobody asks any more
+        writing.exception()  # nobody asks any more
         raise cancelled
     writing.result()
 
@@ -90,7 +91,7 @@ class _Room:
     """The memory that uploads may take together. Thread-safe."""
 
     def __init__(self, size: int) -> None:
-        self._left, self._lock = size, threading.RLock()         # the collector may close a file while it is held
+        self._left, self._lock = size, threading.RLock()  # the collector may close a file while it is held
 
     def take(self, size: int) -> bool:
         with self._lock:
@@ -117,8 +118,8 @@ class _InMemory(io.BytesIO):
 
 
 class _Form:
-    """`write` is given the form's bytes; what is for the disk waits for `write_waiting`. `in_memory`: whether its files are to
-    be, and `held_bytes` how many of their bytes are."""
+    """`write` is given the form's bytes; what is for the disk waits for `write_waiting`. `in_memory`: whether its
+    files are to be, and `held_bytes` how many of their bytes are."""
 
     def __init__(self, content_type: str) -> None:
         """Raises FormParserError, RequestError."""
@@ -132,10 +133,19 @@ class _Form:
         self._name, self._value, self._disposition = b"", b"", b""
         self._text = bytearray()
         self._ended = False
-        self._parser = MultipartParser(boundary, {
-            "on_part_begin": self._part_begins, "on_header_field": self._header_name, "on_header_value": self._header_value,
-            "on_header_end": self._header_ends, "on_headers_finished": self._headers_end, "on_part_data": self._data,
-            "on_part_end": self._part_ends, "on_end": self._end})
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._part_begins,
+                "on_header_field": self._header_name,
+                "on_header_value": self._header_value,
+                "on_header_end": self._header_ends,
+                "on_headers_finished": self._headers_end,
+                "on_part_data": self._data,
+                "on_part_end": self._part_ends,
+                "on_end": self._end,
+            },
+        )
 
     def write(self, chunk: bytes) -> None:
         """Raises FormParserError, RequestError, OSError."""
@@ -215,7 +225,7 @@ class _Form:
 
 def _write(file: BinaryIO, data: memoryview) -> None:
     while data:
-        data = data[file.write(data):]
+        data = data[file.write(data) :]
 
 
 def _decoded(text: bytes) -> str:

@@ -2,6 +2,7 @@
 
 What a fault of ours says to the outside is an id that is in the log, nothing else.
 """
+
 from __future__ import annotations
 
 import math
@@ -63,8 +64,12 @@ async def _invalid(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"][1:]) or None
-    body = {"message": f"{name or 'the request'}: {first['msg']}", "type": "invalid_request_error", "param": name,
-            "code": "invalid_request"}
+    body = {
+        "message": f"{name or 'the request'}: {first['msg']}",
+        "type": "invalid_request_error",
+        "param": name,
+        "code": "invalid_request",
+    }
     return JSONResponse({"error": body}, 400)
 
 

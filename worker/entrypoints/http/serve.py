@@ -29,31 +29,41 @@ from worker.entrypoints.http.app import create_app
 log = logging.getLogger(__name__)
 
 
-def serve(settings: Settings, *, uds: Path | None = None, shared: tuple[str, int] | None = None,
-          control: Path | None = None) -> int:
+def serve(
+    settings: Settings, *, uds: Path | None = None, shared: tuple[str, int] | None = None, control: Path | None = None
+) -> int:
     """Serve until told to end, and return the exit code.
 
     uds: the Unix socket to listen on in place of HOST and PORT; whoever connects to it is trusted to name the client.
     shared: with `uds`, an address that other processes listen on as well.
-    control: the Unix socket of the gateway's supervisor, which adds up the metrics of all processes. SIGHUP then ends this
+    control: the Unix socket of the gateway's supervisor, which adds up the metrics of all processes. SIGHUP then ends
+    this
         process once all accepted requests are answered, within REQUEST_TIMEOUT_SEC.
     Raises ConfigError if another server listens on `uds`.
     """
     import uvicorn
 
     logs.configure(settings)
-    tempfile.tempdir = str(settings.data_dir)       # uploads pass through here too
+    tempfile.tempdir = str(settings.data_dir)  # uploads pass through here too
     app: ASGIApp = create_app(settings)
     if shared is not None and control is not None:
         from worker.entrypoints.http.gateway.control import Relay
 
         app = Relay(app, control)
-    server = uvicorn.Server(uvicorn.Config(
-        app, host=settings.host, port=settings.port, log_config=None, access_log=False,
-        timeout_graceful_shutdown=sockets.DRAIN_SEC, forwarded_allow_ips="*" if uds and not shared else None))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=sockets.DRAIN_SEC,
+            forwarded_allow_ips="*" if uds and not shared else None,
+        )
+    )
     if uds is None:
         log.info("serving on http://%s:%d: the page is /ui, the documentation /docs", settings.host, settings.port)
-    for number in (signal.SIGTERM, signal.SIGINT):      # uvicorn raises the signal again once it has drained
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again once it has drained
         signal.signal(number, lambda *_: sys.exit(0))
 
     def drain(*_: object) -> None:
@@ -62,7 +72,7 @@ def serve(settings: Settings, *, uds: Path | None = None, shared: tuple[str, int
 
     if control is not None:
         signal.signal(signal.SIGHUP, drain)
-    bound = sockets.listening(uds, shared)      # outside `try`: another server's socket is not removed
+    bound = sockets.listening(uds, shared)  # outside `try`: another server's socket is not removed
     try:
         server.run(bound)
     finally:
@@ -79,14 +89,14 @@ def main() -> int:
     plan: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_exit_with_parent, name="exit with parent", daemon=True).start()
     if plan["cores"] and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, plan["cores"])      # before torch counts them
+        os.sched_setaffinity(0, plan["cores"])  # before torch counts them
     settings = Settings(**plan["settings"])
     shared = tuple(plan["shared"]) if plan["shared"] else None
     return serve(settings, uds=Path(plan["socket"]), shared=shared, control=Path(plan["control"]))
 
 
 def _exit_with_parent() -> None:
-    while os.read(sys.stdin.fileno(), 1):       # not through sys.stdin, whose lock the exiting interpreter takes
+    while os.read(sys.stdin.fileno(), 1):  # not through sys.stdin, whose lock the exiting interpreter takes
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -6,6 +6,7 @@
 
 A server holds at most MAX_QUEUE inputs; while its models load it says so at once instead of keeping people waiting.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -70,7 +71,8 @@ class Service:
 
     @property
     def state(self) -> str:
-        """loading, ready, or unhealthy: the device is lost, or the default model, or all that score, could not be loaded."""
+        """loading, ready, or unhealthy: the device is lost, or the default model, or all that score, could not be
+        loaded."""
         if self.engine.lost is not None or self._cannot_score:
             return "unhealthy"
         load = self._loads.get(self.default)
@@ -80,8 +82,14 @@ class Service:
             return "loading"
         return "unhealthy" if load.exception() else "ready"
 
-    async def take(self, http: HttpRequest, payload: Payload, files: Mapping[str, BinaryIO] | None = None, *,
-                   on_result: OnResult | None = None) -> Response:
+    async def take(
+        self,
+        http: HttpRequest,
+        payload: Payload,
+        files: Mapping[str, BinaryIO] | None = None,
+        *,
+        on_result: OnResult | None = None,
+    ) -> Response:
         """The response. Raises AviaryError for what is wrong with the request as a whole."""
         request = await self.parse(payload, files)
         future = self.submit(request, on_result=on_result)
@@ -94,11 +102,16 @@ class Service:
         _raise(response)
         return response
 
-    async def run(self, http: HttpRequest, payload: Payload, files: Mapping[str, BinaryIO] | None = None) -> dict[str, Any]:
+    async def run(
+        self, http: HttpRequest, payload: Payload, files: Mapping[str, BinaryIO] | None = None
+    ) -> dict[str, Any]:
         """The answer to a payload of any task. Raises AviaryError, that of a single input among them."""
         self.allow(payload)
-        work = self.tasks.prepare(payload, files=files) if is_light(payload) else \
-            await asyncio.to_thread(self.tasks.prepare, payload, files=files)
+        work = (
+            self.tasks.prepare(payload, files=files)
+            if is_light(payload)
+            else await asyncio.to_thread(self.tasks.prepare, payload, files=files)
+        )
         self._refuse_while_loading(work.model)
         self.admit(work.size)
         try:
@@ -109,14 +122,15 @@ class Service:
             raise outcome[0].with_traceback(None)
         return await asyncio.to_thread(work.finish, outcome)
 
-    async def stream(self, payload: Payload, files: Mapping[str, BinaryIO] | None = None) \
-            -> AsyncGenerator[str | Response, None]:
+    async def stream(
+        self, payload: Payload, files: Mapping[str, BinaryIO] | None = None
+    ) -> AsyncGenerator[str | Response, None]:
         """Each bit of the one input's text as it comes, at last the Response. To be closed; that gives the request up.
         Raises AviaryError."""
         loop, told = asyncio.get_running_loop(), asyncio.Queue[str | None]()
 
         def tell(text: str | None) -> None:
-            with contextlib.suppress(RuntimeError):     # the loop has ended meanwhile
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(told.put_nowait, text)
 
         request = await self.parse(payload, files)
@@ -153,8 +167,10 @@ class Service:
         """Counts inputs in, until `leave`. Raises QueueFull; one request too large for the queue may have it alone."""
         with self._counting:
             if self._in_flight and self._in_flight + inputs > self.settings.max_queue:
-                raise QueueFull(f"{self._in_flight} inputs are being worked on, {self.settings.max_queue} at most (MAX_QUEUE)",
-                                retry_after_sec=1 + self._in_flight // 64)
+                raise QueueFull(
+                    f"{self._in_flight} inputs are being worked on, {self.settings.max_queue} at most (MAX_QUEUE)",
+                    retry_after_sec=1 + self._in_flight // 64,
+                )
             self._in_flight += inputs
             self.meters.in_flight(self._in_flight)
 
@@ -169,7 +185,9 @@ class Service:
         answer = asyncio.ensure_future(asyncio.wrap_future(future))
         gone = asyncio.ensure_future(hung_up(http))
         try:
-            await asyncio.wait({answer, gone}, timeout=self.settings.request_timeout_sec, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                {answer, gone}, timeout=self.settings.request_timeout_sec, return_when=asyncio.FIRST_COMPLETED
+            )
             if answer.done():
                 return answer.result()
             raise Cancelled("the client hung up") if gone.done() else self._late()
@@ -201,8 +219,11 @@ class Service:
             raise StillLoading(f"{model} is being loaded", retry_after_sec=LOADING_SEC)
 
     def _late(self) -> DeadlineExceeded:
-        return DeadlineExceeded(f"not done within {self.settings.request_timeout_sec:g} s (REQUEST_TIMEOUT_SEC): send it "
-                                "as a job (/run, /transcribe/async)", retry_after_sec=LOADING_SEC)
+        return DeadlineExceeded(
+            f"not done within {self.settings.request_timeout_sec:g} s (REQUEST_TIMEOUT_SEC): send it "
+            "as a job (/run, /transcribe/async)",
+            retry_after_sec=LOADING_SEC,
+        )
 
 
 async def hung_up(http: HttpRequest) -> None:
@@ -214,13 +235,13 @@ async def hung_up(http: HttpRequest) -> None:
 def _raise(response: Response) -> None:
     (outcome,) = response.results
     if isinstance(outcome, Failure):
-        raise outcome.error.with_traceback(None)        # one that is shared would keep the frames of all who raised it
+        raise outcome.error.with_traceback(None)  # one that is shared would keep the frames of all who raised it
     assert isinstance(outcome, Result)
 
 
 def _settle(_load: Future[None]) -> None:
-    """What has been loaded stays: else the collector would look through all of it again and again, and hold up the event
-    loop for a tenth of a second each time."""
+    """What has been loaded stays: else the collector would look through all of it again and again, and hold up the
+    event loop for a tenth of a second each time."""
     gc.collect()
     gc.freeze()
 

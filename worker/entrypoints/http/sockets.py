@@ -1,4 +1,5 @@
-"""The sockets that a server process listens on: a Unix socket of its own, and a TCP address shared with other processes."""
+"""The sockets that a server process listens on: a Unix socket of its own, and a TCP address shared with other
+processes."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from worker.errors import ConfigError
 
-DRAIN_SEC = 30               # how long a server that is told to end may take to answer what it has accepted
+DRAIN_SEC = 30  # how long a server that is told to end may take to answer what it has accepted
 
 
 def listening(uds: Path | None, shared: tuple[str, int] | None) -> list[socket.socket] | None:
@@ -30,7 +31,7 @@ def claim(uds: Path) -> None:
             remove(uds)
             return
         except (TimeoutError, BlockingIOError):
-            pass            # a server is there: its backlog is full
+            pass  # a server is there: its backlog is full
         except OSError as error:
             raise ConfigError(f"cannot serve on {uds}: {error.strerror or error}") from None
     raise ConfigError(f"another server is listening on {uds}; stop it or choose another path")

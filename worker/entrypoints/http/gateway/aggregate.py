@@ -1,9 +1,11 @@
 """The numbers of several workers as one worker's: what Prometheus reads at /metrics, and the same for people at /stats.
 
-Counters, histograms and gauges add up; a model's state becomes the number of workers in which it is in that state. What a
-process had counted when it was last asked stays in the sum after its end, so that a counter never falls because a worker was
-replaced.
+Counters, histograms and gauges add up; a model's state becomes the number of workers in which it is in that state.
+What a
+process had counted when it was last asked stays in the sum after its end, so that a counter never falls because a
+worker was replaced.
 """
+
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -13,7 +15,7 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 Stats = dict[str, Any]
-_STATES = ("ready", "loading", "failed")        # of a model: the first that it has anywhere is what /stats says
+_STATES = ("ready", "loading", "failed")  # of a model: the first that it has anywhere is what /stats says
 
 
 class _Series(NamedTuple):
@@ -31,13 +33,16 @@ class Totals:
         self._ended: dict[_Series, float] = {}
 
     def add(self, texts: Mapping[str, str], living: Collection[str]) -> None:
-        """`texts`: what each process answered at /metrics, by the process's name; `living`: the names of those that run. One
-        that runs and did not answer counts as it did last."""
+        """`texts`: what each process answered at /metrics, by the process's name; `living`: the names of those that
+        run. One that runs and did not answer counts as it did last."""
         for process, text in texts.items():
             self._living[process] = dict(self._read(text))
         for process in self._living.keys() - set(living):
-            lasting = {series: value for series, value in self._living.pop(process).items()
-                       if self._families[series.family].type in ("counter", "histogram")}
+            lasting = {
+                series: value
+                for series, value in self._living.pop(process).items()
+                if self._families[series.family].type in ("counter", "histogram")
+            }
             self._ended = _sum([self._ended, lasting])
 
     def collect(self) -> list[Metric]:
@@ -63,20 +68,26 @@ def _sum(parts: Iterable[Mapping[_Series, float]]) -> dict[_Series, float]:
 
 
 def add_stats(parts: Sequence[Stats]) -> Stats:
-    """What workers answered at /stats (at least one) → the same shape for all of them. Rates are of the device seconds of
-    all; `uptime_sec` is the longest."""
+    """What workers answered at /stats (at least one) → the same shape for all of them. Rates are of the device seconds
+    of all; `uptime_sec` is the longest."""
     total: Stats = _add(parts)
     total["uptime_sec"] = max(part["uptime_sec"] for part in parts)
     batches = [part["batches"] for part in parts if part["batches"]["count"]]
     busy = sum(one["device_busy_sec"] for one in batches)
     heard = [(one["rtfx"] or 0) * one["device_busy_sec"] for one in batches]
-    padding = sum(sec * one["padding_share"] / (1 - one["padding_share"])
-                  for sec, one in zip(heard, batches, strict=True) if one["padding_share"])
+    padding = sum(
+        sec * one["padding_share"] / (1 - one["padding_share"])
+        for sec, one in zip(heard, batches, strict=True)
+        if one["padding_share"]
+    )
     total["batches"]["rtfx"] = round(sum(heard) / busy, 1) if busy else None
     total["batches"]["padding_share"] = round(padding / (sum(heard) + padding), 4) if sum(heard) else None
     states = [part["models"] for part in parts]
-    total["models"] = {name: next((state for state in _STATES if any(one.get(name) == state for one in states)), "loading")
-                       for one in states for name in one}
+    total["models"] = {
+        name: next((state for state in _STATES if any(one.get(name) == state for one in states)), "loading")
+        for one in states
+        for name in one
+    }
     return total
 
 

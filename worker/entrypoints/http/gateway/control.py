@@ -3,9 +3,10 @@
     GET /metrics, /stats    the sums over the workers
     any /gate/PATH          whether this request to PATH may pass: 204, or 401 without a key, or 403 over RATE_LIMIT
 
-nginx asks at /gate before it takes a request's body, so that all workers share one count, and so that nobody without a key
-fills the disk. The workers check keys themselves as well.
+nginx asks at /gate before it takes a request's body, so that all workers share one count, and so that nobody without a
+key fills the disk. The workers check keys themselves as well.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -35,7 +36,7 @@ from worker.entrypoints.http.gateway.worker_process import Worker
 from worker.errors import AviaryError, StillLoading
 
 _GATE = "/gate"
-_VERDICTS = {429: 403}       # nginx's auth_request knows 2xx, 401 and 403
+_VERDICTS = {429: 403}  # nginx's auth_request knows 2xx, 401 and 403
 
 
 class Control:
@@ -54,10 +55,10 @@ class Control:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith(f"{_GATE}/"):
             await self._numbers(scope, receive, send)
-        elif scope["method"] == "OPTIONS":          # a browser's question ahead of its request: it never has a key
+        elif scope["method"] == "OPTIONS":  # a browser's question ahead of its request: it never has a key
             await _pass(scope, receive, send)
         else:
-            await self._gate({**scope, "path": scope["path"][len(_GATE):]}, receive, _verdict(send))
+            await self._gate({**scope, "path": scope["path"][len(_GATE) :]}, receive, _verdict(send))
 
     def collect(self) -> Iterable[Metric]:
         """For the registry: the sums, and how the workers are."""
@@ -78,8 +79,16 @@ class Control:
         answers = [json.loads(text) for _, text in await self._ask("/stats")]
         if not answers:
             raise StillLoading("no worker answers yet", retry_after_sec=1)
-        workers = [{"worker": worker.number, "seat": worker.placement.name, "pid": worker.pid, "state": worker.state,
-                    "restarts": max(0, worker.starts - 1)} for worker in self._workers]
+        workers = [
+            {
+                "worker": worker.number,
+                "seat": worker.placement.name,
+                "pid": worker.pid,
+                "state": worker.state,
+                "restarts": max(0, worker.starts - 1),
+            }
+            for worker in self._workers
+        ]
         return JSONResponse(aggregate.add_stats(answers) | {"workers": workers})
 
     async def _ask(self, path: str) -> list[tuple[str, bytes]]:
@@ -102,8 +111,17 @@ class Control:
 @contextlib.contextmanager
 def serving(app: ASGIApp, uds: Path) -> Iterator[None]:
     """Serves on the Unix socket, on a thread of its own, until the end of the block."""
-    server = uvicorn.Server(uvicorn.Config(app, uds=str(uds), log_config=None, access_log=False, forwarded_allow_ips="*",
-                                           lifespan="off", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            uds=str(uds),
+            log_config=None,
+            access_log=False,
+            forwarded_allow_ips="*",
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+        )
+    )
     thread = threading.Thread(target=server.run, name="front", daemon=True)
     thread.start()
     while thread.is_alive() and not server.started:
@@ -116,8 +134,8 @@ def serving(app: ASGIApp, uds: Path) -> Iterator[None]:
 
 
 class Relay:
-    """Where there is no nginx: in each worker, before its application, so that the sums are to be had from any of them. Who
-    comes over the private socket is the one who adds up."""
+    """Where there is no nginx: in each worker, before its application, so that the sums are to be had from any of
+    them. Who comes over the private socket is the one who adds up."""
 
     def __init__(self, app: ASGIApp, front: Path) -> None:
         self._app, self._front = app, front
@@ -127,7 +145,9 @@ class Relay:
             await self._app(scope, receive, send)
             return
         key = Headers(scope=scope).get("authorization")
-        status, body = await asyncio.to_thread(worker_process.ask, self._front, scope["path"], {"Authorization": key} if key else None)
+        status, body = await asyncio.to_thread(
+            worker_process.ask, self._front, scope["path"], {"Authorization": key} if key else None
+        )
         kind = CONTENT_TYPE_LATEST if scope["path"] == "/metrics" and status == 200 else "application/json"
         await Response(body, status, media_type=kind)(scope, receive, send)
 

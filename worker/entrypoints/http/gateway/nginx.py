@@ -1,14 +1,18 @@
 """nginx before the workers: where it is, and its whole configuration, made of the settings.
 
-Everything that it writes is in the supervisor's folder, so it runs as anybody. `upstream` holds only workers that answer: the
-supervisor looks after them, writes the configuration anew when one comes or goes, and has nginx read it. Between a death and
-that, requests find the next worker: those that a worker had not answered are sent again, up to TRIES times in all. That is
-safe, because a transcription that is done twice says the same; a job that is queued twice runs twice. It is bounded, because
-a request might be what ends its worker.
+Everything that it writes is in the supervisor's folder, so it runs as anybody. `upstream` holds only workers that
+answer: the
+supervisor looks after them, writes the configuration anew when one comes or goes, and has nginx read it. Between a
+death and
+that, requests find the next worker: those that a worker had not answered are sent again, up to TRIES times in all.
+That is
+safe, because a transcription that is done twice says the same; a job that is queued twice runs twice. It is bounded,
+because a request might be what ends its worker.
 
     find()                                   nginx, or None
     configuration(settings, folder, …)       the text of nginx.conf
 """
+
 from __future__ import annotations
 
 import json
@@ -33,10 +37,12 @@ from worker.errors import (
 )
 
 TRIES = 3
-MISSING = ("nginx is not there (Debian, Ubuntu: apt install nginx-light; macOS: brew install nginx): the workers share the port "
-           "themselves, so requests are not sent to the least busy one, not sent again when a worker dies, and RATE_LIMIT "
-           "holds for each worker apart")
-_PLACES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin")         # which are not on everybody's PATH
+MISSING = (
+    "nginx was not found, so the workers share the port themselves: requests do not go to the least busy worker, "
+    "are not retried when a worker dies, and RATE_LIMIT counts per worker. Install nginx (Debian and Ubuntu: "
+    "apt install nginx-light; macOS: brew install nginx)"
+)
+_PLACES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin")  # which are not on everybody's PATH
 _TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
@@ -133,7 +139,7 @@ _ERRORS: dict[int, AviaryError] = {
     504: DeadlineExceeded("no worker answered in time (REQUEST_TIMEOUT_SEC)"),
 }
 _NOBODY = StillLoading("no worker is there yet, or none any more: try again in a moment")
-_VERDICTS: dict[int, AviaryError] = {           # the gate's
+_VERDICTS: dict[int, AviaryError] = {  # the gate's
     401: Unauthorized("send the API key as a bearer token: Authorization: Bearer <key>"),
     403: RateLimited("too many requests (RATE_LIMIT)"),
 }
@@ -151,5 +157,7 @@ def _answer(status: int, error: AviaryError) -> str:
     again = f"add_header Retry-After {after} always; " if after else ""
     text = json.dumps(responses.to_json(error))
     # A refused request's body is not read: what else came on its connection would be lost with it, so clients are told.
-    return (f"error_page {status} ={shown} @{status}; "
-            f"location @{status} {{ keepalive_timeout 0; default_type application/json; {again}return {shown} '{text}'; }}")
+    return (
+        f"error_page {status} ={shown} @{status}; "
+        f"location @{status} {{ keepalive_timeout 0; default_type application/json; {again}return {shown} '{text}'; }}"
+    )

@@ -3,11 +3,12 @@
     SIGTERM, Ctrl-C     nginx takes nothing more and finishes what it has, then the workers end; a second one: at once
     SIGHUP              each worker in turn drains and is replaced, while the others serve
 
-A worker begins to load when the one before it has loaded, so that memory and disks are asked for one model at a time; requests
-are taken from the start, and answered from the first worker on. One that dies, or is ended because it hangs,
-has lost its device or cannot load its model, is replaced, after a pause that doubles while it goes on dying; when all have died
-GIVE_UP times without one of them ever being ready, the supervisor says so and ends.
+A worker begins to load when the one before it has loaded, so that memory and disks are asked for one model at a time;
+requests are taken from the start, and answered from the first worker on. One that dies, or is ended because it hangs,
+has lost its device or cannot load its model, is replaced, after a pause that doubles while it goes on dying; when all
+have died GIVE_UP times without one of them ever being ready, the supervisor says so and ends.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -37,14 +38,14 @@ log = logging.getLogger(__name__)
 
 GIVE_UP = 5
 LONGEST_PAUSE_SEC = 30.0
-STABLE_SEC = 60.0            # a worker that lived so long was not about to die anyway
-LOOK_SEC = (0.1, 2.0)        # how often a worker is looked at, until it has loaded and after
-_PATH_BYTES = 100            # of a Unix socket: 103 on macOS, 107 on Linux
+STABLE_SEC = 60.0  # a worker that lived so long was not about to die anyway
+LOOK_SEC = (0.1, 2.0)  # how often a worker is looked at, until it has loaded and after
+_PATH_BYTES = 100  # of a Unix socket: 103 on macOS, 107 on Linux
 
 
 def run(settings: Settings, placements: Sequence[Placement], gateway: Path | None) -> int:
-    """Serves with a worker on each seat, behind the nginx `gateway` or, without it, all on one port. Returns the exit code.
-    Raises ConfigError for what cannot be served so."""
+    """Serves with a worker on each seat, behind the nginx `gateway` or, without it, all on one port. Returns the exit
+    code. Raises ConfigError for what cannot be served so."""
     if gateway is None and settings.audio_score_server_socket is not None:
         raise ConfigError("several workers on one Unix socket (AUDIO_SCORE_SERVER_SOCKET) need nginx")
     if settings.audio_score_server_socket is not None:
@@ -62,15 +63,18 @@ class Supervisor:
     def __init__(self, settings: Settings, placements: Sequence[Placement], folder: Path, gateway: Path | None) -> None:
         self._settings, self._folder, self._gateway = settings, folder, gateway
         shared = None if gateway else (settings.host, settings.port)
-        rate = None if gateway else settings.rate_limit         # the gateway keeps one count for all
-        self._workers = [Worker(number, placement.with_settings(rate_limit=rate), folder, shared) for number, placement in enumerate(placements)]
+        rate = None if gateway else settings.rate_limit  # the gateway keeps one count for all
+        self._workers = [
+            Worker(number, placement.with_settings(rate_limit=rate), folder, shared)
+            for number, placement in enumerate(placements)
+        ]
         self._nginx: asyncio.subprocess.Process | None = None
-        self._pid_file = folder / "nginx.pid"           # is there when nginx can take signals
+        self._pid_file = folder / "nginx.pid"  # is there when nginx can take signals
         self._loading = asyncio.Lock()
         self._end = asyncio.Event()
         self._rolling: asyncio.Task[None] | None = None
         self._listed: list[Path] = []
-        self._deaths, self._served = 0, False           # of all workers; whether one was ever ready
+        self._deaths, self._served = 0, False  # of all workers; whether one was ever ready
         self._code = 0
 
     async def run(self) -> int:
@@ -80,8 +84,13 @@ class Supervisor:
             loop.add_signal_handler(number, self._told_to_end)
         loop.add_signal_handler(signal.SIGHUP, self._told_to_roll)
         with control.serving(control.Control(self._settings, self._workers), self._folder / "control"):
-            log.info("serving on %s with %d workers (%s)%s", nginx.listen(self._settings), len(self._workers),
-                     "; ".join(worker.placement.name for worker in self._workers), "" if self._gateway else ", without nginx")
+            log.info(
+                "serving on %s with %d workers (%s)%s",
+                nginx.listen(self._settings),
+                len(self._workers),
+                "; ".join(worker.placement.name for worker in self._workers),
+                "" if self._gateway else ", without nginx",
+            )
             if self._gateway is None:
                 log.warning("%s", nginx.MISSING)
             tasks = [asyncio.create_task(self._keep(worker)) for worker in self._workers]
@@ -91,7 +100,7 @@ class Supervisor:
             ending = asyncio.create_task(self._end.wait())
             await asyncio.wait({ending, *tasks}, return_when=asyncio.FIRST_COMPLETED)
             self._end.set()
-            self._code |= any(task.done() for task in tasks)        # none of them ends but by a fault
+            self._code |= any(task.done() for task in tasks)  # none of them ends but by a fault
             for task in [*tasks, *([self._rolling] if self._rolling else [])]:
                 task.cancel()
             for outcome in await asyncio.gather(*tasks, return_exceptions=True):
@@ -147,8 +156,14 @@ class Supervisor:
     async def _on_exit(self, worker: Worker, code: int, deaths: int) -> None:
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         pause = min(LONGEST_PAUSE_SEC, 0.25 * 2 ** (deaths - 1))
-        log.error("worker %d (%s) has ended %s%s; a new one starts in %g s", worker.number, worker.placement.name, how,
-                  f", for the {deaths}th time in a row" if deaths > 2 else "", pause)
+        log.error(
+            "worker %d (%s) has ended %s%s; a new one starts in %g s",
+            worker.number,
+            worker.placement.name,
+            how,
+            f", for the {deaths}th time in a row" if deaths > 2 else "",
+            pause,
+        )
         self._deaths += 1
         if self._deaths >= GIVE_UP and not self._served:
             log.error("no worker was ever ready, and %d have ended: giving up", self._deaths)
@@ -160,7 +175,7 @@ class Supervisor:
         """Replaces each worker in turn, those that are not ready first; stops where a new one does not become ready."""
         left = list(self._workers)
         while left:
-            worker = min(left, key=lambda one: one.ready)       # the only one that is ready goes last: it serves meanwhile
+            worker = min(left, key=lambda one: one.ready)  # the only one that is ready goes last: it serves meanwhile
             left.remove(worker)
             before = worker.starts
             log.info("worker %d is being replaced", worker.number)
@@ -182,8 +197,8 @@ class Supervisor:
             return
         try:
             self._write()
-        except OSError as error:        # a full disk ends no server: the next look at a worker tries again
-            log.error("nginx cannot be told of the workers: %s", error.strerror)        # noqa: TRY400
+        except OSError as error:  # a full disk ends no server: the next look at a worker tries again
+            log.error("nginx cannot be told of the workers: %s", error.strerror)  # noqa: TRY400
             return
         if self._nginx is not None and self._pid_file.exists():
             self._nginx.send_signal(signal.SIGHUP)
@@ -205,8 +220,15 @@ class Supervisor:
         while True:
             started = time.monotonic()
             self._nginx = await asyncio.create_subprocess_exec(
-                gateway, "-p", self._folder, "-c", self._folder / "nginx.conf", start_new_session=True,
-                stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent())
+                gateway,
+                "-p",
+                self._folder,
+                "-c",
+                self._folder / "nginx.conf",
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=_end_with_parent(),
+            )
             read = self._listed
             while self._nginx.returncode is None and not self._pid_file.exists():
                 await asyncio.sleep(0.01)
@@ -214,7 +236,7 @@ class Supervisor:
                 self._nginx.send_signal(signal.SIGHUP)
             code = await self._nginx.wait()
             self._pid_file.unlink(missing_ok=True)
-            _kill_group(self._nginx.pid)            # its own processes outlive a master that was killed
+            _kill_group(self._nginx.pid)  # its own processes outlive a master that was killed
             if self._settings.audio_score_server_socket is not None:
                 sockets.remove(self._settings.audio_score_server_socket)
             deaths = 1 if time.monotonic() - started > STABLE_SEC else deaths + 1
@@ -262,7 +284,9 @@ def _folder(data_dir: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="gateway-", dir=data_dir))
     try:
         if len(os.fsencode(folder / "00-0000")) > _PATH_BYTES:
-            raise ConfigError(f"DATA_DIR={data_dir} is too long a path for the workers' sockets: {_PATH_BYTES} bytes in all")
+            raise ConfigError(
+                f"DATA_DIR={data_dir} is too long a path for the workers' sockets: {_PATH_BYTES} bytes in all"
+            )
         with (folder / "lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield folder
@@ -275,7 +299,7 @@ def _end_with_parent() -> Callable[[], Any] | None:
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(1, signal.SIGQUIT)         # PR_SET_PDEATHSIG
+    return lambda: prctl(1, signal.SIGQUIT)  # PR_SET_PDEATHSIG
 
 
 def _kill_group(leader: int) -> None:

@@ -1,8 +1,9 @@
 """A worker's process as the supervisor sees it: started, watched, asked, ended.
 
-It runs `python -m worker.entrypoints.http.serve`, whose stdin is a pipe. The pipe's first line is the plan; nothing follows,
-and when the pipe ends the supervisor is gone, so the worker drains and exits as on SIGTERM.
+It runs `python -m worker.entrypoints.http.serve`, whose stdin is a pipe. The pipe's first line is the plan; nothing
+follows, and when the pipe ends the supervisor is gone, so the worker drains and exits as on SIGTERM.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -25,21 +26,22 @@ State = Literal["down", "starting", "loading", "ready", "unhealthy", "leaving"]
 _STATES: dict[str, State] = {"healthy": "ready", "loading": "loading", "unhealthy": "unhealthy"}
 KILL_SEC = 10
 ASK_SEC = 10.0
-HUNG_SEC = (60.0, 600.0)     # of silence; while it loads, when the interpreter may be held for long
+HUNG_SEC = (60.0, 600.0)  # of silence; while it loads, when the interpreter may be held for long
 
 
 class Worker:
     """One of the workers: its seat, and its process of the moment, each of which has a socket of its own in `folder`.
-    `shared`: an address that all workers listen to beside it. For one event loop; `ask`, `state` and `socket` for any thread."""
+    `shared`: an address that all workers listen to beside it. For one event loop; `ask`, `state` and `socket` for any
+    thread."""
 
     def __init__(self, number: int, placement: Placement, folder: Path, shared: tuple[str, int] | None = None) -> None:
         self.number, self.placement = number, placement
         self._folder, self._shared = folder, shared
         self._process: asyncio.subprocess.Process | None = None
         self.state: State = "down"
-        self.lost = self.hung = self.served = False     # its device is; it does not answer; it was ready once
+        self.lost = self.hung = self.served = False  # its device is; it does not answer; it was ready once
         self.starts = 0
-        self.started = self._heard = 0.0                # on time.monotonic()
+        self.started = self._heard = 0.0  # on time.monotonic()
 
     @property
     def socket(self) -> Path:
@@ -72,11 +74,19 @@ class Worker:
         self.starts += 1
         self.state, self.lost, self.hung, self.served = "starting", False, False, False
         self.started = self._heard = time.monotonic()
-        plan = {"settings": self.placement.settings.model_dump(mode="json"), "socket": str(self.socket), "cores": self.placement.cores,
-                "shared": self._shared, "control": str(self._folder / "control")}
+        plan = {
+            "settings": self.placement.settings.model_dump(mode="json"),
+            "socket": str(self.socket),
+            "cores": self.placement.cores,
+            "shared": self._shared,
+            "control": str(self._folder / "control"),
+        }
         self._process = await asyncio.create_subprocess_exec(
-            *child.command("worker.entrypoints.http.serve"), env=child.environment(**self.placement.environment),
-            stdin=asyncio.subprocess.PIPE, start_new_session=True)      # Ctrl-C is for the supervisor alone
+            *child.command("worker.entrypoints.http.serve"),
+            env=child.environment(**self.placement.environment),
+            stdin=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )  # Ctrl-C is for the supervisor alone
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(plan).encode() + b"\n")
 
@@ -88,10 +98,11 @@ class Worker:
         return code
 
     async def stop(self, *, patiently: bool = False) -> None:
-        """Ends the process: what is under way is finished first, within DRAIN_SEC or, patiently, REQUEST_TIMEOUT_SEC."""
+        """Ends the process: what is under way is finished first, within DRAIN_SEC or, patiently,
+        REQUEST_TIMEOUT_SEC."""
         if self._process is None or self._process.returncode is not None:
             return
-        listens = patiently and self.socket.exists()        # before that it would not know the signal
+        listens = patiently and self.socket.exists()  # before that it would not know the signal
         self._process.send_signal(signal.SIGHUP if listens else signal.SIGTERM)
         drain_sec = self.placement.settings.request_timeout_sec if listens else sockets.DRAIN_SEC
         try:
@@ -111,7 +122,7 @@ class Worker:
             status, body = await asyncio.to_thread(self.ask, "/health/live", wait_sec=ASK_SEC)
             state = _STATES[json.loads(body)["status"]]
         except (OSError, http.client.HTTPException, ValueError, KeyError):
-            silent_sec = time.monotonic() - self._heard         # not listening yet, too busy to say, or hung
+            silent_sec = time.monotonic() - self._heard  # not listening yet, too busy to say, or hung
             self.hung = silent_sec > HUNG_SEC[self.loading] and not self.sent_away
             if self.ready and silent_sec > ASK_SEC:
                 self.state = "unhealthy"
@@ -125,7 +136,9 @@ class Worker:
         return ask(self.socket, path, headers, wait_sec)
 
 
-def ask(path_of_socket: Path, path: str, headers: dict[str, str] | None = None, wait_sec: float = ASK_SEC) -> tuple[int, bytes]:
+def ask(
+    path_of_socket: Path, path: str, headers: dict[str, str] | None = None, wait_sec: float = ASK_SEC
+) -> tuple[int, bytes]:
     """GET path from who serves on the Unix socket → status and body. Raises OSError, HTTPException."""
     connection = http.client.HTTPConnection("worker", timeout=wait_sec)
     connection.sock = socket.socket(socket.AF_UNIX)

@@ -1,4 +1,6 @@
-"""How the server is: for people, for Kubernetes, for Runpod's load balancer, and in the shapes of the systems it replaces."""
+"""How the server is: for people, for Kubernetes, for Runpod's load balancer, and in the shapes of the systems it
+replaces."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -19,9 +21,14 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(tags=["Health"])
 
     def state() -> dict[str, Any]:
-        return {"status": _WORDS[service.state], "model_loaded": service.state == "ready", "model_name": service.default,
-                "device": service.settings.device, "devices": dataclasses.asdict(service.engine.devices),
-                "models": service.engine.models}
+        return {
+            "status": _WORDS[service.state],
+            "model_loaded": service.state == "ready",
+            "model_name": service.default,
+            "device": service.settings.device,
+            "devices": dataclasses.asdict(service.engine.devices),
+            "models": service.engine.models,
+        }
 
     @routes.get("/health", **openapi.health())
     async def health() -> JSONResponse:
@@ -37,8 +44,13 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/healthz", **openapi.health())
     async def healthz() -> JSONResponse:
-        return JSONResponse({"status": "ok" if service.state == "ready" else service.state, "device": service.settings.device,
-                             "model": service.default})
+        return JSONResponse(
+            {
+                "status": "ok" if service.state == "ready" else service.state,
+                "device": service.settings.device,
+                "model": service.default,
+            }
+        )
 
     @routes.get("/ping", **openapi.ping())
     async def ping() -> Response:

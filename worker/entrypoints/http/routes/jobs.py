@@ -6,6 +6,7 @@
 
 Those that /run has stored can be asked for here too.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -41,15 +42,19 @@ def router(service: Service, background: JobQueue) -> APIRouter:
             webhook = given.fields.pop("webhook", None)
             payload, filename = legacy.upload_payload(given, service)
             file = given.files[payload.pop("audio")]
-            job = await background.submit("transcribe", {"audio": UPLOAD, **payload}, file=file, filename=filename,
-                                          webhook=webhook)
+            job = await background.submit(
+                "transcribe", {"audio": UPLOAD, **payload}, file=file, filename=filename, webhook=webhook
+            )
         finally:
             given.close()
-        return JSONResponse({"job_id": job.id, "status": job.state, "message": f"Transcription job started for {filename}"})
+        return JSONResponse(
+            {"job_id": job.id, "status": job.state, "message": f"Transcription job started for {filename}"}
+        )
 
     @routes.get("/jobs", **openapi.jobs())
-    async def listed(state: str | None = None, kind: str | None = None, limit: int = 100,
-                     before: int | None = None) -> JSONResponse:
+    async def listed(
+        state: str | None = None, kind: str | None = None, limit: int = 100, before: int | None = None
+    ) -> JSONResponse:
         if state is not None and state not in STATES:
             raise RequestError(f"state must be one of {', '.join(STATES)}", param="state")
         if not 1 <= limit <= MOST_LISTED:
@@ -59,8 +64,11 @@ def router(service: Service, background: JobQueue) -> APIRouter:
 
         def read() -> Json:
             found = store.recent(state=state, kind=kind, limit=limit, before=before)
-            return {"jobs": [_status(one) for one in found], "counts": store.counts(),
-                    "before": found[-1].job.number if len(found) == limit else None}
+            return {
+                "jobs": [_status(one) for one in found],
+                "counts": store.counts(),
+                "before": found[-1].job.number if len(found) == limit else None,
+            }
 
         return JSONResponse(await asyncio.to_thread(read))
 
@@ -81,9 +89,13 @@ def router(service: Service, background: JobQueue) -> APIRouter:
             job = found.job
             if job.state == "failed":
                 error = job.error or {}
-                raise JobFailed(error.get("message", "failed"), code=error.get("code"), retryable=bool(error.get("retryable")))
+                raise JobFailed(
+                    error.get("message", "failed"), code=error.get("code"), retryable=bool(error.get("retryable"))
+                )
             if job.state != "completed":
-                raise WrongJobState(f"the job is {job.state}: there is no result" + (" yet" if job.state != "cancelled" else ""))
+                raise WrongJobState(
+                    f"the job is {job.state}: there is no result" + (" yet" if job.state != "cancelled" else "")
+                )
             return _result(found)
 
         return await answers.of(told)
@@ -103,9 +115,16 @@ def webhook_body(job: Job) -> Json:
 
 def _status(found: Seen) -> Json:
     job = found.job
-    return {"job_id": job.id, "status": job.state, "filename": job.filename, "created_at": _iso(job.created_at),
-            "completed_at": _iso(job.completed_at), "error": (job.error or {}).get("message"),
-            "progress": {"done": job.done, "total": job.total}, "position": found.position}
+    return {
+        "job_id": job.id,
+        "status": job.state,
+        "filename": job.filename,
+        "created_at": _iso(job.created_at),
+        "completed_at": _iso(job.completed_at),
+        "error": (job.error or {}).get("message"),
+        "progress": {"done": job.done, "total": job.total},
+        "position": found.position,
+    }
 
 
 def _result(found: Seen) -> Any:
@@ -114,12 +133,18 @@ def _result(found: Seen) -> Any:
     if job.kind != "transcribe":
         return answer
     (one,) = answer["results"]
-    segments = [{"start": s["start"], "end": s["end"], "text": s["segment"]}
-                for s in one.get("timestamps", {}).get("segment", [])]
+    segments = [
+        {"start": s["start"], "end": s["end"], "text": s["segment"]}
+        for s in one.get("timestamps", {}).get("segment", [])
+    ]
     return {"text": one["text"], "segments": segments, "filename": job.filename, "timestamp": _iso(job.completed_at)}
 
 
 def _iso(seconds: float | None) -> str | None:
     if seconds is None:
         return None
-    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).replace(tzinfo=None).isoformat(timespec="seconds")
+    return (
+        datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
+        .replace(tzinfo=None)
+        .isoformat(timespec="seconds")
+    )

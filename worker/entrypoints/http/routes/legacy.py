@@ -1,4 +1,5 @@
-"""The routes of the servers that Aviary replaces, in their own shapes: a client written for one of them works unchanged.
+"""The routes of the servers that Aviary replaces, in their own shapes: a client written for one of them works
+unchanged.
 
     POST /transcribe     JSON {"paths", "prompt", "max_new_tokens"}, or a form with `file`, `model`, `language`,
                          `include_timestamps`: told apart by the content type
@@ -7,6 +8,7 @@
 
 `max_new_tokens`, which those clients always send, changes nothing where the model does not write token by token.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -108,7 +110,12 @@ def upload_json(one: Result, filename: str) -> Json:
     assert isinstance(transcript, Transcript)
     segments = [{"start": round(s.start, 3), "end": round(s.end, 3), "text": s.text} for s in transcript.segments]
     now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
-    return {"text": transcript.text, "segments": segments, "filename": filename, "timestamp": now.isoformat(timespec="seconds")}
+    return {
+        "text": transcript.text,
+        "segments": segments,
+        "filename": filename,
+        "timestamp": now.isoformat(timespec="seconds"),
+    }
 
 
 async def _paths(service: Service, http: Request, fields: Json) -> Json:
@@ -127,12 +134,14 @@ async def _paths(service: Service, http: Request, fields: Json) -> Json:
     options = {name: fields[name] for name in fields if name != "paths" and fields[name] is not None}
     payload = {"inputs": paths, **_written(options, service)}
     response = await service.take(http, payload, on_result=note)
-    return {"results": [_file_json(path, one, took[one.index]) for path, one in zip(paths, response.results, strict=True)]}
+    return {
+        "results": [_file_json(path, one, took[one.index]) for path, one in zip(paths, response.results, strict=True)]
+    }
 
 
 def _written(fields: Json, service: Service) -> Json:
-    """The fields, without `max_new_tokens` where the model does not write token by token. A value that no model takes stays, to
-    be refused."""
+    """The fields, without `max_new_tokens` where the model does not write token by token. A value that no model takes
+    stays, to be refused."""
     most, name = fields.get("max_new_tokens"), fields.get("model") or service.settings.default_model
     if not isinstance(name, str) or type(most) is not int or not 1 <= most <= MOST_TOKENS:
         return fields
@@ -160,4 +169,9 @@ def _file_json(path: str, one: Result | Failure, took: float) -> Json:
         return {"file": path, "error": render.error_json(one.error)}
     transcript = one.output
     assert isinstance(transcript, Transcript)
-    return {"file": path, "text": transcript.text, "tokens_generated": transcript.tokens_generated, "elapsed_sec": round(took, 3)}
+    return {
+        "file": path,
+        "text": transcript.text,
+        "tokens_generated": transcript.tokens_generated,
+        "elapsed_sec": round(took, 3),
+    }

@@ -1,8 +1,9 @@
 """OpenAI's routes, and those of their kind: /v1/audio/..., /v1/chat/completions, /v1/models.
 
-A body is a form with `file`, or JSON with `audio`; `worker.protocol.openai` translates it, as it does for Runpod's proxy.
-Streams are server-sent events in OpenAI's words.
+A body is a form with `file`, or JSON with `audio`; `worker.protocol.openai` translates it, as it does for Runpod's
+proxy. Streams are server-sent events in OpenAI's words.
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -75,8 +76,10 @@ def router(service: Service) -> APIRouter:
     async def models() -> Response:
         listed = openai.models()
         states = service.engine.models
-        listed["data"] = [one | {"loaded": states.get(one["id"]) == "ready", "default": one["id"] == service.default}
-                          for one in _with_own(listed["data"], service)]
+        listed["data"] = [
+            one | {"loaded": states.get(one["id"]) == "ready", "default": one["id"] == service.default}
+            for one in _with_own(listed["data"], service)
+        ]
         return JSONResponse(listed)
 
     @routes.get("/v1/models/{name:path}", **openapi.model())
@@ -126,6 +129,7 @@ async def _answer(service: Service, http: Request, payload: Json, given: Body) -
 
 # Streams
 
+
 async def _events(http: Request, events: AsyncGenerator[Event, None]) -> Response:
     """The events as a stream. What goes wrong before the first one is an error like any other; a client waits for its
     headers no longer than KEEP_ALIVE_SEC, and need not wait for anything: when it hangs up, the work is given up."""
@@ -143,7 +147,9 @@ async def _events(http: Request, events: AsyncGenerator[Event, None]) -> Respons
         raise
     finally:
         gone.cancel()
-    return StreamingResponse(_written(first, events), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return StreamingResponse(
+        _written(first, events), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+    )
 
 
 async def _written(coming: asyncio.Future[Event], events: AsyncGenerator[Event, None]) -> AsyncIterator[str]:
@@ -179,7 +185,9 @@ async def _transcription_stream(service: Service, http: Request, payload: Json, 
         raise
 
 
-async def _transcription_events(service: Service, payload: Json, given: Body, verbose: bool) -> AsyncGenerator[Event, None]:
+async def _transcription_events(
+    service: Service, payload: Json, given: Body, verbose: bool
+) -> AsyncGenerator[Event, None]:
     told = ""
     stream = service.stream(payload, given.files)
     try:
@@ -190,8 +198,10 @@ async def _transcription_events(service: Service, payload: Json, given: Body, ve
                 continue
             done = render.to_json(bit, _no_bucket)["results"][0]["formatted"]
             if done["text"].startswith(told) and len(done["text"]) > len(told):
-                yield {"type": "transcript.text.delta", "delta": done["text"][len(told):]}
-            more = {name: done[name] for name in ("language", "duration", "segments", "words") if verbose and name in done}
+                yield {"type": "transcript.text.delta", "delta": done["text"][len(told) :]}
+            more = {
+                name: done[name] for name in ("language", "duration", "segments", "words") if verbose and name in done
+            }
             yield {"type": "transcript.text.done", "text": done["text"], **more, "usage": done["usage"]}
     finally:
         await stream.aclose()
@@ -200,8 +210,12 @@ async def _transcription_events(service: Service, payload: Json, given: Body, ve
 
 
 async def _chat_events(service: Service, payload: Json, options: Json) -> AsyncGenerator[Event, None]:
-    head: Json = {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": "chat.completion.chunk", "created": int(time.time()),
-                  "model": (await service.parse(payload)).model}
+    head: Json = {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion.chunk",
+        "created": int(time.time()),
+        "model": (await service.parse(payload)).model,
+    }
 
     def chunk(delta: Json, reason: str | None = None) -> Json:
         return head | {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
@@ -216,7 +230,7 @@ async def _chat_events(service: Service, payload: Json, options: Json) -> AsyncG
                 continue
             one = _chat_result(bit)
             if one["text"].startswith(told) and len(one["text"]) > len(told):
-                yield chunk({"content": one["text"][len(told):]} | ({} if told else {"role": "assistant"}))
+                yield chunk({"content": one["text"][len(told) :]} | ({} if told else {"role": "assistant"}))
             yield chunk({}, one["finish_reason"])
             if options.get("include_usage"):
                 yield head | {"choices": [], "usage": one["usage"]}

@@ -1,8 +1,9 @@
 """Runpod's own API over HTTP: the handler's payload, run at once or as a job.
 
-    POST /run        stored; GET or POST /status/{id} tells of it, POST /cancel/{id} ends it
-    POST /runsync    answered at once, and not stored
+POST /run        stored; GET or POST /status/{id} tells of it, POST /cancel/{id} ends it
+POST /runsync    answered at once, and not stored
 """
+
 from __future__ import annotations
 
 import asyncio
@@ -23,8 +24,13 @@ from worker.jobs.records import Job
 
 Json = dict[str, Any]
 
-_STATES = {"pending": "IN_QUEUE", "processing": "IN_PROGRESS", "completed": "COMPLETED", "failed": "FAILED",
-           "cancelled": "CANCELLED"}
+_STATES = {
+    "pending": "IN_QUEUE",
+    "processing": "IN_PROGRESS",
+    "completed": "COMPLETED",
+    "failed": "FAILED",
+    "cancelled": "CANCELLED",
+}
 
 
 def router(service: Service, background: JobQueue) -> APIRouter:
@@ -57,7 +63,11 @@ def router(service: Service, background: JobQueue) -> APIRouter:
         except AviaryError as error:
             if error.status in (401, 429, 503):
                 raise
-            answer |= {"status": "FAILED", "error": error.message, "output": {"error": error.message, "code": error.code}}
+            answer |= {
+                "status": "FAILED",
+                "error": error.message,
+                "output": {"error": error.message, "code": error.code},
+            }
         return await answers.of(lambda: answer | {"executionTime": round((time.monotonic() - started) * 1000)})
 
     async def runpod_status(name: str) -> Response:
@@ -68,8 +78,13 @@ def router(service: Service, background: JobQueue) -> APIRouter:
         return await answers.of(told)
 
     for method in ("GET", "POST"):
-        routes.add_api_route("/status/{name}", runpod_status, methods=[method], operation_id=f"runpod_status_{method.lower()}",
-                             **openapi.job())
+        routes.add_api_route(
+            "/status/{name}",
+            runpod_status,
+            methods=[method],
+            operation_id=f"runpod_status_{method.lower()}",
+            **openapi.job(),
+        )
 
     @routes.post("/cancel/{name}", **openapi.cancel())
     async def runpod_cancel(name: str) -> JSONResponse:
