@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from worker.entrypoints.http.intake import SubmissionBatcher
+from worker.entrypoints.http.job_queue import SubmissionBatcher
 from worker.errors import DiskFull
 from worker.jobs.records import Submission
 from worker.jobs.store import JobStore

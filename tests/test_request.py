@@ -8,10 +8,17 @@ from hypothesis import strategies as st
 
 from worker.config import Settings
 from worker.errors import AviaryError, InputError, ModelNotFound, RequestError, TooManyInputs, Unsupported
-from worker.protocol.request import parse, source_of
+from worker.protocol import request as protocol
+from worker.protocol.request import source_of, unwrap
+from worker.types import Request
 
 SETTINGS = Settings(model="parakeet")
 DRY = Settings(skip_model_load=True)
+
+
+def parse(payload, settings: Settings) -> Request:
+    """The request of a payload as a door has it."""
+    return protocol.parse(unwrap(payload), settings)
 
 
 def test_under_input_and_bare_are_the_same():

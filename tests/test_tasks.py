@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from worker.entrypoints.tasks import is_light
 from worker.errors import RequestError
+from worker.protocol.request import is_light, unwrap
 
 
 @pytest.mark.parametrize(
@@ -26,9 +26,9 @@ from worker.errors import RequestError
     ],
 )
 def test_only_what_takes_no_time_is_light(payload, light):
-    assert is_light(payload) is light
+    assert is_light(unwrap(payload)) is light
 
 
 def test_what_is_no_payload_is_told_as_ever():
     with pytest.raises(RequestError):
-        is_light([])
+        unwrap([])

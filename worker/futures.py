@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from typing import Any, TypeVar
 
-from worker.errors import Cancelled
+from worker.errors import AviaryError, Cancelled
 from worker.faults import report
 
 T = TypeVar("T")
@@ -64,3 +64,37 @@ def fail(target: Future[Any], error: Exception) -> None:
     """Fails a future that may be done already."""
     with contextlib.suppress(InvalidStateError):
         target.set_exception(error)
+
+
+def all_of(several: Sequence[Future[T]]) -> Future[list[T | AviaryError]]:
+    """Return a future of every outcome, in order, with an error in the place of each that failed.
+
+    Cancelling it cancels all of them.
+    """
+    target: Future[list[T | AviaryError]] = Future()
+    left, lock = len(several), threading.Lock()
+
+    def count(_done: Future[T]) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            if left:
+                return
+        if target.set_running_or_notify_cancel():
+            outcomes = [_outcome(one) for one in several]
+            target.set_result(outcomes)
+
+    def cancel(done: Future[Any]) -> None:
+        if done.cancelled():
+            for one in several:
+                one.cancel()
+
+    target.add_done_callback(cancel)
+    for one in several:
+        one.add_done_callback(count)
+    return target
+
+
+def _outcome(done: Future[Any]) -> Any:
+    error = Cancelled("cancelled") if done.cancelled() else done.exception()
+    return done.result() if error is None else report(error)

@@ -27,7 +27,8 @@ from worker.types import S3Access
 
 if TYPE_CHECKING:
     from worker.engine.engine import Engine
-    from worker.entrypoints.tasks import Tasks, Work
+    from worker.entrypoints.tasks import Tasks
+    from worker.protocol.work import Work
 
 log = logging.getLogger(__name__)
 
@@ -120,9 +121,11 @@ class RunpodWorker:
 
     async def _answer(self, job: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
         from worker.net.bucket import Bucket
+        from worker.protocol.request import unwrap
 
         own = _s3_access(job.get("s3Config"))
-        work = await asyncio.to_thread(self.tasks.prepare, job.get("input"), s3=own)
+        fields = unwrap(job.get("input"))
+        work = await asyncio.to_thread(self.tasks.prepare, fields, s3=own)
         answer = await asyncio.to_thread(work.finish, await self._run(job, work))
         bucket = Bucket(self.settings, own)
         answer, data = await asyncio.to_thread(_strict, answer)

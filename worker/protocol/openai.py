@@ -18,29 +18,22 @@ from typing import Any
 
 from worker import catalog
 from worker.errors import RequestError, Unsupported
+from worker.protocol.request import OPTIONS
+from worker.types import Task
 
 Json = dict[str, Any]
 Shape = Callable[[Json], Any]
 
-_TASKS = {
+TASKS: dict[str, Task] = {
     "transcriptions": "transcribe",
     "translations": "translate",
     "captions": "caption",
     "embeddings": "embed",
     "analyze": "analyze",
 }
-_SAME = (
-    "model",
-    "language",
-    "target_language",
-    "prompt",
-    "temperature",
-    "top_p",
-    "style",
-    "pooling",
-    "max_new_tokens",
-    "punctuation",
-)
+# OpenAI's names of our options; the others have the same name on both sides.
+RENAMED = {"response_format": "format", "timestamp_granularities": "timestamps", "encoding_format": "encoding"}
+_SAME = {"model", *OPTIONS} - {"messages", *RENAMED.values()}
 _AS_IT_IS = {"chunking_strategy": "auto"}  # what OpenAI's clients may ask for and get anyway
 
 
@@ -74,10 +67,10 @@ def translate(route: str, body: Any) -> tuple[Json, Shape]:
     if route == "/v1/chat/completions":
         return _chat(body), _chat_shape
     name = route.removeprefix("/v1/audio/")
-    if name not in _TASKS:
-        known = ", ".join(["/v1/models", "/v1/chat/completions", *(f"/v1/audio/{task}" for task in _TASKS)])
+    if name not in TASKS:
+        known = ", ".join(["/v1/models", "/v1/chat/completions", *(f"/v1/audio/{task}" for task in TASKS)])
         raise RequestError(f"openai_route {route!r} is not known: use one of {known}", param="openai_route")
-    return _audio(_TASKS[name], body), _speech_shape if name in ("transcriptions", "translations") else _first
+    return _audio(TASKS[name], body), _speech_shape if name in ("transcriptions", "translations") else _first
 
 
 def source(value: Any, name: str) -> str:
@@ -93,15 +86,14 @@ def source(value: Any, name: str) -> str:
 
 
 def _audio(task: str, body: Mapping[str, Any]) -> Json:
-    renamed = {"response_format": "format", "timestamp_granularities": "timestamps", "encoding_format": "encoding"}
     payload: Json = {"task": task}
     for name, value in body.items():
         if name in ("audio", "file"):
             if "audio" in payload:
                 raise RequestError("give either audio or file", param=name)
             payload["audio"] = source(value, name)
-        elif name in renamed:
-            payload[renamed[name]] = value
+        elif name in RENAMED:
+            payload[RENAMED[name]] = value
         elif name in _SAME:
             payload[name] = value
         elif name not in _AS_IT_IS or value != _AS_IT_IS[name]:

@@ -1,12 +1,19 @@
-"""Payload → Request: the only validator.
+"""Payload → Request: the only validator, and the one list of request options.
 
-Takes the JSON that a user sent, bare or under `input`, and gives a Request whose every field is known, typed and within
-limits. What is wrong with the request as a whole raises RequestError, naming the field and the values allowed. What is
-wrong with one input becomes a Failure in its place: one bad input never spoils the others.
+    fields = unwrap(payload)            the request itself: bare, or what stands under `input`
+    request = parse(fields, settings)   every field known, typed and within limits
+
+A mistake in the request as a whole raises RequestError, which names the field and the values allowed. A mistake in one
+input becomes a Failure in that input's place: one bad input never spoils the others.
+
+`OptionFields` is the list of options. The OpenAI routes, the OpenAPI document, the command line, manifests and the
+generated tables take the names, types and descriptions of the options from it.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any, BinaryIO, Literal, TypeVar
@@ -18,10 +25,22 @@ from worker.config import Settings
 from worker.errors import AviaryError, InputError, RequestError, TooManyInputs, Unsupported
 from worker.types import Failure, Item, Level, Message, Options, Request, S3Access, Source, Task, View
 
-MOST_TOKENS = 32_768  # that may be asked for
+MAX_NEW_TOKENS = 32_768  # the largest value that a request may set
 
+Fields = Mapping[str, Any]
 _Model = TypeVar("_Model", bound=BaseModel)
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*):(?=//|)")
+_FEW = 100  # inputs
+
+_SPEECH: tuple[Task, ...] = ("transcribe", "translate")
+_CAPTION: tuple[Task, ...] = ("caption", "analyze")
+_EMBEDDING: tuple[Task, ...] = ("embed", "analyze")
+_GENERATION: tuple[Task, ...] = (*_SPEECH, *_CAPTION, "chat")
+
+
+def _option(tasks: tuple[Task, ...], description: str, **bounds: Any) -> Any:
+    """An option of these tasks: unset by default, on the request and on each input."""
+    return Field(None, description=description, json_schema_extra={"tasks": list(tasks)}, **bounds)
 
 
 class _Turn(BaseModel):
@@ -32,32 +51,89 @@ class _Turn(BaseModel):
     audio: bool = False
 
 
-class _PerItem(BaseModel):
-    """Options that may stand on the request and on each item; the item's win."""
+class OptionFields(BaseModel):
+    """The options of a request. Each may stand on the request and on each input; the input's value wins."""
 
     model_config = ConfigDict(extra="forbid")
 
-    timestamps: bool | Level | list[Level] | None = None
-    language: str | None = Field(None, min_length=2, max_length=16)
-    target_language: str | None = Field(None, min_length=2, max_length=16)
-    prompt: str | None = None
-    style: Literal["detailed", "brief", "technical"] | None = None
-    messages: list[_Turn] | None = None
-    max_new_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    punctuation: bool | None = None
-    format: Literal["json", "verbose_json", "text", "srt", "vtt"] | None = None
-    pooling: Literal["none", "mean"] | None = None
-    encoding: Literal["float", "base64", "s3"] | None = None
+    timestamps: bool | Level | list[Level] | None = _option(
+        _SPEECH, "`false`, `true` (word and segment), or a list out of `word`, `segment`, `char`"
+    )
+    language: str | None = _option(
+        _SPEECH,
+        "ISO 639-1 code of the spoken language. Unsupported codes are rejected",
+        min_length=2,
+        max_length=16,
+    )
+    target_language: str | None = _option(
+        _SPEECH,
+        "Canary, Whisper (not turbo): language of the text. Speech in another language is translated",
+        min_length=2,
+        max_length=16,
+    )
+    punctuation: bool | None = _option(_SPEECH, "Canary: `false` leaves out punctuation and capitals")
+    prompt: str | None = _option(
+        _GENERATION, "Flamingo: the instruction, in place of the style's; Whisper: words to expect"
+    )
+    style: Literal["detailed", "brief", "technical"] | None = _option(
+        _CAPTION, "Captions: `detailed` (default), `brief`, `technical`"
+    )
+    messages: list[_Turn] | None = _option(
+        ("chat",),
+        "Chat: turns of `role` (`system`, `user`, `assistant`) and `content`, the last from the user. The audio "
+        'belongs to the turn with `"audio": true`, else to the first turn of the user',
+    )
+    max_new_tokens: int | None = _option(
+        _GENERATION, "Models that generate token by token: the most tokens to generate", ge=1, le=MAX_NEW_TOKENS
+    )
+    temperature: float | None = _option(
+        _GENERATION,
+        "Models that generate token by token: sampling temperature. Unset or 0 always generates the same text",
+        ge=0,
+        le=2,
+    )
+    top_p: float | None = _option(
+        _GENERATION, "Models that generate token by token: nucleus sampling probability", gt=0, le=1
+    )
+    format: Literal["json", "verbose_json", "text", "srt", "vtt"] | None = _option(
+        _GENERATION, "`json` (default), `verbose_json`, `text`, `srt`, `vtt`. Adds `formatted` to each result"
+    )
+    pooling: Literal["none", "mean"] | None = _option(
+        _EMBEDDING, "Embeddings: `none` (default; frames × width) or `mean` (width)"
+    )
+    encoding: Literal["float", "base64", "s3"] | None = _option(
+        _EMBEDDING, "Embeddings: `float` (default), `base64` (float32, little-endian) or `s3` (a URL of an .npy file)"
+    )
 
 
-class _Input(_PerItem):
+OPTIONS: tuple[str, ...] = tuple(OptionFields.model_fields)
+_OF_THE_WORK = tuple(field.name for field in dataclasses.fields(Options) if field.name in OPTIONS)
+
+
+def options_of(task: Task) -> tuple[str, ...]:
+    """Return the names of the options that mean something for the task."""
+    return tuple(name for name in OPTIONS if task in option_schema(name)["tasks"])
+
+
+def option_schema(name: str) -> dict[str, Any]:
+    """Return the JSON schema of an option's value, without null, and its `tasks` and `description`."""
+    schema = dict(_schemas()["properties"][name])
+    choices = [choice for choice in schema.pop("anyOf") if choice.get("type") != "null"]
+    meta = {key: schema[key] for key in ("description", "tasks")}
+    return (choices[0] if len(choices) == 1 else {"anyOf": choices}) | meta
+
+
+@functools.cache
+def _schemas() -> dict[str, Any]:
+    return OptionFields.model_json_schema()
+
+
+class _Input(OptionFields):
     source: str = Field(min_length=1)
     id: str | int | None = None
 
 
-class _Payload(_PerItem):
+class _Payload(OptionFields):
     task: Task = "transcribe"
     model: str | None = Field(None, min_length=1)
     inputs: list[Any] | None = None
@@ -66,28 +142,49 @@ class _Payload(_PerItem):
     id: str | int | None = None
 
 
+def unwrap(payload: Any) -> Fields:
+    """Return the request itself: the payload, or what stands under `input`, at any depth. Raises RequestError."""
+    if not isinstance(payload, Mapping):
+        raise RequestError(f"the payload must be a JSON object, not {type(payload).__name__}")
+    while "input" in payload:
+        payload = payload["input"]
+        if not isinstance(payload, Mapping):
+            raise RequestError("input must be a JSON object that holds the request", param="input")
+    return payload
+
+
+def is_light(fields: Fields) -> bool:
+    """Whether checking the request is quick enough for an event loop: it reads no file and has few inputs."""
+    if "openai_route" in fields or fields.get("task") in ("evaluate", "score"):
+        return False
+    inputs = fields.get("inputs")
+    several = inputs if isinstance(inputs, list) else []
+    return len(several) <= _FEW and not any(
+        isinstance(one, Mapping) and "messages" in one for one in (fields, *several)
+    )
+
+
 def parse(
-    payload: Any,
+    fields: Fields,
     settings: Settings,
     *,
     s3: S3Access | None = None,
     trusted: bool = False,
     files: Mapping[str, BinaryIO] | None = None,
 ) -> Request:
-    """The Request that a payload asks for.
+    """Return the Request that the fields describe.
 
-    s3: the job's own bucket, for its s3:// inputs. trusted: paths were typed by the person who runs the worker. files:
-    what a door holds open, by the names under which the payload's sources mention them.
-    Raises RequestError (or a subclass) when the request as a whole is wrong.
+    s3: the job's own bucket, for its s3:// inputs. trusted: the worker's owner named the paths, so any may be read.
+    files: open files, by the names under which the sources of the request mention them.
+    Raises RequestError (or a subclass) if the request as a whole is wrong.
     """
-    body = validated(_Payload, unwrapped(payload))
+    body = validated(_Payload, fields)
     inputs = _inputs(body)
     if len(inputs) > settings.max_inputs:
         raise TooManyInputs(
             f"inputs has {len(inputs)} items; at most {settings.max_inputs} (MAX_INPUTS) are allowed", param="inputs"
         )
-    name = body.model or settings.default_model
-    model = catalog.find(name)
+    model = catalog.find(body.model or settings.default_model)
     checked = None if settings.skip_model_load and body.model is None else model
     _options(body, body, checked, model.id)
 
@@ -100,33 +197,22 @@ def parse(
             options, view = alike.setdefault(item.options, item.options), alike.setdefault(item.view, item.view)
             items.append(Item(index, item.source, options, view, item.id))
         except AviaryError as error:
-            name_of = raw.get("id") if isinstance(raw, Mapping) else None
-            rejected.append(Failure(index, error, name_of if isinstance(name_of, str | int) else None))
+            named = raw.get("id") if isinstance(raw, Mapping) else None
+            rejected.append(Failure(index, error, named if isinstance(named, str | int) else None))
     return Request(model=model.id, items=tuple(items), rejected=tuple(rejected))
 
 
-def unwrapped(payload: Any) -> Mapping[str, Any]:
-    """The request itself: bare, or what stands under `input`, however deep. Raises RequestError."""
-    if not isinstance(payload, Mapping):
-        raise RequestError(f"the payload must be a JSON object, not {type(payload).__name__}")
-    while "input" in payload:
-        payload = payload["input"]
-        if not isinstance(payload, Mapping):
-            raise RequestError("input must be a JSON object that holds the request", param="input")
-    return payload
-
-
-def validated(model: type[_Model], payload: Mapping[str, Any]) -> _Model:
-    """The payload as a model of pydantic's. Raises RequestError for its first mistake, in words that name the field."""
+def validated(model: type[_Model], fields: Fields) -> _Model:
+    """Return the fields as a pydantic model. Raises RequestError that names the field of the first mistake."""
     try:
-        return model.model_validate(payload)
+        return model.model_validate(fields)
     except ValidationError as error:
         message, param = _explain(error, model)
         raise RequestError(message, param=param) from None
 
 
 def source_of(text: str, *, s3: S3Access | None = None, trusted: bool = False) -> Source:
-    """The Source a string names. Raises InputError for a scheme nobody reads."""
+    """Return the Source that a string names. Raises InputError for an unknown scheme."""
     match = _SCHEME.match(text)
     scheme = match.group(1).lower() if match else ""
     if scheme in ("http", "https"):
@@ -137,15 +223,15 @@ def source_of(text: str, *, s3: S3Access | None = None, trusted: bool = False) -
         return Source("data", text)
     if scheme == "file":
         return Source("path", text, trusted=trusted)
-    if scheme and text[match.end() :].startswith("//"):  # type: ignore[union-attr]
-        raise InputError(f"scheme {scheme!r} is not read: use http, https, s3, data, file or a path", param="source")
+    if match and scheme and text[match.end() :].startswith("//"):
+        raise InputError(f"unsupported scheme {scheme!r}: use http, https, s3, data, file or a path", param="source")
     return Source("path", text, trusted=trusted)
 
 
 def _inputs(body: _Payload) -> list[Any]:
-    given = [name for name in ("inputs", "audio", "audio_base64") if getattr(body, name) is not None]
-    if len(given) != 1:
-        found = f"got {' and '.join(given)}" if given else "got none"
+    present = [name for name in ("inputs", "audio", "audio_base64") if getattr(body, name) is not None]
+    if len(present) != 1:
+        found = f"got {' and '.join(present)}" if present else "got none"
         raise RequestError(f"give exactly one of inputs, audio, audio_base64; {found}", param="inputs")
     if body.inputs is not None:
         if not body.inputs:
@@ -174,55 +260,44 @@ def _item(
     if not isinstance(raw, Mapping):
         raise InputError(f"{where} must be a source (a string) or an object with a source", param=where)
     try:
-        given = _Input.model_validate(raw)
+        own = _Input.model_validate(raw)
     except ValidationError as error:
         message, param = _explain(error, _Input)
         raise InputError(f"{where}: {message}", param=f"{where}.{param}") from None
-    options, view = _options(given, body, checked, model_id)
+    options, view = _options(own, body, checked, model_id)
     source = (
-        Source("file", given.source, file=files[given.source])
-        if given.source in files
-        else source_of(given.source, s3=s3, trusted=trusted)
+        Source("file", own.source, file=files[own.source])
+        if own.source in files
+        else source_of(own.source, s3=s3, trusted=trusted)
     )
-    return Item(index, source, options, view, given.id)
+    return Item(index, source, options, view, own.id)
 
 
-def _options(given: _PerItem, body: _Payload, checked: catalog.Model | None, model_id: str) -> tuple[Options, View]:
-    """The item's options over the request's; refused when the model cannot do them."""
-
-    def pick(name: str) -> Any:
-        value = getattr(given, name)
-        return getattr(body, name) if value is None else value
-
-    levels = _levels(pick("timestamps"))
-    form: Any = pick("format") or "json"
-    subtitles = form in ("srt", "vtt")
-    speech = body.task in ("transcribe", "translate")
-    timed = form == "verbose_json" and speech and (checked is None or checked.timestamps)
-    options = Options(
-        model=model_id,
-        task=body.task,
-        timestamps=bool(levels) or subtitles or timed,
-        language=pick("language"),
-        target_language=pick("target_language"),
-        prompt=pick("prompt"),
-        style=pick("style"),
-        messages=_messages(pick("messages") or []),
-        max_new_tokens=pick("max_new_tokens"),
-        temperature=pick("temperature"),
-        top_p=pick("top_p"),
-        punctuation=pick("punctuation") is not False,
-        pooling=pick("pooling") or "none",
-    )
+def _options(own: OptionFields, body: _Payload, checked: catalog.Model | None, model_id: str) -> tuple[Options, View]:
+    """Return the input's options, else the request's. Raises Unsupported if the model cannot honor them."""
+    values: dict[str, Any] = {}
+    for name in OPTIONS:
+        value = getattr(own, name)
+        value = getattr(body, name) if value is None else value
+        if value is not None:
+            values[name] = value
+    levels = _levels(values.get("timestamps"))
+    view = View(levels, values.get("format", "json"), values.get("encoding", "float"))
+    speech = body.task in _SPEECH
+    subtitles = view.format in ("srt", "vtt")
+    timed = view.format == "verbose_json" and speech and (checked is None or checked.timestamps)
+    work = {name: values[name] for name in _OF_THE_WORK if name in values}
+    work |= {"timestamps": bool(levels) or subtitles or timed, "messages": _messages(values.get("messages", []))}
+    options = Options(model=model_id, task=body.task, **work)
     if checked is not None:
         catalog.check(checked, options)
     if subtitles and not speech:
-        raise Unsupported(f"format {form} is for transcribe and translate, not {options.task}", param="format")
-    return options, View(levels, form, pick("encoding") or "float")
+        raise Unsupported(f"format {view.format} is for transcribe and translate, not {options.task}", param="format")
+    return options, view
 
 
 def _messages(turns: list[_Turn]) -> tuple[Message, ...]:
-    """A conversation that ends with the user, who asks, and holds the input's audio once."""
+    """Return a conversation that ends with the user and holds the input's audio once. Raises RequestError."""
     if not turns:
         return ()
     if turns[-1].role != "user":
@@ -234,16 +309,16 @@ def _messages(turns: list[_Turn]) -> tuple[Message, ...]:
     return tuple(Message(turn.role, turn.content, turn.audio) for turn in turns)
 
 
-def _levels(value: bool | str | list[Level] | None) -> tuple[Level, ...]:
+def _levels(value: bool | Level | list[Level] | None) -> tuple[Level, ...]:
     if value is True:
         return ("word", "segment")
     if isinstance(value, str):
-        return (value,)  # type: ignore[return-value]
+        return (value,)
     return tuple(dict.fromkeys(value)) if value else ()
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:
-    """The first mistake as (message, field), in words that name the field and what is allowed."""
+    """Return the first mistake as (message, field), in words that name the field and what is allowed."""
     first = error.errors()[0]
     place = first["loc"]
     field = ".".join(

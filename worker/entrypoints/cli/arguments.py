@@ -145,6 +145,7 @@ def _manifest(commands: Any) -> None:
     command.add_argument("--target-language", help="transcribe: what is to be written")
     command.add_argument("--prompt", help="what the model is told")
     command.add_argument("--style", choices=STYLES, help="caption, analyze: detailed unless said otherwise")
+    _punctuation(command)
     command.add_argument(
         "--pooling", choices=("none", "mean"), help="embed, analyze: none (default): one a frame; or mean"
     )
@@ -228,6 +229,11 @@ def _speech(command: Any) -> None:
     command.add_argument(
         "--timestamps", type=_levels, metavar="LEVELS", help="word, segment, char, separated by commas"
     )
+    _punctuation(command)
+    command.add_argument("--prompt", help="Flamingo: what is asked; Whisper: words to expect")
+
+
+def _punctuation(command: Any) -> None:
     command.add_argument(
         "--no-punctuation",
         dest="punctuation",
@@ -235,7 +241,6 @@ def _speech(command: Any) -> None:
         default=None,
         help="Canary: without punctuation and capitals",
     )
-    command.add_argument("--prompt", help="Flamingo: what is asked; Whisper: words to expect")
 
 
 def _captions(command: Any) -> None:

@@ -20,19 +20,6 @@ from worker.types import Response, Timing
 
 Json = dict[str, Any]
 
-_FIELDS = (
-    "language",
-    "target_language",
-    "timestamps",
-    "punctuation",
-    "prompt",
-    "style",
-    "max_new_tokens",
-    "temperature",
-    "top_p",
-    "pooling",
-    "encoding",
-)
 _FORMS = {"jsonl": "json", "txt": "text", "npy": "json"}
 
 
@@ -59,8 +46,8 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _payload(given: argparse.Namespace, row: catalog.Model) -> Json:
-    payload = {name: getattr(given, name, None) for name in _FIELDS}
-    if payload["max_new_tokens"] is not None and "max_new_tokens" not in row.options:
+    payload = session.options(given)
+    if payload.get("max_new_tokens") is not None and "max_new_tokens" not in row.options:
         session.say(f"{row.id} does not write token by token: --max-new-tokens changes nothing")
         payload["max_new_tokens"] = None
     if given.command == "chat":

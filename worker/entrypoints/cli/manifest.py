@@ -15,24 +15,12 @@ from worker.entrypoints import python
 from worker.entrypoints.cli import session
 from worker.manifest import Asker, Summary, on_ray, output_path, process, process_manifest, with_engine
 
-_OPTIONS = (
-    "timestamps",
-    "language",
-    "target_language",
-    "prompt",
-    "style",
-    "pooling",
-    "max_new_tokens",
-    "temperature",
-    "top_p",
-)
-
 
 def run(given: argparse.Namespace) -> int:
     """Prints the output's path. What ends a run (RequestError, ModelUnavailable, a server that does not answer) is
     raised; what is done is written, and the same command goes on there."""
     output = output_path(given.manifest, given.output, given.task)
-    options = {name: value for name in _OPTIONS if (value := getattr(given, name)) is not None}
+    options = session.options(given)
     options |= {"model": given.model} if given.model else {}
     last: Summary | None = None
 

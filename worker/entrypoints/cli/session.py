@@ -17,6 +17,13 @@ def typed(given: argparse.Namespace) -> list[str]:
     return [*given.inputs, *([given.path] if given.path else []), *given.paths]
 
 
+def options(given: argparse.Namespace) -> dict[str, Any]:
+    """Return the request options that were typed."""
+    from worker.protocol.request import OPTIONS
+
+    return {name: value for name in OPTIONS if (value := getattr(given, name, None)) is not None}
+
+
 def quiet_stdout() -> contextlib.AbstractContextManager[Any]:
     """Libraries that print do so on stderr; results are written to stdout's own buffer."""
     return contextlib.redirect_stdout(sys.stderr)

@@ -1,14 +1,14 @@
-"""The HTTP door: `create_app(settings)` puts the routes on one engine.
+"""The HTTP application: `create_app(settings)` puts the routes on one engine.
 
-    /v1/...                      openai.py      OpenAI's routes, captions, embeddings, analyze, models
-    /transcribe, /evaluate ...   earlier.py     the routes of the servers that Aviary replaces
-    /transcribe/async, /jobs...  jobs.py        what outlives a restart
-    /run, /runsync, /status...   runpod_api.py  the same, as Runpod's API
-    /health..., /ping, /metrics  health.py      for those who watch
-    /ui                          ui/            the page
+    /v1/...                      routes/openai.py   OpenAI's routes, captions, embeddings, analyze, models
+    /transcribe, /evaluate ...   routes/legacy.py   the routes of the servers that Aviary replaces
+    /transcribe/async, /jobs...  routes/jobs.py     jobs that outlive a restart
+    /run, /runsync, /status...   routes/runpod.py   the same, as Runpod's API
+    /health..., /ping, /metrics  routes/health.py   health and metrics
+    /ui                          ui/                the page
 
-Requests pass, from outside in: CORS, metrics, the gate (key, rate, size), routes. Start-up answers at once and loads
-in the background; the engine ends with the app.
+Requests pass, from outside in: CORS, metrics, authentication (key, rate, size), routes. The application responds at
+once while models load in the background; it closes the engine that it made.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ _POLICY = (
 
 def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     """The application. `engine`: made of the settings, and closed with the app, unless given."""
-    meters = Metrics()
+    metrics = Metrics()
     ours = engine is None
-    running = engine or Engine(settings, on_batch=meters.batch, on_response=meters.response)
-    meters.watch(running)
-    service = Service(settings, running, meters)
-    background = JobQueue(settings, service.tasks, jobs.webhook_body)
+    running = engine or Engine(settings, on_batch=metrics.batch, on_response=metrics.response)
+    metrics.watch(running)
+    service = Service(settings, running, metrics)
+    queue = JobQueue(settings, service.tasks, jobs.webhook_body)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         service.load()
-        background.start()
+        queue.start()
         yield
-        await asyncio.to_thread(background.close)
+        await asyncio.to_thread(queue.close)
         await asyncio.to_thread(service.close)
         if ours:
             await asyncio.to_thread(running.close)
@@ -62,7 +62,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     app = FastAPI(title="Aviary", summary="One worker for NVIDIA's speech and audio models", lifespan=lifespan)
     responses.install(app)
     app.add_middleware(AuthMiddleware, settings=settings)
-    app.add_middleware(MetricsMiddleware, meters=meters)
+    app.add_middleware(MetricsMiddleware, metrics=metrics)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -71,14 +71,14 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
             allow_headers=["Authorization", "Content-Type"],
             expose_headers=["Retry-After"],
         )
-    for own in (
+    for routes in (
         openai.router(service),
-        runpod.router(service, background),
-        jobs.router(service, background),
+        runpod.router(service, queue),
+        jobs.router(service, queue),
         legacy.router(service),
         health.router(service),
     ):
-        app.router.routes.extend(own.routes)  # not included: a router within a router costs every request a search
+        app.include_router(routes)
 
     @app.get("/", tags=["Health"])
     async def root() -> JSONResponse:

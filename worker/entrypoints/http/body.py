@@ -6,10 +6,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
+from fastapi import Depends
 from fastapi.requests import Request
 from starlette.requests import ClientDisconnect
 
@@ -28,10 +30,12 @@ class Body:
     files: dict[str, BinaryIO] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
 
-    def is_file(self, name: str) -> bool:
-        """Whether the field is an uploaded file."""
+    def upload(self, name: str) -> tuple[BinaryIO, str]:
+        """Return the open file of a field and the client's name for it. Raises RequestError if the field is no file."""
         value = self.fields.get(name)
-        return isinstance(value, str) and value in self.files
+        if not isinstance(value, str) or value not in self.files:
+            raise RequestError(f"{name} is missing: send the audio as a file", param=name)
+        return self.files[value], self.names[value]
 
     def close(self) -> None:
         with ExitStack() as stack:
@@ -43,12 +47,19 @@ def is_form(request: Request) -> bool:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data"
 
 
-async def read(request: Request) -> Body:
-    """The body. Raises RequestError for what is neither, or not whole."""
+async def read(request: Request) -> AsyncIterator[Body]:
+    """Yield the body, and close its files once the response is sent. Raises RequestError, NotReadable, DiskFull."""
     try:
-        return await (_form(request) if is_form(request) else _json(request))
+        body = await (_form(request) if is_form(request) else _json(request))
     except ClientDisconnect as error:
         raise Cancelled("the client hung up") from error
+    try:
+        yield body
+    finally:
+        body.close()
+
+
+RequestBody = Annotated[Body, Depends(read)]  # a route's parameter of this type is the body
 
 
 async def _json(request: Request) -> Body:

@@ -117,8 +117,8 @@ class Metrics:
 class MetricsMiddleware:
     """ASGI middleware: counts and times every request by its route's template."""
 
-    def __init__(self, app: ASGIApp, meters: Metrics) -> None:
-        self._app, self._meters = app, meters
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -137,7 +137,7 @@ class MetricsMiddleware:
         finally:
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in ("GET", "POST", "OPTIONS") else "other"
-            self._meters.request(route, method, status, time.perf_counter() - started)
+            self._metrics.request(route, method, status, time.perf_counter() - started)
 
 
 class _EngineCollector:

@@ -1,11 +1,16 @@
-"""Errors → OpenAI's object, `{"error": {"message", "type", "param", "code"}}`, whatever raised them and wherever.
+"""What the routes respond with: OpenAI's error object for every error, and JSON that may be large.
 
-What a fault of ours says to the outside is an id that is in the log, nothing else.
+    install(app)              every error becomes {"error": {"message", "type", "param", "code"}}
+    await large_json(make)    JSON built and encoded on a thread, so that the event loop stays free
+
+Clients see the log id of an unexpected error and nothing else of it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -21,19 +26,25 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
+async def large_json(make: Callable[[], Any]) -> JSONResponse:
+    """Return the JSON of `make()`, which is called and encoded on a thread."""
+    return await asyncio.to_thread(lambda: JSONResponse(make()))
+
+
 def to_json(error: AviaryError) -> dict[str, Any]:
-    """OpenAI's error object."""
+    """Return OpenAI's error object."""
     status = status_of(error)
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
 
 
 def status_of(error: AviaryError) -> int:
-    """The HTTP status; of clients that are gone nobody reads it, so what is cancelled is told as a worker that goes."""
+    """Return the HTTP status. Cancelled is 503: a client that is still there sees a server that shuts down."""
     return 503 if isinstance(error, Cancelled) else error.status
 
 
 def response(error: AviaryError) -> JSONResponse:
+    """Return the response for an error, with WWW-Authenticate and Retry-After where they apply."""
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
     if error.retry_after_sec is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_sec))
@@ -41,14 +52,14 @@ def response(error: AviaryError) -> JSONResponse:
 
 
 def install(app: FastAPI) -> None:
-    """Makes every error of the app's, expected or not, one of these."""
-    app.add_exception_handler(AviaryError, _ours)
+    """Handle every error of the application, expected or not."""
+    app.add_exception_handler(AviaryError, _expected)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(Exception, _fault)
+    app.add_exception_handler(Exception, _unexpected)
 
 
-async def _ours(_request: Request, error: Exception) -> JSONResponse:
+async def _expected(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, AviaryError)
     return response(error)
 
@@ -73,5 +84,5 @@ async def _invalid(_request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": body}, 400)
 
 
-async def _fault(request: Request, error: Exception) -> JSONResponse:
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     return response(report(error, during=f"{request.method} {request.url.path}"))

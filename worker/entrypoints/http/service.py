@@ -1,10 +1,11 @@
-"""What the routes share: a payload in, the engine's Response out, with the limits of a server around it.
+"""What the routes share: a request in, its answer out, with the limits of a server around it.
 
-    take(http, payload)          one request: admitted, run, and given up when the client hangs up or its time is over
-    stream(payload)              the same, with each bit of text as it comes
-    run(http, payload)           any task's payload, to its answer's JSON
+    answer = await service.run(http, fields, files)     admitted and run; dropped if the client hangs up or is late
+    answer = await service.one(http, fields, files)     the same for one input, whose error is the request's
+    work = await service.prepare(fields, files)         only checked; service.stream(work) then yields text as it comes
 
-A server holds at most MAX_QUEUE inputs; while its models load it says so at once instead of keeping people waiting.
+A server holds at most MAX_QUEUE inputs. While its models load it refuses requests at once instead of keeping clients
+waiting.
 """
 
 from __future__ import annotations
@@ -23,24 +24,22 @@ from fastapi.requests import Request as HttpRequest
 from worker import catalog
 from worker.config import Settings
 from worker.engine.engine import Engine
-from worker.engine.request_state import OnResult
 from worker.entrypoints.http.metrics import Metrics
-from worker.entrypoints.tasks import Tasks, is_light
+from worker.entrypoints.tasks import Tasks
 from worker.errors import AviaryError, Cancelled, DeadlineExceeded, ModelNotFound, QueueFull, StillLoading
-from worker.protocol.request import parse, unwrapped
-from worker.types import Failure, Request, Response, Result
+from worker.protocol.request import Fields, is_light
+from worker.protocol.work import Json, OnResult, OnText, Work
 
 log = logging.getLogger(__name__)
 
-Payload = Mapping[str, Any]
 LOADING_SEC = 5.0
 
 
 class Service:
     """One engine behind HTTP. Its methods are for the event loop."""
 
-    def __init__(self, settings: Settings, engine: Engine, meters: Metrics) -> None:
-        self.settings, self.engine, self.meters = settings, engine, meters
+    def __init__(self, settings: Settings, engine: Engine, metrics: Metrics) -> None:
+        self.settings, self.engine, self.metrics = settings, engine, metrics
         self.tasks = Tasks(settings, engine)
         self._loads: dict[str, Future[None]] = {}
         self._in_flight, self._counting = 0, threading.Lock()
@@ -82,86 +81,71 @@ class Service:
             return "loading"
         return "unhealthy" if load.exception() else "ready"
 
-    async def take(
+    async def prepare(self, fields: Fields, files: Mapping[str, BinaryIO] | None = None) -> Work:
+        """Check a request. Raises RequestError, and ModelNotFound for a model that HTTP requests may not name."""
+        self.allow(fields)
+        if is_light(fields):
+            return self.tasks.prepare(fields, files=files)
+        return await asyncio.to_thread(self.tasks.prepare, fields, files=files)
+
+    async def run(
         self,
         http: HttpRequest,
-        payload: Payload,
+        fields: Fields,
         files: Mapping[str, BinaryIO] | None = None,
         *,
         on_result: OnResult | None = None,
-    ) -> Response:
-        """The response. Raises AviaryError for what is wrong with the request as a whole."""
-        request = await self.parse(payload, files)
-        future = self.submit(request, on_result=on_result)
-        response: Response = await self.wait(http, future)
-        return response
+    ) -> Any:
+        """Return the answer to a request of any task. Raises AviaryError for the request as a whole."""
+        work = await self.prepare(fields, files)
+        return await self._finish(work, await self._wait(http, self._start(work, on_result=on_result)))
 
-    async def one(self, http: HttpRequest, payload: Payload, files: Mapping[str, BinaryIO] | None = None) -> Response:
-        """The response to a request of one input, whose error is the request's. Raises AviaryError."""
-        response = await self.take(http, payload, files)
-        _raise(response)
-        return response
+    async def one(self, http: HttpRequest, fields: Fields, files: Mapping[str, BinaryIO] | None = None) -> Any:
+        """Return the answer to a request of one input. Raises AviaryError, that of the input among them."""
+        work = await self.prepare(fields, files)
+        outcome = await self._wait(http, self._start(work))
+        _raise(work.error(outcome))
+        return await self._finish(work, outcome)
 
-    async def run(
-        self, http: HttpRequest, payload: Payload, files: Mapping[str, BinaryIO] | None = None
-    ) -> dict[str, Any]:
-        """The answer to a payload of any task. Raises AviaryError, that of a single input among them."""
-        self.allow(payload)
-        work = (
-            self.tasks.prepare(payload, files=files)
-            if is_light(payload)
-            else await asyncio.to_thread(self.tasks.prepare, payload, files=files)
-        )
-        self._refuse_while_loading(work.model)
-        self.admit(work.size)
-        try:
-            outcome = await self.wait(http, work.start(None))
-        finally:
-            self.leave(work.size)
-        if isinstance(outcome, list) and len(outcome) == 1 and isinstance(outcome[0], AviaryError):
-            raise outcome[0].with_traceback(None)
-        return await asyncio.to_thread(work.finish, outcome)
+    async def stream(self, work: Work) -> AsyncGenerator[str | Json, None]:
+        """Yield the text of the only input piece by piece, and at last the answer. Raises AviaryError.
 
-    async def stream(
-        self, payload: Payload, files: Mapping[str, BinaryIO] | None = None
-    ) -> AsyncGenerator[str | Response, None]:
-        """Each bit of the one input's text as it comes, at last the Response. To be closed; that gives the request up.
-        Raises AviaryError."""
-        loop, told = asyncio.get_running_loop(), asyncio.Queue[str | None]()
+        Closing the generator drops the work.
+        """
+        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[str | None]()
 
-        def tell(text: str | None) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(told.put_nowait, text)
+        def send(text: str | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(pieces.put_nowait, text)
 
-        request = await self.parse(payload, files)
-        future = self.submit(request, on_text=lambda _index, text: tell(text))
-        future.add_done_callback(lambda _future: tell(None))
+        future = self._start(work, on_text=lambda _index, text: send(text))
+        future.add_done_callback(lambda _future: send(None))
         deadline = loop.time() + self.settings.request_timeout_sec
         try:
-            while (text := await asyncio.wait_for(told.get(), deadline - loop.time())) is not None:
+            while (text := await asyncio.wait_for(pieces.get(), deadline - loop.time())) is not None:
                 yield text
         except asyncio.TimeoutError:
             raise self._late() from None
         finally:
             future.cancel()
-        response = future.result()
-        _raise(response)
-        yield response
+        outcome = future.result()
+        _raise(work.error(outcome))
+        yield await self._finish(work, outcome)
 
-    async def parse(self, payload: Payload, files: Mapping[str, BinaryIO] | None = None) -> Request:
-        """The request, of a model that HTTP may name. Raises RequestError."""
-        self.allow(payload)
-        if is_light(payload):
-            return parse(payload, self.settings, files=files)
-        return await asyncio.to_thread(parse, payload, self.settings, files=files)
-
-    def submit(self, request: Request, **listeners: Any) -> Future[Response]:
-        """Runs the request if there is room. Raises StillLoading, QueueFull."""
-        self._refuse_while_loading(request.model)
-        self.admit(request.size)
-        future = self.engine.submit(request, **listeners)
-        future.add_done_callback(lambda _future: self.leave(request.size))
+    def _start(self, work: Work, *, on_result: OnResult | None = None, on_text: OnText | None = None) -> Future[Any]:
+        """Start the work if there is room. Raises StillLoading, QueueFull."""
+        self._refuse_while_loading(work.model)
+        self.admit(work.size)
+        try:
+            future = work.start(on_result, on_text)
+        except BaseException:
+            self.leave(work.size)
+            raise
+        future.add_done_callback(lambda _future: self.leave(work.size))
         return future
+
+    async def _finish(self, work: Work, outcome: Any) -> Any:
+        return work.finish(outcome) if work.is_light else await asyncio.to_thread(work.finish, outcome)
 
     def admit(self, inputs: int) -> None:
         """Counts inputs in, until `leave`. Raises QueueFull; one request too large for the queue may have it alone."""
@@ -172,15 +156,15 @@ class Service:
                     retry_after_sec=1 + self._in_flight // 64,
                 )
             self._in_flight += inputs
-            self.meters.in_flight(self._in_flight)
+            self.metrics.in_flight(self._in_flight)
 
     def leave(self, inputs: int) -> None:
         """On any thread."""
         with self._counting:
             self._in_flight -= inputs
-            self.meters.in_flight(self._in_flight)
+            self.metrics.in_flight(self._in_flight)
 
-    async def wait(self, http: HttpRequest, future: Future[Any]) -> Any:
+    async def _wait(self, http: HttpRequest, future: Future[Any]) -> Any:
         """The future's result; it is cancelled when the client hangs up or REQUEST_TIMEOUT_SEC is over."""
         answer = asyncio.ensure_future(asyncio.wrap_future(future))
         gone = asyncio.ensure_future(hung_up(http))
@@ -196,12 +180,11 @@ class Service:
             answer.cancel()
             future.cancel()
 
-    def allow(self, payload: Payload) -> None:
-        """Raises ModelNotFound for a model that HTTP may not name; a scoring model's key is not one of the catalog."""
-        body = unwrapped(payload)
-        asked = body.get("openai_input", body) if "openai_route" in body else body
+    def allow(self, fields: Fields) -> None:
+        """Raise ModelNotFound for a model that HTTP requests may not name. Scoring models are not of the catalog."""
+        asked = fields.get("openai_input", fields) if "openai_route" in fields else fields
         name = asked.get("model") if isinstance(asked, Mapping) else None
-        if not isinstance(name, str) or body.get("task") == "score":
+        if not isinstance(name, str) or fields.get("task") == "score":
             return
         own = {self.settings.default_model, *self.settings.models}
         allowed = self.settings.allowed_models
@@ -232,11 +215,9 @@ async def hung_up(http: HttpRequest) -> None:
         pass
 
 
-def _raise(response: Response) -> None:
-    (outcome,) = response.results
-    if isinstance(outcome, Failure):
-        raise outcome.error.with_traceback(None)  # one that is shared would keep the frames of all who raised it
-    assert isinstance(outcome, Result)
+def _raise(error: AviaryError | None) -> None:
+    if error is not None:
+        raise error.with_traceback(None)  # a shared error would keep the frames of every raise
 
 
 def _settle(_load: Future[None]) -> None:

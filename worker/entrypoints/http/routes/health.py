@@ -1,5 +1,4 @@
-"""How the server is: for people, for Kubernetes, for Runpod's load balancer, and in the shapes of the systems it
-replaces."""
+"""The state of the server: for people, for Kubernetes, for Runpod's load balancer and for Prometheus."""
 
 from __future__ import annotations
 
@@ -10,19 +9,22 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from worker.entrypoints.http import openapi
+from worker.entrypoints.http.openapi import METRICS, failures
 from worker.entrypoints.http.service import Service
 
-_WORDS = {"ready": "healthy", "loading": "loading", "unhealthy": "unhealthy"}
+Json = dict[str, Any]
+
+_STATUS = {"ready": "healthy", "loading": "loading", "unhealthy": "unhealthy"}
+_NOT_READY: dict[int | str, Json] = {503: {"description": "Not ready", "model": Json}}
 
 
 def router(service: Service) -> APIRouter:
-    """The routes, on one service."""
+    """Return the routes on one service."""
     routes = APIRouter(tags=["Health"])
 
-    def state() -> dict[str, Any]:
+    def state() -> Json:
         return {
-            "status": _WORDS[service.state],
+            "status": _STATUS[service.state],
             "model_loaded": service.state == "ready",
             "model_name": service.default,
             "device": service.settings.device,
@@ -30,38 +32,43 @@ def router(service: Service) -> APIRouter:
             "models": service.engine.models,
         }
 
-    @routes.get("/health", **openapi.health())
-    async def health() -> JSONResponse:
+    @routes.get("/health", summary="The state of the server", response_model=Json)
+    async def health() -> Response:
         return JSONResponse(state())
 
-    @routes.get("/health/live", **openapi.health(503))
-    async def live() -> JSONResponse:
+    @routes.get("/health/live", summary="Whether the process is alive", response_model=Json, responses=_NOT_READY)
+    async def live() -> Response:
         return JSONResponse(state(), 503 if service.engine.lost else 200)
 
-    @routes.get("/health/ready", **openapi.health(503))
-    async def ready() -> JSONResponse:
+    @routes.get("/health/ready", summary="Whether the model is ready", response_model=Json, responses=_NOT_READY)
+    async def ready() -> Response:
         return JSONResponse(state(), 200 if service.state == "ready" else 503)
 
-    @routes.get("/healthz", **openapi.health())
-    async def healthz() -> JSONResponse:
-        return JSONResponse(
-            {
-                "status": "ok" if service.state == "ready" else service.state,
-                "device": service.settings.device,
-                "model": service.default,
-            }
-        )
+    @routes.get("/healthz", summary="The state of the server, in short", response_model=Json)
+    async def healthz() -> Response:
+        status = "ok" if service.state == "ready" else service.state
+        return JSONResponse({"status": status, "device": service.settings.device, "model": service.default})
 
-    @routes.get("/ping", **openapi.ping())
+    @routes.get(
+        "/ping",
+        summary="For Runpod's load balancer",
+        response_class=Response,
+        responses={204: {"description": "The model is loading"}, 503: {"description": "The device is lost"}},
+    )
     async def ping() -> Response:
         return Response(status_code={"ready": 200, "loading": 204, "unhealthy": 503}[service.state])
 
-    @routes.get("/stats", **openapi.stats())
-    async def stats() -> JSONResponse:
-        return JSONResponse(service.meters.stats(service.engine))
+    @routes.get("/stats", summary="Totals since the start", response_model=Json, responses=failures(401))
+    async def stats() -> Response:
+        return JSONResponse(service.metrics.stats(service.engine))
 
-    @routes.get("/metrics", **openapi.metrics())
+    @routes.get(
+        "/metrics",
+        summary="For Prometheus",
+        response_class=Response,
+        responses={200: {"content": METRICS}, **failures(401)},
+    )
     async def metrics() -> Response:
-        return Response(generate_latest(service.meters.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return routes

@@ -1,150 +1,132 @@
-"""Jobs over HTTP: an upload that is transcribed some time later, whatever happens to the server meanwhile.
+"""Jobs over HTTP: an upload that is transcribed later and outlives a restart of the server.
 
     POST /transcribe/async          a form with `file`, `model`, `language`, `include_timestamps`, `webhook`
-    GET  /jobs                      the newest
+    GET  /jobs                      the newest jobs
     GET  /jobs/{id}/status, /jobs/{id}/result; POST /jobs/{id}/cancel
 
-Those that /run has stored can be asked for here too.
+Jobs stored by POST /run are listed here too.
 """
 
 from __future__ import annotations
 
 import asyncio
-import datetime
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.requests import Request
 from fastapi.responses import JSONResponse, Response
 
-from worker.entrypoints.http import answers, body, openapi
+from worker.entrypoints.http.body import RequestBody
 from worker.entrypoints.http.job_queue import UPLOAD, JobQueue
-from worker.entrypoints.http.route import Route
-from worker.entrypoints.http.routes import legacy, runpod
+from worker.entrypoints.http.openapi import (
+    STORED,
+    TEXT,
+    UPLOAD_FORM,
+    WORK,
+    JobAccepted,
+    JobPage,
+    JobStatus,
+    body,
+    failures,
+)
+from worker.entrypoints.http.responses import large_json
 from worker.entrypoints.http.service import Service
 from worker.errors import JobFailed, RequestError, WrongJobState
 from worker.jobs.records import STATES, Job, Seen
+from worker.protocol import legacy, runpod
 
 Json = dict[str, Any]
 
-MOST_LISTED = 500
+MAX_LISTED = 500
 
 
-def router(service: Service, background: JobQueue) -> APIRouter:
-    """The routes, on one service and its jobs."""
-    routes = APIRouter(tags=["Jobs"], route_class=Route)
-    store = background.store
+def router(service: Service, queue: JobQueue) -> APIRouter:
+    """Return the routes on one service and its jobs."""
+    routes = APIRouter(tags=["Jobs"])
+    store = queue.store
 
-    @routes.post("/transcribe/async", **openapi.submit())
-    async def submit(http: Request) -> JSONResponse:
-        given = await body.read(http)
-        try:
-            webhook = given.fields.pop("webhook", None)
-            payload, filename = legacy.upload_payload(given, service)
-            file = given.files[payload.pop("audio")]
-            job = await background.submit(
-                "transcribe", {"audio": UPLOAD, **payload}, file=file, filename=filename, webhook=webhook
-            )
-        finally:
-            given.close()
-        return JSONResponse(
-            {"job_id": job.id, "status": job.state, "message": f"Transcription job started for {filename}"}
-        )
+    @routes.post(
+        "/transcribe/async",
+        summary="Transcribe an upload as a job",
+        response_model=JobAccepted,
+        responses=failures(*WORK, 507),
+        openapi_extra=body(form={**UPLOAD_FORM, "webhook": TEXT}),
+    )
+    async def submit(sent: RequestBody) -> Response:
+        fields = dict(sent.fields)
+        webhook = fields.pop("webhook", None)
+        file, filename = sent.upload("file")
+        service.allow(fields)
+        payload = legacy.upload_payload(fields, service.settings) | {"audio": UPLOAD}
+        job = await queue.submit("transcribe", payload, file=file, filename=filename, webhook=webhook)
+        message = f"Transcription job started for {filename}"
+        return JSONResponse({"job_id": job.id, "status": job.state, "message": message})
 
-    @routes.get("/jobs", **openapi.jobs())
-    async def listed(
+    @routes.get("/jobs", summary="The newest jobs", response_model=JobPage, responses=failures(400, 401, 503))
+    async def newest(
         state: str | None = None, kind: str | None = None, limit: int = 100, before: int | None = None
-    ) -> JSONResponse:
+    ) -> Response:
         if state is not None and state not in STATES:
             raise RequestError(f"state must be one of {', '.join(STATES)}", param="state")
-        if not 1 <= limit <= MOST_LISTED:
-            raise RequestError(f"limit must be 1 to {MOST_LISTED}", param="limit")
+        if not 1 <= limit <= MAX_LISTED:
+            raise RequestError(f"limit must be 1 to {MAX_LISTED}", param="limit")
         if before is not None and not 0 <= before < 1 << 62:
-            raise RequestError("before must be the cursor of an earlier answer", param="before")
+            raise RequestError("before must be the `before` of an earlier response", param="before")
 
         def read() -> Json:
             found = store.recent(state=state, kind=kind, limit=limit, before=before)
             return {
-                "jobs": [_status(one) for one in found],
+                "jobs": [legacy.job_json(one) for one in found],
                 "counts": store.counts(),
                 "before": found[-1].job.number if len(found) == limit else None,
             }
 
-        return JSONResponse(await asyncio.to_thread(read))
+        return await large_json(read)
 
-    # Each of these hops to a thread once, for all it does: under load a hop is what takes longest.
+    # Each of these moves to a thread once for everything it does: under load the move takes longest.
 
-    @routes.get("/jobs/{name}/status", **openapi.job())
+    @routes.get(
+        "/jobs/{name}/status", summary="The state of a job", response_model=JobStatus, responses=failures(*STORED)
+    )
     async def status(name: str) -> Response:
-        def told() -> Json:
-            found = background.find(name)
-            return _status(found) | {"result": _result(found) if found.job.state == "completed" else None}
+        def read() -> Json:
+            found = queue.find(name)
+            completed = found.job.state == "completed"
+            result = legacy.job_result(found.job, found.answer) if completed else None
+            return legacy.job_json(found) | {"result": result}
 
-        return await answers.of(told)
+        return await large_json(read)
 
-    @routes.get("/jobs/{name}/result", **openapi.job_result())
+    @routes.get(
+        "/jobs/{name}/result", summary="The result of a job", response_model=Json, responses=failures(400, 500, *STORED)
+    )
     async def result(name: str) -> Response:
-        def told() -> Any:
-            found = background.find(name)
+        def read() -> Any:
+            found = queue.find(name)
             job = found.job
             if job.state == "failed":
                 error = job.error or {}
-                raise JobFailed(
-                    error.get("message", "failed"), code=error.get("code"), retryable=bool(error.get("retryable"))
-                )
+                retryable = bool(error.get("retryable"))
+                raise JobFailed(error.get("message", "failed"), code=error.get("code"), retryable=retryable)
             if job.state != "completed":
-                raise WrongJobState(
-                    f"the job is {job.state}: there is no result" + (" yet" if job.state != "cancelled" else "")
-                )
-            return _result(found)
+                later = "" if job.state == "cancelled" else " yet; ask again later"
+                raise WrongJobState(f"the job is {job.state}: it has no result{later}")
+            return legacy.job_result(job, found.answer)
 
-        return await answers.of(told)
+        return await large_json(read)
 
-    @routes.post("/jobs/{name}/cancel", **openapi.cancel())
-    async def cancel(name: str) -> JSONResponse:
-        job = await asyncio.to_thread(background.cancel, name)
+    @routes.post(
+        "/jobs/{name}/cancel",
+        summary="Cancel a job",
+        response_model=Json,
+        responses=failures(400, *STORED, 507),
+    )
+    async def cancel(name: str) -> Response:
+        job = await asyncio.to_thread(queue.cancel, name)
         return JSONResponse({"message": f"Job {job.id} cancelled", "status": job.state})
 
     return routes
 
 
 def webhook_body(job: Job) -> Json:
-    """What a webhook is told: the status, in the manner in which the job was sent."""
-    return runpod.shape(job) if job.kind == "run" else _status(Seen(job, None, None))
-
-
-def _status(found: Seen) -> Json:
-    job = found.job
-    return {
-        "job_id": job.id,
-        "status": job.state,
-        "filename": job.filename,
-        "created_at": _iso(job.created_at),
-        "completed_at": _iso(job.completed_at),
-        "error": (job.error or {}).get("message"),
-        "progress": {"done": job.done, "total": job.total},
-        "position": found.position,
-    }
-
-
-def _result(found: Seen) -> Any:
-    """What an upload's job answers in its own manner; another's answer is itself."""
-    job, answer = found.job, found.answer
-    if job.kind != "transcribe":
-        return answer
-    (one,) = answer["results"]
-    segments = [
-        {"start": s["start"], "end": s["end"], "text": s["segment"]}
-        for s in one.get("timestamps", {}).get("segment", [])
-    ]
-    return {"text": one["text"], "segments": segments, "filename": job.filename, "timestamp": _iso(job.completed_at)}
-
-
-def _iso(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    return (
-        datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
-        .replace(tzinfo=None)
-        .isoformat(timespec="seconds")
-    )
+    """Return what a webhook gets: the status, in the shape of the route that took the job."""
+    return runpod.job_json(job) if job.kind == "run" else legacy.job_json(Seen(job, None, None))

@@ -1,0 +1,137 @@
+"""Streams of server-sent events, in OpenAI's words.
+
+    response = await respond(http, transcription(service, payload, files))
+
+An error before the first event is a response like any other. After that the status is sent, so an error becomes the
+last event. A client that hangs up ends the work. Comments keep the connection alive while there is nothing to send.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Any, BinaryIO
+
+from fastapi.requests import Request
+from fastapi.responses import Response, StreamingResponse
+
+from worker.entrypoints.http import responses
+from worker.entrypoints.http.service import Service, hung_up
+from worker.errors import Cancelled
+from worker.faults import report
+
+Json = dict[str, Any]
+Event = Json | str
+
+KEEP_ALIVE_SEC = 15.0
+
+
+async def respond(http: Request, events: AsyncGenerator[Event, None]) -> Response:
+    """Return the events as a response, once the first event is there or KEEP_ALIVE_SEC have passed."""
+    first, gone = asyncio.ensure_future(anext(events)), asyncio.ensure_future(hung_up(http))
+    try:
+        await asyncio.wait({first, gone}, timeout=KEEP_ALIVE_SEC, return_when=asyncio.FIRST_COMPLETED)
+        if gone.done() and not first.done():
+            raise Cancelled("the client hung up")
+        if first.done() and (error := first.exception()) is not None:
+            raise error
+    except BaseException:
+        first.cancel()
+        await asyncio.wait({first})
+        await events.aclose()
+        raise
+    finally:
+        gone.cancel()
+    return StreamingResponse(
+        _encoded(first, events), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+    )
+
+
+async def transcription(service: Service, payload: Json, files: Mapping[str, BinaryIO]) -> AsyncGenerator[Event, None]:
+    """Yield the events of a transcription: deltas, then the whole text, with times for `verbose_json`."""
+    verbose = payload.get("format") == "verbose_json"
+    text = ""
+    stream = service.stream(await service.prepare(payload | {"format": "verbose_json"}, files))
+    try:
+        async for piece in stream:
+            if isinstance(piece, str):
+                text += piece
+                yield {"type": "transcript.text.delta", "delta": piece}
+                continue
+            done = piece["results"][0]["formatted"]
+            if rest := _rest(done["text"], text):
+                yield {"type": "transcript.text.delta", "delta": rest}
+            more = [name for name in ("language", "duration", "segments", "words") if verbose and name in done]
+            yield {
+                "type": "transcript.text.done",
+                "text": done["text"],
+                **{name: done[name] for name in more},
+                "usage": done["usage"],
+            }
+    finally:
+        await stream.aclose()
+    yield "[DONE]"
+
+
+async def chat(service: Service, payload: Json, *, include_usage: bool) -> AsyncGenerator[Event, None]:
+    """Yield the events of a chat completion."""
+    work = await service.prepare(payload)
+    head: Json = {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion.chunk",
+        "created": int(time.time()),
+        "model": work.model,
+    }
+
+    def chunk(delta: Json, reason: str | None = None) -> Json:
+        return head | {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+
+    text = ""
+    stream = service.stream(work)
+    try:
+        async for piece in stream:
+            role = {} if text else {"role": "assistant"}
+            if isinstance(piece, str):
+                text += piece
+                yield chunk(role | {"content": piece})
+                continue
+            reply = piece["results"][0]
+            if rest := _rest(reply["text"], text):
+                yield chunk(role | {"content": rest})
+            yield chunk({}, reply["finish_reason"])
+            if include_usage:
+                yield head | {"choices": [], "usage": reply["usage"]}
+    finally:
+        await stream.aclose()
+    yield "[DONE]"
+
+
+async def _encoded(coming: asyncio.Future[Event], events: AsyncGenerator[Event, None]) -> AsyncIterator[str]:
+    try:
+        while True:
+            done, _ = await asyncio.wait({coming}, timeout=KEEP_ALIVE_SEC)
+            if not done:
+                yield ": still working\n\n"
+                continue
+            try:
+                event = coming.result()
+            except StopAsyncIteration:
+                return
+            except Exception as error:  # noqa: BLE001  the status is sent: an event is what is left
+                event = responses.to_json(report(error))
+            yield f"data: {event if isinstance(event, str) else json.dumps(event, ensure_ascii=False)}\n\n"
+            if isinstance(event, dict) and "error" in event:
+                return
+            coming = asyncio.ensure_future(anext(events))
+    finally:
+        coming.cancel()
+        await asyncio.wait({coming})
+        await events.aclose()
+
+
+def _rest(whole: str, sent: str) -> str:
+    """Return what follows the text that was sent, or nothing if the final text differs from it."""
+    return whole.removeprefix(sent) if whole.startswith(sent) else ""

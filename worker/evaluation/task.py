@@ -1,0 +1,107 @@
+"""The task `evaluate`: a payload that names labeled audio → Work.
+
+    {"audio_dir", "gt_dir"}                            folders
+    {"manifest"}                                       a NeMo manifest
+    {"inputs": [{"source", "text", "language"}]}       sources with their labels
+
+with `match_mode`, `normalizer` and the options of the transcription. Paths must be inside ALLOWED_PATHS.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from worker.audio.fetch import check_allowed
+from worker.config import Settings
+from worker.errors import Cancelled, DeviceLost, InputError, RequestError
+from worker.evaluation import Corpus, Evaluation, Pair, read_folder, read_manifest
+from worker.evaluation import prepare as prepare_evaluation
+from worker.protocol.request import Fields, validated
+from worker.protocol.work import Json, OnResult, OnText, Work
+from worker.types import Failure, Response, S3Access
+
+if TYPE_CHECKING:
+    from worker.engine.engine import Engine
+
+
+class _Pair(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    source: str = Field(min_length=1)
+    text: str
+    language: str | None = None
+
+
+class _Payload(BaseModel):
+    """The extra fields are options of the transcription, which `protocol.request.parse` checks."""
+
+    model_config = ConfigDict(extra="allow")
+
+    audio_dir: Path | None = None
+    gt_dir: Path | None = None
+    manifest: Path | None = None
+    inputs: list[_Pair] | None = None
+    match_mode: str = "exact"
+    normalizer: str = "basic"
+
+
+def prepare(
+    fields: Fields, settings: Settings, engine: Engine, *, s3: S3Access | None, background: bool
+) -> EvaluationWork:
+    """Return the work that the fields describe. Reads the labels. Raises RequestError."""
+    body = validated(_Payload, fields)
+    options = {name: value for name, value in (body.model_extra or {}).items() if name != "task"}
+    evaluation = prepare_evaluation(
+        _corpus(body, settings), settings, options, match_mode=body.match_mode, normalizer=body.normalizer, s3=s3
+    )
+    request = dataclasses.replace(evaluation.request, background=background)
+    return EvaluationWork(dataclasses.replace(evaluation, request=request), engine)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationWork(Work):
+    """A corpus to transcribe and to compare with its labels. The outcome is the engine's Response."""
+
+    evaluation: Evaluation
+    engine: Engine
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        return self.evaluation.request.size
+
+    @property
+    def model(self) -> str:  # type: ignore[override]
+        return self.evaluation.request.model
+
+    def start(self, on_result: OnResult | None = None, on_text: OnText | None = None) -> Future[Response]:
+        return self.engine.submit(self.evaluation.request, on_result=on_result)
+
+    def finish(self, outcome: Response) -> Json:
+        """Raises DeviceLost or Cancelled if one ended the run: neither says anything about the model."""
+        for one in outcome.results:
+            if isinstance(one, Failure) and isinstance(one.error, DeviceLost | Cancelled):
+                raise one.error.with_traceback(None)
+        return {"model": outcome.model, **self.evaluation.score(outcome)}
+
+
+def _corpus(body: _Payload, settings: Settings) -> Corpus:
+    present = [name for name in ("audio_dir", "manifest", "inputs") if getattr(body, name) is not None]
+    if len(present) != 1:
+        raise RequestError("give exactly one of audio_dir (with gt_dir), manifest, inputs", param="audio_dir")
+    for name in ("audio_dir", "gt_dir", "manifest"):
+        path: Path | None = getattr(body, name)
+        if path is not None:
+            try:
+                check_allowed(path, settings)
+            except InputError as error:
+                raise RequestError(error.message, param=name) from error
+    if body.manifest is not None:
+        return read_manifest(body.manifest)
+    if body.audio_dir is not None:
+        return read_folder(body.audio_dir, body.gt_dir)
+    return Corpus(tuple(Pair(one.source, one.source, one.text, one.language) for one in body.inputs or ()))

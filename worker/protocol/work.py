@@ -1,0 +1,85 @@
+"""A checked payload that can be run: what every entry point does with a request, whatever its task.
+
+    work = tasks.prepare(fields)             everything checked, nothing begun
+    future = work.start(on_result, on_text)  begins; cancelling the future drops the work
+    answer = work.finish(outcome)            the future's result → the answer's JSON
+
+`Inference` is the work of most tasks: one Request to the engine. Evaluation and scoring have kinds of their own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from worker.errors import AviaryError
+from worker.protocol import render
+from worker.types import Failure, Request, Response, Result
+
+if TYPE_CHECKING:
+    from worker.engine.engine import Engine
+
+OnResult = Callable[[Result | Failure], None]
+OnText = Callable[[int, str], None]
+Json = dict[str, Any]
+
+
+class Work(ABC):
+    """A checked payload.
+
+    size: how many inputs it has. model: the id of the model that runs it, or None where no single model does.
+    """
+
+    size: int
+    model: str | None
+
+    @abstractmethod
+    def start(self, on_result: OnResult | None = None, on_text: OnText | None = None) -> Future[Any]:
+        """Begin, and return a future of the outcome. The callbacks are those of `Engine.submit`."""
+
+    @abstractmethod
+    def finish(self, outcome: Any) -> Any:
+        """Return the answer: strict JSON, or text for a route that responds with text. May store results in S3."""
+
+    def error(self, outcome: Any) -> AviaryError | None:
+        """Return the error of the outcome's only input, if it has just one and that failed."""
+        return None
+
+    @property
+    def is_light(self) -> bool:
+        """Whether `finish` is quick enough for an event loop."""
+        return False
+
+
+@dataclass(frozen=True)
+class Inference(Work):
+    """One request to the engine. put: stores a large result, see `render.Put`."""
+
+    request: Request
+    engine: Engine
+    put: render.Put
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        return self.request.size
+
+    @property
+    def model(self) -> str:  # type: ignore[override]
+        return self.request.model
+
+    @property
+    def is_light(self) -> bool:
+        return self.size == 1 and all(item.options.task not in ("embed", "analyze") for item in self.request.items)
+
+    def start(self, on_result: OnResult | None = None, on_text: OnText | None = None) -> Future[Response]:
+        return self.engine.submit(self.request, on_result=on_result, on_text=on_text)
+
+    def finish(self, outcome: Response) -> Json:
+        return render.to_json(outcome, self.put)
+
+    def error(self, outcome: Response) -> AviaryError | None:
+        first = outcome.results[0] if len(outcome.results) == 1 else None
+        return first.error if isinstance(first, Failure) else None
