@@ -18,13 +18,14 @@ quiet_runpod_sdk()
 
 from worker.entrypoints.runpod import RunpodWorker  # noqa: E402
 
-_door = RunpodWorker()
+_worker = RunpodWorker()
 
 
 async def handler(job: dict[str, Any]) -> dict[str, Any]:
-    """Runpod job → result; see the README for both shapes."""
-    return await _door.handle(job)
+    """Return the result of a Runpod job; docs/payload.md describes both shapes."""
+    answer: dict[str, Any] = await _worker.handle(job)
+    return answer
 
 
 if __name__ == "__main__":
-    _door.start()
+    _worker.start()

@@ -17,7 +17,7 @@ from serving import serving
 from worker.backends.base import Backend
 from worker.config import Settings
 from worker.engine.engine import Engine
-from worker.entrypoints.http import routes
+from worker.entrypoints.http import events
 from worker.entrypoints.http.auth import AuthMiddleware, check_address
 from worker.errors import ConfigError
 from worker.types import Transcript
@@ -255,7 +255,7 @@ def test_a_client_that_hangs_up_frees_its_place(tmp_path, stream):
 
 
 def test_an_upload_may_be_read_long_after_its_stream_began(tmp_path, monkeypatch):
-    monkeypatch.setattr(routes.openai, "KEEP_ALIVE_SEC", 0.1)
+    monkeypatch.setattr(events, "KEEP_ALIVE_SEC", 0.1)
     with held(tmp_path, read_ahead_sec=1.0) as (http, backend, _), ThreadPoolExecutor(1) as pool:
         first = pool.submit(ask, http)
         while http.get("/stats").json()["queue"]["decoded_sec_held"] < 1:

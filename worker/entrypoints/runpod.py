@@ -1,12 +1,11 @@
-"""The Runpod door: a job in, a dict out, and the worker's life around it.
+"""The Runpod worker: a job in, a dict out, and the life of the worker around it.
 
-    Door().handle(job)   one job: never raises but for cancellation, always answers strict JSON
-    Door().start()       the SDK's loop on Runpod, its local API, or one run of test_input.json
+    RunpodWorker().handle(job)   one job: raises nothing but CancelledError, and returns strict JSON
+    RunpodWorker().start()       the SDK's loop on Runpod, its local API, or one run of test_input.json
 
-A job's cancellation (CancelledError) cancels its future: what is not yet on the device is dropped. Progress is posted
-from
-here and awaited before the result is returned, so that it cannot overtake it. A lost device asks for a fresh worker,
-which ends this one at once: where others are left, only the last of the jobs under way asks.
+Cancelling a job cancels its future: inputs that are not on a device yet are dropped. Progress is posted from here and
+awaited before the result is returned, so that it cannot arrive after the result. When a device is lost, the worker asks
+for a replacement, which ends this worker at once; while other devices work on, only the last running job asks.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from worker.config import Settings
-from worker.errors import ResultTooLarge
+from worker.errors import AviaryError, ResultTooLarge
 from worker.faults import report
 from worker.types import S3Access
 
@@ -36,21 +35,23 @@ PROGRESS_SEC = 2.0
 
 
 class RunpodWorker:
-    """`engine`: made of the settings on the first job, unless given."""
+    """One engine behind Runpod's SDK. Settings default to the environment's; the first job makes the engine."""
 
     def __init__(self, settings: Settings | None = None, engine: Engine | None = None) -> None:
-        self._given, self._engine = settings, engine
+        self._settings, self._engine = settings, engine
         self._lock = threading.Lock()
-        self._under_way = 0
+        self._running = 0
 
     @property
     def settings(self) -> Settings:
-        if self._given is None:
-            self._given = Settings()
-        return self._given
+        """The settings, read on first use."""
+        if self._settings is None:
+            self._settings = Settings()
+        return self._settings
 
     @property
     def engine(self) -> Engine:
+        """The engine, made on first use."""
         with self._lock:
             if self._engine is None:
                 from worker.engine.engine import Engine
@@ -60,33 +61,27 @@ class RunpodWorker:
 
     @functools.cached_property
     def tasks(self) -> Tasks:
+        """The tasks on the engine."""
         from worker.entrypoints.tasks import Tasks
 
         return Tasks(self.settings, self.engine)
 
-    async def handle(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to one job; `error` at its top is what makes Runpod call the job failed."""
+    async def handle(self, job: Mapping[str, Any]) -> Any:
+        """Return the answer to a job: a dict, or the text of an OpenAI route. A top-level `error` fails the job."""
         name = str(job.get("id", ""))
         started = time.monotonic()
-        self._under_way += 1
+        self._running += 1
+        size = 0
         try:
-            answer, data = await self._answer(job)
+            answer, size = await self._answer(job)
         except Exception as caught:  # noqa: BLE001  a job is answered whatever happens
-            error = report(caught, during=f"job {name}")
-            answer = {"error": error.message, "code": error.code, "retryable": error.retryable}
-            if error.param:
-                answer["param"] = error.param
-            answer, data = _strict(answer)[0], b""
+            answer = _error_json(report(caught, during=f"job {name}"))
         finally:
-            self._under_way -= 1
-        if (
-            self._engine is not None
-            and isinstance(answer, dict)
-            and self._engine.devices.lost
-            and (self._engine.lost is not None or not self._under_way)
-        ):
+            self._running -= 1
+        fields = answer if isinstance(answer, dict) else {}
+        if isinstance(answer, dict) and self._needs_replacement():
             answer["refresh_worker"] = True
-        usage = answer.get("usage", {}) if isinstance(answer, dict) else {}
+        usage = fields.get("usage", {})
         log.info(
             "job %s: %s inputs, %s failed, %s s of audio, %.2f s, %d bytes%s",
             name,
@@ -94,13 +89,13 @@ class RunpodWorker:
             usage.get("failed", 0),
             usage.get("audio_sec", "?"),
             time.monotonic() - started,
-            len(data),
-            f", refused: {answer['code']}" if isinstance(answer, dict) and "code" in answer else "",
+            size,
+            f", rejected: {fields['code']}" if "code" in fields else "",
         )
         return answer
 
     def start(self) -> None:
-        """Runs as the process's environment and arguments say. Ends when the SDK does."""
+        """Run as the environment and the arguments of the process say, until the SDK ends."""
         import sys
 
         import runpod
@@ -116,22 +111,25 @@ class RunpodWorker:
             for check in (self._check_ffmpeg, self._check_device, self._check_model):
                 runpod.serverless.register_fitness_check(check)
         elif not any(argument.startswith("--rp_serve_api") for argument in sys.argv[1:]):
-            config["handler"] = self._handle_and_show
+            config["handler"] = self._handle_and_print
         runpod.serverless.start(config)
 
-    async def _answer(self, job: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
-        from worker.net.bucket import Bucket
+    def _needs_replacement(self) -> bool:
+        """Whether a device is lost, and either no other is left or no job is running that a replacement would end."""
+        engine = self._engine
+        return engine is not None and bool(engine.devices.lost) and (engine.lost is not None or not self._running)
+
+    async def _answer(self, job: Mapping[str, Any]) -> tuple[Any, int]:
+        """Return the answer and the size of its JSON in bytes. Raises AviaryError."""
         from worker.protocol.request import unwrap
 
         own = _s3_access(job.get("s3Config"))
-        fields = unwrap(job.get("input"))
-        work = await asyncio.to_thread(self.tasks.prepare, fields, s3=own)
-        answer = await asyncio.to_thread(work.finish, await self._run(job, work))
-        bucket = Bucket(self.settings, own)
-        answer, data = await asyncio.to_thread(_strict, answer)
+        work = await asyncio.to_thread(self.tasks.prepare, unwrap(job.get("input")), s3=own)
+        outcome = await self._run(job, work)
+        answer, data = await asyncio.to_thread(lambda: _strict(work.finish(outcome)))
         if len(data) > self.settings.max_result_bytes:
-            answer = await asyncio.to_thread(self._elsewhere, answer, data, bucket)
-        return answer, data
+            answer = await asyncio.to_thread(self._store, answer, data, own)
+        return answer, len(data)
 
     async def _run(self, job: Mapping[str, Any], work: Work) -> Any:
         done = 0
@@ -149,46 +147,54 @@ class RunpodWorker:
         finally:
             progress.cancel()
             await asyncio.wait([progress])
-            if not progress.cancelled() and (fault := progress.exception()):
-                log.warning("job %s: its progress could not be posted: %s", job.get("id", ""), type(fault).__name__)
+            if not progress.cancelled() and (failure := progress.exception()):
+                log.warning("job %s: progress could not be posted: %s", job.get("id", ""), type(failure).__name__)
         return outcome
 
-    async def _progress(self, job: Mapping[str, Any], total: int, done: Any) -> None:
-        """Posts how many inputs are done, whenever that has changed, until cancelled; a post under way is finished."""
+    async def _progress(self, job: Mapping[str, Any], total: int, done: Callable[[], int]) -> None:
+        """Post how many inputs are done whenever that changes, until cancelled. A post that has begun is finished."""
         from runpod.http_client import AsyncClientSession
         from runpod.serverless.modules.rp_progress import _async_progress_update
 
-        told = 0
+        posted = 0
         while True:
             await asyncio.sleep(PROGRESS_SEC)
-            if done() in (told, total):
+            if done() in (posted, total):
                 continue
-            told = done()
+            posted = done()
             async with AsyncClientSession() as session:
-                post = asyncio.ensure_future(_async_progress_update(session, job, {"done": told, "inputs": total}))
+                post = asyncio.ensure_future(_async_progress_update(session, job, {"done": posted, "inputs": total}))
                 try:
                     await asyncio.shield(post)
                 except asyncio.CancelledError:
                     await asyncio.wait([post], timeout=10)
                     raise
 
-    def _elsewhere(self, answer: dict[str, Any], data: bytes, bucket: Any) -> dict[str, Any]:
-        """A short answer that points at the long one in the bucket. Raises ResultTooLarge when there is no bucket."""
+    def _store(self, answer: Any, data: bytes, own: S3Access | None) -> dict[str, Any]:
+        """Put the answer into the bucket and return a short one with its URL.
+
+        Raises ResultTooLarge if there is no bucket.
+        """
+        from worker.net.bucket import Bucket
+
         size, limit = len(data), self.settings.max_result_bytes
+        bucket = Bucket(self.settings, own)
         if not bucket.configured:
             raise ResultTooLarge(
-                f"the result has {size} bytes and Runpod carries {limit} (MAX_RESULT_BYTES): send fewer inputs, "
-                "ask for pooling or base64, or set BUCKET_NAME, BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY "
-                "(and BUCKET_ENDPOINT_URL)"
+                f"the result has {size} bytes and Runpod transports at most {limit} (MAX_RESULT_BYTES): send fewer "
+                "inputs, ask for pooling or base64, or set BUCKET_NAME, BUCKET_ACCESS_KEY_ID, "
+                "BUCKET_SECRET_ACCESS_KEY (and BUCKET_ENDPOINT_URL)"
             )
         url = bucket.put("result.json", data, "application/json")
-        kept = answer if isinstance(answer, dict) and "results" in answer else {}  # OpenAI's shapes are all result
+        kept = answer if isinstance(answer, dict) and "results" in answer else {}  # an OpenAI shape is all result
         short = {key: value for key, value in kept.items() if key != "results"}
         return {**short, "result_url": url, "result_bytes": size}
 
-    async def _handle_and_show(self, job: Mapping[str, Any]) -> dict[str, Any]:
+    async def _handle_and_print(self, job: Mapping[str, Any]) -> Any:
+        from worker.entrypoints.terminal import format_answer
+
         answer = await self.handle(job)
-        print(_report(answer), flush=True)
+        print(format_answer(answer), flush=True)
         return answer
 
     def _check_ffmpeg(self) -> None:
@@ -204,7 +210,7 @@ class RunpodWorker:
             or not self.settings.device.startswith("cuda")
             or len(self.settings.devices) > 1
         ):
-            return  # several are looked at by their own processes
+            return  # several devices are checked by their own processes
         import torch
 
         torch.zeros(8, device=self.settings.device).sum().item()
@@ -221,8 +227,16 @@ class RunpodWorker:
             self.tasks.scorer.ready.result()
 
 
+def _error_json(error: AviaryError) -> dict[str, Any]:
+    answer: dict[str, Any] = {"error": error.message, "code": error.code, "retryable": error.retryable}
+    if error.param:
+        answer["param"] = error.param
+    strict: dict[str, Any] = _strict(answer)[0]
+    return strict
+
+
 def _s3_access(config: Any) -> S3Access | None:
-    """The job's own s3Config; its endpoint comes from outside, so it is not trusted with private addresses."""
+    """Return the job's own s3Config. Its endpoint comes from the client, so it may not be a private address."""
     if not isinstance(config, Mapping):
         return None
     return S3Access(
@@ -231,9 +245,9 @@ def _s3_access(config: Any) -> S3Access | None:
 
 
 def _strict(answer: Any) -> tuple[Any, bytes]:
-    """The answer and its strict JSON, both without lone surrogates, for which the SDK would post nothing at all.
+    """Return the answer and its strict JSON, both without lone surrogates: the SDK would post nothing because of one.
 
-    Raises ValueError for NaN, TypeError for anything that JSON has no word for.
+    Raises ValueError for NaN, TypeError for a value that JSON cannot represent.
     """
     text = json.dumps(answer, allow_nan=False, ensure_ascii=False)
     try:
@@ -241,31 +255,3 @@ def _strict(answer: Any) -> tuple[Any, bytes]:
     except UnicodeEncodeError:
         data = text.encode("utf-8", "replace")
         return json.loads(data), data
-
-
-def _report(answer: Any) -> str:
-    """The answer for a person at a terminal."""
-    if not isinstance(answer, dict):  # a route of OpenAI's that answers with text
-        return f"\n{answer}\n"
-    lines = [f"\n{answer.get('model', '')}"]
-    for one in answer.get("results", []):
-        name = one["id"] if one["id"] is not None else f"input {one['index']}"
-        if "error" in one:
-            lines.append(f"  {name}: {one['error']['code']}: {one['error']['message']}")
-            continue
-        if "sim_score" in one:
-            lines.append(f"  {name}: {one['sim_score']:.3f}")
-            continue
-        said = one.get("text", one.get("caption", f"embedding of shape {one.get('shape')}"))
-        lines.append(f"  {name} ({one['duration_sec']:.2f} s): {said}")
-        words = one.get("timestamps", {}).get("word", [])
-        if words:
-            lines.append("      " + " ".join(f"{w['word']}[{w['start']:.2f}-{w['end']:.2f}]" for w in words))
-    if "summary" in answer:
-        lines += [f"  {name}: {value}" for name, value in answer["summary"].items()]
-    if "timing" in answer:
-        spent = [f"{stage.removesuffix('_sec')} {seconds:.2f} s" for stage, seconds in answer["timing"].items()]
-        lines.append("  " + ", ".join(spent))
-    if "error" in answer:
-        lines.append(f"  error: {answer['error']}")
-    return "\n".join(lines) + "\n"

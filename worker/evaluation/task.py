@@ -21,7 +21,7 @@ from worker.config import Settings
 from worker.errors import Cancelled, DeviceLost, InputError, RequestError
 from worker.evaluation import Corpus, Evaluation, Pair, read_folder, read_manifest
 from worker.evaluation import prepare as prepare_evaluation
-from worker.protocol.request import Fields, validated
+from worker.protocol.request import OPTIONS, Fields, validated
 from worker.protocol.work import Json, OnResult, OnText, Work
 from worker.types import Failure, Response, S3Access
 
@@ -56,6 +56,8 @@ def prepare(
     """Return the work that the fields describe. Reads the labels. Raises RequestError."""
     body = validated(_Payload, fields)
     options = {name: value for name, value in (body.model_extra or {}).items() if name != "task"}
+    if unknown := options.keys() - {"model", *OPTIONS}:
+        raise RequestError(f"{min(unknown)} is not a field of an evaluation", param=min(unknown))
     evaluation = prepare_evaluation(
         _corpus(body, settings), settings, options, match_mode=body.match_mode, normalizer=body.normalizer, s3=s3
     )
