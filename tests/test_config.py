@@ -76,7 +76,7 @@ def test_every_door_has_the_same_model(checkpoint, monkeypatch, tmp_path, capsys
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
     found = {}
     door = runpod.RunpodWorker()
-    monkeypatch.setattr(handler, "_door", door)
+    monkeypatch.setattr(handler, "_worker", door)
     found["handler"] = asyncio.run(handler.handler({"id": "a", "input": {"inputs": ["samples/week.wav"]}}))["model"]
     door.engine.close()
     with runner.load_model() as bundle:

@@ -73,7 +73,7 @@ class OptionFields(BaseModel):
     )
     punctuation: bool | None = _option(_SPEECH, "Canary: `false` leaves out punctuation and capitals")
     prompt: str | None = _option(
-        _GENERATION, "Flamingo: the instruction, in place of the style's; Whisper: words to expect"
+        (*_SPEECH, *_CAPTION), "Flamingo: the instruction, in place of the style's; Whisper: words to expect"
     )
     style: Literal["detailed", "brief", "technical"] | None = _option(
         _CAPTION, "Captions: `detailed` (default), `brief`, `technical`"

@@ -1,0 +1,191 @@
+"""Every request option is known at every door, or listed here as absent with the reason.
+
+The list of options is `worker.protocol.request.OptionFields`. An option that is added there and forgotten elsewhere
+fails here, and so does an entry of ABSENT that is no longer true.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from pathlib import Path
+from typing import get_type_hints
+
+import httpx
+import pytest
+from serving import serving
+
+from worker.client import calls
+from worker.config import Settings
+from worker.entrypoints import python
+from worker.entrypoints.cli.arguments import parser
+from worker.errors import RequestError
+from worker.protocol import openai
+from worker.protocol.request import OPTIONS, option_schema, options_of, parse
+from worker.types import Options, View
+
+UI = Path(__file__).parent.parent / "worker" / "entrypoints" / "http" / "ui"
+TASKS = ("transcribe", "translate", "caption", "embed", "chat", "analyze")
+ROUTES = {task: route for route, task in openai.TASKS.items()}
+NAMES = {ours: theirs for theirs, ours in openai.RENAMED.items()}
+
+# What an option is called where its name differs, and (surface, option): why it is not there.
+ABSENT = {
+    ("python", "format"): "answers are records; worker.entrypoints.http and the command line format them",
+    ("python", "encoding"): "an embedding is an array",
+    ("client", "format"): "answers are records",
+    ("client", "encoding"): "an embedding is an array, sent as base64",
+    ("client", "translate"): "the client has no translate: transcribe with target_language",
+    ("python", "messages"): "an argument of chat",
+    ("client", "messages"): "an argument of chat",
+    ("cli", "messages"): "typed as --prompt and --system",
+    ("manifest", "format"): "a line is JSON",
+    ("manifest", "encoding"): "embeddings are .npy files",
+    ("manifest", "messages"): "manifests do not chat",
+    ("page", "format"): "the page renders results itself, and exports srt and vtt",
+    ("page", "encoding"): "the page asks for base64 itself",
+    ("page", "messages"): "the conversation is typed",
+    ("page", "punctuation"): "not offered: an option for programs",
+    ("page", "top_p"): "not offered: an option for programs",
+    ("chat completions", "format"): "OpenAI's response_format asks a chat for JSON, which no model here can do",
+}
+VALUES = {
+    "timestamps": ["word"],
+    "language": "en",
+    "target_language": "en",
+    "punctuation": False,
+    "prompt": "words",
+    "style": "brief",
+    "messages": [{"role": "user", "content": "what?"}],
+    "max_new_tokens": 8,
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "format": "verbose_json",
+    "pooling": "mean",
+    "encoding": "base64",
+}
+EACH = [(task, name) for task in TASKS for name in options_of(task)]
+
+
+def there(surface: str, name: str, known) -> None:
+    """`name` is known on the surface, or ABSENT says why not, and only one of both."""
+    reason = ABSENT.get((surface, name))
+    assert (name in known) != (reason is not None), f"{name} on {surface}: {reason or 'neither known nor listed'}"
+
+
+def test_every_option_belongs_to_a_task_and_is_described():
+    for name in OPTIONS:
+        assert option_schema(name)["tasks"], name
+        assert option_schema(name)["description"], name
+    assert set(VALUES) == set(OPTIONS)
+
+
+def test_every_option_reaches_the_work_or_the_view():
+    known = {field.name for kind in (Options, View) for field in dataclasses.fields(kind)}
+    assert set(OPTIONS) <= known
+    assert {field.name for field in dataclasses.fields(Options)} <= {*OPTIONS, "model", "task"}
+
+
+@pytest.mark.parametrize(("task", "name"), EACH)
+def test_the_handler_takes_it_on_the_request_and_on_an_input(task, name):
+    settings = Settings(skip_model_load=True)
+    for payload in ({name: VALUES[name], "inputs": ["a"]}, {"inputs": [{"source": "a", name: VALUES[name]}]}):
+        (item,) = parse({"task": task, **payload}, settings).items
+        plain = parse({"task": task, "inputs": ["a"]}, settings).items[0]
+        assert (item.options, item.view) != (plain.options, plain.view)
+
+
+@pytest.mark.parametrize(("task", "name"), [(task, name) for task, name in EACH if task in ROUTES])
+def test_openai_s_routes_take_it(task, name):
+    body = {"file": "a.wav", NAMES.get(name, name): VALUES[name]}
+    payload, _shape = openai.translate(f"/v1/audio/{ROUTES[task]}", body)
+    assert payload[name] == VALUES[name]
+
+
+@pytest.mark.parametrize("name", options_of("chat"))
+def test_chat_completions_take_it(name):
+    body = {"messages": [{"role": "user", "content": [{"type": "audio", "audio": "a.wav"}]}]}
+    if name == "messages":
+        assert openai.translate("/v1/chat/completions", body)[0]["messages"]
+        return
+    try:
+        payload, _shape = openai.translate("/v1/chat/completions", body | {NAMES.get(name, name): VALUES[name]})
+    except RequestError:
+        payload = {}
+    there("chat completions", name, payload)
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory):
+    with serving(Settings(skip_model_load=True, data_dir=tmp_path_factory.mktemp("data"))) as url:
+        return httpx.get(f"{url}/openapi.json").json()
+
+
+@pytest.mark.parametrize(("task", "name"), [(task, name) for task, name in EACH if task in ROUTES])
+def test_the_openapi_document_has_it(document, task, name):
+    content = document["paths"][f"/v1/audio/{ROUTES[task]}"]["post"]["requestBody"]["content"]
+    listed = NAMES.get(name, name)
+    assert listed in content["application/json"]["schema"]["properties"]
+    form = content["multipart/form-data"]["schema"]["properties"]
+    assert listed in form or f"{listed}[]" in form
+
+
+@pytest.mark.parametrize("name", options_of("chat"))
+def test_the_openapi_document_has_it_for_chats(document, name):
+    content = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]
+    there("chat completions", name, content["application/json"]["schema"]["properties"])
+
+
+@pytest.mark.parametrize(("task", "name"), EACH)
+def test_the_python_api_types_it(task, name):
+    typed = {
+        "transcribe": python.SpeechOptions,
+        "translate": python.SpeechOptions,
+        "caption": python.CaptionOptions,
+        "embed": python.EmbedOptions,
+        "chat": python.ChatOptions,
+        "analyze": python.AnalyzeOptions,
+    }[task]
+    there("python", name, get_type_hints(typed))
+
+
+@pytest.mark.parametrize(("task", "name"), [(task, name) for task, name in EACH if task != "translate"])
+def test_the_client_types_it(task, name):
+    typed = {
+        "transcribe": calls.SpeechOptions,
+        "caption": calls.CaptionOptions,
+        "embed": calls.EmbedOptions,
+        "chat": calls.ChatOptions,
+        "analyze": calls.AnalyzeOptions,
+    }[task]
+    there("client", name, get_type_hints(typed))
+
+
+def flags(command: str) -> set[str]:
+    """The names under which a command's flags are kept."""
+    top = parser()
+    (commands,) = (action for action in top._actions if isinstance(action, argparse._SubParsersAction))
+    return {action.dest for action in commands.choices[command]._actions}
+
+
+@pytest.mark.parametrize(("task", "name"), EACH)
+def test_the_command_line_has_a_flag_for_it(task, name):
+    if name == "prompt" and task == "chat":
+        return
+    there("cli", name, flags(task))
+
+
+@pytest.mark.parametrize(
+    "name", sorted({name for task in ("transcribe", "caption", "embed") for name in options_of(task)})
+)
+def test_manifests_have_a_flag_for_it(name):
+    there("manifest", name, flags("manifest"))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_page_offers_it(name):
+    offered = set(re.findall(r'data-option="(\w+)"', (UI / "index.html").read_text()))
+    there("page", name, offered)
+    if name in offered:
+        assert re.search(rf'"{name}"', (UI / "models.js").read_text())
