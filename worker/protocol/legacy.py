@@ -12,11 +12,10 @@ import datetime
 from collections.abc import Mapping
 from typing import Any
 
-from worker import catalog
 from worker.config import Settings
 from worker.errors import RequestError
 from worker.jobs.records import Job, Seen
-from worker.protocol.request import MAX_NEW_TOKENS
+from worker.protocol.request import MAX_NEW_TOKENS, find_model
 
 Json = dict[str, Any]
 
@@ -30,7 +29,7 @@ def upload_payload(fields: Json, settings: Settings) -> Json:
     if wanted not in (None, *_YES, *_NO):
         raise RequestError("include_timestamps must be true or false", param="include_timestamps")
     payload = {"audio": fields["file"]} | {name: fields[name] for name in ("model", "language") if fields.get(name)}
-    model = catalog.find(fields.get("model") or settings.default_model)
+    model = find_model(fields.get("model") or None, settings)
     if wanted in _YES or (wanted is None and model.timestamps):
         payload["timestamps"] = ["segment"]
     return payload
@@ -74,7 +73,7 @@ def without_unused_bound(fields: Json, settings: Settings) -> Json:
     bound, name = fields.get("max_new_tokens"), fields.get("model") or settings.default_model
     if not isinstance(name, str) or type(bound) is not int or not 1 <= bound <= MAX_NEW_TOKENS:
         return fields
-    if "max_new_tokens" in catalog.find(name).options:
+    if "max_new_tokens" in find_model(name, settings).options:
         return fields
     return {field: value for field, value in fields.items() if field != "max_new_tokens"}
 

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from worker import catalog
 from worker.config import Settings
-from worker.errors import AviaryError, InputError, RequestError, TooManyInputs, Unsupported
+from worker.errors import AviaryError, InputError, ModelNotFound, RequestError, TooManyInputs, Unsupported
 from worker.types import Failure, Item, Level, Message, Options, Request, S3Access, Source, Task, View
 
 MAX_NEW_TOKENS = 32_768  # the largest value that a request may set
@@ -174,7 +174,8 @@ def parse(
 ) -> Request:
     """Return the Request that the fields describe.
 
-    s3: the job's own bucket, for its s3:// inputs. trusted: the worker's owner named the paths, so any may be read.
+    s3: the job's own bucket, for its s3:// inputs. trusted: the worker's owner sent the request, so it may name any
+    model and any path.
     files: open files, by the names under which the sources of the request mention them.
     Raises RequestError (or a subclass) if the request as a whole is wrong.
     """
@@ -184,7 +185,7 @@ def parse(
         raise TooManyInputs(
             f"inputs has {len(inputs)} items; at most {settings.max_inputs} (MAX_INPUTS) are allowed", param="inputs"
         )
-    model = catalog.find(body.model or settings.default_model)
+    model = find_model(body.model, settings, trusted=trusted)
     checked = None if settings.skip_model_load and body.model is None else model
     _options(body, body, checked, model.id)
 
@@ -200,6 +201,27 @@ def parse(
             named = raw.get("id") if isinstance(raw, Mapping) else None
             rejected.append(Failure(index, error, named if isinstance(named, str | int) else None))
     return Request(model=model.id, items=tuple(items), rejected=tuple(rejected))
+
+
+def find_model(name: str | None, settings: Settings, *, trusted: bool = False) -> catalog.Model:
+    """Return the row of the model that a request names, by default the worker's.
+
+    Requests name the models of the catalog (of ALLOWED_MODELS, if that is set), MODEL and MODELS. Other names, such as
+    paths and repositories, are looked up only for a trusted request, or if ALLOWED_MODELS contains them.
+    Raises ModelNotFound.
+    """
+    own = {settings.default_model, *settings.models}
+    allowed = settings.allowed_models
+    if name is None or trusted or name in own or name in allowed or "*" in allowed:
+        return catalog.find(name or settings.default_model)
+    listed = [model for model in catalog.MODELS if not allowed or {model.id, *model.aliases} & set(allowed)]
+    for model in listed:
+        if name == model.id or name in model.aliases:
+            return model
+    names = ", ".join(sorted(own) + [model.name for model in listed])
+    raise ModelNotFound(
+        f"model {name!r} is not available here: use one of {names}, or add it to ALLOWED_MODELS", param="model"
+    )
 
 
 def validated(model: type[_Model], fields: Fields) -> _Model:

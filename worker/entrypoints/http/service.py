@@ -26,7 +26,7 @@ from worker.config import Settings
 from worker.engine.engine import Engine
 from worker.entrypoints.http.metrics import Metrics
 from worker.entrypoints.tasks import Tasks
-from worker.errors import AviaryError, Cancelled, DeadlineExceeded, ModelNotFound, QueueFull, StillLoading
+from worker.errors import AviaryError, Cancelled, DeadlineExceeded, QueueFull, StillLoading
 from worker.protocol.request import Fields, is_light
 from worker.protocol.work import Json, OnResult, OnText, Work
 
@@ -82,8 +82,7 @@ class Service:
         return "unhealthy" if load.exception() else "ready"
 
     async def prepare(self, fields: Fields, files: Mapping[str, BinaryIO] | None = None) -> Work:
-        """Check a request. Raises RequestError, and ModelNotFound for a model that HTTP requests may not name."""
-        self.allow(fields)
+        """Check a request. Raises RequestError."""
         if is_light(fields):
             return self.tasks.prepare(fields, files=files)
         return await asyncio.to_thread(self.tasks.prepare, fields, files=files)
@@ -179,22 +178,6 @@ class Service:
             gone.cancel()
             answer.cancel()
             future.cancel()
-
-    def allow(self, fields: Fields) -> None:
-        """Raise ModelNotFound for a model that HTTP requests may not name. Scoring models are not of the catalog."""
-        asked = fields.get("openai_input", fields) if "openai_route" in fields else fields
-        name = asked.get("model") if isinstance(asked, Mapping) else None
-        if not isinstance(name, str) or fields.get("task") == "score":
-            return
-        own = {self.settings.default_model, *self.settings.models}
-        allowed = self.settings.allowed_models
-        if "*" in allowed or name in own:
-            return
-        known = [model for model in catalog.MODELS if not allowed or {model.id, *model.aliases} & set(allowed)]
-        if name in allowed or any(name == model.id or name in model.aliases for model in known):
-            return
-        names = ", ".join(sorted(own) + [model.name for model in known])
-        raise ModelNotFound(f"model {name!r} is not one of this server's: {names} (ALLOWED_MODELS)", param="model")
 
     def _refuse_while_loading(self, model: str | None) -> None:
         load = self._loads.get(model or "")

@@ -55,7 +55,6 @@ def router(service: Service, queue: JobQueue) -> APIRouter:
         fields = dict(sent.fields)
         webhook = fields.pop("webhook", None)
         file, filename = sent.upload("file")
-        service.allow(fields)
         payload = legacy.upload_payload(fields, service.settings) | {"audio": UPLOAD}
         job = await queue.submit("transcribe", payload, file=file, filename=filename, webhook=webhook)
         message = f"Transcription job started for {filename}"

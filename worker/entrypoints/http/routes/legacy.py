@@ -74,7 +74,6 @@ def router(service: Service) -> APIRouter:
         openapi_extra=body(form=UPLOAD_FORM, json=_PATHS, required=("paths",)),
     )
     async def transcribe(http: Request, sent: RequestBody) -> Response:
-        service.allow(sent.fields)
         answer = await (_upload(service, http, sent) if is_form(http) else _paths(service, http, sent.fields))
         return JSONResponse(answer)
 
@@ -86,7 +85,6 @@ def router(service: Service) -> APIRouter:
         openapi_extra=body(json=_EVALUATE),
     )
     async def evaluate(http: Request, sent: RequestBody) -> Response:
-        service.allow(sent.fields)
         fields = legacy.without_unused_bound(sent.fields, service.settings)
         return JSONResponse(await service.run(http, {**fields, "task": "evaluate"}))
 

@@ -37,9 +37,7 @@ def router(service: Service, queue: JobQueue) -> APIRouter:
     @routes.post("/run", summary="Store a payload as a job", **runs)
     async def run(sent: RequestBody) -> Response:
         payload, webhook = runpod.payload(sent.fields)
-        fields = unwrap(payload)
-        service.allow(fields)
-        job = await queue.submit("run", fields, webhook=webhook)
+        job = await queue.submit("run", unwrap(payload), webhook=webhook)
         return JSONResponse({"id": job.id, "status": runpod.STATES[job.state]})
 
     @routes.post("/runsync", summary="Run a payload", **runs)
