@@ -2,7 +2,7 @@
 # Needs make and Python 3.10 to 3.12; everything else goes into .venv/.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench clean
+.PHONY: help run test lint docs bench clean
 .SECONDEXPANSION:
 
 VENV := .venv
@@ -44,11 +44,14 @@ lint: $(VENV)/dev.installed  ## Check style, format, types, imports and prose
 	@$(VENV)/bin/lint-imports --no-logo
 	@$(PY) -m tools.prose
 
+docs: $(VENV)/dev.installed  ## Build the documentation site into site/; a broken link is an error
+	@$(PY) -m mkdocs build --strict -q
+
 bench: $(VENV)/$$(FULL).installed $(VENV)/dev.installed  ## Measure speed, side by side with the naive worker
 	@$(PY) -m benchmarks $(ARGS)
 
-clean:  ## Remove .venv/ and every cache
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## Remove .venv/, the built site and every cache
+	@rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp for each requirements file: a file is installed again when it or the one it includes is newer than its stamp.
