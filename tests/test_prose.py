@@ -119,6 +119,11 @@ def test_a_sentence_has_at_most_45_words(tmp_path, count, found):
     assert lines(tmp_path, "a.md", f"Short one. {sentence} Short one.\n") == found
 
 
+def test_an_enumeration_of_code_is_one_word(tmp_path):
+    assert lines(tmp_path, "a.md", f"Languages: {', '.join(['`en`'] * 60)}.\n") == []
+    assert lines(tmp_path, "a.md", f"Languages: {' in '.join(['`en`'] * 60)}.\n") == [1]
+
+
 def test_a_long_sentence_is_reported_once_where_it_begins(tmp_path):
     half = "word " * 25
     text = f'"""A short one.\n\nAnother. Here\n{half}\n{half}end.\n"""\n'

@@ -29,7 +29,7 @@ _NOT_PROSE = re.compile(r"(`+).+?\1|\b\w+://\S+|\]\([^)\s]*\)|<[^<>\s][^<>]*>|\b
 _MARKDOWN_CODE = re.compile(r"^ *(```+|~~~+).*?^ *\1[`~]* *$|<!--.*?-->", re.DOTALL | re.MULTILINE)
 _ITEM = re.compile(r" *(?:[-*+]|\d+\.|#+|>) ")
 _SENTENCE = re.compile(r".+?(?:[.!?](?=[\s\"')*]|$)|\Z)", re.DOTALL)
-_WORD = re.compile(rf"[^\W\d_][\w'’-]*|{CODE}+")
+_WORD = re.compile(rf"[^\W\d_][\w'’-]*|{CODE}+(?:,\s+{CODE}+)*")  # An enumeration of code is one word.
 
 
 class Passage(NamedTuple):
