@@ -2,7 +2,7 @@
 # Needs make and Python 3.10 to 3.12; everything else goes into .venv/.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench clean
+.PHONY: help run test lint docs bench clean
 .SECONDEXPANSION:
 
 VENV := .venv
@@ -37,17 +37,21 @@ run: $(VENV)/$$(if $$(LIGHT),base,$$(FULL)).installed  ## Run the worker on test
 test: $(VENV)/$$(FULL).installed $(VENV)/dev.installed  ## Run all tests
 	@$(PY) -m pytest $(ARGS)
 
-lint: $(VENV)/dev.installed  ## Check style, format, types and imports
+lint: $(VENV)/dev.installed  ## Check style, format, types, imports and prose
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check -q .
 	@$(PY) -m mypy
 	@$(VENV)/bin/lint-imports --no-logo
+	@$(PY) -m tools.prose
+
+docs: $(VENV)/dev.installed  ## Build the documentation site into site/; a broken link is an error
+	@$(PY) -m mkdocs build --strict -q
 
 bench: $(VENV)/$$(FULL).installed $(VENV)/dev.installed  ## Measure speed, side by side with the naive worker
 	@$(PY) -m benchmarks $(ARGS)
 
-clean:  ## Remove .venv/ and every cache
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## Remove .venv/, the built site and every cache
+	@rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp for each requirements file: a file is installed again when it or the one it includes is newer than its stamp.

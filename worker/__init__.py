@@ -4,11 +4,11 @@
     with worker.load_model(model="parakeet") as bundle:
         print(bundle.transcribe("a.wav").output.text)
 
-A server's or an endpoint's users want `Client`, `AsyncClient` and `process_manifest` (`worker.client`,
-`worker.manifest`).
+`Client`, `AsyncClient` (`worker.client`) and `process_manifest` (`worker.manifest`) talk to a server or to a Runpod
+endpoint; the other functions run models in this process (`worker.entrypoints.python`).
 
-Importing this loads nothing; a name's module is imported when it is first asked for. The rest is in
-`worker.entrypoints.python`.
+Importing this package imports no other module of it. `__getattr__` imports the module of a public name when the name
+is first used.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from worker.errors import AviaryError
     from worker.manifest import process_manifest
     from worker.types import Analysis, Caption, Embedding, Failure, Reply, Span, Transcript
+
+# The one place of the version: pyproject.toml reads it from here, and tests/test_version.py compares the changelog.
+__version__ = "0.1.0"
 
 _HOMES = {
     "worker.entrypoints.python": ("Answer", "ModelBundle", "load_model"),

@@ -8,6 +8,8 @@ from argparse import SUPPRESS
 from pathlib import Path
 from typing import Any
 
+from worker import __version__
+
 LEVELS = ("word", "segment", "char")
 STYLES = ("detailed", "brief", "technical")
 
@@ -15,6 +17,7 @@ STYLES = ("detailed", "brief", "technical")
 def parser() -> argparse.ArgumentParser:
     """Each command's namespace has `run`: what takes the namespace and returns the exit code."""
     top = argparse.ArgumentParser(prog="aviary", description="One worker for NVIDIA's speech and audio models.")
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     _model(top, default=None)
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
     for add in (

@@ -24,6 +24,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from worker import __version__
 from worker.config import Settings
 from worker.engine.engine import Engine
 from worker.entrypoints.http import responses
@@ -59,7 +60,12 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         if ours:
             await asyncio.to_thread(running.close)
 
-    app = FastAPI(title="Aviary", summary="One worker for NVIDIA's speech and audio models", lifespan=lifespan)
+    app = FastAPI(
+        title="Aviary",
+        summary="One worker for NVIDIA's speech and audio models",
+        version=__version__,
+        lifespan=lifespan,
+    )
     responses.install(app)
     app.add_middleware(AuthMiddleware, settings=settings)
     app.add_middleware(MetricsMiddleware, metrics=metrics)

@@ -1,0 +1,63 @@
+"""What contributors read and run agrees with the code: the guide, the commit hooks, the templates."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+HOOKS = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+
+
+def test_the_guide_names_every_target_of_make():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^(\w+):.*  ## ", makefile, re.MULTILINE)) - {"help"}  # `make` alone is help
+    assert set(re.findall(r"^\| `make (\w+)` \|", GUIDE, re.MULTILINE)) == targets
+
+
+def test_the_guide_has_a_place_for_every_package_and_module():
+    table = GUIDE.split("## Where code belongs")[1].split("\n## ")[0]
+    named = set(re.findall(r"`(\w+)(?:/|\.py)`", table)) - {"worker"}
+    package = ROOT / "worker"
+    modules = {path.stem for path in package.glob("*.py") if not path.stem.startswith("__")}
+    packages = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert modules | packages <= named
+    inside = {path.stem for path in (package / "entrypoints").iterdir()}
+    assert named <= modules | packages | inside
+
+
+def test_hooks_run_the_tools_of_the_project_and_download_nothing():
+    hooks = [hook for repo in HOOKS for hook in repo["hooks"]]
+    assert [repo["repo"] for repo in HOOKS] == ["local"]
+    assert {hook["language"] for hook in hooks} == {"system"}
+    assert {hook["id"] for hook in hooks} == {"ruff", "ruff-format", "import-linter", "cog", "prose"}
+    for hook in hooks:
+        words = shlex.split(hook["entry"])
+        (tool, *arguments) = shlex.split(words[2]) if words[0] == "bash" else words
+        assert tool.startswith(".venv/bin/")
+        shown = subprocess.run(
+            [Path(sys.executable).parent / Path(tool).name, *arguments[:2], "--help"],
+            cwd=ROOT,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert "No module named" not in shown.stderr, hook["id"]
+
+
+@pytest.mark.parametrize("name", ["bug", "feature"])
+def test_an_issue_form_is_complete(name):
+    form = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml").read_text(encoding="utf-8"))
+    fields = [field for field in form["body"] if field["type"] != "markdown"]
+    assert {"name", "description", "body"} <= set(form)
+    assert all(field["attributes"]["label"] for field in fields)
+    assert len({field["id"] for field in fields}) == len(fields)
+    assert any(field.get("validations", {}).get("required") for field in fields)
