@@ -37,11 +37,12 @@ run: $(VENV)/$$(if $$(LIGHT),base,$$(FULL)).installed  ## Run the worker on test
 test: $(VENV)/$$(FULL).installed $(VENV)/dev.installed  ## Run all tests
 	@$(PY) -m pytest $(ARGS)
 
-lint: $(VENV)/dev.installed  ## Check style, format, types and imports
+lint: $(VENV)/dev.installed  ## Check style, format, types, imports and the generated tables of the documentation
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check -q .
 	@$(PY) -m mypy
 	@$(VENV)/bin/lint-imports --no-logo
+	@$(PY) -m cogapp --check --verbosity=1 --check-fail-msg='run $(PY) -m cogapp -r README.md docs/*.md' README.md docs/*.md
 
 bench: $(VENV)/$$(FULL).installed $(VENV)/dev.installed  ## Measure speed, side by side with the naive worker
 	@$(PY) -m benchmarks $(ARGS)

@@ -38,26 +38,26 @@ class _PerItem(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     timestamps: bool | Level | list[Level] | None = Field(
-        None, description="Levels of times to return: `true` is word and segment; or one level, or a list of levels."
+        None, description="Levels of times to return: `true` is word and segment; or one level, or a list of levels"
     )
     language: str | None = Field(
         None,
         min_length=2,
         max_length=16,
-        description="ISO 639-1 code of the spoken language. Unsupported codes are rejected.",
+        description="ISO 639-1 code of the spoken language. Unsupported codes are rejected",
     )
     target_language: str | None = Field(
         None,
         min_length=2,
         max_length=16,
-        description="Language of the text. If it differs from the spoken language, the model translates.",
+        description="Language of the text. If it differs from the spoken language, the model translates",
     )
     prompt: str | None = Field(
         None,
-        description="Flamingo: the instruction, in place of the one that `style` selects. Whisper: words to expect.",
+        description="Flamingo: the instruction, in place of the one that `style` selects. Whisper: words to expect",
     )
     style: Literal["detailed", "brief", "technical"] | None = Field(
-        None, description="Style of a caption. Default: `detailed`."
+        None, description="Style of a caption. Default: `detailed`"
     )
     messages: list[_Turn] | None = Field(
         None,
@@ -65,49 +65,49 @@ class _PerItem(BaseModel):
         'one the user\'s. `"audio": true` marks the turn that the audio belongs to; default: the first user turn.',
     )
     max_new_tokens: int | None = Field(
-        None, ge=1, le=MOST_TOKENS, description="Maximum number of tokens that the model generates."
+        None, ge=1, le=MOST_TOKENS, description="Maximum number of tokens that the model generates"
     )
     temperature: float | None = Field(
-        None, ge=0, le=2, description="Sampling temperature. Default: `0`, which always gives the same text."
+        None, ge=0, le=2, description="Sampling temperature. Default: `0`, which always gives the same text"
     )
-    top_p: float | None = Field(None, gt=0, le=1, description="Nucleus sampling: share of probability to sample from.")
+    top_p: float | None = Field(None, gt=0, le=1, description="Nucleus sampling: share of probability to sample from")
     punctuation: bool | None = Field(
-        None, description="Canary: `false` leaves out punctuation and capital letters. Default: `true`."
+        None, description="Canary: `false` leaves out punctuation and capital letters. Default: `true`"
     )
     format: Literal["json", "verbose_json", "text", "srt", "vtt"] | None = Field(
-        None, description="Every format except `json`, the default, adds `formatted` to each result."
+        None, description="Every format except `json`, the default, adds `formatted` to each result"
     )
     pooling: Literal["none", "mean"] | None = Field(
-        None, description="Embeddings: one vector a frame (`none`, the default) or the mean of all frames."
+        None, description="Embeddings: one vector a frame (`none`, the default) or the mean of all frames"
     )
     encoding: Literal["float", "base64", "s3"] | None = Field(
         None,
         description="Embeddings: numbers (`float`, the default), little-endian float32 in `base64`, or the URL of an "
-        "`.npy` file in the bucket (`s3`).",
+        "`.npy` file in the bucket (`s3`)",
     )
 
 
 class _Input(_PerItem):
-    source: str = Field(min_length=1, description="URL, path, or `data:` URI of the audio.")
-    id: str | int | None = Field(None, description="Your name for the input, returned with its result.")
+    source: str = Field(min_length=1, description="URL, path, or `data:` URI of the audio")
+    id: str | int | None = Field(None, description="Your name for the input, returned with its result")
 
 
 class _Payload(_PerItem):
-    task: Task = Field("transcribe", description="Task to run.")
+    task: Task = Field("transcribe", description="Task to run")
     model: str | None = Field(
         None,
         min_length=1,
-        description="Alias or id of the catalog, repository (`owner/name`), or path of a checkpoint. Default: `MODEL`.",
+        description="Alias or id of the catalog, repository (`owner/name`), or path of a checkpoint. Default: `MODEL`",
     )
     inputs: list[Any] | None = Field(
         None,
-        description="1 to `MAX_INPUTS` inputs: a source, or an object with `source` and optional `id` and options.",
+        description="1 to `MAX_INPUTS` inputs: a source, or an object with `source` and optional `id` and options",
     )
-    audio: Any = Field(None, description="One input, in place of `inputs`.")
+    audio: Any = Field(None, description="One input, in place of `inputs`")
     audio_base64: str | None = Field(
-        None, min_length=1, description="One input as base64, in place of `inputs`, with or without a `data:` prefix."
+        None, min_length=1, description="One input as base64, in place of `inputs`, with or without a `data:` prefix"
     )
-    id: str | int | None = Field(None, description="Your name for the input of `audio` or `audio_base64`.")
+    id: str | int | None = Field(None, description="Your name for the input of `audio` or `audio_base64`")
 
 
 def parse(
