@@ -18,6 +18,7 @@ import argparse
 import functools
 import inspect
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, get_args, get_origin
 
@@ -77,7 +78,10 @@ def model_options() -> str:
 def language_codes() -> str:
     """Return the codes of each set of languages that the table of models shows as a number."""
     sets = {model.languages: None for model in MODELS if len(model.languages) > FEW_LANGUAGES}
-    return _block("".join(f"- {len(codes)} languages: {_codes(codes)}\n" for codes in sets))
+    lists = [
+        f"{len(codes)} languages:\n\n```text\n{textwrap.fill(' '.join(codes), HELP_COLUMNS)}\n```\n" for codes in sets
+    ]
+    return _block("\n".join(lists))
 
 
 def errors() -> str:
