@@ -312,7 +312,7 @@ class WorkerLost(AviaryError):
 
 
 class Cancelled(AviaryError):
-    """The request was cancelled, or the worker is shutting down."""
+    """The request was canceled, or the worker is shutting down."""
 
     code = "cancelled"
     status = 499

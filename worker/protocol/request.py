@@ -54,7 +54,7 @@ class _PerItem(BaseModel):
     )
     prompt: str | None = Field(
         None,
-        description="Flamingo: the instruction, in place of the one that `style` selects. Whisper: words to expect",
+        description="Flamingo: the instruction, in place of the style's. Whisper: words to expect",
     )
     style: Literal["detailed", "brief", "technical"] | None = Field(
         None, description="Style of a caption. Default: `detailed`"
