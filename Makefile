@@ -37,12 +37,13 @@ run: $(VENV)/$$(if $$(LIGHT),base,$$(FULL)).installed  ## Run the worker on test
 test: $(VENV)/$$(FULL).installed $(VENV)/dev.installed  ## Run all tests
 	@$(PY) -m pytest $(ARGS)
 
-lint: $(VENV)/dev.installed  ## Check style, format, types, imports and prose
+lint: $(VENV)/dev.installed  ## Check style, format, types, imports, prose and generated tables
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check -q .
 	@$(PY) -m mypy
 	@$(VENV)/bin/lint-imports --no-logo
 	@$(PY) -m tools.prose
+	@$(PY) -m cogapp --check --verbosity=1 --check-fail-msg='run $(PY) -m cogapp -r README.md docs/*.md' README.md docs/*.md
 
 docs: $(VENV)/dev.installed  ## Build the documentation site into site/; a broken link is an error
 	@$(PY) -m mkdocs build --strict -q

@@ -1,11 +1,11 @@
-"""Aviary on Runpod serverless.
+"""The entry point of Aviary on Runpod serverless.
 
     python handler.py                        runs test_input.json
-    python handler.py --test_input '{...}'   runs that
+    python handler.py --test_input '{...}'   runs this payload
     python handler.py --rp_serve_api         serves the SDK's local API
-    RUNPOD_SERVERLESS=1 python handler.py    starts the worker; so does Runpod itself
+    RUNPOD_SERVERLESS=1 python handler.py    starts the worker, as Runpod does
 
-Importing this starts nothing and loads no torch, nemo or transformers.
+Importing this module starts nothing, and does not load torch, nemo, or transformers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _worker = RunpodWorker()
 
 
 async def handler(job: dict[str, Any]) -> dict[str, Any]:
-    """Return the result of a Runpod job; docs/payload.md describes both shapes."""
+    """Return the result of a Runpod job. docs/payload.md describes the input of a job and its result."""
     answer: dict[str, Any] = await _worker.handle(job)
     return answer
 

@@ -1,54 +1,58 @@
-"""Every error Aviary raises on purpose, as one tree.
+"""Every error that Aviary raises on purpose, as one tree.
 
     AviaryError
-    ├── RequestError            the request as a whole is wrong: nothing was done
-    │   ├── ModelNotFound         no such model
-    │   ├── Unsupported           the model cannot do this task, or this option
-    │   ├── ClipNotFound          no such reference clip to score against
+    ├── RequestError            the request as a whole
+    │   ├── ModelNotFound
+    │   ├── Unsupported
+    │   ├── ClipNotFound
     │   ├── TooManyInputs
-    │   ├── JobNotFound           no such job, or it has expired
-    │   ├── WrongJobState         the job is not in the state that this needs
-    │   ├── NotReadable           the body is neither JSON nor a form
-    │   └── Unauthorized          no API key, or a wrong one
-    ├── Busy                    not now: the same request may work later
-    │   ├── RateLimited           this key has sent too many requests
-    │   ├── QueueFull             more inputs wait already than MAX_QUEUE
-    │   ├── StillLoading          the worker has just started
-    │   └── DeadlineExceeded      it took longer than REQUEST_TIMEOUT_SEC
-    ├── InputError              one input is at fault: the others go on
-    │   ├── SourceForbidden       a path or address this worker may not read
+    │   ├── JobNotFound
+    │   ├── WrongJobState
+    │   ├── NotReadable
+    │   └── Unauthorized
+    ├── Busy                    a temporary state of the server
+    │   ├── RateLimited
+    │   ├── QueueFull
+    │   ├── StillLoading
+    │   └── DeadlineExceeded
+    ├── InputError              one input; the request's other inputs are processed
+    │   ├── SourceForbidden
     │   ├── SourceNotFound
-    │   ├── FetchFailed           the other side failed, timed out or broke off
-    │   ├── TooLarge              more bytes than MAX_AUDIO_BYTES
-    │   ├── TooLong               more seconds than MAX_AUDIO_SEC or than the model hears
-    │   ├── DecodeFailed          not audio, broken, or a decoder that crashed or hung
-    │   └── EmptyAudio            audio without a single sample
-    ├── ModelError              the model, or the device under it
-    │   ├── ModelUnavailable      cannot be found or loaded
-    │   ├── OutOfMemory           one piece alone is too much for the device
-    │   └── DeviceLost            the device is gone: the worker needs a restart
-    ├── ConfigError             a setting or a configuration file is wrong
-    ├── FfmpegMissing           neither on PATH nor in the imageio-ffmpeg package
-    ├── NoBucket                something is to be stored and no bucket is configured
-    ├── JobFailed               of a job that failed: its own error, with its own code
-    ├── ReferenceFailed         the reference clip to score against cannot be read
-    ├── ResultTooLarge          the answer does not fit through Runpod and there is no bucket
-    ├── StoreError              the job store cannot be used at present
-    │   └── DiskFull              the disk that holds it has no room
-    ├── WorkerLost              a job's workers died, as often as it may be tried
+    │   ├── FetchFailed
+    │   ├── TooLarge
+    │   ├── TooLong
+    │   ├── DecodeFailed
+    │   └── EmptyAudio
+    ├── ModelError              the model, or the device that runs it
+    │   ├── ModelUnavailable
+    │   ├── OutOfMemory
+    │   └── DeviceLost
+    ├── ConfigError
+    ├── FfmpegMissing
+    ├── NoBucket
+    ├── JobFailed
+    ├── ReferenceFailed
+    ├── ResultTooLarge
+    ├── StoreError              the job store
+    │   └── DiskFull
+    ├── WorkerLost
     ├── Cancelled
-    ├── ServerUnreachable       of the Python client: nobody answers there, or the connection broke
-    └── InternalError           a fault of ours; its id is in the log
+    ├── ServerUnreachable
+    └── InternalError
 
-Each class has `code` (what users match on), `status` (HTTP) and `retryable` (whether the same request may work later).
-Messages are written for the person who sent the request: they name the field or the input, and the values allowed.
+Each class has a `code` (the public name of the error), a `status` (HTTP), and `retryable` (whether the same request may
+succeed later). The first line of a class's docstring is the code's meaning in `docs/errors.md`. Messages address the
+sender of the request: a message names the field or the input, and the allowed values.
 """
 
 from __future__ import annotations
 
 
 class AviaryError(Exception):
-    """The root. `param` names the field of the request that is at fault, where there is one."""
+    """The root of the tree. `param`: the field of the request that is at fault, if the error has one.
+
+    `retry_after_sec`: the seconds to wait before the next try, if they are known.
+    """
 
     code = "internal_error"
     status = 500
@@ -64,49 +68,67 @@ class AviaryError(Exception):
 
 
 class RequestError(AviaryError):
+    """The request as a whole is invalid; the worker did nothing."""
+
     code = "invalid_request"
     status = 400
 
 
 class ModelNotFound(RequestError):
+    """The model is unknown, or this server does not allow it."""
+
     code = "model_not_found"
     status = 404
 
 
 class Unsupported(RequestError):
+    """The model does not support the task or one of the options."""
+
     code = "unsupported"
 
 
 class ClipNotFound(RequestError):
+    """No reference clip has this `uid` and `cid`."""
+
     code = "clip_not_found"
     status = 404
 
 
 class TooManyInputs(RequestError):
+    """The request has more than `MAX_INPUTS` inputs."""
+
     code = "too_many_inputs"
     status = 413
 
 
 class JobNotFound(RequestError):
+    """No job has this id, or the job has expired."""
+
     code = "job_not_found"
     status = 404
 
 
 class WrongJobState(RequestError):
+    """The job's state does not allow the operation."""
+
     code = "job_state"
 
 
 class NotReadable(RequestError):
+    """The body is neither JSON nor a form."""
+
     status = 415
 
 
 class Unauthorized(RequestError):
+    """The API key is missing or wrong."""
+
     code = "invalid_api_key"
     status = 401
 
 
 class Busy(AviaryError):
-    """`retry_after_sec`: when it is worth asking again."""
+    """The server cannot accept the request now. `retry_after_sec`: the seconds to wait before the next try."""
 
     status = 503
     retryable = True
@@ -117,118 +139,164 @@ class Busy(AviaryError):
 
 
 class RateLimited(Busy):
+    """The key or address has sent more requests than `RATE_LIMIT` allows."""
+
     code = "rate_limit_exceeded"
     status = 429
 
 
 class QueueFull(Busy):
+    """The request would take the server over `MAX_QUEUE` unanswered inputs."""
+
     code = "queue_full"
     status = 429
 
 
 class StillLoading(Busy):
+    """The model is loading."""
+
     code = "model_loading"
 
 
 class DeadlineExceeded(Busy):
+    """The request took longer than `REQUEST_TIMEOUT_SEC`."""
+
     code = "deadline_exceeded"
 
 
 class InputError(AviaryError):
+    """A field of one input is invalid."""
+
     code = "invalid_input"
     status = 400
 
 
 class SourceForbidden(InputError):
+    """The path is outside `ALLOWED_PATHS`, or the address is not public."""
+
     code = "source_forbidden"
 
 
 class SourceNotFound(InputError):
+    """The file or URL does not exist."""
+
     code = "source_not_found"
     status = 404
 
 
 class FetchFailed(InputError):
+    """The download failed, timed out, or broke off; not retryable if the URL, certificate, or status rules it out."""
+
     code = "fetch_failed"
     status = 422
     retryable = True
 
 
 class TooLarge(InputError):
+    """The file or body has more bytes than the server accepts (`MAX_AUDIO_BYTES`, `MAX_JSON_BYTES`)."""
+
     code = "too_large"
     status = 413
 
 
 class TooLong(InputError):
+    """The audio is longer than `MAX_AUDIO_SEC`, or than the model accepts for the task."""
+
     code = "too_long"
     status = 413
 
 
 class DecodeFailed(InputError):
+    """The file is not audio, is damaged, or crashed or blocked its decoder."""
+
     code = "decode_failed"
     status = 415
 
 
 class EmptyAudio(InputError):
+    """The file has no bytes, or its audio has no samples."""
+
     code = "empty_audio"
     status = 422
 
 
 class ModelError(AviaryError):
+    """The model failed on the input; the worker's log has the details under the id in the message."""
+
     code = "model_error"
 
 
 class ModelUnavailable(ModelError):
+    """The model cannot be found or loaded; retryable only if the hub could not be reached."""
+
     code = "model_unavailable"
     status = 503
 
 
 class OutOfMemory(ModelError):
+    """The input alone needs more memory than the device has."""
+
     code = "out_of_memory"
     status = 503
 
 
 class DeviceLost(ModelError):
+    """The GPU failed; on Runpod, a fresh worker replaces this one."""
+
     code = "device_lost"
     status = 503
     retryable = True
 
 
 class ReferenceFailed(AviaryError):
+    """The reference clip cannot be read or decoded."""
+
     code = "reference_failed"
 
 
 class ResultTooLarge(AviaryError):
+    """The result exceeds `MAX_RESULT_BYTES`, and no bucket is configured."""
+
     code = "result_too_large"
     status = 413
 
 
 class StoreError(AviaryError):
+    """The job store cannot be used now; nothing was changed."""
+
     code = "store_unavailable"
     status = 503
     retryable = True
 
 
 class DiskFull(StoreError):
+    """The disk has no room for the upload or the job; nothing was changed."""
+
     code = "disk_full"
     status = 507
 
 
 class ConfigError(AviaryError, ValueError):
+    """A setting or a configuration file is invalid."""
+
     code = "config_error"
 
 
 class FfmpegMissing(AviaryError):
+    """ffmpeg is neither on `PATH` nor in the imageio-ffmpeg package."""
+
     code = "ffmpeg_missing"
 
 
 class NoBucket(AviaryError):
+    """The result must be stored, and no bucket is configured."""
+
     code = "no_bucket"
     status = 400
 
 
 class JobFailed(AviaryError):
-    """`code`: that of the error with which the job failed."""
+    """The job failed. `code`: the code of the error that the job failed with."""
 
     def __init__(self, message: str, *, code: str | None, retryable: bool) -> None:
         super().__init__(message, retryable=retryable)
@@ -236,21 +304,29 @@ class JobFailed(AviaryError):
 
 
 class WorkerLost(AviaryError):
+    """The workers that ran the job died `JOB_MAX_ATTEMPTS` times."""
+
     code = "worker_lost"
     status = 503
     retryable = True
 
 
 class Cancelled(AviaryError):
+    """The request was canceled, or the worker is shutting down."""
+
     code = "cancelled"
     status = 499
 
 
 class ServerUnreachable(AviaryError):
+    """The Python client cannot reach the server, or the connection broke."""
+
     code = "server_unreachable"
     status = 503
     retryable = True
 
 
 class InternalError(AviaryError):
+    """Aviary has a bug; the worker's log has the details under the id in the message."""
+
     code = "internal_error"

@@ -57,7 +57,7 @@ class OptionFields(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     timestamps: bool | Level | list[Level] | None = _option(
-        _SPEECH, "`false`, `true` (word and segment), or a list out of `word`, `segment`, `char`"
+        _SPEECH, "Levels of times to return: `true` is word and segment; or one level, or a list of levels"
     )
     language: str | None = _option(
         _SPEECH,
@@ -67,42 +67,41 @@ class OptionFields(BaseModel):
     )
     target_language: str | None = _option(
         _SPEECH,
-        "Canary, Whisper (not turbo): language of the text. Speech in another language is translated",
+        "Language of the text. If it differs from the spoken language, the model translates",
         min_length=2,
         max_length=16,
     )
-    punctuation: bool | None = _option(_SPEECH, "Canary: `false` leaves out punctuation and capitals")
+    punctuation: bool | None = _option(
+        _SPEECH, "Canary: `false` leaves out punctuation and capital letters. Default: `true`"
+    )
     prompt: str | None = _option(
-        (*_SPEECH, *_CAPTION), "Flamingo: the instruction, in place of the style's; Whisper: words to expect"
+        (*_SPEECH, *_CAPTION), "Flamingo: the instruction, in place of the style's. Whisper: words to expect"
     )
     style: Literal["detailed", "brief", "technical"] | None = _option(
-        _CAPTION, "Captions: `detailed` (default), `brief`, `technical`"
+        _CAPTION, "Style of a caption. Default: `detailed`"
     )
     messages: list[_Turn] | None = _option(
         ("chat",),
-        "Chat: turns of `role` (`system`, `user`, `assistant`) and `content`, the last from the user. The audio "
-        'belongs to the turn with `"audio": true`, else to the first turn of the user',
+        "Conversation: turns of `role` (`system`, `user`, `assistant`) and `content`, the last one the user's. "
+        '`"audio": true` marks the turn that the audio belongs to; default: the first user turn',
     )
     max_new_tokens: int | None = _option(
-        _GENERATION, "Models that generate token by token: the most tokens to generate", ge=1, le=MAX_NEW_TOKENS
+        _GENERATION, "Maximum number of tokens that the model generates", ge=1, le=MAX_NEW_TOKENS
     )
     temperature: float | None = _option(
-        _GENERATION,
-        "Models that generate token by token: sampling temperature. Unset or 0 always generates the same text",
-        ge=0,
-        le=2,
+        _GENERATION, "Sampling temperature. Default: `0`, which always gives the same text", ge=0, le=2
     )
-    top_p: float | None = _option(
-        _GENERATION, "Models that generate token by token: nucleus sampling probability", gt=0, le=1
-    )
+    top_p: float | None = _option(_GENERATION, "Nucleus sampling: share of probability to sample from", gt=0, le=1)
     format: Literal["json", "verbose_json", "text", "srt", "vtt"] | None = _option(
-        _GENERATION, "`json` (default), `verbose_json`, `text`, `srt`, `vtt`. Adds `formatted` to each result"
+        _GENERATION, "Every format except `json`, the default, adds `formatted` to each result"
     )
     pooling: Literal["none", "mean"] | None = _option(
-        _EMBEDDING, "Embeddings: `none` (default; frames × width) or `mean` (width)"
+        _EMBEDDING, "Embeddings: one vector a frame (`none`, the default) or the mean of all frames"
     )
     encoding: Literal["float", "base64", "s3"] | None = _option(
-        _EMBEDDING, "Embeddings: `float` (default), `base64` (float32, little-endian) or `s3` (a URL of an .npy file)"
+        _EMBEDDING,
+        "Embeddings: numbers (`float`, the default), little-endian float32 in `base64`, or the URL of an `.npy` file "
+        "in the bucket (`s3`)",
     )
 
 
@@ -129,17 +128,26 @@ def _schemas() -> dict[str, Any]:
 
 
 class _Input(OptionFields):
-    source: str = Field(min_length=1)
-    id: str | int | None = None
+    source: str = Field(min_length=1, description="URL, path, or `data:` URI of the audio")
+    id: str | int | None = Field(None, description="Your name for the input, returned with its result")
 
 
 class _Payload(OptionFields):
-    task: Task = "transcribe"
-    model: str | None = Field(None, min_length=1)
-    inputs: list[Any] | None = None
-    audio: Any = None
-    audio_base64: str | None = Field(None, min_length=1)
-    id: str | int | None = None
+    task: Task = Field("transcribe", description="Task to run")
+    model: str | None = Field(
+        None,
+        min_length=1,
+        description="Alias or id of the catalog, repository (`owner/name`), or path of a checkpoint. Default: `MODEL`",
+    )
+    inputs: list[Any] | None = Field(
+        None,
+        description="1 to `MAX_INPUTS` inputs: a source, or an object with `source` and optional `id` and options",
+    )
+    audio: Any = Field(None, description="One input, in place of `inputs`")
+    audio_base64: str | None = Field(
+        None, min_length=1, description="One input as base64, in place of `inputs`, with or without a `data:` prefix"
+    )
+    id: str | int | None = Field(None, description="Your name for the input of `audio` or `audio_base64`")
 
 
 def unwrap(payload: Any) -> Fields:
