@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from worker.config import Settings
 from worker.errors import FetchFailed
-from worker.net.bucket import Bucket
+from worker.net.s3 import Bucket
 from worker.protocol import render
 from worker.types import (
     Analysis,

@@ -119,7 +119,7 @@ class RunpodWorker:
         runpod.serverless.start(config)
 
     async def _answer(self, job: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
-        from worker.net.bucket import Bucket
+        from worker.net.s3 import Bucket
 
         own = _s3_access(job.get("s3Config"))
         work = await asyncio.to_thread(self.tasks.prepare, job.get("input"), s3=own)

@@ -27,7 +27,7 @@ from worker.engine.engine import Engine
 from worker.engine.request_state import OnResult
 from worker.errors import AviaryError, Cancelled, DeviceLost, InputError, RequestError, TooManyInputs, Unsupported
 from worker.faults import report
-from worker.net.bucket import Bucket
+from worker.net.s3 import Bucket
 from worker.protocol import openai, render
 from worker.protocol.request import parse, source_of, unwrapped, validated
 from worker.types import Failure, Response, S3Access, Source

@@ -155,7 +155,7 @@ class Webhooks:
             headers["X-Aviary-Signature"] = sign(self._secret, body, int(time.time()))
         try:
             with (
-                safe_http.watched(_until(time.monotonic() + sum(TIMEOUT_SEC))),
+                safe_http.watch(_until(time.monotonic() + sum(TIMEOUT_SEC))),
                 safe_http.session(allow_private=self.allow_private) as session,
                 session.post(
                     url, data=body, headers=headers, timeout=TIMEOUT_SEC, allow_redirects=False, stream=True

@@ -24,7 +24,7 @@ from worker.entrypoints.http.route import Route
 from worker.entrypoints.http.service import Service, hung_up
 from worker.errors import Cancelled, ModelNotFound, RequestError
 from worker.faults import report
-from worker.net.bucket import Bucket
+from worker.net.s3 import Bucket
 from worker.protocol import openai, render
 from worker.types import Embedding
 from worker.types import Response as Answer
