@@ -5,8 +5,8 @@
     Server, Endpoint       server.py, runpod.py   the two ways to send a call
     Transcribed, …         results.py   the typed results
 
-Errors are those of `worker.errors`, with the code that the worker reported. The client requires httpx and numpy; of the
-rest of the worker it imports only types, errors and the encoding of arrays.
+Errors are those of `worker.errors`, with the code that the worker reported. The client requires httpx and numpy, and
+imports neither a model library nor a server's.
 """
 
 from worker.client.audio import Audio
