@@ -26,7 +26,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from serving import serving
 
 from worker import errors
-from worker.client import AsyncClient, Client, Transcribed, audio, runpod, wire
+from worker.client import AsyncClient, Client, Transcribed, audio, runpod, transport
 from worker.config import Settings
 from worker.engine.engine import Engine
 from worker.entrypoints.http import responses
@@ -50,7 +50,7 @@ def dry(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
-    monkeypatch.setattr(wire, "FIRST_WAIT_SEC", 0.01)
+    monkeypatch.setattr(transport, "FIRST_WAIT_SEC", 0.01)
     monkeypatch.setattr(runpod, "FIRST_POLL_SEC", 0.01)
 
 
@@ -327,7 +327,7 @@ def every(cls):
         (
             cls
             for cls in every(errors.AviaryError)
-            if cls.__module__ == "worker.errors" and cls not in (errors.AviaryError, errors.Busy)
+            if cls.__module__ == "worker.errors" and "code" in vars(cls) and cls is not errors.AviaryError
         ),
         key=lambda cls: cls.__name__,
     ),
@@ -342,6 +342,20 @@ def test_every_error_arrives_as_it_was_raised(stage, kind):
         kind.status,
         kind.retryable,
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (errors.NotReadable("it is so"), errors.RequestError),
+        (errors.JobFailed("it is so", code="too_long", retryable=False), errors.TooLong),
+    ],
+)
+def test_an_error_without_a_code_of_its_own_arrives_as_the_owner_of_its_code(stage, error, kind):
+    stage.answer = lambda *_: problem(error)
+    with pytest.raises(kind, match="it is so") as caught:
+        stage.client.transcribe(WEEK)
+    assert (type(caught.value), caught.value.code) == (kind, error.code)
 
 
 @pytest.mark.parametrize(
@@ -682,7 +696,7 @@ def test_a_runpod_endpoint_answers_as_a_server_does(door, dry):
 
 def test_runpod_takes_an_endpoints_id():
     with Client.runpod("abc", "key", retries=1) as client:
-        assert client._calls._wire._base == "https://api.runpod.ai/v2/abc"
+        assert client._calls._target._base == "https://api.runpod.ai/v2/abc"
 
 
 def test_a_job_that_nobody_waits_for_is_cancelled(door):
@@ -720,7 +734,7 @@ def test_what_runpod_cannot_carry_is_not_sent(tmp_path):
         ({"status": "TIMED_OUT"}, errors.DeadlineExceeded, "execution"),
         ({"status": "FAILED", "error": json.dumps({"error_message": "boom"})}, errors.InternalError, "boom"),
         ({"status": "FAILED", "error": "x", "output": {"code": "queue_full"}}, errors.QueueFull, "x"),
-        ({"status": "FAILED"}, errors.InternalError, "without a word"),
+        ({"status": "FAILED"}, errors.InternalError, "no reason"),
         ({"status": "WAT"}, errors.InternalError, "WAT"),
         ({}, errors.InternalError, "None"),
         ({"status": "COMPLETED", "output": [1]}, errors.ResultTooLarge, "10 MB"),

@@ -207,8 +207,8 @@ def test_a_manifest_relative_to_itself(tmp_path):
         ({"audio_filepath": ""}, "audio_filepath"),
         ({"audio_filepath": "b.wav", "text": 5}, "text must be a string"),
         ({"audio_filepath": "b.wav", "text": "x", "lang": 5}, "lang must be a string"),
-        ({"audio_filepath": "b.wav", "text": "x", "offset": 1.5}, "offset is not read"),
-        ({"audio_filepath": "./a.wav", "text": "y"}, "stands in line 1 already"),
+        ({"audio_filepath": "b.wav", "text": "x", "offset": 1.5}, "offset is not supported"),
+        ({"audio_filepath": "./a.wav", "text": "y"}, "is already in line 1"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_line(tmp_path, row, message):

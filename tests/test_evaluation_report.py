@@ -164,7 +164,7 @@ def test_each_error_has_a_sign_and_a_spoken_word():
     page = Page(html)
     assert page.files[0].endswith("the cat → bat sat +oh on −the mat")
     row = html[html.index("<tbody>") :]
-    for word in ("substitution:", "heard as", "insertion:", "deletion:"):
+    for word in ("substitution:", "transcribed as", "insertion:", "deletion:"):
         assert word in row
     assert ("scope", "row") in page.attributes
     assert {"caption", "h1", "main", "thead"} <= set(page.tags)
@@ -206,3 +206,9 @@ def test_any_text_gives_a_page(gt, pred):
     page = Page(to_html(answer(detail("a.wav", gt, pred))))
     assert len(page.files) == 1
     assert page.tags.count("td") == 5
+
+
+def test_a_dollar_sign_is_text():
+    html = to_html(answer(detail("$rows.wav", "$title $1", "$$", language="en")), "$summary")
+    for shown in ("<h1>$summary</h1>", "$rows.wav", "$title", "$$"):
+        assert shown in html

@@ -450,11 +450,11 @@ def test_what_cannot_be_is_refused_and_nothing_is_lost(tmp_path):
     short = write(tmp_path / "short.jsonl", *numbers(2))
     for wrong in (other, short):
         for retry in (False, True):
-            with pytest.raises(errors.RequestError, match="not this manifest's"):
+            with pytest.raises(errors.RequestError, match="does not belong to this manifest"):
                 process(wrong, output, lambda line: (_ for _ in ()).throw(errors.FetchFailed("x")), retry_failed=retry)
     assert output.read_bytes() == kept
     (tmp_path / "notes.txt").write_text("my\nown\nnotes")
-    with pytest.raises(errors.RequestError, match="not an output"):
+    with pytest.raises(errors.RequestError, match="not the output of a manifest"):
         process(manifest, tmp_path / "notes.txt", echo)
     assert (tmp_path / "notes.txt").read_text() == "my\nown\nnotes"
     with pytest.raises(errors.RequestError, match="task"):
@@ -473,7 +473,7 @@ def test_an_output_has_one_set_of_options(tmp_path):
         process(manifest, output, breaks, concurrency=1, options={"style": "brief"})
     kept = output.read_bytes()
     for other in ({"style": "technical"}, {}, {"style": "brief", "model": "a"}):
-        with pytest.raises(errors.RequestError, match=re.escape("begun with {'style': 'brief'}")):
+        with pytest.raises(errors.RequestError, match=re.escape("started with other options ({'style': 'brief'})")):
             process(manifest, output, echo, options=other)
     assert output.read_bytes() == kept
     assert process(manifest, output, echo, options={"style": "brief"}).lines == 3

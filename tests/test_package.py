@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -190,6 +191,21 @@ def test_torchaudio_only_beside_its_own_torch():
     assert gpu["torchaudio"] == [gpu["torch"][0].replace("torch==", "torchaudio==")]
     assert "torchaudio" not in cpu
     assert all(re.fullmatch(r"torch==\d+\.\d+\.\d+", file["torch"][0]) for file in (gpu, cpu))
+
+
+def test_a_wheel_holds_every_file_of_the_package():
+    (patterns,) = re.findall(
+        r"\[tool\.setuptools\.package-data\]\n\"\*\" = (\[.*\])", (ROOT / "pyproject.toml").read_text()
+    )
+    packages = [path.parent for path in (ROOT / "worker").rglob("__init__.py")]
+    packed = {
+        path
+        for package in packages
+        for pattern in json.loads(patterns)
+        for path in glob.glob(f"{package}/{pattern}", recursive=True)
+    }
+    files = {path for path in (ROOT / "worker").rglob("*.*") if path.suffix not in (".py", ".pyc")}
+    assert files <= set(map(Path, packed))
 
 
 def test_the_base_is_light_and_nothing_is_asked_for_twice():

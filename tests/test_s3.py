@@ -8,8 +8,8 @@ from moto.server import ThreadedMotoServer
 
 from worker.config import Settings
 from worker.errors import FetchFailed, NoBucket, SourceForbidden
-from worker.net.bucket import Bucket
-from worker.types import S3Access
+from worker.net.s3 import Bucket, presign
+from worker.types import S3Access, Source
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_a_bucket_that_cannot_be_is_told_as_such(access):
 def test_failures(endpoint):
     with pytest.raises(NoBucket, match="BUCKET_NAME"):
         Bucket(Settings()).put("a", b"1", "text/plain")
-    with pytest.raises(FetchFailed, match="did not take"):
+    with pytest.raises(FetchFailed, match="did not accept"):
         Bucket(settings(endpoint, "missing")).put("a", b"1", "text/plain")
 
 
@@ -85,3 +85,27 @@ def test_a_bucket_is_checked(endpoint):
         Bucket(settings(endpoint, "missing")).check()
     with pytest.raises(FetchFailed, match="ConnectionError"):
         Bucket(settings("http://127.0.0.1:9")).check()
+
+
+def test_incomplete_keys_do_not_sign(monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    with pytest.raises(FetchFailed, match="set BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY"):
+        presign(Source("s3", "s3://clips/a.wav"), Settings(bucket_access_key_id="k"))
+
+
+def test_aws_is_reached_in_the_bucket_s_region():
+    mine = Settings(bucket_access_key_id="k", bucket_secret_access_key="s")
+    url, trusted = presign(Source("s3", "s3://clips/a b.wav"), mine, region="eu-west-1")
+    assert trusted
+    assert url.startswith("https://clips.s3.eu-west-1.amazonaws.com/a%20b.wav?")
+
+
+def test_other_endpoints_get_the_bucket_in_the_path():
+    job = S3Access("https://minio.example", "k", "s")
+    url, trusted = presign(Source("s3", "s3://clips/a.wav", s3=job), Settings())
+    assert not trusted
+    assert url.startswith("https://minio.example/clips/a.wav?")

@@ -294,7 +294,7 @@ def test_a_clip_is_found_by_its_whole_stem_in_folders_too(folder, engine):
             ("my_video", "part-7"),
             ("linked", "2"),
         ):
-            assert scorer.known(uid, cid)
+            assert scorer.has_clip(uid, cid)
         for uid, cid in (
             ("a", "video_part_1"),
             ("a-video", "part_9"),
@@ -305,7 +305,7 @@ def test_a_clip_is_found_by_its_whole_stem_in_folders_too(folder, engine):
             ("../clips/a-video", "part_1"),
             ("A-video", "part_1"),
         ):
-            assert not scorer.known(uid, cid)
+            assert not scorer.has_clip(uid, cid)
         assert scorer._references.find("a-video", "part_1").suffix == ".mov"
         scorer.ready.result(60)
         assert scorer.progress.done == scorer.progress.references == 6
@@ -319,7 +319,7 @@ def test_what_is_unknown_is_told_before_anything_runs(folder, engine):
             with pytest.raises(ClipNotFound, match="'part_4' of video 'a-video'") as caught:
                 call("a-video", "part_4")
             assert caught.value.status == 404
-            with pytest.raises(RequestError, match="'whisper' does not score: use one of whisper-small") as caught:
+            with pytest.raises(RequestError, match="'whisper' does not score; use one of whisper-small") as caught:
                 call("a-video", "part_1", "whisper")
             assert (caught.value.status, caught.value.param) == (400, "model")
         scorer.check("a-video", "part_1", "whisper-small")
@@ -347,7 +347,7 @@ def test_a_reference_that_cannot_be_read_is_told_and_the_others_serve(folder, en
         assert list(scorer.progress.failed) == ["whisper-small/a-video_broken.mov"]
         assert scorer.score("a-video", "part_2", at(folder / "tone.wav")).result(60)
         asked = len(engine.requests)
-        with pytest.raises(ReferenceFailed, match=r"a-video_broken\.mov cannot be heard"):
+        with pytest.raises(ReferenceFailed, match=r"a-video_broken\.mov cannot be read"):
             scorer.score("a-video", "broken", at(folder / "tone.wav")).result(60)
         assert len(engine.requests) == asked + 1, "only the reference was tried again"
         shutil.copy(folder / "clips" / "a-video_part_1.mov", broken)
@@ -361,7 +361,7 @@ def test_a_reference_that_cannot_be_read_is_told_and_the_others_serve(folder, en
 def test_a_reference_that_went_away_is_told(folder, engine):
     with opened(folder, engine) as scorer:
         scorer.ready.result(60)
-        scorer._references._heard.clear()
+        scorer._references._results.clear()
         (folder / "clips" / "a-video_part_3.mov").unlink()
         with pytest.raises(ReferenceFailed, match="No such file"):
             scorer.score("a-video", "part_3", at(folder / "tone.wav")).result(60)
@@ -539,7 +539,7 @@ def test_open_returns_before_anything_is_heard_and_close_leaves_nobody_waiting(f
         before = set(threading.enumerate())
         scorer = opened(folder, engine)
         assert backend.started.wait(20)
-        assert scorer.known("a-video", "part_1")
+        assert scorer.has_clip("a-video", "part_1")
         assert not scorer.ready.done()
         future = scorer.score("a-video", "part_1", at(folder / "tone.wav"))
         scorer.close()

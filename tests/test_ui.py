@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from serving import serving
 
 from worker.config import Settings
-from worker.protocol import render
+from worker.protocol import subtitles
 from worker.types import Span, Transcript
 
 pytest.importorskip("playwright.sync_api", reason="the page's tests need playwright")
@@ -315,7 +315,7 @@ def test_subtitles_are_cut_by_the_servers_rule(subtitles_page, made, worded, gap
             Span(gap.join(words[a : b + 1]), timed[a].start, timed[b].end) for a, b in zip(begins, ends, strict=False)
         )
         transcript = Transcript(gap.join(words), timed if worded else (), segments)
-        theirs.append([render.subtitles(transcript, 61.5), render.subtitles(transcript, 61.5, vtt=True)])
+        theirs.append([subtitles.srt(transcript, 61.5), subtitles.vtt(transcript, 61.5)])
         ours.append(
             {
                 "text": transcript.text,

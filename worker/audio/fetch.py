@@ -210,7 +210,7 @@ class Fetcher:
             left = max(0.1, deadline - time.monotonic())
             try:
                 with (
-                    safe_http.watched(lambda: _check(cancelled, deadline, self._settings.fetch_timeout_sec, name)),
+                    safe_http.watch(lambda: _check(cancelled, deadline, self._settings.fetch_timeout_sec, name)),
                     session.get(
                         url,
                         stream=True,

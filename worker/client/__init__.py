@@ -1,23 +1,23 @@
-"""The Python client, of a server or of a Runpod endpoint.
+"""The Python client for a server or a Runpod endpoint.
 
-    Client, AsyncClient    clients.py   two thin shells around one core: they send and wait, nothing else
-    Calls                  calls.py     the core: each call is a generator that yields requests and reads responses
-    Server, Endpoint       server.py, runpod.py   the two ways a question travels
-    Transcribed ...        results.py   what comes back, typed
+    Client, AsyncClient    clients.py   two thin shells, blocking and awaitable: they send requests and wait
+    Calls                  calls.py     the core: each call is a generator that yields requests and receives responses
+    Server, Endpoint       server.py, runpod.py   the two ways to send a call
+    Transcribed, …         results.py   the typed results
 
-Errors are those of `worker.errors`, as the worker raised them. Needs httpx and numpy; of the worker, only its types
-and errors.
+Errors are those of `worker.errors`, with the code that the worker reported. The client requires httpx and numpy, and
+imports neither a model library nor a server's.
 """
 
 from worker.client.audio import Audio
 from worker.client.clients import AsyncClient, Client
-from worker.client.results import Analyzed, Answer, Captioned, Embedded, Replied, Scored, Transcribed
+from worker.client.results import Analyzed, CallResult, Captioned, Embedded, Replied, Scored, Transcribed
 
 __all__ = [
     "Analyzed",
-    "Answer",
     "AsyncClient",
     "Audio",
+    "CallResult",
     "Captioned",
     "Client",
     "Embedded",

@@ -1,5 +1,9 @@
-"""What can be asked, as steps: the core under both clients. Options are the request's fields (README), checked by the
-worker."""
+"""The calls of both clients, as steps: audio and options → a request → a typed result.
+
+    Calls.transcribe(audio, …) ──▶ Server or Endpoint ──▶ steps (see worker.client.transport) ──▶ Transcribed
+
+Options are the fields of a request's payload. The worker validates them.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +14,32 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 import httpx
 
 from worker.client.audio import Audio, take
-from worker.client.results import Analyzed, Answer, Captioned, Embedded, Replied, Scored, Transcribed, read
+from worker.client.results import Analyzed, CallResult, Captioned, Embedded, Replied, Scored, Transcribed, read
 from worker.client.runpod import Endpoint
 from worker.client.server import Server
-from worker.client.wire import Steps
+from worker.client.transport import Steps
 from worker.errors import RequestError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-A = TypeVar("A", bound=Answer)
+R = TypeVar("R", bound=CallResult)
 Turns = str | Sequence[Mapping[str, Any]]
 
 
-class RequestOptions(TypedDict, total=False):
-    """`model`: an alias or id, else the worker's default. `sample_rate`: of an array, which needs it."""
+class CallFields(TypedDict, total=False):
+    """The options of every call.
+
+    `model` is an alias or id of the catalog; by default the worker's default model. `sample_rate` in Hz is required
+    for an array, and rejected for other audio.
+    """
 
     model: str
     sample_rate: int
 
 
-class Generation(RequestOptions, total=False):
-    """Of models that write token by token."""
+class GenerationFields(CallFields, total=False):
+    """The options of calls to models that generate tokens. Without a `temperature`, or at 0, decoding is greedy."""
 
     prompt: str
     max_new_tokens: int
@@ -39,9 +47,12 @@ class Generation(RequestOptions, total=False):
     top_p: float
 
 
-class Transcribing(Generation, total=False):
-    """`timestamps`: words and segments with their times. `target_language`: what to write, where it is not what is
-    spoken."""
+class TranscribeFields(GenerationFields, total=False):
+    """The options of `transcribe`.
+
+    `timestamps` adds words and segments with their times. `language` is the code of the spoken language, and
+    `target_language` that of the text, if the text is to be a translation.
+    """
 
     timestamps: bool
     language: str
@@ -49,19 +60,25 @@ class Transcribing(Generation, total=False):
     punctuation: bool
 
 
-class Captioning(Generation, total=False):
+class CaptionFields(GenerationFields, total=False):
+    """The options of `caption`."""
+
     style: Literal["detailed", "brief", "technical"]
 
 
-class EmbedOptions(RequestOptions, total=False):
+class EmbedFields(CallFields, total=False):
+    """The options of `embed`. `pooling` "mean" averages the frames into one vector."""
+
     pooling: Literal["none", "mean"]
 
 
-class Analyzing(Captioning, EmbedOptions, total=False):
-    pass
+class AnalyzeFields(CaptionFields, EmbedFields, total=False):
+    """The options of `analyze`: those of `caption` and `embed`."""
 
 
-class Chatting(RequestOptions, total=False):
+class ChatFields(CallFields, total=False):
+    """The options of `chat`."""
+
     max_new_tokens: int
     temperature: float
     top_p: float
@@ -70,40 +87,48 @@ class Chatting(RequestOptions, total=False):
 class Calls:
     """The calls to one address; a path that ends in /v2/<id> is a Runpod endpoint's.
 
-    Each gives the steps to its result. Raises InputError for audio that cannot be sent, AviaryError for what the
-    worker says.
+    Each method returns the steps to its result. The steps raise InputError for audio that cannot be sent, and
+    AviaryError for an error that the worker reports.
     """
 
     def __init__(self, base_url: str, timeout: float, retries: int) -> None:
+        """`timeout` is the most seconds that a Runpod job may take. Raises: RequestError if `base_url` is not a URL."""
         url = httpx.URL(base_url)
         if url.scheme not in ("http", "https") or not url.host:
-            raise RequestError(f"base_url is http(s)://host..., not {base_url!r}", param="base_url")
-        endpoint = re.search(r"/v2/[^/]+/?$", url.path)
-        self._wire: Server | Endpoint = Endpoint(base_url, retries, timeout) if endpoint else Server(base_url, retries)
-
-    def transcribe(self, audio: Audio, **options: Unpack[Transcribing]) -> Steps[Transcribed]:
-        return self._ask(Transcribed, "transcribe", audio, options)
-
-    def caption(self, audio: Audio, **options: Unpack[Captioning]) -> Steps[Captioned]:
-        return self._ask(Captioned, "caption", audio, options)
-
-    def embed(self, audio: Audio, **options: Unpack[EmbedOptions]) -> Steps[Embedded]:
-        return self._ask(Embedded, "embed", audio, {**options, "encoding": "base64"})
-
-    def analyze(self, audio: Audio, **options: Unpack[Analyzing]) -> Steps[Analyzed]:
-        return self._ask(Analyzed, "analyze", audio, {**options, "encoding": "base64"})
-
-    def chat(self, audio: Audio, messages: Turns, **options: Unpack[Chatting]) -> Steps[Replied]:
-        turns = (
-            [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(turn) for turn in messages]
+            raise RequestError(f"base_url must be an http(s) URL with a host, not {base_url!r}", param="base_url")
+        is_endpoint = re.search(r"/v2/[^/]+/?$", url.path)
+        self._target: Server | Endpoint = (
+            Endpoint(base_url, retries, timeout) if is_endpoint else Server(base_url, retries)
         )
-        return self._ask(Replied, "chat", audio, {**options, "messages": turns})
 
-    def score(self, audio: Audio, *, uid: str, cid: str, **options: Unpack[RequestOptions]) -> Steps[Scored]:
-        return self._ask(Scored, "score", audio, {**options, "uid": uid, "cid": cid})
+    def transcribe(self, audio: Audio, **options: Unpack[TranscribeFields]) -> Steps[Transcribed]:
+        """Return the steps to a transcript."""
+        return self._call(Transcribed, "transcribe", audio, options)
 
-    def _ask(self, kind: type[A], task: str, audio: Audio, options: Mapping[str, Any]) -> Steps[A]:
-        given = {name: value for name, value in options.items() if value is not None}
-        source = take(audio, given.pop("sample_rate", None))
-        answer = yield from self._wire.ask(task, source, given)
-        return read(kind, answer)
+    def caption(self, audio: Audio, **options: Unpack[CaptionFields]) -> Steps[Captioned]:
+        """Return the steps to a caption."""
+        return self._call(Captioned, "caption", audio, options)
+
+    def embed(self, audio: Audio, **options: Unpack[EmbedFields]) -> Steps[Embedded]:
+        """Return the steps to an embedding."""
+        return self._call(Embedded, "embed", audio, {**options, "encoding": "base64"})
+
+    def analyze(self, audio: Audio, **options: Unpack[AnalyzeFields]) -> Steps[Analyzed]:
+        """Return the steps to a caption and an embedding."""
+        return self._call(Analyzed, "analyze", audio, {**options, "encoding": "base64"})
+
+    def chat(self, audio: Audio, messages: Turns, **options: Unpack[ChatFields]) -> Steps[Replied]:
+        """Return the steps to a chat model's reply; `messages` is a question or a list of turns."""
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
+        return self._call(Replied, "chat", audio, {**options, "messages": [dict(turn) for turn in messages]})
+
+    def score(self, audio: Audio, *, uid: str, cid: str, **options: Unpack[CallFields]) -> Steps[Scored]:
+        """Return the steps to a score against the reference clip `cid` of the video `uid`."""
+        return self._call(Scored, "score", audio, {**options, "uid": uid, "cid": cid})
+
+    def _call(self, kind: type[R], task: str, audio: Audio, options: Mapping[str, Any]) -> Steps[R]:
+        fields = {name: value for name, value in options.items() if value is not None}
+        source = take(audio, fields.pop("sample_rate", None))
+        result = yield from self._target.call(task, source, fields)
+        return read(kind, result)

@@ -1,14 +1,15 @@
-"""`Client` and `AsyncClient`: the same calls, one blocking and for any thread, one awaited.
+"""`Client` and `AsyncClient`: the same calls, one blocking and usable from any thread, one awaited.
 
     with Client("http://localhost:8000") as client:
         print(client.caption("song.wav", style="detailed").caption)
 
-`base_url` is a server's, or a Runpod endpoint's (https://api.runpod.ai/v2/<id>). `timeout`: the longest to wait for an
-answer, or
-for a Runpod job to be done. `retries`: how often a request is sent again after a lost connection, or when the other
-side is
-busy (429, 502, 503; as late as it says). Every call raises AviaryError (`worker.errors`), as the worker itself does;
-in a batch whatever an input raises, a TypeError or OSError too, is its result.
+`base_url` is the URL of a server, or of a Runpod endpoint (https://api.runpod.ai/v2/<id>). `api_key` is sent as a
+bearer token. `timeout` is the most seconds to wait for a response, or for a Runpod job to end. `retries` is how often a
+request is sent again after a lost connection, or while the server is busy (status 429, 502 or 503); the client then
+waits at least as long as Retry-After asks.
+
+Every call raises AviaryError (`worker.errors`), as the worker does. In a batch, an exception that one input raises (of
+any type) is that input's result.
 """
 
 from __future__ import annotations
@@ -24,21 +25,29 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 
 from worker.client.audio import Audio
-from worker.client.batch import Names
 from worker.client.calls import Calls
-from worker.client.results import Analyzed, Answer, Captioned, Embedded, Replied, Scored, Transcribed
+from worker.client.embedding_files import EmbeddingFiles
+from worker.client.results import Analyzed, CallResult, Captioned, Embedded, Replied, Scored, Transcribed
 from worker.client.runpod import API
-from worker.client.wire import Send, Steps, Wait, prepared
+from worker.client.transport import Send, Steps, Wait, build_request
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self, Unpack
 
-    from worker.client.calls import Analyzing, Captioning, Chatting, EmbedOptions, RequestOptions, Transcribing, Turns
+    from worker.client.calls import (
+        AnalyzeFields,
+        CallFields,
+        CaptionFields,
+        ChatFields,
+        EmbedFields,
+        TranscribeFields,
+        Turns,
+    )
 
 T = TypeVar("T")
-A = TypeVar("A", bound=Answer)
+R = TypeVar("R", bound=CallResult)
 P = TypeVar("P", bound=Audio)
 
 BASE_URL = "http://localhost:8000"
@@ -48,7 +57,7 @@ RETRIES = 3
 
 
 def _settings(api_key: str | None, timeout: float) -> dict[str, Any]:
-    """What both of httpx's clients are made of. The caller bounds how many connections there are."""
+    """Return the arguments for an httpx client. The number of connections is unlimited: the caller bounds it."""
     return {
         "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
         "timeout": httpx.Timeout(timeout, connect=min(CONNECT_SEC, timeout), pool=None),
@@ -56,13 +65,16 @@ def _settings(api_key: str | None, timeout: float) -> dict[str, Any]:
     }
 
 
-def _check(concurrency: int) -> None:
+def _check_concurrency(concurrency: int) -> None:
     if concurrency < 1:
         raise ValueError(f"concurrency must be at least 1, not {concurrency}")
 
 
 class Client:
-    """Blocking; may be used by many threads at a time."""
+    """A blocking client. Many threads may use it at the same time.
+
+    As a context manager, it closes its connections at the end.
+    """
 
     def __init__(
         self,
@@ -77,32 +89,35 @@ class Client:
 
     @classmethod
     def runpod(cls, endpoint_id: str, api_key: str, **options: Any) -> Self:
-        """The client of a Runpod endpoint."""
+        """Return the client of a Runpod endpoint. `options` are those of the constructor."""
         return cls(f"{API}/{endpoint_id}", api_key, **options)
 
-    def transcribe(self, audio: Audio, **options: Unpack[Transcribing]) -> Transcribed:
-        """What is said; with target_language, in that language."""
+    def transcribe(self, audio: Audio, **options: Unpack[TranscribeFields]) -> Transcribed:
+        """Transcribe the audio; with `target_language`, translate it into that language."""
         return self._run(self._calls.transcribe(audio, **options))
 
-    def caption(self, audio: Audio, **options: Unpack[Captioning]) -> Captioned:
-        """A description in words."""
+    def caption(self, audio: Audio, **options: Unpack[CaptionFields]) -> Captioned:
+        """Describe the audio in words."""
         return self._run(self._calls.caption(audio, **options))
 
-    def embed(self, audio: Audio, **options: Unpack[EmbedOptions]) -> Embedded:
-        """The audio encoder's features."""
+    def embed(self, audio: Audio, **options: Unpack[EmbedFields]) -> Embedded:
+        """Return the features of the audio encoder."""
         return self._run(self._calls.embed(audio, **options))
 
-    def analyze(self, audio: Audio, **options: Unpack[Analyzing]) -> Analyzed:
-        """Caption and features."""
+    def analyze(self, audio: Audio, **options: Unpack[AnalyzeFields]) -> Analyzed:
+        """Return a caption and the features of the audio encoder."""
         return self._run(self._calls.analyze(audio, **options))
 
-    def chat(self, audio: Audio, messages: Turns, **options: Unpack[Chatting]) -> Replied:
-        """The answer to a question about the audio, or to a conversation's turns (`role`, `content`, and `audio`: True
-        on the one that the audio belongs to)."""
+    def chat(self, audio: Audio, messages: Turns, **options: Unpack[ChatFields]) -> Replied:
+        """Return a chat model's reply to a question about the audio, or to the turns of a conversation.
+
+        A turn is a mapping with `role` and `content`, and with `audio`: True if the audio belongs to it (by default,
+        the first user turn).
+        """
         return self._run(self._calls.chat(audio, messages, **options))
 
-    def score(self, audio: Audio, *, uid: str, cid: str, **options: Unpack[RequestOptions]) -> Scored:
-        """How like the reference clip `cid` of `uid` the audio is."""
+    def score(self, audio: Audio, *, uid: str, cid: str, **options: Unpack[CallFields]) -> Scored:
+        """Return the similarity of the audio to the reference clip `cid` of the video `uid`."""
         return self._run(self._calls.score(audio, uid=uid, cid=cid, **options))
 
     def batch_analyze(
@@ -110,19 +125,27 @@ class Client:
         audios: Iterable[P],
         output_dir: str | Path | None = None,
         concurrency: int = 16,
-        **options: Unpack[Analyzing],
+        **options: Unpack[AnalyzeFields],
     ) -> Iterator[tuple[P, Analyzed | Exception]]:
-        """Each audio with its result or error, as they come. `output_dir`: where each embedding is written, under its
-        audio's name with .npy, and a number where several have it."""
-        return self._batch(lambda audio: self.analyze(audio, **options), audios, Names(output_dir), concurrency)
+        """Yield each audio with its result or its exception, in the order in which they finish.
+
+        At most `concurrency` calls run at a time; audio is taken from `audios` as calls finish. With `output_dir`, each
+        embedding is written there, as a .npy file with the name of its audio (and a number if the name is in use).
+
+        Raises: ValueError if `concurrency` is less than 1.
+        """
+        return self._batch(
+            lambda audio: self.analyze(audio, **options), audios, EmbeddingFiles(output_dir), concurrency
+        )
 
     def batch_transcribe(
-        self, audios: Iterable[P], concurrency: int = 16, **options: Unpack[Transcribing]
+        self, audios: Iterable[P], concurrency: int = 16, **options: Unpack[TranscribeFields]
     ) -> Iterator[tuple[P, Transcribed | Exception]]:
-        """Each audio with its result or error, as they come."""
-        return self._batch(lambda audio: self.transcribe(audio, **options), audios, Names(None), concurrency)
+        """Yield each audio with its transcript or its exception, as `batch_analyze` does."""
+        return self._batch(lambda audio: self.transcribe(audio, **options), audios, EmbeddingFiles(None), concurrency)
 
     def close(self) -> None:
+        """Close the connections."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -139,39 +162,39 @@ class Client:
             while True:
                 try:
                     response = self._do(step)
-                except BaseException as error:  # noqa: BLE001  the core decides; it may have a job to cancel first
+                except BaseException as error:  # noqa: BLE001  the steps handle it; they may cancel a job first
                     step = steps.throw(error)
                 else:
                     step = steps.send(response)
         except StopIteration as end:
-            answer: T = end.value
-            return answer
+            result: T = end.value
+            return result
 
     def _do(self, step: Send | Wait) -> httpx.Response | None:
         if isinstance(step, Wait):
             time.sleep(step.seconds)
             return None
-        with prepared(self._http, step) as request:
+        with build_request(self._http, step) as request:
             return self._http.send(request)
 
     @staticmethod
     def _batch(
-        ask: Callable[[P], A], audios: Iterable[P], names: Names, concurrency: int
-    ) -> Iterator[tuple[P, A | Exception]]:
-        def one(audio: P, path: Path | None) -> A | Exception:
+        call: Callable[[P], R], audios: Iterable[P], files: EmbeddingFiles, concurrency: int
+    ) -> Iterator[tuple[P, R | Exception]]:
+        def run(audio: P, path: Path | None) -> R | Exception:
             try:
-                return names.kept(ask(audio), path)
-            except Exception as error:  # noqa: BLE001  one input's, which must not cost the others their results
+                return files.store(call(audio), path)
+            except Exception as error:  # noqa: BLE001  one input's error must not cost the others their results
                 return error
 
-        _check(concurrency)
+        _check_concurrency(concurrency)
         pool = ThreadPoolExecutor(concurrency, thread_name_prefix="aviary-client")
-        running: dict[Future[A | Exception], P] = {}
-        rest = iter(audios)
+        running: dict[Future[R | Exception], P] = {}
+        remaining = iter(audios)
         try:
             while True:
-                for audio in itertools.islice(rest, concurrency - len(running)):
-                    running[pool.submit(one, audio, names.next(audio))] = audio
+                for audio in itertools.islice(remaining, concurrency - len(running)):
+                    running[pool.submit(run, audio, files.path_for(audio))] = audio
                 if not running:
                     return
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
@@ -181,7 +204,10 @@ class Client:
 
 
 class AsyncClient:
-    """Awaited; cancelling a call gives its request up, and cancels its Runpod job."""
+    """An awaitable client. Canceling a call aborts its request, and cancels its Runpod job.
+
+    As an async context manager, it closes its connections at the end.
+    """
 
     def __init__(
         self,
@@ -196,31 +222,31 @@ class AsyncClient:
 
     @classmethod
     def runpod(cls, endpoint_id: str, api_key: str, **options: Any) -> Self:
-        """The client of a Runpod endpoint."""
+        """Return the client of a Runpod endpoint. `options` are those of the constructor."""
         return cls(f"{API}/{endpoint_id}", api_key, **options)
 
-    async def transcribe(self, audio: Audio, **options: Unpack[Transcribing]) -> Transcribed:
-        """As Client's."""
+    async def transcribe(self, audio: Audio, **options: Unpack[TranscribeFields]) -> Transcribed:
+        """Do as `Client.transcribe` does."""
         return await self._run(self._calls.transcribe(audio, **options))
 
-    async def caption(self, audio: Audio, **options: Unpack[Captioning]) -> Captioned:
-        """As Client's."""
+    async def caption(self, audio: Audio, **options: Unpack[CaptionFields]) -> Captioned:
+        """Do as `Client.caption` does."""
         return await self._run(self._calls.caption(audio, **options))
 
-    async def embed(self, audio: Audio, **options: Unpack[EmbedOptions]) -> Embedded:
-        """As Client's."""
+    async def embed(self, audio: Audio, **options: Unpack[EmbedFields]) -> Embedded:
+        """Do as `Client.embed` does."""
         return await self._run(self._calls.embed(audio, **options))
 
-    async def analyze(self, audio: Audio, **options: Unpack[Analyzing]) -> Analyzed:
-        """As Client's."""
+    async def analyze(self, audio: Audio, **options: Unpack[AnalyzeFields]) -> Analyzed:
+        """Do as `Client.analyze` does."""
         return await self._run(self._calls.analyze(audio, **options))
 
-    async def chat(self, audio: Audio, messages: Turns, **options: Unpack[Chatting]) -> Replied:
-        """As Client's."""
+    async def chat(self, audio: Audio, messages: Turns, **options: Unpack[ChatFields]) -> Replied:
+        """Do as `Client.chat` does."""
         return await self._run(self._calls.chat(audio, messages, **options))
 
-    async def score(self, audio: Audio, *, uid: str, cid: str, **options: Unpack[RequestOptions]) -> Scored:
-        """As Client's."""
+    async def score(self, audio: Audio, *, uid: str, cid: str, **options: Unpack[CallFields]) -> Scored:
+        """Do as `Client.score` does."""
         return await self._run(self._calls.score(audio, uid=uid, cid=cid, **options))
 
     def batch_analyze(
@@ -228,18 +254,21 @@ class AsyncClient:
         audios: Iterable[P],
         output_dir: str | Path | None = None,
         concurrency: int = 16,
-        **options: Unpack[Analyzing],
+        **options: Unpack[AnalyzeFields],
     ) -> AsyncIterator[tuple[P, Analyzed | Exception]]:
-        """As Client's."""
-        return self._batch(lambda audio: self.analyze(audio, **options), audios, Names(output_dir), concurrency)
+        """Do as `Client.batch_analyze` does."""
+        return self._batch(
+            lambda audio: self.analyze(audio, **options), audios, EmbeddingFiles(output_dir), concurrency
+        )
 
     def batch_transcribe(
-        self, audios: Iterable[P], concurrency: int = 16, **options: Unpack[Transcribing]
+        self, audios: Iterable[P], concurrency: int = 16, **options: Unpack[TranscribeFields]
     ) -> AsyncIterator[tuple[P, Transcribed | Exception]]:
-        """As Client's."""
-        return self._batch(lambda audio: self.transcribe(audio, **options), audios, Names(None), concurrency)
+        """Do as `Client.batch_transcribe` does."""
+        return self._batch(lambda audio: self.transcribe(audio, **options), audios, EmbeddingFiles(None), concurrency)
 
     async def close(self) -> None:
+        """Close the connections."""
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:
@@ -256,39 +285,39 @@ class AsyncClient:
             while True:
                 try:
                     response = await self._do(step)
-                except BaseException as error:  # noqa: BLE001  the core decides; it may have a job to cancel first
+                except BaseException as error:  # noqa: BLE001  the steps handle it; they may cancel a job first
                     step = steps.throw(error)
                 else:
                     step = steps.send(response)
         except StopIteration as end:
-            answer: T = end.value
-            return answer
+            result: T = end.value
+            return result
 
     async def _do(self, step: Send | Wait) -> httpx.Response | None:
         if isinstance(step, Wait):
             await asyncio.sleep(step.seconds)
             return None
-        with prepared(self._http, step) as request:
+        with build_request(self._http, step) as request:
             return await self._http.send(request)
 
     @staticmethod
     async def _batch(
-        ask: Callable[[P], Awaitable[A]], audios: Iterable[P], names: Names, concurrency: int
-    ) -> AsyncIterator[tuple[P, A | Exception]]:
-        async def one(audio: P, path: Path | None) -> A | Exception:
+        call: Callable[[P], Awaitable[R]], audios: Iterable[P], files: EmbeddingFiles, concurrency: int
+    ) -> AsyncIterator[tuple[P, R | Exception]]:
+        async def run(audio: P, path: Path | None) -> R | Exception:
             try:
-                result = await ask(audio)
-                return await asyncio.to_thread(names.kept, result, path) if path else result
-            except Exception as error:  # noqa: BLE001  one input's, which must not cost the others their results
+                result = await call(audio)
+                return await asyncio.to_thread(files.store, result, path) if path else result
+            except Exception as error:  # noqa: BLE001  one input's error must not cost the others their results
                 return error
 
-        _check(concurrency)
-        running: dict[asyncio.Task[A | Exception], P] = {}
-        rest = iter(audios)
+        _check_concurrency(concurrency)
+        running: dict[asyncio.Task[R | Exception], P] = {}
+        remaining = iter(audios)
         try:
             while True:
-                for audio in itertools.islice(rest, concurrency - len(running)):
-                    running[asyncio.create_task(one(audio, names.next(audio)))] = audio
+                for audio in itertools.islice(remaining, concurrency - len(running)):
+                    running[asyncio.create_task(run(audio, files.path_for(audio)))] = audio
                 if not running:
                     return
                 done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)

@@ -1,7 +1,6 @@
-"""What a client's calls give. Times are seconds; an embedding is float32 of shape (frames, width), or (width,) if
-pooled.
+"""The typed results of a client's calls. Times are seconds.
 
-`read` makes them of one result as the worker writes it (`worker.protocol.render`).
+`read` builds them from one result in the shape of `worker.protocol.render`.
 """
 
 from __future__ import annotations
@@ -22,9 +21,12 @@ Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Answer:
-    """`duration`: of the audio, where the answer tells. `warning`: the file was damaged, and this is of what could be
-    read."""
+class CallResult:
+    """The fields of every result.
+
+    `model` is the id of the model, and `duration` the seconds of audio, if the response reports them. `warning` reports
+    damage to the file; the result then covers the part that could be read.
+    """
 
     model: str | None = None
     duration: float | None = None
@@ -32,8 +34,11 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Transcribed(Answer):
-    """`words`, `segments`: with timestamps=True. `language`: what was heard, where the model tells it."""
+class Transcribed(CallResult):
+    """A transcript. `words` and `segments` are filled with timestamps=True.
+
+    `language` is the code of the spoken language, if the model reports it.
+    """
 
     text: str
     language: str | None = None
@@ -42,16 +47,19 @@ class Transcribed(Answer):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Captioned(Answer):
-    """`thinking`: what the model said to itself before it, where it does."""
+class Captioned(CallResult):
+    """A description of the audio. `thinking` is the model's reasoning, if it writes any before the caption."""
 
     caption: str
     thinking: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Embedded(Answer):
-    """`frame_rate`: frames a second before pooling. `embedding_path`: where a batch wrote it."""
+class Embedded(CallResult):
+    """Features of the audio encoder: float32 of shape (frames, width), or (width,) if pooled.
+
+    `frame_rate` is the number of frames a second before pooling. `embedding_path` is the .npy file that a batch wrote.
+    """
 
     embedding: np.ndarray
     frame_rate: float
@@ -60,12 +68,12 @@ class Embedded(Answer):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Analyzed(Captioned, Embedded):
-    """A caption and an embedding, of one pass."""
+    """A caption and an embedding, from one pass over the audio."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Replied(Answer):
-    """A chat's next turn."""
+class Replied(CallResult):
+    """The next turn of a chat. `finish_reason` is "length" if the reply reached its token limit."""
 
     text: str
     finish_reason: Literal["stop", "length"]
@@ -74,28 +82,32 @@ class Replied(Answer):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scored(Answer):
-    """How like its reference clip a recording is: of 0 to 1 each."""
+class Scored(CallResult):
+    """The similarity of a recording to its reference clip: audio from -1 to 1, text from 0 to 1, and their mean."""
 
     sim_score: float
     audio_sim_score: float
     text_sim_score: float
 
 
-A = TypeVar("A", bound=Answer)
+R = TypeVar("R", bound=CallResult)
 
 
-def read(kind: type[A], one: Json) -> A:
-    """The result of this kind. Raises InternalError for what no worker answers."""
+def read(kind: type[R], result: Json) -> R:
+    """Return a result as `kind`. Raises: InternalError if a field is missing or malformed."""
     try:
-        common = {"model": one.get("model"), "duration": one.get("duration_sec"), "warning": one.get("warning")}
-        return kind(**common, **_FIELDS[kind](one))
+        common = {
+            "model": result.get("model"),
+            "duration": result.get("duration_sec"),
+            "warning": result.get("warning"),
+        }
+        return kind(**common, **_FIELDS[kind](result))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InternalError(f"the answer is not one of Aviary's: {type(error).__name__}: {error}") from error
+        raise InternalError(f"the response is not one of Aviary's: {type(error).__name__}: {error}") from error
 
 
 def save(path: Path, embedding: np.ndarray) -> None:
-    """Writes the .npy so that the path never names half a file."""
+    """Write an embedding as .npy; the file appears whole or not at all. Raises: OSError if it cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     with part.open("wb") as file:
@@ -105,11 +117,11 @@ def save(path: Path, embedding: np.ndarray) -> None:
     part.replace(path)
 
 
-def _transcribed(one: Json) -> dict[str, Any]:
-    spans = one.get("timestamps", {})
+def _transcript(result: Json) -> dict[str, Any]:
+    spans = result.get("timestamps", {})
     return {
-        "text": one["text"],
-        "language": one.get("language"),
+        "text": result["text"],
+        "language": result.get("language"),
         **{
             f"{level}s": tuple(Span(s[level], s["start"], s["end"]) for s in spans.get(level, ()))
             for level in ("word", "segment")
@@ -117,32 +129,32 @@ def _transcribed(one: Json) -> dict[str, Any]:
     }
 
 
-def _captioned(one: Json) -> dict[str, Any]:
-    return {"caption": one["caption"], "thinking": one.get("thinking")}
+def _caption(result: Json) -> dict[str, Any]:
+    return {"caption": result["caption"], "thinking": result.get("thinking")}
 
 
-def _embedded(one: Json) -> dict[str, Any]:
-    values = np.frombuffer(bytearray(base64.b64decode(one["embedding"])), "<f4").reshape(one["shape"])  # writable
-    return {"embedding": values, "frame_rate": one["frame_rate"]}
+def _embedding(result: Json) -> dict[str, Any]:
+    data = bytearray(base64.b64decode(result["embedding"]))  # a bytearray makes the array writable
+    return {"embedding": np.frombuffer(data, "<f4").reshape(result["shape"]), "frame_rate": result["frame_rate"]}
 
 
-def _replied(one: Json) -> dict[str, Any]:
+def _reply(result: Json) -> dict[str, Any]:
     return {
-        "text": one["text"],
-        "finish_reason": one["finish_reason"],
-        **{name: one["usage"][name] for name in ("prompt_tokens", "completion_tokens")},
+        "text": result["text"],
+        "finish_reason": result["finish_reason"],
+        **{name: result["usage"][name] for name in ("prompt_tokens", "completion_tokens")},
     }
 
 
-def _scored(one: Json) -> dict[str, Any]:
-    return {name: float(one[name]) for name in ("sim_score", "audio_sim_score", "text_sim_score")}
+def _score(result: Json) -> dict[str, Any]:
+    return {name: float(result[name]) for name in ("sim_score", "audio_sim_score", "text_sim_score")}
 
 
-_FIELDS: dict[type[Answer], Callable[[Json], dict[str, Any]]] = {
-    Transcribed: _transcribed,
-    Captioned: _captioned,
-    Embedded: _embedded,
-    Replied: _replied,
-    Scored: _scored,
-    Analyzed: lambda one: _captioned(one) | _embedded(one),
+_FIELDS: dict[type[CallResult], Callable[[Json], dict[str, Any]]] = {
+    Transcribed: _transcript,
+    Captioned: _caption,
+    Embedded: _embedding,
+    Replied: _reply,
+    Scored: _score,
+    Analyzed: lambda result: _caption(result) | _embedding(result),
 }

@@ -1,4 +1,9 @@
-"""A question to a Runpod endpoint: a job is run, asked for until it is done, and cancelled when the caller gives up."""
+"""Calls to a Runpod endpoint: start a job, poll it until it ends, and cancel it if the caller gives up.
+
+    POST /run ──▶ GET /status/<id> … ──▶ output, or the result that `result_url` names
+
+The statuses and limits are those of https://docs.runpod.io/serverless/endpoints/job-states and .../send-requests.
+"""
 
 from __future__ import annotations
 
@@ -8,53 +13,61 @@ import time
 from typing import Any
 
 from worker.client.audio import Upload
-from worker.client.wire import Json, Send, Steps, Wait, encoded_size, error_of, exchange
+from worker.client.transport import Json, Send, Steps, Wait, encoded_size, error_from_body, exchange
 from worker.errors import AviaryError, Cancelled, DeadlineExceeded, InternalError, ResultTooLarge, TooLarge
 
 API = "https://api.runpod.ai/v2"
-PAYLOAD_BYTES = 10_000_000  # of /run
+PAYLOAD_BYTES = 10_000_000  # the most that Runpod accepts on /run
 FIRST_POLL_SEC = 0.1
 LONGEST_POLL_SEC = 2.0
-READ_SEC = 20.0  # for what Runpod answers at once
-_WAITING = ("IN_QUEUE", "IN_PROGRESS")
+READ_SEC = 20.0  # timeout of requests to which Runpod responds at once
+_UNFINISHED = ("IN_QUEUE", "IN_PROGRESS")
 
 
 class Endpoint:
-    """`base_url`: https://api.runpod.ai/v2/<id>. `timeout`: the longest one job may take, waiting included."""
+    """One Runpod endpoint.
+
+    `base_url` is https://api.runpod.ai/v2/<id>. `timeout` is the most seconds that one job may take, including the
+    time in the queue. `retries` is as in `exchange`.
+    """
 
     def __init__(self, base_url: str, retries: int, timeout: float) -> None:
         self._base, self._retries, self._timeout = base_url.rstrip("/"), retries, timeout
 
-    def ask(self, task: str, source: Upload | str, fields: Json) -> Steps[Json]:
-        """One result, as the worker writes it, with the model's name."""
-        own = {name: fields[name] for name in ("uid", "cid") if name in fields}
-        shared = {name: value for name, value in fields.items() if name not in own}
-        payload: Json = {"task": task, **shared, "inputs": [{"source": source, **own}]}
+    def call(self, task: str, source: Upload | str, fields: Json) -> Steps[Json]:
+        """Run a job with one input, and return its result as `worker.protocol.render` writes it, with the model's id.
+
+        Raises: TooLarge if Runpod does not accept the upload; DeadlineExceeded, Cancelled or ResultTooLarge if the job
+        ends without a result; else the error that the worker reports.
+        """
+        clip = {name: fields[name] for name in ("uid", "cid") if name in fields}
+        shared = {name: value for name, value in fields.items() if name not in clip}
+        payload: Json = {"task": task, **shared, "inputs": [{"source": source, **clip}]}
         if isinstance(source, Upload):
             _check_size(source, fields)
-        job = yield from self._finished(payload)
+        job = yield from self._run(payload)
         output = _output(job)
         if "result_url" in output:
             output = yield from exchange(Send("GET", output["result_url"], bare=True), self._retries)
         return _result(output)
 
-    def _finished(self, payload: Json) -> Steps[Json]:
-        """The job when it is done, however it ended."""
+    def _run(self, payload: Json) -> Steps[Json]:
+        """Start a job, and return it once it has ended, in any status."""
         deadline, poll = time.monotonic() + self._timeout, FIRST_POLL_SEC
         job = yield from exchange(Send("POST", f"{self._base}/run", json={"input": payload}), self._retries)
-        name = job.get("id")
+        job_id = job.get("id")
         try:
-            while job.get("status") in _WAITING:
+            while job.get("status") in _UNFINISHED:
                 if time.monotonic() + poll > deadline:
-                    raise DeadlineExceeded(f"job {name} was not done within {self._timeout:g} s (the client's timeout)")
+                    raise DeadlineExceeded(f"job {job_id} did not end within {self._timeout:g} s, the client's timeout")
                 yield Wait(poll)
                 poll = min(LONGEST_POLL_SEC, poll * 1.5)
-                job = yield from exchange(Send("GET", f"{self._base}/status/{name}", timeout=READ_SEC), self._retries)
-        except GeneratorExit:  # nobody is there to send anything
+                job = yield from exchange(Send("GET", f"{self._base}/status/{job_id}", timeout=READ_SEC), self._retries)
+        except GeneratorExit:  # a closed generator cannot send a request
             raise
         except BaseException:
             with contextlib.suppress(AviaryError):
-                yield from exchange(Send("POST", f"{self._base}/cancel/{name}", timeout=READ_SEC), 0)
+                yield from exchange(Send("POST", f"{self._base}/cancel/{job_id}", timeout=READ_SEC), 0)
             raise
         return job
 
@@ -63,34 +76,35 @@ def _check_size(upload: Upload, fields: Json) -> None:
     size = encoded_size(upload.size) + len(json.dumps(fields)) + 200
     if size > PAYLOAD_BYTES:
         raise TooLarge(
-            f"{upload.name} has {upload.size / 1e6:.1f} MB, and Runpod takes requests of {PAYLOAD_BYTES / 1e6:g} MB, "
-            "7.4 MB of audio: give a URL that the worker can fetch (http, https or s3)",
+            f"{upload.name} has {upload.size / 1e6:.1f} MB, but Runpod accepts requests of at most "
+            f"{PAYLOAD_BYTES / 1e6:g} MB, hence 7.4 MB of audio; give a URL that the worker can fetch (http, https or "
+            "s3) instead",
             param="audio",
         )
 
 
 def _output(job: Json) -> Json:
-    """What the worker answered. Raises what it told of, or what became of the job."""
-    status, given = job.get("status"), job.get("output")
-    output: Json = given if isinstance(given, dict) else {}
+    """Return the worker's output. Raises: the error that the worker reports, or one for how the job ended."""
+    status, output = job.get("status"), job.get("output")
+    output = output if isinstance(output, dict) else {}
     if status == "COMPLETED":
         if not output:
             raise ResultTooLarge(
-                "the job is done, but there is no result: Runpod drops those above 10 MB. Give the endpoint a "
-                "bucket, or ask for pooling"
+                "the job is completed, but its result is missing: Runpod drops results above 10 MB. Configure a bucket "
+                "for the endpoint, or request pooling"
             )
         return output
     if status == "CANCELLED":
         raise Cancelled("the job was cancelled")
     if status == "TIMED_OUT":
-        raise DeadlineExceeded("the job took longer than the endpoint allows (its execution timeout)")
+        raise DeadlineExceeded("the job exceeded the endpoint's execution timeout")
     if status == "FAILED":
         _result(output)
-        raise error_of(
+        raise error_from_body(
             {
                 "code": output.get("code"),
                 "param": output.get("param"),
-                "message": _text(job.get("error")),
+                "message": _message(job.get("error")),
                 **{name: output[name] for name in ("retryable",) if name in output},
             }
         )
@@ -98,16 +112,16 @@ def _output(job: Json) -> Json:
 
 
 def _result(output: Json) -> Json:
-    """The one result. Raises the error that stands in its place."""
+    """Return the only result of an output, {} if there is none. Raises: the result's error, if it has one."""
     results = output.get("results")
-    one: Json = results[0] if isinstance(results, list) and results and isinstance(results[0], dict) else {}
-    if isinstance(one.get("error"), dict):
-        raise error_of(one["error"])
-    return {"model": output.get("model"), **one}
+    result: Json = results[0] if isinstance(results, list) and results and isinstance(results[0], dict) else {}
+    if isinstance(result.get("error"), dict):
+        raise error_from_body(result["error"])
+    return {"model": output.get("model"), **result}
 
 
-def _text(error: Any) -> str:
-    """Runpod's `error`: the worker's words, or the JSON of a traceback."""
+def _message(error: Any) -> str:
+    """Return the message in Runpod's `error`: the worker's own text, or the JSON of a traceback."""
     with contextlib.suppress(ValueError, TypeError, KeyError):
         return str(json.loads(error)["error_message"])
-    return str(error or "the job failed without a word")
+    return str(error or "the job failed, and Runpod reported no reason")

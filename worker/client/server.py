@@ -1,11 +1,11 @@
-"""A question to Aviary's HTTP server: a form with the file, or JSON with a URL, on the route of its task."""
+"""Calls to Aviary's HTTP server: a form with the file, or JSON with a URL, to the route of the task."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from worker.client.audio import Upload
-from worker.client.wire import Json, Send, Steps, exchange
+from worker.client.transport import Json, Send, Steps, exchange
 from worker.errors import InternalError
 
 _ROUTES = {
@@ -20,27 +20,30 @@ _RENAMED = {"encoding": "encoding_format"}
 
 
 class Server:
-    """`base_url`: without a path, or with OpenAI's /v1."""
+    """One HTTP server. `base_url` has no path, or OpenAI's /v1. `retries` is as in `exchange`."""
 
     def __init__(self, base_url: str, retries: int) -> None:
         self._base, self._retries = base_url.rstrip("/").removesuffix("/v1"), retries
 
-    def ask(self, task: str, source: Upload | str, fields: Json) -> Steps[Json]:
-        """One result, as the worker writes it, with the model's name."""
-        answer = yield from exchange(self._send(task, source, fields), self._retries)
-        if task == "transcribe":
-            return _speech(answer)
-        return _chat(answer) if task == "chat" else answer
+    def call(self, task: str, source: Upload | str, fields: Json) -> Steps[Json]:
+        """Send one input, and return its result in the shape of `worker.protocol.render`, with the model's id.
 
-    def _send(self, task: str, source: Upload | str, fields: Json) -> Send:
+        Raises: AviaryError, as `exchange` does.
+        """
+        response = yield from exchange(self._request(task, source, fields), self._retries)
+        if task == "transcribe":
+            return _from_openai_speech(response)
+        return _from_openai_chat(response) if task == "chat" else response
+
+    def _request(self, task: str, source: Upload | str, fields: Json) -> Send:
         url = self._base + _ROUTES[task]
         if task == "chat":
             return Send("POST", url, json={**fields, "messages": _messages(fields["messages"], source)})
         body = {_RENAMED.get(name, name): value for name, value in fields.items()}
         if task == "transcribe":
-            timed = body.pop("timestamps", False)
-            body["response_format"] = "verbose_json" if timed else "json"
-            if timed:
+            with_times = body.pop("timestamps", False)
+            body["response_format"] = "verbose_json" if with_times else "json"
+            if with_times:
                 body["timestamp_granularities"] = ["word", "segment"]
         if isinstance(source, Upload):
             return Send("POST", url, form=_form(body), file=("audio" if task == "score" else "file", source))
@@ -48,25 +51,24 @@ class Server:
 
 
 def _form(body: Json) -> dict[str, str | list[str]]:
-    """Values as text: a list is a field whose name ends in [], as OpenAI has it."""
-    return {
-        f"{name}[]" if isinstance(value, list) else name: value
-        if isinstance(value, list)
-        else str(value).lower()
-        if isinstance(value, bool)
-        else str(value)
-        for name, value in body.items()
-    }
+    """Return the fields as text. As in OpenAI's form, the name of a list's field ends in []."""
+    form: dict[str, str | list[str]] = {}
+    for name, value in body.items():
+        if isinstance(value, list):
+            form[f"{name}[]"] = value
+        else:
+            form[name] = str(value).lower() if isinstance(value, bool) else str(value)
+    return form
 
 
 def _messages(turns: list[Json], source: Upload | str) -> list[Json]:
-    """OpenAI's: the audio is a part of the turn that it belongs to."""
-    place = next((i for i, turn in enumerate(turns) if turn.get("audio")), None)
-    if place is None:
-        place = next((i for i, turn in enumerate(turns) if turn.get("role") == "user"), 0)
+    """Return OpenAI's messages, with the audio as a part of the turn marked `audio`, else of the first user turn."""
+    position = next((i for i, turn in enumerate(turns) if turn.get("audio")), None)
+    if position is None:
+        position = next((i for i, turn in enumerate(turns) if turn.get("role") == "user"), 0)
     audio: Json = {"type": "audio", "audio": {"data": source} if isinstance(source, Upload) else {"url": source}}
     return [
-        {"role": turn.get("role"), "content": [audio, _text(turn)] if i == place else [_text(turn)]}
+        {"role": turn.get("role"), "content": [audio, _text(turn)] if i == position else [_text(turn)]}
         for i, turn in enumerate(turns)
     ]
 
@@ -75,22 +77,24 @@ def _text(turn: Json) -> Json:
     return {"type": "text", "text": turn.get("content")}
 
 
-def _speech(answer: Json) -> Json:
-    spans = {level: answer[f"{level}s"] for level in ("word",) if f"{level}s" in answer}
-    if "segments" in answer:
-        spans["segment"] = [{**one, "segment": one["text"]} for one in answer["segments"]]
-    seconds = (answer.get("usage") or {}).get("seconds")
-    return {**answer, "timestamps": spans, "duration_sec": answer.get("duration", seconds)}
+def _from_openai_speech(response: Json) -> Json:
+    """Return a result from OpenAI's json or verbose_json."""
+    spans: dict[str, Any] = {"word": response["words"]} if "words" in response else {}
+    if "segments" in response:
+        spans["segment"] = [{**segment, "segment": segment["text"]} for segment in response["segments"]]
+    seconds = (response.get("usage") or {}).get("seconds")
+    return {**response, "timestamps": spans, "duration_sec": response.get("duration", seconds)}
 
 
-def _chat(answer: Json) -> Json:
+def _from_openai_chat(response: Json) -> Json:
+    """Return a result from OpenAI's chat completion."""
     try:
-        choice: Any = answer["choices"][0]
+        choice: Any = response["choices"][0]
         return {
-            "model": answer.get("model"),
+            "model": response.get("model"),
             "text": choice["message"]["content"],
             "finish_reason": choice["finish_reason"],
-            "usage": answer["usage"],
+            "usage": response["usage"],
         }
     except (KeyError, IndexError, TypeError) as error:
-        raise InternalError("the answer is not a chat completion") from error
+        raise InternalError("the server's response is not a chat completion") from error

@@ -175,7 +175,7 @@ class RunpodWorker:
 
         Raises ResultTooLarge if there is no bucket.
         """
-        from worker.net.bucket import Bucket
+        from worker.net.s3 import Bucket
 
         size, limit = len(data), self.settings.max_result_bytes
         bucket = Bucket(self.settings, own)

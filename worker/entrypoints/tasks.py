@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from worker.config import Settings
 from worker.engine.engine import Engine
 from worker.errors import AviaryError, Unsupported
-from worker.net.bucket import Bucket
+from worker.net.s3 import Bucket
 from worker.protocol import openai
 from worker.protocol.request import Fields, parse
 from worker.protocol.work import Inference, Json, OnResult, OnText, Work

@@ -1,13 +1,14 @@
-"""Two texts → how many of their words and characters differ, and where. Pure functions over jiwer's alignment.
+"""Word and character errors between a label and a transcript. Pure functions over jiwer's alignment.
 
-    basic     lower case, without white space at the ends, any other white space one space. Punctuation counts.
-    whisper   the normaliser of Whisper's paper, by whisper-normalizer: its English one where the language is English
-              (numbers, contractions, British spelling), its basic one otherwise. Both drop punctuation and
-              whatever stands in brackets.
+    basic     lower case; white space at the ends is dropped and the rest becomes single spaces. Punctuation counts.
+    whisper   the normalizer of the Whisper paper (Radford et al. 2022, appendix C) from whisper-normalizer: the English
+              normalizer (numbers, contractions, British spelling) if the language is English, else the basic one. Both
+              drop punctuation and all text in brackets.
 
-A character error rate counts the spaces between words as characters. A rate is errors / reference words: more than 1
-where much was inserted. Where the reference is empty there is nothing to divide by, and the rate is the number of
-insertions, as if it had one word: 0 if nothing was heard; in a corpus these insertions are added to the others.
+The word error rate is (substitutions + insertions + deletions) / reference words, and the character error rate is the
+same over characters, including the spaces between words. A rate exceeds 1 if the hypothesis has many insertions. An
+empty reference has no words to divide by; its rate is the number of insertions, as if it had one word, hence 0 for an
+empty hypothesis. In a corpus, these insertions add to those of the other files.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ NORMALIZERS = ("basic", "whisper")
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of a reference's words, or characters. `hits` are those that were right."""
+    """The outcome of the words, or characters, of a reference. `hits` counts the correct ones."""
 
     hits: int = 0
     substitutions: int = 0
@@ -31,15 +32,17 @@ class Counts:
 
     @property
     def errors(self) -> int:
+        """Return substitutions + insertions + deletions."""
         return self.substitutions + self.insertions + self.deletions
 
     @property
     def reference(self) -> int:
-        """How many the reference has."""
+        """Return the number of words, or characters, in the reference."""
         return self.hits + self.substitutions + self.deletions
 
     @property
     def rate(self) -> float:
+        """Return errors / reference; for an empty reference, the number of insertions."""
         return self.errors / max(self.reference, 1)
 
     def __add__(self, other: Counts) -> Counts:
@@ -53,7 +56,10 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A run of words that are all alike, all replaced (as many by as many), all inserted, or all deleted."""
+    """A run of words that are all equal, all substituted (one word for one), all inserted, or all deleted.
+
+    `reference` is empty for an insertion, and `hypothesis` for a deletion.
+    """
 
     kind: Literal["equal", "substitute", "insert", "delete"]
     reference: tuple[str, ...]
@@ -61,44 +67,47 @@ class Chunk:
 
 
 def normalize(text: str, normalizer: str = "basic", language: str | None = None) -> str:
-    """The text as it is compared: its words with one space between them. `language`: an ISO code, if it is known."""
+    """Return the text in the form that is compared: normalized words, separated by single spaces.
+
+    `normalizer` is one of NORMALIZERS. `language` is the ISO code of the text, or None if it is not known.
+    """
     if normalizer == "whisper":
         text = _whisper(english=(language or "").lower().partition("-")[0] == "en")(text)
     return " ".join(text.lower().split())
 
 
 def words(reference: str, hypothesis: str) -> Counts:
-    """The word errors of a normalised text."""
+    """Return the word counts of a normalized hypothesis against a normalized reference."""
     import jiwer
 
     return _counts(jiwer.process_words(reference, hypothesis))
 
 
 def characters(reference: str, hypothesis: str) -> Counts:
-    """The character errors of a normalised text."""
+    """Return the character counts of a normalized hypothesis against a normalized reference."""
     import jiwer
 
     return _counts(jiwer.process_characters(reference, hypothesis))
 
 
 def align(reference: str, hypothesis: str) -> tuple[Chunk, ...]:
-    """Two normalised texts side by side, all of their words in order."""
+    """Align two normalized texts: the chunks hold all words of both, in order."""
     import jiwer
 
-    done = jiwer.process_words(reference, hypothesis)
-    given, heard = done.references[0], done.hypotheses[0]
+    alignment = jiwer.process_words(reference, hypothesis)
+    reference_words, hypothesis_words = alignment.references[0], alignment.hypotheses[0]
     return tuple(
         Chunk(
             chunk.type,  # type: ignore[arg-type]
-            tuple(given[chunk.ref_start_idx : chunk.ref_end_idx]),
-            tuple(heard[chunk.hyp_start_idx : chunk.hyp_end_idx]),
+            tuple(reference_words[chunk.ref_start_idx : chunk.ref_end_idx]),
+            tuple(hypothesis_words[chunk.hyp_start_idx : chunk.hyp_end_idx]),
         )
-        for chunk in done.alignments[0]
+        for chunk in alignment.alignments[0]
     )
 
 
-def _counts(done: Any) -> Counts:
-    return Counts(done.hits, done.substitutions, done.insertions, done.deletions)
+def _counts(alignment: Any) -> Counts:
+    return Counts(alignment.hits, alignment.substitutions, alignment.insertions, alignment.deletions)
 
 
 @functools.cache
@@ -106,5 +115,5 @@ def _whisper(*, english: bool) -> Callable[[str], str]:
     from whisper_normalizer.basic import BasicTextNormalizer  # type: ignore[import-untyped]
     from whisper_normalizer.english import EnglishTextNormalizer  # type: ignore[import-untyped]
 
-    made: Callable[[str], str] = EnglishTextNormalizer() if english else BasicTextNormalizer()
-    return made
+    normalizer: Callable[[str], str] = EnglishTextNormalizer() if english else BasicTextNormalizer()
+    return normalizer

@@ -1,4 +1,4 @@
-"""What the job store keeps and tells: plain records, without a database."""
+"""The records of the job store: plain data, without a database."""
 
 from __future__ import annotations
 
@@ -15,8 +15,13 @@ FINISHED: tuple[State, ...] = ("completed", "failed", "cancelled")
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job without its payload and result. `number` is its place in the order of submission, and the cursor of
-    `recent`. `done` of `total` inputs; `error` is {"code", "message", "retryable"}."""
+    """A job without its payload and result. Times are seconds since 1970.
+
+    `number` is the job's position in the order of submission, and the cursor of `JobStore.recent`. `upload` is the name
+    of its file in the store's folder. `done` of `total` inputs are processed. `attempts` counts how often the job was
+    started. `error` is {"code", "message", "retryable"}. `lease_owner` is the process that runs the job, which loses it
+    to another at `lease_until`.
+    """
 
     number: int
     id: str
@@ -36,7 +41,7 @@ class Job:
     lease_until: float | None
 
     def status(self) -> dict[str, Any]:
-        """What may be told to whoever submitted it, as JSON; times in ISO 8601, UTC."""
+        """Return the public status as JSON, with times in ISO 8601, UTC."""
         return {
             "id": self.id,
             "kind": self.kind,
@@ -53,8 +58,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """`position`: how many jobs are before it in the queue, None for one that does not wait. `answer`: None if there
-    is none."""
+    """A job as one read found it.
+
+    `position` is the number of jobs ahead in the queue, or None if the job is not pending. `answer` is the result, or
+    None if there is none.
+    """
 
     job: Job
     position: int | None
@@ -63,7 +71,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A job to be. `upload`: a file's name in the store's folder."""
+    """A job to submit. `upload` is the name of a file in the store's folder, and `webhook` the URL to notify."""
 
     kind: str
     payload: Any
@@ -74,8 +82,11 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a job ended: an answer, or an error and perhaps what there is of an answer. Raises TypeError or ValueError
-    for an answer that is not strict JSON. `progress`: the last (done, total), where it changed."""
+    """How a job ended: with a result, or with an error and possibly a partial result.
+
+    `result` and `error` are JSON. `progress` is the last (done, total) if it changed since it was stored. The
+    constructors below raise TypeError or ValueError if a result is not strict JSON.
+    """
 
     state: Literal["completed", "failed"]
     result: str | None
@@ -84,15 +95,20 @@ class Outcome:
 
     @classmethod
     def completed(cls, answer: Any, progress: tuple[int, int] | None = None) -> Outcome:
+        """Return the outcome of a job that succeeded."""
         return cls("completed", encode(answer), None, progress)
 
     @classmethod
     def failed(cls, error: Mapping[str, Any], answer: Any = None, progress: tuple[int, int] | None = None) -> Outcome:
+        """Return the outcome of a job that failed; `error` is {"code", "message", "retryable"}."""
         return cls("failed", None if answer is None else encode(answer), encode(error), progress)
 
 
 def encode(value: Any) -> str:
-    """JSON in ASCII: a lone surrogate or a NUL in somebody's text would otherwise not be storable."""
+    """Return a value as ASCII JSON, because databases cannot store lone surrogates and NUL characters as text.
+
+    Raises: TypeError or ValueError if the value is not strict JSON.
+    """
     return json.dumps(value, allow_nan=False, separators=(",", ":"))
 
 

@@ -1,19 +1,16 @@
-"""Runs the store's jobs: claims them while there is room, keeps their leases, writes what came of them.
+"""Run the jobs of a store: claim as many as there is room for, renew their leases, and store their outcomes.
 
-    store.claim ──▶ run(payload, on_progress) ──▶ Future of the answer ──▶ store.finish ──▶ webhook
+    store.claim ──▶ run(payload, on_progress) ──▶ Future of the result ──▶ store.finish ──▶ webhook
 
-One thread does all of the store's work, in rounds that begin when something was submitted or finished, but at least
-every
-TICK_SEC (for jobs that other processes submitted). The more jobs are under way, the longer rounds are apart, up to
-PACE_SEC:
-so, under load, a round claims and finishes many jobs in a transaction each, and alone, a job waits for nobody. While
-the store fails nothing is lost: answers are kept until they can be written, and no new job is begun.
+One thread does all the work on the store, in rounds. A round starts when a job is submitted or ends, and at least every
+TICK_SEC, for jobs that other processes submit. The more jobs run, the longer is the pause between rounds, up to
+PACE_SEC: under load, one transaction claims or finishes many jobs, and without load, a job starts at once. While the
+store fails, results are kept in memory until they can be stored, and no job is started.
 
-`run` returns at once; cancelling its future stops the work. An answer with `error` at its top is a failed job, `code`
-beside
-it or the first failed input's. A job whose device was lost, or that somebody else cancelled under us, is not over: it
-is left to whoever claims it when its lease lapses. After a lost device this process claims no more. Stop the runner
-before the engine under it is closed.
+`run` returns at once; canceling its future stops the work. A result with `error` at its top is a failed job; its code
+is `code` beside it, or that of the first failed input. If a job's device was lost, or another part of the process
+canceled its work, the job is not over: its lease lapses, and another claim runs it. After a lost device, this process
+claims no more jobs. Stop the runner before you close the engine that it uses.
 """
 
 from __future__ import annotations
@@ -25,7 +22,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Literal
 
@@ -39,25 +36,36 @@ from worker.jobs.webhook import check as check_webhook
 
 log = logging.getLogger(__name__)
 
-OnProgress = Callable[[int, int], None]
-Run = Callable[[Any, OnProgress], "Future[dict[str, Any]]"]
+OnProgress = Callable[[int, int], None]  # on_progress(done, total), in inputs
+StartJob = Callable[[Any, OnProgress], "Future[dict[str, Any]]"]
 
-TICK_SEC = 0.5  # also how often progress is written
-PACE_SEC = 0.05
-RETRY_SEC = 1.0  # after the store failed
-TIDY_SEC = 3600.0
-BEATS = 10  # heartbeats in a lease
+TICK_SEC = 0.5  # the longest time between rounds; progress is written as often
+PACE_SEC = 0.05  # the pause between rounds at full load
+RETRY_SEC = 1.0  # the pause after a failure of the store
+CLEANUP_SEC = 3600.0  # the time between removals of expired jobs
+RENEWALS = 10  # renewals in the length of a lease
 
-_LEFT = (DeviceLost.code, Cancelled.code)
+_NOT_OVER = (DeviceLost.code, Cancelled.code)  # errors after which another process runs the job
 
 
 class JobRunner:
-    """`owner` must be no other process's. `workers_in_flight`: most jobs at a time. Thread-safe."""
+    """Runs the jobs of a store on this process. Thread-safe; as a context manager, it starts and stops.
+
+    Args:
+        store: The jobs.
+        run: Starts a payload, and returns a future of its result.
+        workers_in_flight: The most jobs that run at a time.
+        owner: A name that no other process has; by default it consists of host, process id and a random number.
+        lease_sec: The length of a lease, which the runner renews RENEWALS times in that time.
+        keep_sec: How long finished jobs are kept.
+        max_bytes: The most bytes of payloads and results of finished jobs.
+        webhooks: What delivers webhooks; by default, one without a secret.
+    """
 
     def __init__(
         self,
         store: JobStore,
-        run: Run,
+        run: StartJob,
         *,
         workers_in_flight: int = 64,
         owner: str | None = None,
@@ -71,18 +79,18 @@ class JobRunner:
         self._lease_sec, self._keep_sec, self._max_bytes = lease_sec, keep_sec, max_bytes
         self._webhooks = webhooks or Webhooks(store)
         self._changed = threading.Condition()
-        self._starting = threading.Lock()  # held from a claim until its futures are known
+        self._starting = threading.Lock()  # held from a claim until the futures of its jobs are in `_running`
         self._running: dict[str, Future[dict[str, Any]]] = {}
         self._ended: list[str] = []
         self._progress: dict[str, tuple[int, int]] = {}
-        self._woken = self._lost = False
+        self._woken = self._device_lost = False
         self._stop_at: float | None = None
-        self._beat_at = self._tell_at = self._tidy_at = 0.0  # when each is due again
-        self._thread = threading.Thread(target=self._live, name="jobs", daemon=True)
+        self._renew_at = self._progress_at = self._cleanup_at = 0.0  # when each is due (monotonic clock)
+        self._thread = threading.Thread(target=self._loop, name="jobs", daemon=True)
 
     @classmethod
-    def of(cls, settings: Settings, store: JobStore, run: Run, **options: Any) -> JobRunner:
-        """`options`: of Webhooks, beside those that the settings give."""
+    def of(cls, settings: Settings, store: JobStore, run: StartJob, **options: Any) -> JobRunner:
+        """Return a runner with the limits of the settings. `options` are further arguments of Webhooks."""
         sender = Webhooks(store, secret=settings.webhook_secret, allow_private=settings.allow_private_urls, **options)
         return cls(
             store,
@@ -95,6 +103,7 @@ class JobRunner:
         )
 
     def start(self) -> None:
+        """Start to run jobs and to deliver webhooks, on threads of this object."""
         self._webhooks.start()
         self._thread.start()
 
@@ -107,26 +116,31 @@ class JobRunner:
         upload: str | None = None,
         webhook: str | None = None,
     ) -> Job:
-        """As JobStore.submit, and begins at once if there is room. Raises RequestError for a webhook that is not
-        allowed."""
+        """Store a job as `JobStore.submit` does, and start it at once if fewer than `workers_in_flight` run.
+
+        Raises: RequestError if the webhook is not allowed; the errors of `JobStore.submit`.
+        """
         (job,) = self.submit_all([Submission(kind, payload, filename, upload, webhook)])
         return job
 
     def check(self, webhook: str | None) -> None:
-        """Raises RequestError for one that is not allowed."""
+        """Raise RequestError if a webhook is not allowed."""
         if webhook is not None:
             check_webhook(webhook, allow_private=self._webhooks.allow_private)
 
     def submit_all(self, submissions: Sequence[Submission]) -> list[Job]:
-        """As JobStore.submit_all, likewise."""
-        for one in submissions:
-            self.check(one.webhook)
+        """Store several jobs as `JobStore.submit_all` does, and start them as `submit` does."""
+        for submission in submissions:
+            self.check(submission.webhook)
         stored = self._store.submit_all(submissions)
         self._wake()
         return stored
 
     def cancel(self, job_id: str) -> Literal["cancelled", "finished", "not_found"]:
-        """As JobStore.cancel, and stops its work at once if it runs here; elsewhere it stops at the next heartbeat."""
+        """Cancel a job as `JobStore.cancel` does.
+
+        Its work stops at once if it runs in this process, else when the other process next renews its lease.
+        """
         outcome = self._store.cancel(job_id)
         if outcome == "cancelled":
             with self._starting:
@@ -135,7 +149,7 @@ class JobRunner:
         return outcome
 
     def stop(self, drain_sec: float = 0.0) -> None:
-        """Claims no more; what is not finished within `drain_sec` is stopped and given back to the queue."""
+        """Claim no more jobs; after `drain_sec` seconds, stop the unfinished jobs and return them to the queue."""
         with self._changed:
             self._stop_at = time.monotonic() + drain_sec
             self._changed.notify()
@@ -152,33 +166,33 @@ class JobRunner:
 
     # The thread
 
-    def _live(self) -> None:
-        fault = ""
-        while self._wait(paused=bool(fault)):
+    def _loop(self) -> None:
+        failure = ""
+        while self._wait(paused=bool(failure)):
             try:
                 self._round()
-                fault = ""
+                failure = ""
             except StoreError as error:
-                if error.message != fault:
-                    log.error("jobs wait: %s", error.message)  # noqa: TRY400  the message says it all
-                fault = error.message
+                if error.message != failure:
+                    log.error("no job is started: %s", error.message)  # noqa: TRY400  the message is enough
+                failure = error.message
             except Exception as error:
-                log.exception("a round of jobs failed")
-                fault = repr(error)
-        self._leave()
+                log.exception("a round of the job runner failed")
+                failure = repr(error)
+        self._return_jobs()
 
     def _wait(self, *, paused: bool) -> bool:
-        """Until there is something to do; False when it is time to leave."""
+        """Wait until the next round is due. Return False if the runner is to stop."""
         time.sleep(PACE_SEC * len(self._running) / self._most)
         with self._changed:
             if paused:
                 self._changed.wait_for(lambda: self._stop_at is not None, RETRY_SEC)
             else:
-                self._changed.wait_for(lambda: self._woken or self._ended or self._over(), TICK_SEC)
+                self._changed.wait_for(lambda: self._woken or self._ended or self._is_over(), TICK_SEC)
             self._woken = False
-            return not self._over()
+            return not self._is_over()
 
-    def _over(self) -> bool:
+    def _is_over(self) -> bool:
         return self._stop_at is not None and (not self._running or time.monotonic() >= self._stop_at)
 
     def _wake(self) -> None:
@@ -187,55 +201,55 @@ class JobRunner:
             self._changed.notify()
 
     def _round(self) -> None:
-        self._write()
+        self._write_outcomes()
         now = time.monotonic()
-        if now >= self._beat_at:
-            self._beat_at = now + self._lease_sec / BEATS
-            self._beat()
-        if now >= self._tell_at and self._progress:
-            self._tell_at = now + TICK_SEC
+        if now >= self._renew_at:
+            self._renew_at = now + self._lease_sec / RENEWALS
+            self._renew_leases()
+        if now >= self._progress_at and self._progress:
+            self._progress_at = now + TICK_SEC
             with self._changed:
                 progress, self._progress = self._progress, {}
             self._store.progress(self.owner, progress)
-        if self._stop_at is None and not self._lost:
-            self._begin()
-        if now >= self._tidy_at:
-            self._tidy_at = now + TIDY_SEC
+        if self._stop_at is None and not self._device_lost:
+            self._claim()
+        if now >= self._cleanup_at:
+            self._cleanup_at = now + CLEANUP_SEC
             self._store.expire(self._keep_sec, self._max_bytes)
             self._store.sweep()
 
-    def _begin(self) -> None:
-        """Claims what there is room for, and starts it."""
+    def _claim(self) -> None:
+        """Claim and start as many jobs as there is room for."""
         room = self._most - len(self._running)
         if room <= 0:
             return
         with self._starting:
             for job, payload in self._store.claim(self.owner, self._lease_sec, room):
-                future = self._future(job.id, payload)
+                future = self._start(job.id, payload)
                 with self._changed:
                     self._running[job.id] = future
-                future.add_done_callback(functools.partial(self._done, job.id))
+                future.add_done_callback(functools.partial(self._on_done, job.id))
 
-    def _future(self, job_id: str, payload: Any) -> Future[dict[str, Any]]:
+    def _start(self, job_id: str, payload: Any) -> Future[dict[str, Any]]:
         def on_progress(done: int, total: int) -> None:
             with self._changed:
                 self._progress[job_id] = (done, total)
 
         try:
             return self._run(payload, on_progress)
-        except Exception as error:  # noqa: BLE001  a job ends whatever happens
+        except Exception as error:  # noqa: BLE001  any error ends the job
             failed: Future[dict[str, Any]] = Future()
             failed.set_exception(error)
             return failed
 
-    def _done(self, job_id: str, _future: Future[dict[str, Any]]) -> None:
+    def _on_done(self, job_id: str, _future: Future[dict[str, Any]]) -> None:
         with self._changed:
             if job_id in self._running:
                 self._ended.append(job_id)
                 self._changed.notify()
 
-    def _write(self) -> None:
-        """Writes what has ended; it stays noted here until that has worked."""
+    def _write_outcomes(self) -> None:
+        """Store the outcomes of ended jobs. They stay in memory until that succeeds."""
         with self._changed:
             ended = {
                 job_id: (self._running[job_id], self._progress.get(job_id))
@@ -257,8 +271,8 @@ class JobRunner:
             self._store.finish(self.owner, outcomes)
         except StoreError:
             raise
-        except Exception as error:  # noqa: BLE001  the runner never dies
-            if len(outcomes) > 1:  # one that cannot be stored must not keep the others
+        except Exception as error:  # noqa: BLE001  the runner must not die
+            if len(outcomes) > 1:  # one outcome that cannot be stored must not block the others
                 for job_id, outcome in outcomes.items():
                     self._finish({job_id: outcome})
                 return
@@ -266,35 +280,35 @@ class JobRunner:
             self._store.finish(self.owner, {job_id: Outcome.failed(_unexpected(job_id, error))})
 
     def _outcome(self, job_id: str, future: Future[dict[str, Any]], progress: tuple[int, int] | None) -> Outcome | None:
-        """How the job ended, or None if somebody else shall run it."""
+        """Return how a job ended, or None if another process is to run it."""
         if future.cancelled():
             return None
         try:
-            answer = future.result()
-            error = _left_of(answer) or _error_of(answer)
+            result = future.result()
+            error = _interruption(result) or _error_of(result)
             if error is None:
-                return Outcome.completed(answer, progress)
-            if error["code"] not in _LEFT:
-                return Outcome.failed(error, answer if "results" in answer else None, progress)
-        except AviaryError as fault:
-            error = {"code": fault.code, "message": fault.message, "retryable": fault.retryable}
-            if fault.code not in _LEFT:
+                return Outcome.completed(result, progress)
+            if error["code"] not in _NOT_OVER:
+                return Outcome.failed(error, result if "results" in result else None, progress)
+        except AviaryError as failure:
+            error = _error_json(failure)
+            if failure.code not in _NOT_OVER:
                 return Outcome.failed(error, progress=progress)
-        except Exception as fault:  # noqa: BLE001  a job is answered whatever happens
-            return Outcome.failed(_unexpected(job_id, fault), progress=progress)
-        log.warning("job %s is left to another process: %s", job_id, error["message"])
-        self._lost = self._lost or error["code"] == DeviceLost.code
+        except Exception as failure:  # noqa: BLE001  any error ends the job
+            return Outcome.failed(_unexpected(job_id, failure), progress=progress)
+        log.warning("another process will run job %s: %s", job_id, error["message"])
+        self._device_lost = self._device_lost or error["code"] == DeviceLost.code
         return None
 
-    def _beat(self) -> None:
-        """Renews the leases of all that runs; what is no longer ours is stopped."""
+    def _renew_leases(self) -> None:
+        """Renew the leases of running jobs, and stop the jobs that this process no longer holds."""
         with self._changed:
             running = list(self._running)
         if running:
             self._drop(set(running) - self._store.renew(self.owner, running, self._lease_sec))
 
     def _drop(self, job_ids: Iterable[str]) -> None:
-        """Forgets jobs, and stops those that are under way."""
+        """Remove jobs from memory, and stop those that still run."""
         with self._changed:
             futures = [self._running.pop(job_id, None) for job_id in job_ids]
             self._ended = [job_id for job_id in self._ended if job_id in self._running]
@@ -304,35 +318,43 @@ class JobRunner:
             if future is not None:
                 future.cancel()
 
-    def _leave(self) -> None:
+    def _return_jobs(self) -> None:
+        """Store the last outcomes, and return unfinished jobs to the queue."""
         try:
-            self._write()
-            rest = list(self._running)
-            self._drop(rest)
-            if rest:
-                self._store.give_back(self.owner, rest)
+            self._write_outcomes()
+            unfinished = list(self._running)
+            self._drop(unfinished)
+            if unfinished:
+                self._store.give_back(self.owner, unfinished)
         except Exception:
-            log.exception("jobs could not be given back; others may take them when their leases lapse")
+            log.exception("the unfinished jobs stay leased; other processes can claim them when the leases lapse")
 
 
-def _error_of(answer: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a failed answer says of its failure: its own code, or that of the first input that failed."""
-    if "error" not in answer:
+def _error_of(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the error of a failed result, None for any other; its code may be that of the first failed input."""
+    if "error" not in result:
         return None
-    first: Mapping[str, Any] = next((one["error"] for one in answer.get("results", ()) if "error" in one), {})
+    first = next(_input_errors(result), {})
     return {
-        "code": answer.get("code") or first.get("code", InternalError.code),
-        "message": str(answer["error"]),
-        "retryable": bool(answer.get("retryable", first.get("retryable", False))),
+        "code": result.get("code") or first.get("code", InternalError.code),
+        "message": str(result["error"]),
+        "retryable": bool(result.get("retryable", first.get("retryable", False))),
     }
 
 
-def _left_of(answer: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Why some of the inputs were not run, if that is no fault of theirs."""
-    errors = (one["error"] for one in answer.get("results", ()) if "error" in one)
-    return next((error for error in errors if error["code"] in _LEFT), None)
+def _interruption(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the error because of which inputs were not processed, if another process is to run the job."""
+    return next((error for error in _input_errors(result) if error["code"] in _NOT_OVER), None)
+
+
+def _input_errors(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    return (one["error"] for one in result.get("results", ()) if "error" in one)
+
+
+def _error_json(error: AviaryError) -> dict[str, Any]:
+    return {"code": error.code, "message": error.message, "retryable": error.retryable}
 
 
 def _unexpected(job_id: str, error: Exception) -> dict[str, Any]:
-    ours = report(error, during=f"job {job_id}")
-    return {"code": ours.code, "message": ours.message, "retryable": ours.retryable}
+    """Log an unexpected error, and return it as an internal error with a log id."""
+    return _error_json(report(error, during=f"job {job_id}"))

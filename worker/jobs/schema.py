@@ -1,8 +1,8 @@
-"""The job store's tables, and the steps that lead to them.
+"""The tables of the job store, and the migration steps that create them.
 
-STEPS are run in order, each in a transaction of its own that also writes the version it leads to; processes that start
-together take turns. A step is never changed once it was released: what is to be different is a new step at the end. The
-Tables below are what the queries are written against; a test compares them with what the steps make.
+STEPS run in order, each in a transaction that also writes the version it leads to; processes that start at the same
+time take turns. A released step never changes: to change the schema, append a step. Queries use the Tables below, and a
+test compares these with the result of the steps.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from worker.errors import ConfigError
 
 metadata = sa.MetaData()
 
-# What is asked for often; what may be large is in `documents`, so that a heartbeat does not rewrite megabytes.
+# The columns that change or are read often. Large texts are in `documents`, because SQLite rewrites the whole row.
 jobs = sa.Table(
     "jobs",
     metadata,
-    sa.Column("number", sa.BigInteger, primary_key=True),  # rises with the time of submission
+    sa.Column("number", sa.BigInteger, primary_key=True),  # the order of submission
     sa.Column("id", sa.String(36), nullable=False, unique=True),
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("filename", sa.Text),
     sa.Column("upload", sa.Text),
     sa.Column("webhook", sa.Text),
     sa.Column("state", sa.Text, nullable=False),
-    sa.Column("created_at", sa.Double, nullable=False),  # this and all times: seconds since 1970
+    sa.Column("created_at", sa.Double, nullable=False),  # seconds since 1970, as all times
     sa.Column("started_at", sa.Double),
     sa.Column("completed_at", sa.Double),
     sa.Column("done", sa.Integer, nullable=False),
@@ -35,9 +35,9 @@ jobs = sa.Table(
     sa.Column("error", sa.Text),  # JSON
     sa.Column("lease_owner", sa.Text),
     sa.Column("lease_until", sa.Double),
-    sa.Column("webhook_at", sa.Double),  # from when its delivery may be taken up; null: nothing to deliver
-    sa.Column("bytes", sa.BigInteger, nullable=False),  # of its payload and result
-    sa.Column("payload", sa.Text),  # JSON; null: it is large, and in `documents`
+    sa.Column("webhook_at", sa.Double),  # when the webhook is due; null if nothing is to be delivered
+    sa.Column("bytes", sa.BigInteger, nullable=False),  # size of its payload and result
+    sa.Column("payload", sa.Text),  # JSON; null if it is large and therefore in `documents`
 )
 
 documents = sa.Table(
@@ -71,20 +71,20 @@ _LOCK = 0x41766961727900
 
 
 def migrate(engine: sa.Engine, steps: Sequence[Step] = STEPS) -> None:
-    """Brings the store up to the last step. A step that fails leaves the store as the one before it left it.
+    """Migrate the store to the last step. A step that fails changes nothing.
 
-    Raises ConfigError for a store that a newer version has written.
+    Raises: ConfigError if a newer version has written the store.
     """
     for version in range(len(steps) + 1):
         with engine.begin() as connection:
-            if engine.dialect.name == "postgresql":  # SQLite's own write lock does the same there
+            if engine.dialect.name == "postgresql":  # in SQLite, the write lock has the same effect
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
             connection.execute(sa.text("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)"))
             found = connection.scalar(sa.text("SELECT max(version) FROM schema_version")) or 0
             if found > len(steps):
                 raise ConfigError(
-                    f"the job store has version {found}, written by a newer Aviary; this one knows versions up to "
-                    f"{len(steps)}: update it, or give it a store of its own (JOBS_URL)"
+                    f"the job store has version {found}, written by a newer Aviary, but this one supports versions up "
+                    f"to {len(steps)}. Upgrade Aviary, or name another store in JOBS_URL."
                 )
             if version > found:
                 for statement in steps[version - 1]:

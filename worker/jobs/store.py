@@ -1,20 +1,20 @@
-"""Jobs that outlive a restart, in one database that several server processes may share.
+"""Jobs that survive a restart, in one database that several server processes may share.
 
     pending ── claim ──▶ processing ── finish ──▶ completed | failed
        ▲                     │
        └── give_back, or the lease has lapsed        cancel: pending | processing ──▶ cancelled
 
-A finished job (completed, failed, cancelled) never changes. A job being processed is held under a lease by one owner,
-who renews it; once the lease has lapsed, the next claim by anybody takes the job from him. Until then his result still
-counts:
-it is written if the job is his and is being processed, hence once. After `max_attempts` lapsed leases the job fails
-with `worker_lost`. Times are seconds since 1970, all from `clock`; with several machines on one store their clocks must
+A finished job (completed, failed, cancelled) never changes. One owner holds a job in processing under a lease, and
+renews the lease. After the lease has lapsed, the next claim by any process takes the job away. Until then, the owner's
+result still counts, so a result is written exactly once. After `max_attempts` lapsed leases, the job fails with
+`worker_lost`. Times are seconds since 1970, all from `clock`; if several machines share one store, their clocks must
 agree to well within a lease.
 
-An upload is a file in `uploads` that one job owns: it is removed when that job is finished. Until `submit` has
-returned,
-it is the caller's. Every method is one transaction, and raises StoreError or DiskFull when the database fails: then
-nothing was changed. Reads wait for no writer.
+An upload is a file in `uploads` that one job owns; it is removed when the job ends. Until `submit` returns, the file
+belongs to the caller.
+
+Every method is one transaction, and raises StoreError or DiskFull if the database fails; nothing is changed then. Reads
+never wait for a write.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from worker.jobs.schema import documents, jobs
 
 log = logging.getLogger(__name__)
 
-INLINE_CHARS = 8192  # larger payloads are kept apart: whatever changes of a job, SQLite writes its whole row again
+INLINE_CHARS = 8192  # larger payloads go to `documents`, because SQLite rewrites a whole row for any change
 _EXPIRED_AT_A_TIME = 500
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _COLUMNS = [jobs.c[field.name] for field in fields(Job)]
@@ -57,7 +57,11 @@ _POSITION = sa.case(
 
 
 class JobStore:
-    """`url`: sqlite:////path/jobs.db or postgresql://…; `uploads`: the folder of uploaded files. Thread-safe."""
+    """The jobs of one database, and the folder of their uploaded files. Thread-safe.
+
+    `url` is sqlite:////path/jobs.db or postgresql://host/name. `uploads` is the folder, created if it does not exist.
+    Raises: ConfigError if the database cannot be opened.
+    """
 
     def __init__(
         self, url: str | sa.URL, uploads: Path, *, max_attempts: int = 3, clock: Callable[[], float] = time.time
@@ -68,13 +72,15 @@ class JobStore:
 
     @classmethod
     def of(cls, settings: Settings) -> JobStore:
+        """Return the store that JOBS_URL, DATA_DIR and JOB_MAX_ATTEMPTS describe."""
         url = settings.jobs_url or sa.URL.create("sqlite", database=str(settings.data_dir.absolute() / "jobs.db"))
         return cls(url, settings.data_dir / "uploads", max_attempts=settings.job_max_attempts)
 
     def close(self) -> None:
+        """Close the database."""
         self._database.close()
 
-    # For those who submit
+    # Methods for submitters
 
     def submit(
         self,
@@ -85,14 +91,16 @@ class JobStore:
         upload: str | None = None,
         webhook: str | None = None,
     ) -> Job:
-        """A new job at the end of the queue. Raises ValueError as `submit_all` does."""
+        """Store a job at the end of the queue. Raises: ValueError as `submit_all` does."""
         (job,) = self.submit_all([Submission(kind, payload, filename, upload, webhook)])
         return job
 
     def submit_all(self, submissions: Sequence[Submission]) -> list[Job]:
-        """New jobs at the end of the queue, one at least, all or none. Raises ValueError for a payload that is not
-        JSON, or an upload outside the folder."""
-        rows = [self._row(one) for one in submissions]
+        """Store one or more jobs at the end of the queue, all or none.
+
+        Raises: ValueError if a payload is not JSON, or if an upload is not the name of a file in the folder.
+        """
+        rows = [self._row(submission) for submission in submissions]
         with self._database.write() as connection:
             numbers = connection.scalars(
                 _SUBMIT, [row if len(row["payload"]) <= INLINE_CHARS else row | {"payload": None} for row in rows]
@@ -106,16 +114,17 @@ class JobStore:
                 connection.execute(_DOCUMENT, large)
         return [_new(number, row) for number, row in zip(numbers, rows, strict=True)]
 
-    def _row(self, one: Submission) -> dict[str, Any]:
-        if one.upload is not None and (one.upload in ("", "..") or Path(one.upload).name != _storable(one.upload)):
-            raise ValueError(f"an upload is the name of a file in {self.uploads}, not {one.upload!r}")
-        body = encode(one.payload)
+    def _row(self, submission: Submission) -> dict[str, Any]:
+        upload = submission.upload
+        if upload is not None and (upload in ("", "..") or Path(upload).name != _storable(upload)):
+            raise ValueError(f"upload must be the name of a file in {self.uploads}, not {upload!r}")
+        body = encode(submission.payload)
         return {
             "id": str(uuid.uuid4()),
-            "kind": one.kind,
-            "filename": _storable(one.filename),
-            "upload": one.upload,
-            "webhook": one.webhook,
+            "kind": submission.kind,
+            "filename": _storable(submission.filename),
+            "upload": upload,
+            "webhook": submission.webhook,
             "state": "pending",
             "created_at": self._clock(),
             "done": 0,
@@ -126,19 +135,19 @@ class JobStore:
         }
 
     def payload(self, job_id: str) -> Any:
-        """What was submitted, or None."""
+        """Return the payload that was submitted, or None if there is no such job."""
         if not _ID.fullmatch(job_id):
             return None
         with self._database.read() as connection:
             body = connection.scalar(
                 sa.select(sa.func.coalesce(jobs.c.payload, documents.c.body))
-                .outerjoin_from(jobs, documents, _documented("payload"))
+                .outerjoin_from(jobs, documents, _has_document("payload"))
                 .where(jobs.c.id == job_id)
             )
         return None if body is None else json.loads(body)
 
     def see(self, job_id: str) -> Seen | None:
-        """All that may be told of a job, in one read: who polls asks often."""
+        """Return a job with its position and its result, or None. It is one read, because clients poll often."""
         if not _ID.fullmatch(job_id):
             return None
         with self._database.read() as connection:
@@ -148,26 +157,29 @@ class JobStore:
         )
 
     def cancel(self, job_id: str) -> Literal["cancelled", "finished", "not_found"]:
-        """`finished`: it was over before, in whichever way."""
+        """Cancel a job and remove its upload. "finished" means that the job had already ended, in any state."""
         if not _ID.fullmatch(job_id):
             return "not_found"
         with self._database.write() as connection:
             row = connection.execute(
                 jobs.update()
                 .where(jobs.c.id == job_id, jobs.c.state.in_(("pending", "processing")))
-                .values(state="cancelled", **_ended(self._clock()))
+                .values(state="cancelled", **_end(self._clock()))
                 .returning(jobs.c.upload)
             ).one_or_none()
-            known = row or connection.execute(sa.select(jobs.c.id).where(jobs.c.id == job_id)).one_or_none()
+            exists = row or connection.execute(sa.select(jobs.c.id).where(jobs.c.id == job_id)).one_or_none()
         if row is None:
-            return "finished" if known else "not_found"
-        self._free([row.upload])
+            return "finished" if exists else "not_found"
+        self._remove([row.upload])
         return "cancelled"
 
     def recent(
         self, *, state: State | None = None, kind: str | None = None, limit: int = 100, before: int | None = None
     ) -> list[Seen]:
-        """The newest first, without their answers; `before`: only those submitted before the job of this number."""
+        """Return up to `limit` jobs, newest first, without their results.
+
+        `state` and `kind` select jobs; `before` selects those submitted before the job with that number.
+        """
         query = sa.select(*_COLUMNS, _POSITION.label("position")).order_by(jobs.c.number.desc()).limit(limit)
         for column, value in ((jobs.c.state, state), (jobs.c.kind, kind)):
             query = query if value is None else query.where(column == value)
@@ -177,17 +189,21 @@ class JobStore:
             return [Seen(_job(row), row.position, None) for row in connection.execute(query)]
 
     def counts(self) -> dict[State, int]:
+        """Return the number of jobs in each state."""
         with self._database.read() as connection:
             rows = connection.execute(sa.select(jobs.c.state, sa.func.count()).group_by(jobs.c.state))
             return dict.fromkeys(STATES, 0) | {row[0]: row[1] for row in rows}
 
-    # For those who run them: `owner` is a name that no other process has
+    # Methods for runners; `owner` is a name that no other process has
 
     def claim(self, owner: str, lease_sec: float, limit: int = 1) -> list[tuple[Job, Any]]:
-        """Up to `limit` waiting jobs with their payloads, the oldest first, now the owner's; each counts an attempt."""
+        """Lease up to `limit` pending jobs to the owner, and return them with their payloads, oldest first.
+
+        Each claim counts as an attempt. Jobs whose leases have lapsed return to the queue first.
+        """
         now = self._clock()
         with self._database.write() as connection:
-            lost = self._return_lapsed(connection, now)
+            uploads = self._return_lapsed(connection, now)
             numbers = connection.scalars(
                 sa.select(jobs.c.number)
                 .where(jobs.c.state == "pending")
@@ -224,23 +240,26 @@ class JobStore:
                     .tuples()
                     .all()
                 )
-        self._free(lost)
+        self._remove(uploads)
         return [(_job(row), json.loads(bodies[row.number])) for row in sorted(rows, key=lambda row: row.number)]
 
     def renew(self, owner: str, job_ids: Collection[str], lease_sec: float) -> set[str]:
-        """Those that are still the owner's, their leases renewed. The others were cancelled, or taken after a lapse."""
+        """Renew leases, and return the ids of the jobs that the owner still holds.
+
+        The other jobs were canceled, or claimed by another owner after a lapse.
+        """
         with self._database.write() as connection:
             return set(
                 connection.scalars(
                     jobs.update()
-                    .where(*_held(owner, job_ids))
+                    .where(*_held_by(owner, job_ids))
                     .values(lease_until=self._clock() + lease_sec)
                     .returning(jobs.c.id)
                 )
             )
 
     def progress(self, owner: str, progress: Mapping[str, tuple[int, int]]) -> None:
-        """Sets (done, total) of jobs that are still the owner's."""
+        """Store (done, total) for the jobs that the owner still holds."""
         with self._database.write() as connection:
             connection.execute(
                 jobs.update()
@@ -250,39 +269,42 @@ class JobStore:
             )
 
     def finish(self, owner: str, outcomes: Mapping[str, Outcome]) -> set[str]:
-        """Ends jobs, those that are still the owner's: gives their ids. What is not among them was not written."""
+        """End the jobs that the owner still holds, and return their ids. Other outcomes are not written."""
         with self._database.write() as connection:
-            held = connection.execute(
+            rows = connection.execute(
                 sa.select(jobs.c.number, jobs.c.id, jobs.c.upload)
-                .where(*_held(owner, outcomes))
+                .where(*_held_by(owner, outcomes))
                 .order_by(jobs.c.number)
                 .with_for_update()
             ).all()
-            ended = [(row.number, outcomes[row.id]) for row in held]
-            results = [{"number": number, "name": "result", "body": one.result} for number, one in ended if one.result]
-            if ended:
+            ends = [(row.number, outcomes[row.id]) for row in rows]
+            results = [{"number": number, "name": "result", "body": end.result} for number, end in ends if end.result]
+            if ends:
                 connection.execute(
-                    _FINISH.values(_ended(self._clock())), [_finishing(number, one) for number, one in ended]
+                    _FINISH.values(_end(self._clock())), [_finish_values(number, end) for number, end in ends]
                 )
             if results:
                 connection.execute(_DOCUMENT, results)
-        self._free(row.upload for row in held)
-        return {row.id for row in held}
+        self._remove(row.upload for row in rows)
+        return {row.id for row in rows}
 
     def give_back(self, owner: str, job_ids: Collection[str]) -> None:
-        """Returns jobs to their places in the queue, as if they had not been tried."""
+        """Return jobs to their positions in the queue, without counting the attempt."""
         with self._database.write() as connection:
             connection.execute(
-                jobs.update().where(*_held(owner, job_ids)).values(attempts=jobs.c.attempts - 1, **_WAITING)
+                jobs.update().where(*_held_by(owner, job_ids)).values(attempts=jobs.c.attempts - 1, **_PENDING)
             )
 
-    # For those who keep house
+    # Housekeeping and webhooks
 
     def expire(self, older_than_sec: float, max_bytes: int) -> int:
-        """Removes jobs that finished longer ago than that, then the oldest of the finished ones while their payloads
-        and results are larger than `max_bytes` together. Gives how many."""
+        """Remove old finished jobs, and return their number.
+
+        These are the jobs that finished more than `older_than_sec` seconds ago, then the oldest ones until the payloads
+        and results of all finished jobs take at most `max_bytes`.
+        """
         removed = 0
-        summed = (
+        sizes = (
             sa.select(
                 jobs.c.number,
                 jobs.c.upload,
@@ -294,42 +316,50 @@ class JobStore:
             .where(jobs.c.state.in_(FINISHED))
             .subquery()
         )
-        query = sa.select(summed.c.number, summed.c.upload).where(
-            sa.or_(summed.c.completed_at < self._clock() - older_than_sec, summed.c.newer_bytes > max_bytes)
+        query = sa.select(sizes.c.number, sizes.c.upload).where(
+            sa.or_(sizes.c.completed_at < self._clock() - older_than_sec, sizes.c.newer_bytes > max_bytes)
         )
         with self._database.read() as connection:
             old = connection.execute(query).all()
-        for start in range(0, len(old), _EXPIRED_AT_A_TIME):  # writers get their turn in between
-            some = old[start : start + _EXPIRED_AT_A_TIME]
-            numbers = [row.number for row in some]
+        for start in range(0, len(old), _EXPIRED_AT_A_TIME):  # other writers take turns in between
+            rows = old[start : start + _EXPIRED_AT_A_TIME]
+            numbers = [row.number for row in rows]
             with self._database.write() as connection:
                 connection.execute(documents.delete().where(documents.c.number.in_(numbers)))
                 removed += connection.execute(jobs.delete().where(jobs.c.number.in_(numbers))).rowcount
-            self._free(row.upload for row in some)
+            self._remove(row.upload for row in rows)
         return removed
 
     def sweep(self, grace_sec: float = 3600.0) -> int:
-        """Removes uploads whose job is finished, and those that no job names and nobody wrote to for `grace_sec`. What
-        a process that was killed left behind ends here. Gives how many."""
-        found: dict[str, float] = {}  # before the jobs are read: none is missed
+        """Remove leftover uploads, for example those of a killed process, and return their number.
+
+        These are the files whose job is finished, and the files that no job names and that were last written more than
+        `grace_sec` seconds ago.
+        """
+        written_at: dict[str, float] = {}  # read before the jobs, so that every file's job is found
         for path in self.uploads.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # others remove files as well
+            with contextlib.suppress(FileNotFoundError):  # another process may have removed the file
                 if path.is_file():
-                    found[path.name] = path.stat().st_mtime
+                    written_at[path.name] = path.stat().st_mtime
         with self._database.read() as connection:
             states = {
                 row.upload: row.state
                 for row in connection.execute(sa.select(jobs.c.upload, jobs.c.state).where(jobs.c.upload.is_not(None)))
             }
-        old = self._clock() - grace_sec
-        over = [
-            name for name, written in found.items() if (states[name] in FINISHED if name in states else written < old)
+        limit = self._clock() - grace_sec
+        leftover = [
+            name
+            for name, written in written_at.items()
+            if (states[name] in FINISHED if name in states else written < limit)
         ]
-        self._free(over)
-        return len(over)
+        self._remove(leftover)
+        return len(leftover)
 
     def webhooks_due(self, hold_sec: float, limit: int = 1) -> list[Job]:
-        """Finished jobs whose webhook is yet to be told: the caller's for `hold_sec`, then anybody's again."""
+        """Return up to `limit` finished jobs whose webhook is due.
+
+        They are reserved for the caller for `hold_sec` seconds; after that, they are due again.
+        """
         now = self._clock()
         due = sa.select(jobs.c.number).where(jobs.c.webhook_at <= now).order_by(jobs.c.webhook_at).limit(limit)
         with self._database.read() as connection:
@@ -348,7 +378,7 @@ class JobStore:
             ]
 
     def webhook_over(self, job_id: str, *, again: bool = False) -> None:
-        """Its webhook was told or given up; `again`: neither, somebody else may try at once."""
+        """End the delivery of a job's webhook; with `again`, make it due again at once instead."""
         with self._database.write() as connection:
             connection.execute(
                 jobs.update()
@@ -357,37 +387,42 @@ class JobStore:
             )
 
     def _return_lapsed(self, connection: sa.Connection, now: float) -> list[str | None]:
-        """Puts jobs whose owner is gone back into the queue, or ends them; gives the uploads of those."""
+        """Return jobs with lapsed leases to the queue, or fail those that have no attempts left.
+
+        Return the uploads of the failed jobs.
+        """
         lapsed = connection.execute(
             sa.select(jobs.c.number, jobs.c.attempts, jobs.c.upload)
             .where(jobs.c.state == "processing", jobs.c.lease_until < now)
             .with_for_update(skip_locked=True)
         ).all()
-        again = [row.number for row in lapsed if row.attempts < self._max_attempts]
-        lost = [row.number for row in lapsed if row.attempts >= self._max_attempts]
-        if again:
-            connection.execute(jobs.update().where(jobs.c.number.in_(again)).values(_WAITING))
+        retried = [row.number for row in lapsed if row.attempts < self._max_attempts]
+        lost = [row for row in lapsed if row.attempts >= self._max_attempts]
+        if retried:
+            connection.execute(jobs.update().where(jobs.c.number.in_(retried)).values(_PENDING))
         if lost:
             error = {
                 "code": WorkerLost.code,
                 "retryable": WorkerLost.retryable,
-                "message": f"the worker was lost while it ran this job, {self._max_attempts} times (JOB_MAX_ATTEMPTS)",
+                "message": f"the worker died {self._max_attempts} times while it ran this job (JOB_MAX_ATTEMPTS)",
             }
             connection.execute(
-                jobs.update().where(jobs.c.number.in_(lost)).values(state="failed", error=encode(error), **_ended(now))
+                jobs.update()
+                .where(jobs.c.number.in_([row.number for row in lost]))
+                .values(state="failed", error=encode(error), **_end(now))
             )
-        return [row.upload for row in lapsed if row.attempts >= self._max_attempts]
+        return [row.upload for row in lost]
 
-    def _free(self, uploads: Iterable[str | None]) -> None:
+    def _remove(self, uploads: Iterable[str | None]) -> None:
         for name in uploads:
             if name is not None:
                 try:
                     (self.uploads / name).unlink(missing_ok=True)
                 except OSError as error:
-                    log.warning("an upload could not be removed: %s", error.strerror)
+                    log.warning("the upload %s could not be removed: %s", name, error.strerror)
 
 
-_WAITING: dict[str, Any] = {
+_PENDING: dict[str, Any] = {
     "state": "pending",
     "started_at": None,
     "done": 0,
@@ -397,16 +432,16 @@ _WAITING: dict[str, Any] = {
 }
 
 
-def _documented(name: str) -> sa.ColumnElement[bool]:
+def _has_document(name: str) -> sa.ColumnElement[bool]:
     return sa.and_(documents.c.number == jobs.c.number, documents.c.name == name)
 
 
-# Made once, for those that every job needs: building a statement takes longer than running it.
+# The statements that every job needs, built once, because building a statement takes longer than running it.
 _SUBMIT = jobs.insert().returning(jobs.c.number, sort_by_parameter_order=True)
 _DOCUMENT = documents.insert()
 _SEE = (
     sa.select(*_COLUMNS, _POSITION.label("position"), documents.c.body)
-    .outerjoin_from(jobs, documents, _documented("result"))
+    .outerjoin_from(jobs, documents, _has_document("result"))
     .where(jobs.c.id == sa.bindparam("job"))
 )
 _FINISH = (
@@ -427,7 +462,8 @@ def _new(number: int, row: Mapping[str, Any]) -> Job:
     return Job(**values | {"number": number})
 
 
-def _finishing(number: int, outcome: Outcome) -> dict[str, Any]:
+def _finish_values(number: int, outcome: Outcome) -> dict[str, Any]:
+    """Return the values of one job for _FINISH."""
     done, total = outcome.progress or (None, None)
     return {
         "the_number": number,
@@ -439,8 +475,8 @@ def _finishing(number: int, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _ended(now: float) -> dict[str, Any]:
-    """What every end has in common."""
+def _end(now: float) -> dict[str, Any]:
+    """Return the values that every job gets when it ends, in any state."""
     return {
         "completed_at": now,
         "lease_owner": None,
@@ -449,14 +485,15 @@ def _ended(now: float) -> dict[str, Any]:
     }
 
 
-def _held(owner: str, job_ids: Collection[str]) -> tuple[sa.ColumnElement[bool], ...]:
+def _held_by(owner: str, job_ids: Collection[str]) -> tuple[sa.ColumnElement[bool], ...]:
     return jobs.c.id.in_(list(job_ids)), jobs.c.lease_owner == owner, jobs.c.state == "processing"
 
 
 def _job(row: Any) -> Job:
-    values = dict(zip(Job.__slots__, row, strict=False))  # _COLUMNS stand first
+    values = dict(zip(Job.__slots__, row, strict=False))  # the row begins with _COLUMNS
     return Job(**values | {"error": None if row.error is None else json.loads(row.error)})
 
 
 def _storable(text: str | None) -> str | None:
+    """Return the text without lone surrogates and NUL characters, which databases cannot store."""
     return None if text is None else text.encode("utf-8", "replace").decode().replace("\0", "�")

@@ -1,18 +1,18 @@
-"""JSONL manifests of any length: each line's object comes back with what was asked for, in order, once, whatever
-happens.
+"""JSONL manifests of any length: each line's object, plus the model's output for its audio, in order and exactly once.
 
-    process(manifest, output, ask)      run.py    the core: reads, asks in threads, writes in order; resumes
-    process_manifest(...)               asks.py   the same, asking a server or a Runpod endpoint
-    with_engine(engine, task)           asks.py   an `ask` that runs in this process
-    on_ray(settings, task)              cluster.py   an `ask` of engines on a Ray cluster
+    process(manifest, output, ask)      run.py      the core: calls `ask` in threads, writes in order, resumes
+    process_manifest(…)                 askers.py   the same with a server or a Runpod endpoint
+    with_engine(engine, task)           askers.py   an `ask` that uses the engine of this process
+    on_ray(settings, task)              ray.py      an `ask` that uses engines on a Ray cluster
 
-A line is an object with the audio's path (relative to the manifest) or URL in `audio_filepath`, `audio`, `source`,
-`path` or
-`url`. NeMo's `offset`, with its `duration`, makes it a segment of a file; a `duration` alone describes the file. Blank
-lines count for nothing. The output has each line's fields and `pred_text` (transcribe; with timestamps=True also
-`timestamps`, as in
-any answer, a segment's from its own start), `caption`, `embedding_path` (an .npy, relative to the output), or `error`;
-and a `warning` where the audio is damaged (a server's transcripts tell of it with timestamps only).
+A line is a JSON object with the audio's path (relative to the manifest) or URL in `audio_filepath`, `audio`, `source`,
+`path` or `url`. NeMo's `offset` and `duration` select a segment of a file; `duration` alone only describes the file.
+Blank lines are skipped.
+
+The output has the fields of each line, plus one of these: `pred_text` (transcribe; with timestamps=True also
+`timestamps`, which for a segment count from its start), `caption`, `embedding_path` (an .npy file, relative to the
+output), both of these (analyze), or `error`. Damaged audio adds `warning`; a server's transcripts report it only with
+timestamps.
 """
 
 from worker.manifest.askers import output_path, process_manifest, with_engine

@@ -1,4 +1,4 @@
-"""Who is asked about a manifest's lines: a server, a Runpod endpoint, or the engine of this process."""
+"""What processes the lines of a manifest: a server, a Runpod endpoint, or the engine of this process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Task = Literal["transcribe", "caption", "embed", "analyze"]
 
-RETRIES = 8  # some two minutes: a server may be restarted meanwhile
+RETRIES = 8  # about two minutes, in which a server may restart
 
 
 async def process_manifest(
@@ -39,36 +39,38 @@ async def process_manifest(
     progress: Callable[[Summary], None] = lambda summary: None,
     **options: Any,
 ) -> Path:
-    """Asks a server, or a Runpod endpoint, about every line; gives the output's path:
-    <output_dir>/<manifest>.<task>.jsonl.
+    """Process a manifest with a server or a Runpod endpoint, and return the path of the output.
 
-    `options`: the client's for this task (model, style, ...). Otherwise as `process`, whose errors it raises.
+    The output is <output_dir>/<manifest>.<task>.jsonl. `server_url` and `api_key` are those of AsyncClient, and
+    `options` those of its method for the task (model, style, …). The other parameters are as in `process`. Canceling
+    the coroutine stops the run; the next run resumes.
+
+    Raises: RequestError if the task is unknown; else the errors of `process`.
     """
     from worker.client import AsyncClient, Transcribed
 
     output = output_path(manifest_path, output_dir, task)
     loop, stop = asyncio.get_running_loop(), threading.Event()
-    asked: set[Future[Any]] = set()
+    calls: set[Future[Any]] = set()
     async with AsyncClient(server_url, api_key, retries=RETRIES) as client:
 
         def ask(line: Line) -> LineResult:
-            future = asyncio.run_coroutine_threadsafe(getattr(client, task)(line.audio(), **options), loop)
-            asked.add(future)
+            call = asyncio.run_coroutine_threadsafe(getattr(client, task)(line.audio(), **options), loop)
+            calls.add(call)
             try:
-                result = future.result()
+                result = call.result()
             except concurrent.futures.CancelledError:
-                raise Cancelled("stopped") from None
+                raise Cancelled("the run was stopped") from None
             finally:
-                asked.discard(future)
+                calls.discard(call)
             if isinstance(result, Transcribed):
-                return _said(
-                    result.text,
-                    {"word": result.words, "segment": result.segments} if options.get("timestamps") else {},
-                    result.warning,
+                spans: dict[Level, Sequence[Span]] = (
+                    {"word": result.words, "segment": result.segments} if options.get("timestamps") else {}
                 )
-            return _heard(getattr(result, "caption", None), getattr(result, "embedding", None), result.warning)
+                return _of_text(result.text, spans, result.warning)
+            return _of_audio(getattr(result, "caption", None), getattr(result, "embedding", None), result.warning)
 
-        work = asyncio.ensure_future(
+        run = asyncio.ensure_future(
             asyncio.to_thread(
                 process,
                 manifest_path,
@@ -82,25 +84,29 @@ async def process_manifest(
             )
         )
         try:
-            summary = await asyncio.shield(work)
+            summary = await asyncio.shield(run)
         except asyncio.CancelledError:
             stop.set()
-            for future in list(asked):
-                future.cancel()
-            await asyncio.wait([work])
+            for call in list(calls):
+                call.cancel()
+            await asyncio.wait([run])
             raise
     return summary.output
 
 
 def output_path(manifest: str | Path, folder: str | Path, task: Task) -> Path:
-    """Where a task's output goes: each task has its own."""
+    """Return the path of a task's output. Raises: RequestError if the task is unknown."""
     if task not in get_args(Task):
-        raise RequestError(f"task {task!r} is none of {', '.join(get_args(Task))}", param="task")
+        raise RequestError(f"unsupported task {task!r}; use one of {', '.join(get_args(Task))}", param="task")
     return Path(folder) / f"{Path(manifest).stem}.{task}.jsonl"
 
 
 def with_engine(engine: Engine, task: Task, **options: Any) -> Asker:
-    """Asks the engine of this process, which may read any path. `options`: the request's fields (model, style, ...)."""
+    """Return an Asker that uses the engine of this process, and that may read any path.
+
+    `options` are the request's fields (model, style, …). The Asker raises the errors of `worker.protocol.request.parse`
+    and of the input.
+    """
     import tempfile
 
     from worker.protocol.request import parse
@@ -121,30 +127,31 @@ def with_engine(engine: Engine, task: Task, **options: Any) -> Asker:
             raise outcome.error
         output, warning = outcome.output, outcome.warning
         if isinstance(output, Analysis):
-            return _heard(output.caption.text, output.embedding.values, warning)
+            return _of_audio(output.caption.text, output.embedding.values, warning)
         if isinstance(output, Embedding):
-            return _heard(None, output.values, warning)
+            return _of_audio(None, output.values, warning)
         if isinstance(output, Caption):
-            return _heard(output.text, None, warning)
+            return _of_audio(output.text, None, warning)
         spans = (
             {"word": output.words, "segment": output.segments, "char": output.chars}
             if isinstance(output, Transcript)
             else {}
         )
-        return _said(output.text, {level: spans[level] for level in outcome.item.view.timestamps}, warning)
+        return _of_text(output.text, {level: spans[level] for level in outcome.item.view.timestamps}, warning)
 
     return ask
 
 
-def _said(text: str, spans: Mapping[Level, Sequence[Span]], warning: str | None) -> LineResult:
-    return LineResult(
-        {"pred_text": text} | ({"timestamps": render.timestamps(spans)} if spans else {}) | _warned(warning)
-    )
+def _of_text(text: str, spans: Mapping[Level, Sequence[Span]], warning: str | None) -> LineResult:
+    """Return the result of transcribe."""
+    timestamps = {"timestamps": render.timestamps(spans)} if spans else {}
+    return LineResult({"pred_text": text} | timestamps | _warning(warning))
 
 
-def _heard(caption: str | None, embedding: np.ndarray | None, warning: str | None) -> LineResult:
-    return LineResult(({} if caption is None else {"caption": caption}) | _warned(warning), embedding)
+def _of_audio(caption: str | None, embedding: np.ndarray | None, warning: str | None) -> LineResult:
+    """Return the result of caption, embed or analyze."""
+    return LineResult(({} if caption is None else {"caption": caption}) | _warning(warning), embedding)
 
 
-def _warned(warning: str | None) -> dict[str, str]:
+def _warning(warning: str | None) -> dict[str, str]:
     return {"warning": warning} if warning else {}

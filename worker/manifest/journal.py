@@ -1,6 +1,6 @@
-"""A JSONL file that is only appended to, by one process at a time, and that survives being killed at any moment.
+"""A JSONL file that one process at a time appends to, and that survives a kill at any moment.
 
-Lines reach the disk in small groups (fsync). What a killed process left of a line is cut off by `recover`.
+Lines reach the disk in small groups (fsync). `recover` cuts off an incomplete line that a killed process left.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SYNC_LINES, SYNC_SEC = 64, 1.0
 
 
 class Journal:
-    """Raises RequestError if another process has it open."""
+    """An open journal at `path`, created if it does not exist. Raises: RequestError if another process has it open."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -34,21 +34,26 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.close()
-            raise RequestError(f"another run is writing {path}", param="output") from None
+            raise RequestError(
+                f"another run is writing {path}; wait for it, or choose another output folder", param="output"
+            ) from None
         except OSError:
-            pass  # a file system without locks
+            pass  # the file system has no locks
         self._unsynced, self._synced_at = 0, time.monotonic()
 
     def recover(self) -> Iterator[dict[str, Any]]:
-        """Every line's object; a last line that is not whole is cut off. To be read to its end before `append`.
-        Raises RequestError for a file that was never such a journal."""
+        """Yield the object of every line, and cut off an incomplete last line.
+
+        Exhaust the iterator before the first `append`. Raises: RequestError if the file is not a journal.
+        """
         whole = 0
         with self.path.open("rb") as file:
             for line in file:
                 value = _object(line)
                 if value is None and file.peek(1):
                     raise RequestError(
-                        f"{self.path} is not an output of this program: choose another folder, or remove it",
+                        f"{self.path} is not the output of a manifest. Choose another output folder, or delete the "
+                        "file to start over.",
                         param="output",
                     )
                 if value is not None:
@@ -57,22 +62,22 @@ class Journal:
         self._file.truncate(whole)
 
     def lines(self) -> Iterator[bytes]:
-        """The lines, with their ends."""
+        """Yield the lines, each with its line end."""
         with self.path.open("rb") as file:
             yield from file
 
     def append(self, line: bytes) -> None:
-        """`line`: with its end."""
+        """Append a line, which includes its line end. It reaches the disk with the next `sync`."""
         self._file.write(line)
         self._unsynced += 1
 
     @property
     def due(self) -> bool:
-        """Whether a group is full, or old enough."""
+        """Return whether a sync is due: after SYNC_LINES lines or SYNC_SEC seconds."""
         return self._unsynced >= SYNC_LINES or time.monotonic() - self._synced_at >= SYNC_SEC
 
     def sync(self) -> None:
-        """Everything is on disk afterwards."""
+        """Write all appended lines to the disk (fsync)."""
         if self._unsynced:
             self._file.flush()
             os.fsync(self._file.fileno())

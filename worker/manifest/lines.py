@@ -1,4 +1,4 @@
-"""A manifest's lines, and the audio that each names. Nothing is held but the line that is read."""
+"""The lines of a manifest, and the audio that each line names."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ SOURCES = ("audio_filepath", "audio", "source", "path", "url")
 
 @dataclass(frozen=True)
 class Line:
-    """One line. `index`: its place among those that are not blank, from 0. `fields`: its object, or its text as `raw`
-    if it is `broken`. `folder`: what its paths are relative to."""
+    """One line of a manifest.
+
+    `index` is its position, from 0, among the lines that are not blank. `fields` is its JSON object; a `broken` line
+    has its text in the field `raw`. Relative paths start at `folder`.
+    """
 
     index: int
     fields: Json
@@ -27,26 +30,30 @@ class Line:
     broken: bool = False
 
     def audio(self) -> str | bytes:
-        """The path or URL; a segment as the bytes of a WAV file. Raises InputError."""
+        """Return the path or URL of the audio, or a segment of a file as the bytes of a WAV file.
+
+        Raises: InputError if the line names no audio or its fields are wrong; SourceNotFound, EmptyAudio or
+        DecodeFailed if the segment cannot be read.
+        """
         if self.broken:
             raise InputError("the line is not a JSON object")
         name = next((name for name in SOURCES if self.fields.get(name) is not None), None)
         if name is None:
-            raise InputError(f"the line names no audio: give one of {', '.join(SOURCES)}")
+            raise InputError(f"the line names no audio; add one of {', '.join(SOURCES)}")
         source = self.fields[name]
         if not isinstance(source, str) or not source:
             raise InputError(f"{name} must be a path or URL", param=name)
         remote = "://" in source or source.startswith("data:")
-        place = source if remote else str(self.folder / source)
+        location = source if remote else str(self.folder / source)
         if self.fields.get("offset") is None:
-            return place
+            return location
         if remote:
-            raise InputError("offset is for files of this machine, not for URLs", param="offset")
-        return _segment(place, self.fields["offset"], self.fields.get("duration"))
+            raise InputError("offset requires a local file, not a URL", param="offset")
+        return _segment(location, self.fields["offset"], self.fields.get("duration"))
 
 
 def read(manifest: Path) -> Iterator[tuple[Line, int]]:
-    """Each line that is not blank, and where in the file it ends."""
+    """Yield each line that is not blank, and the offset in bytes at which it ends. Memory holds one line at a time."""
     position, index = 0, 0
     folder = manifest.parent
     with manifest.open("rb") as file:
@@ -67,33 +74,35 @@ def read(manifest: Path) -> Iterator[tuple[Line, int]]:
 
 
 def _finite(text: str) -> float | None:
-    """NaN and infinities are no JSON: null."""
+    """Return the number, or None for one too large for a float, which JSON cannot hold."""
     value = float(text)
     return value if math.isfinite(value) else None
 
 
 def _segment(path: str, offset: Any, duration: Any) -> bytes:
-    """A part of a file as a WAV file. Raises InputError."""
+    """Return `duration` seconds of a file, from `offset` seconds, as a WAV file of float32 samples."""
     import soundfile
 
     from worker.client.audio import wav
 
     if not _is_number(offset) or offset < 0:
-        raise InputError(f"offset must be seconds from the start, not {offset!r}", param="offset")
+        raise InputError(f"offset must be a number of seconds from the start, not {offset!r}", param="offset")
     if duration is not None and (not _is_number(duration) or duration <= 0):
-        raise InputError(f"duration must be seconds above 0, not {duration!r}", param="duration")
+        raise InputError(f"duration must be a number of seconds above 0, not {duration!r}", param="duration")
     if not Path(path).is_file():
         raise SourceNotFound(f"no such file: {path}")
     try:
         with soundfile.SoundFile(path) as file:
             start = round(offset * file.samplerate)
             if start >= file.frames:
-                raise EmptyAudio(f"offset {offset:g} s is behind the end, at {file.frames / file.samplerate:g} s")
+                raise EmptyAudio(
+                    f"offset {offset:g} s is past the end of the file, at {file.frames / file.samplerate:g} s"
+                )
             file.seek(start)
             count = -1 if duration is None else max(1, round(duration * file.samplerate))
             return wav(file.read(count, dtype="float32"), file.samplerate)
     except soundfile.LibsndfileError as error:
-        raise DecodeFailed(f"offset is for files that libsndfile reads (wav, flac, ogg, mp3): {error}") from error
+        raise DecodeFailed(f"offset requires a file that libsndfile reads (wav, flac, ogg, mp3): {error}") from error
 
 
 def _is_number(value: Any) -> bool:

@@ -1,12 +1,13 @@
-"""The core: every line is asked about once, in threads, and written in the manifest's order.
+"""The core of manifests: process each line once, in threads, and write the results in the manifest's order.
 
-`ask` is the seam: a function of one Line that may be called by many threads at a time and blocks until it has the
-Answer.
+    read ──▶ window ──▶ ask(line), in threads ──▶ journal: one output line for each line, in order
 
-Memory is that of the window, not of the manifest: embeddings are on disk before a line waits for those before it. What
-is no
-line's own fault (nobody answers, a wrong key, no such model, a lost device) ends the run with that error, and the next
-run goes on there.
+`ask` is the seam to a server, an engine or a cluster: a function of one Line that many threads call at the same time,
+and that blocks until it has the LineResult.
+
+Memory depends on the window, not on the length of the manifest: an embedding is written to disk before its line waits
+for the lines before it. An error that no line causes (an unreachable server, a wrong key, an unknown model, a lost
+device) ends the run, and the next run resumes at that line.
 """
 
 from __future__ import annotations
@@ -46,14 +47,17 @@ log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
-OURS = ("pred_text", "timestamps", "caption", "embedding_path", "warning", "error")
-WINDOW = 4  # lines under way or waiting for those before them, for each that is asked at a time
-_ENDS = (RequestError, Busy, ServerUnreachable, DeviceLost, ModelUnavailable, Cancelled)
+OUTPUT_FIELDS = ("pred_text", "timestamps", "caption", "embedding_path", "warning", "error")
+WINDOW = 4  # lines read ahead, for each thread: in progress, or finished and waiting for earlier lines
+_FATAL = (RequestError, Busy, ServerUnreachable, DeviceLost, ModelUnavailable, Cancelled)
 
 
 @dataclass(frozen=True)
 class LineResult:
-    """What is added to a line, and the embedding, float32, that goes into a file."""
+    """The output for one line: fields to add, and an embedding to write to a file.
+
+    The embedding is float32 of shape (frames, width), or (width,) if pooled.
+    """
 
     fields: Json
     embedding: np.ndarray | None = None
@@ -61,8 +65,11 @@ class LineResult:
 
 @dataclass(frozen=True)
 class Summary:
-    """`lines` of the output, `resumed` of them from earlier runs; `errors`: how many lines have each code. `done`: the
-    part of the manifest's bytes that is read."""
+    """How far a run has come.
+
+    `lines` is the number of lines in the output, of which `resumed` come from earlier runs. `errors` counts lines by
+    error code. `done` is the share of the manifest's bytes that is finished, from 0 to 1.
+    """
 
     output: Path
     lines: int
@@ -73,9 +80,11 @@ class Summary:
 
     @property
     def failed(self) -> int:
+        """Return the number of lines with an error."""
         return sum(self.errors.values())
 
 
+# Blocks until the model has processed a line; many threads call it at the same time.
 Asker = Callable[[Line], LineResult]
 
 
@@ -90,37 +99,47 @@ def process(
     stop: threading.Event | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Summary:
-    """Writes the output, or the rest of it. `concurrency`: threads that ask. `retry_failed`: lines with an error are
-    asked
-    again; the output is replaced when all are done. `progress` is told about once a second, and at the end. `stop`:
-    ends the
-    run with Cancelled. `options`: what is asked for, as JSON; kept beside the output, which is then written with no
-    others.
+    """Process a manifest into an output file, or continue an output that an earlier run left incomplete.
 
-    Raises RequestError (no such manifest, an output that is not this manifest's, that has other options, or that
-    another run is writing), and what `ask` raises that is no line's fault.
+    Args:
+        manifest: The JSONL file to read.
+        output: The JSONL file to write. Embeddings go to a folder of the same name without the suffix.
+        ask: Returns the result for one line.
+        concurrency: The number of threads that call `ask`.
+        retry_failed: Process the lines that have an error again. The output is replaced once all lines are done.
+        progress: Called about once a second, and at the end.
+        stop: Ends the run with Cancelled once it is set.
+        options: The options of the request, as JSON. They are stored beside the output, and later runs on the same
+            output must use the same options.
+
+    Raises:
+        RequestError: The manifest does not exist; the output belongs to another manifest or was written with other
+            options; or another run is writing it.
+        AviaryError: An error of `ask` that no line causes, such as an unknown model or an unreachable server.
     """
     manifest, output = Path(manifest), Path(output)
     if not manifest.is_file():
         raise RequestError(f"no such manifest: {manifest}", param="manifest")
     if output.exists() and output.samefile(manifest):
-        raise RequestError("the output would be the manifest itself: choose another folder or name", param="output")
+        raise RequestError("the output is the manifest itself; choose another folder or name", param="output")
     output.parent.mkdir(parents=True, exist_ok=True)
     run = _Run(manifest, output, ask, concurrency, progress, stop or threading.Event())
-    with Journal(output) as kept:
+    with Journal(output) as journal:
         if options is not None:
-            _agree(output, options)
+            _check_options(output, options)
         if not retry_failed:
-            return run(kept)
-        deque(kept.recover(), maxlen=0)
-        again = output.with_name(f"{output.name}.retry")
-        with Journal(again) as better:
-            summary = run(better, kept.lines())
-        again.replace(output)
+            return run(journal)
+        deque(journal.recover(), maxlen=0)
+        retry = output.with_name(f"{output.name}.retry")
+        with Journal(retry) as retry_journal:
+            summary = run(retry_journal, journal.lines())
+        retry.replace(output)
         return summary
 
 
 class _Run:
+    """One call of `process`: its counters, and the loop that keeps the order."""
+
     def __init__(
         self,
         manifest: Path,
@@ -138,7 +157,7 @@ class _Run:
         self._errors: Counter[str] = Counter()
 
     def __call__(self, journal: Journal, earlier: Iterator[bytes] | None = None) -> Summary:
-        """Fills the journal. `earlier`: lines of an earlier output, of which those without an error are taken over."""
+        """Fill the journal. Lines of the `earlier` output that have no error are copied from it."""
         earlier, last = earlier or iter(()), Json()
         for last in journal.recover():
             self._count(last)
@@ -146,17 +165,17 @@ class _Run:
         lines = read(self._manifest)
         self._skip(lines, last)
         deque(itertools.islice(earlier, self._resumed), maxlen=0)
-        waiting: deque[tuple[int, Future[bytes]]] = deque()
+        window: deque[tuple[int, Future[bytes]]] = deque()
         pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="aviary-manifest")
         try:
             for line, position in lines:
-                waiting.append((position, pool.submit(self._answer, line, next(earlier, None))))
-                if len(waiting) >= WINDOW * self._concurrency:
-                    self._write(journal, *waiting.popleft())
-            while waiting:
-                self._write(journal, *waiting.popleft())
+                window.append((position, pool.submit(self._output_line, line, next(earlier, None))))
+                if len(window) >= WINDOW * self._concurrency:
+                    self._write(journal, *window.popleft())
+            while window:
+                self._write(journal, *window.popleft())
             if next(earlier, None) is not None:
-                raise self._changed()
+                raise self._mismatch()
         finally:
             self._over.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -165,22 +184,22 @@ class _Run:
         return self._summary()
 
     def _skip(self, lines: Iterator[tuple[Line, int]], last: Json) -> None:
-        """Goes on to the first line that has no answer yet."""
-        found = 0
+        """Skip the lines that the journal already has; `last` is the journal's last row."""
+        count = 0
         for line, position in itertools.islice(lines, self._resumed):
-            self._read, found = position, found + 1
-            if found == self._resumed:
+            self._read, count = position, count + 1
+            if count == self._resumed:
                 self._check(line, last)
-        if found < self._resumed:
-            raise self._changed()
+        if count < self._resumed:
+            raise self._mismatch()
 
-    def _write(self, journal: Journal, position: int, coming: Future[bytes]) -> None:
-        """Waits for the line and appends it."""
-        while not concurrent.futures.wait([coming], timeout=SYNC_SEC).done:
+    def _write(self, journal: Journal, position: int, pending: Future[bytes]) -> None:
+        """Wait for an output line and append it."""
+        while not concurrent.futures.wait([pending], timeout=SYNC_SEC).done:
             journal.sync()
             if self._stop.is_set():
-                raise Cancelled("stopped")
-        line = coming.result()
+                raise Cancelled("the run was stopped")
+        line = pending.result()
         journal.append(line)
         self._read = position
         self._count(json.loads(line))
@@ -188,10 +207,10 @@ class _Run:
             journal.sync()
             self._progress(self._summary())
 
-    def _answer(self, line: Line, earlier: bytes | None) -> bytes:
-        """The output's line; in a thread of the pool."""
+    def _output_line(self, line: Line, earlier: bytes | None) -> bytes:
+        """Return the output for a line; runs in a thread of the pool."""
         if self._over.is_set() or self._stop.is_set():
-            raise Cancelled("stopped")
+            raise Cancelled("the run was stopped")
         if earlier is not None:
             row = json.loads(earlier)
             self._check(line, row)
@@ -199,37 +218,39 @@ class _Run:
                 return earlier
         fields = {name: value for name, value in line.fields.items() if name != "error"}
         try:
-            answer = self._ask(line)
+            result = self._ask(line)
         except AviaryError as error:
-            if isinstance(error, _ENDS) and not isinstance(error, DeadlineExceeded):
+            if isinstance(error, _FATAL) and not isinstance(error, DeadlineExceeded):
                 raise
             return _dump(fields | {"error": _error(error)})
-        except Exception as error:  # noqa: BLE001  a line is answered whatever happens
+        except Exception as error:  # noqa: BLE001  any other error belongs to its line
             return _dump(fields | {"error": _error(report(error, during=f"line {line.index + 1}"))})
-        fields |= answer.fields
-        if answer.embedding is not None:
+        fields |= result.fields
+        if result.embedding is not None:
             if self._over.is_set():
-                raise Cancelled("stopped")
+                raise Cancelled("the run was stopped")
             path = self._embeddings / f"{line.index // 1000:06d}" / f"{line.index:09d}.npy"
-            save(path, answer.embedding)
+            save(path, result.embedding)
             fields["embedding_path"] = str(path.relative_to(self._output.parent))
         return _dump(fields)
 
     def _check(self, line: Line, row: Json) -> None:
-        """Raises RequestError if the output's row is not this line's."""
-        if any(row.get(name) != value for name, value in line.fields.items() if name not in OURS):
-            raise self._changed()
+        """Raise RequestError unless the output's row belongs to this line."""
+        if any(row.get(name) != value for name, value in line.fields.items() if name not in OUTPUT_FIELDS):
+            raise self._mismatch()
 
-    def _changed(self) -> RequestError:
+    def _mismatch(self) -> RequestError:
         return RequestError(
-            f"{self._output} is not this manifest's output: give another folder, or remove it", param="output"
+            f"{self._output} does not belong to this manifest. Choose another output folder, or delete the file to "
+            "start over.",
+            param="output",
         )
 
     def _count(self, row: Json) -> None:
         self._lines += 1
         if (error := row.get("error")) is not None:
             if not isinstance(error, dict) or not isinstance(error.get("code"), str):
-                raise self._changed()
+                raise self._mismatch()
             self._errors[error["code"]] += 1
 
     def _summary(self) -> Summary:
@@ -243,24 +264,26 @@ class _Run:
         )
 
 
-def _agree(output: Path, options: Mapping[str, Any]) -> None:
-    """Keeps the options, or raises RequestError where an output with others is there."""
+def _check_options(output: Path, options: Mapping[str, Any]) -> None:
+    """Store the options of a new output. Raises: RequestError if the output was started with other options."""
     path = output.with_name(f"{output.name}.options.json")
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() and output.stat().st_size else None
-    if kept is None:
-        whole = path.with_suffix(".new")
-        whole.write_text(json.dumps(options), encoding="utf-8")
-        whole.replace(path)
-    elif kept != json.loads(json.dumps(options)):
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() and output.stat().st_size else None
+    if stored is None:
+        part = path.with_suffix(".new")
+        part.write_text(json.dumps(options), encoding="utf-8")
+        part.replace(path)
+    elif stored != json.loads(json.dumps(options)):
         raise RequestError(
-            f"{output} was begun with {kept}, not {dict(options)}: give another folder, or remove it", param="output"
+            f"{output} was started with other options ({stored}). Choose another output folder, or delete the file to "
+            "start over.",
+            param="output",
         )
 
 
 def _dump(fields: Json) -> bytes:
     try:
         return json.dumps(fields, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    except UnicodeEncodeError:  # half a character, as \ud800 gives
+    except UnicodeEncodeError:  # a lone surrogate, such as \ud800
         return json.dumps(fields, allow_nan=False).encode() + b"\n"
 
 

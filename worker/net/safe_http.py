@@ -1,10 +1,13 @@
-"""HTTP that cannot be talked into reaching inside: connections to addresses that are not public are refused.
+"""HTTP sessions that refuse to connect to private addresses (protection against server-side request forgery).
 
-The check is made where the connection is made, on the address that is connected to, so neither a redirect nor a name
-that resolves differently the second time gets past it. Proxies and netrc of the environment are not used.
+    session(allow_private=False)    a requests.Session whose connections go to public addresses only
+    watch(check)                    `check` runs while a response is awaited or read, and may abort it
 
-A timeout holds for each read alone, so a server that sends a byte now and then would outlast any: see `watched`. A
-redirect's body is never read.
+The address check runs when the connection is made, on the address that is connected to. Neither a redirect nor a name
+that resolves differently the second time gets past the check. Proxies and netrc files from the environment are ignored.
+
+A timeout of requests limits each read on its own, so a server that sends one byte now and then outlasts any timeout;
+`watch` enforces an overall deadline. The body of a redirect is never read.
 """
 
 from __future__ import annotations
@@ -26,16 +29,20 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_LOOK_SEC = 0.25
-_watch = threading.local()
+_CHECK_EVERY_SEC = 0.25
+_watching = threading.local()
 
 
 class PrivateAddress(Exception):
-    """The host's address is not public."""
+    """The address of the host is not public."""
 
 
 def is_public(address: str) -> bool:
-    """Whether an IPv4 or IPv6 address is one of the open internet, also where IPv6 carries an IPv4 address inside."""
+    """Return whether an IPv4 or IPv6 address belongs to the public internet.
+
+    An IPv4 address inside an IPv6 address (mapped, 6to4, Teredo, NAT64) is judged as the IPv4 address. Raises:
+    ValueError if `address` is not an IP address.
+    """
     ip = ipaddress.ip_address(address.split("%", 1)[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
@@ -47,47 +54,52 @@ def is_public(address: str) -> bool:
 
 
 def session(*, allow_private: bool) -> requests.Session:
-    """A session that connects to public addresses only, or to any. Raises PrivateAddress from its requests."""
-    made = _Session()
-    made.trust_env = False
+    """Return a session that connects to public addresses only, or to any address if `allow_private`.
+
+    The requests of the session raise PrivateAddress if any address of the host is not public.
+    """
+    session = _Session()
+    session.trust_env = False
     for scheme in ("http://", "https://"):
-        made.mount(scheme, _Adapter() if allow_private else _GuardedAdapter())
-    return made
+        session.mount(scheme, _Adapter() if allow_private else _GuardedAdapter())
+    return session
 
 
 @contextlib.contextmanager
-def watched(check: Callable[[], None]) -> Iterator[None]:
-    """Within the block, `check` is called again and again while this thread reads an answer, its head as well; what it
-    raises ends the reading."""
-    _watch.check = check
+def watch(check: Callable[[], None]) -> Iterator[None]:
+    """Call `check` every 0.25 s while this thread connects or reads a response within the block.
+
+    An exception that `check` raises aborts the request and propagates.
+    """
+    _watching.check = check
     try:
         yield
     finally:
-        _watch.check = None
+        _watching.check = None
 
 
 def _check() -> None:
-    check = getattr(_watch, "check", None)
+    check = getattr(_watching, "check", None)
     if check is not None:
         check()
 
 
 class _Session(requests.Session):
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """None ever: requests would read the whole body of one, though it is told not to follow it."""
+        """Return None: requests reads the whole body of a redirect, even with `allow_redirects=False`."""
 
 
 def _connect(connection: HTTPConnection) -> socket.socket:
-    """Connects to the first of the host's addresses that answers; all of them must be public."""
+    """Connect to the first address of the host that accepts. Raises: PrivateAddress unless all of them are public."""
     host, port = connection._dns_host.strip("[]"), connection.port
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
         raise NameResolutionError(connection.host, connection, socket.gaierror(str(error))) from error
-    if not found or any(not is_public(str(address[4][0])) for address in found):
+    if not addresses or any(not is_public(str(address[4][0])) for address in addresses):
         raise PrivateAddress
     failure: OSError = OSError("no address")
-    for family, kind, protocol, _, address in found:
+    for family, kind, protocol, _, address in addresses:
         _check()
         sock = socket.socket(family, kind, protocol)
         try:
@@ -107,25 +119,25 @@ def _connect(connection: HTTPConnection) -> socket.socket:
 
 
 class _Watched(io.RawIOBase):
-    """What a response reads from: the socket; while nothing comes, `check` is called."""
+    """The byte stream under a response: reads the socket, and calls the watcher's `check` while no data arrives."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
-        self._raw, self._sock = raw, sock  # raw: it keeps the socket open
+        self._raw, self._sock = raw, sock  # raw keeps the socket open
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         limit = self._sock.gettimeout()
-        until = None if limit is None else time.monotonic() + limit
-        self._sock.settimeout(_LOOK_SEC if limit is None else min(limit, _LOOK_SEC))
+        deadline = None if limit is None else time.monotonic() + limit
+        self._sock.settimeout(_CHECK_EVERY_SEC if limit is None else min(limit, _CHECK_EVERY_SEC))
         try:
             while True:
                 _check()
                 try:
                     return self._sock.recv_into(buffer)
                 except TimeoutError:
-                    if until is not None and time.monotonic() >= until:
+                    if deadline is not None and time.monotonic() >= deadline:
                         raise
         finally:
             self._sock.settimeout(limit)

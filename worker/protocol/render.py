@@ -1,44 +1,46 @@
-"""Response → JSON, and each result's text, srt, vtt or verbose_json: the only place that knows what users read.
+"""A response of the engine as JSON: the only place that knows the shape that users receive.
 
-`to_json` gives plain dicts of str, int, float, bool, None and lists, nothing else: strict JSON (RFC 8259) comes of it.
-Times are rounded to milliseconds, like those of subtitles.
+    Response ──▶ to_json ──▶ {"model", "results": [{"index", "id", "text", "formatted", …}], "usage", "timing"}
+
+`to_json` returns plain dicts of str, int, float, bool, None and lists: strict JSON (RFC 8259). Times are seconds,
+rounded to milliseconds. Each result may carry its text, srt, vtt or verbose_json in `formatted`
+(see `worker.protocol.subtitles`).
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from worker.errors import AviaryError
+from worker.protocol import subtitles
 from worker.types import Analysis, Caption, Embedding, Failure, Level, Reply, Response, Result, Span, Transcript, View
 
 Json = dict[str, Any]
-# put(name, data, content type) -> URL. Raises AviaryError when there is no bucket.
+# put(name, data, content type) stores the data and returns a URL. Raises AviaryError if it cannot be stored.
 Put = Callable[[str, bytes, str], str]
-
-LINE_CHARS = 42  # two such lines are what a subtitle may hold
-CUE_CHARS = 2 * LINE_CHARS
-CUE_SEC = 7.0
-SHORTEST_SEC = 0.5  # of a word that a model gives no length, which players would never show
 
 
 def to_json(response: Response, put: Put) -> Json:
-    """The answer's public shape. `error` is added when every input failed. `put` stores what was asked for in S3."""
-    results = [_result(one, put) for one in response.results]
-    failed = [one for one in results if "error" in one]
+    """Return the public shape of a response, with `error` at its top if every input failed.
+
+    `put` stores the embeddings that the request asked to have in S3; an error that it raises becomes the error of
+    that result.
+    """
+    results = [_result(result, put) for result in response.results]
+    failed = [result for result in results if "error" in result]
     timing = response.timing
-    answer: Json = {
+    shape: Json = {
         "model": response.model,
         "results": results,
         "usage": {
             "inputs": len(results),
             "failed": len(failed),
-            "audio_sec": round(sum(one.get("duration_sec", 0.0) for one in results), 3),
+            "audio_sec": round(sum(result.get("duration_sec", 0.0) for result in results), 3),
         },
         "timing": {
             name: round(getattr(timing, name), 4)
@@ -47,76 +49,62 @@ def to_json(response: Response, put: Put) -> Json:
     }
     if len(failed) == len(results):
         first = failed[0]["error"]["message"]
-        answer["error"] = first if len(failed) == 1 else f"all {len(failed)} inputs failed; the first: {first}"
-    return answer
+        shape["error"] = first if len(failed) == 1 else f"all {len(failed)} inputs failed; the first: {first}"
+    return shape
 
 
 def error_json(error: AviaryError) -> Json:
-    """An error as it stands in a result."""
+    """Return an error as a result's `error`: code, message, retryable, and param if the error names a field."""
     shape = {"code": error.code, "message": _text(error.message), "retryable": error.retryable}
     return shape | {"param": error.param} if error.param else shape
 
 
 def timestamps(spans: Mapping[Level, Sequence[Span]]) -> Json:
-    """Times as they stand in a result."""
+    """Return a result's `timestamps`: for each level, a list of {<level>: text, "start", "end"}, in seconds."""
     return {level: [_span(level, span) for span in spans[level]] for level in spans}
 
 
-def subtitles(transcript: Transcript, duration_sec: float, *, vtt: bool = False) -> str:
-    """SubRip or WebVTT text: cues of at most two lines and seven seconds, cut between words and at segment ends.
-    Between words stands what stands there in the text: nothing, in a language that is written without spaces."""
-    cues = _cues(transcript, duration_sec)
-    clock = _vtt_clock if vtt else _srt_clock
-    blocks = ["WEBVTT\n"] if vtt else []
-    for number, cue in enumerate(cues, 1):
-        head = "" if vtt else f"{number}\n"
-        text = cue.text
-        if vtt:
-            text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        else:
-            text = text.replace("-->", "->")
-        blocks.append(f"{head}{clock(cue.start)} --> {clock(cue.end)}\n{text}\n")
-    return "\n".join(blocks)
-
-
-def _result(one: Result | Failure, put: Put) -> Json:
-    if isinstance(one, Failure):
-        return {"index": one.index, "id": one.id, "error": error_json(one.error)}
-    shape: Json = {"index": one.index, "id": one.item.id}
+def _result(result: Result | Failure, put: Put) -> Json:
+    if isinstance(result, Failure):
+        return {"index": result.index, "id": result.id, "error": error_json(result.error)}
+    shape: Json = {"index": result.index, "id": result.item.id}
     try:
-        shape |= _output(one, put)
+        shape |= _output(result, put)
     except AviaryError as error:
         return shape | {"error": error_json(error)}
-    shape["duration_sec"] = round(one.duration_sec, 3)
-    if one.warning:
-        shape["warning"] = _text(one.warning)
+    shape["duration_sec"] = round(result.duration_sec, 3)
+    if result.warning:
+        shape["warning"] = _text(result.warning)
     return shape
 
 
-def _output(one: Result, put: Put) -> Json:
-    output, view = one.output, one.item.view
+def _output(result: Result, put: Put) -> Json:
+    output, view = result.output, result.item.view
     if isinstance(output, Transcript):
         shape = _transcript(output, view.timestamps)
     elif isinstance(output, Caption):
         shape = _caption(output)
     elif isinstance(output, Reply):
-        total = output.prompt_tokens + output.completion_tokens
-        shape = {
-            "text": _text(output.text),
-            "finish_reason": output.finish_reason,
-            "usage": {
-                "prompt_tokens": output.prompt_tokens,
-                "completion_tokens": output.completion_tokens,
-                "total_tokens": total,
-            },
-            **_thinking(output),
-        }
+        shape = _reply(output)
     elif isinstance(output, Analysis):
         shape = {**_caption(output.caption), **_embedding(output.embedding, view, put)}
     else:
         shape = _embedding(output, view, put)
-    formatted = _formatted(one, shape)
+    formatted = _formatted(result, shape)
     return shape if formatted is None else shape | {"formatted": formatted}
+
+
+def _reply(reply: Reply) -> Json:
+    return {
+        "text": _text(reply.text),
+        "finish_reason": reply.finish_reason,
+        "usage": {
+            "prompt_tokens": reply.prompt_tokens,
+            "completion_tokens": reply.completion_tokens,
+            "total_tokens": reply.prompt_tokens + reply.completion_tokens,
+        },
+        **_thinking(reply),
+    }
 
 
 def _caption(caption: Caption) -> Json:
@@ -165,19 +153,24 @@ def _embedding(embedding: Embedding, view: View, put: Put) -> Json:
     }
 
 
-def _formatted(one: Result, shape: Json) -> Any:
-    form, output = one.item.view.format, one.output
+def _formatted(result: Result, shape: Json) -> Any:
+    """Return the output in the format that the request asked for; None if that is the plain JSON."""
+    form, output = result.item.view.format, result.output
     if form == "json":
         return None
     if form == "text" or not isinstance(output, Transcript):
         return shape.get("text", shape.get("caption"))
     if form == "verbose_json":
-        return _verbose(one, output)
-    return subtitles(output, one.duration_sec, vtt=form == "vtt")
+        return _verbose(result, output)
+    write = subtitles.vtt if form == "vtt" else subtitles.srt
+    return _text(write(output, result.duration_sec))
 
 
-def _verbose(one: Result, transcript: Transcript) -> Json:
-    """OpenAI's verbose_json; what these models do not tell (tokens, log probabilities) has OpenAI's empty values."""
+def _verbose(result: Result, transcript: Transcript) -> Json:
+    """Return OpenAI's verbose_json (OpenAI API reference, "The transcription object").
+
+    The models report neither tokens nor log probabilities, so these fields have OpenAI's empty values.
+    """
     segments = [
         {
             "id": i,
@@ -194,72 +187,17 @@ def _verbose(one: Result, transcript: Transcript) -> Json:
         for i, s in enumerate(transcript.segments)
     ]
     return {
-        "task": one.item.options.task,
+        "task": result.item.options.task,
         "language": transcript.language,
-        "duration": round(one.duration_sec, 3),
+        "duration": round(result.duration_sec, 3),
         "text": _text(transcript.text),
         "segments": segments,
         "words": [_span("word", s) for s in transcript.words],
-        "usage": {"type": "duration", "seconds": round(one.duration_sec, 3)},
-        **({"warning": _text(one.warning)} if one.warning else {}),
+        "usage": {"type": "duration", "seconds": round(result.duration_sec, 3)},
+        **({"warning": _text(result.warning)} if result.warning else {}),
     }
 
 
-def _cues(transcript: Transcript, duration_sec: float) -> list[Span]:
-    """The cues, their lines broken."""
-    if not transcript.text:
-        return []
-    if not transcript.words:
-        spans = transcript.segments or (Span(transcript.text, 0.0, duration_sec),)
-        return [_cue([f" {word}" for word in span.text.split()], span.start, span.end) for span in spans]
-    ends = set(itertools.accumulate(_letters(segment.text) for segment in transcript.segments))
-    cues: list[tuple[list[str], float, float]] = []
-    letters, open_cue = 0, False
-    for word, text in zip(transcript.words, _spaced(transcript), strict=True):
-        texts, start, end = cues[-1] if open_cue else ([], 0.0, 0.0)
-        if texts and len("".join(texts).lstrip(" ")) + len(text) <= CUE_CHARS and word.end - start <= CUE_SEC:
-            cues[-1] = ([*texts, text], start, max(end, word.end))
-        else:
-            cues.append(([text], word.start, word.end))
-        letters += _letters(word.text)
-        open_cue = letters not in ends
-    return [_cue(*cue) for cue in cues]
-
-
-def _letters(text: str) -> int:
-    """By these, not by times, words are found in segments: a model may time both in ways of their own."""
-    return sum(map(len, text.split()))
-
-
-def _spaced(transcript: Transcript) -> list[str]:
-    """The words, a space before each but those that follow the last without one in the text."""
-    found, at = [], 0
-    for word in transcript.words:
-        place = transcript.text.find(word.text, at, at + len(word.text) + CUE_CHARS)
-        found.append(word.text if place == at else f" {word.text}")
-        at = at if place < 0 else place + len(word.text)
-    return found
-
-
-def _cue(texts: Sequence[str], start: float, end: float) -> Span:
-    """On two lines, broken between words near the middle, where one line would be too long."""
-    text = "".join(texts).lstrip(" ")
-    places = list(itertools.accumulate(map(len, (texts[0].lstrip(" "), *texts[1:-1])))) if len(texts) > 1 else []
-    if len(text) > LINE_CHARS and places:
-        middle = min(places, key=lambda at: abs(at - len(text) // 2))
-        text = f"{text[:middle]}\n{text[middle:].lstrip(' ')}"
-    return Span(text, start, end if round(end * 1000) > round(start * 1000) else start + SHORTEST_SEC)
-
-
-def _srt_clock(seconds: float) -> str:
-    return _vtt_clock(seconds).replace(".", ",")
-
-
-def _vtt_clock(seconds: float) -> str:
-    millis = round(seconds * 1000)
-    return f"{millis // 3_600_000:02d}:{millis // 60_000 % 60:02d}:{millis // 1000 % 60:02d}.{millis % 1000:03d}"
-
-
 def _text(text: str) -> str:
-    """The text without lone surrogates, which no JSON over a wire can carry."""
+    """Return the text with "?" in place of lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode("utf-8")

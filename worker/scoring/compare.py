@@ -1,5 +1,8 @@
-"""Recordings against a reference of the caller's own, by one model that both transcribes and embeds. No folder of
-clips and no cache: for those there is worker.scoring, whose measures these are.
+"""Compare recordings with a reference that the caller supplies, by one model that both transcribes and embeds.
+
+    request(row, [reference, *recordings]) ──▶ engine ──▶ scores(row, outcomes)
+
+This module has no folder of clips and no cache; `worker.scoring.scorer` adds them to the same measures.
 """
 
 from __future__ import annotations
@@ -11,46 +14,41 @@ from worker.catalog import Model
 from worker.errors import AviaryError
 from worker.scoring.config import ModelEntry
 from worker.scoring.models import Heard, ScoringModel
-from worker.scoring.scorer import Score
-from worker.scoring.similarity import audio_similarity, text_similarity
+from worker.scoring.scorer import Score, score_of
 from worker.types import Failure, Request, Response, Result, Source, Timing
 
 
 def request(row: Model, sources: Sequence[Source]) -> Request:
-    """What the engine is asked: two items for each source, of which the first is the reference. Raises Unsupported for
-    a model that cannot do both."""
-    scoring = _scoring(row)
+    """Return the request for the engine: two items for each source, of which the first is the reference.
+
+    Raises: Unsupported if the model cannot both transcribe and embed.
+    """
+    model = _scoring_model(row)
     items = [
-        dataclasses.replace(item, index=2 * place + item.index)
-        for place, source in enumerate(sources)
-        for item in scoring.request(source).items
+        dataclasses.replace(item, index=2 * position + item.index)
+        for position, source in enumerate(sources)
+        for item in model.request(source).items
     ]
     return Request(row.id, tuple(items))
 
 
 def scores(row: Model, outcomes: Sequence[Result | Failure]) -> list[Score | Failure]:
-    """The scores, or failures, of the recordings, from all outcomes of `request` in order. Raises the reference's
-    error."""
-    scoring = _scoring(row)
-    pairs = [Response(row.id, tuple(outcomes[at : at + 2]), Timing()) for at in range(0, len(outcomes), 2)]
-    reference = scoring.heard(pairs[0])
-    return [_score(scoring, reference, pair, place) for place, pair in enumerate(pairs[1:])]
+    """Return a score or failure for each recording, from all outcomes of `request` in their order.
+
+    Raises: the error of the reference, if it failed.
+    """
+    model = _scoring_model(row)
+    pairs = [Response(row.id, tuple(outcomes[start : start + 2]), Timing()) for start in range(0, len(outcomes), 2)]
+    reference = model.heard(pairs[0])
+    return [_score(model, reference, pair, position) for position, pair in enumerate(pairs[1:])]
 
 
-def _score(scoring: ScoringModel, reference: Heard, pair: Response, place: int) -> Score | Failure:
+def _score(model: ScoringModel, reference: Heard, pair: Response, position: int) -> Score | Failure:
     try:
-        heard = scoring.heard(pair)
+        return score_of(model.embedder, reference, model.heard(pair))
     except AviaryError as error:
-        return Failure(place, error)
-    audio = audio_similarity(reference.features, heard.features)
-    text = text_similarity(reference.text, heard.text)
-    return {
-        "model": scoring.embedder,
-        "sim_score": (audio + text) / 2,
-        "audio_sim_score": audio,
-        "text_sim_score": text,
-    }
+        return Failure(position, error)
 
 
-def _scoring(row: Model) -> ScoringModel:
+def _scoring_model(row: Model) -> ScoringModel:
     return ScoringModel.of(ModelEntry(key="model", type="model", model_id=row.id))

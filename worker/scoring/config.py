@@ -1,7 +1,7 @@
-"""The config.json of scoring: which models score, and where the reference clips and their cache are.
+"""The config.json of scoring: the models that score, the folder of reference clips, and the folder of their cache.
 
-`ScoreConfig.read(path)` gives it with folders that are relative to the file made absolute. A mistake raises
-ConfigError, which names the file, the field and what is allowed. Whether a model can be loaded is not looked into here.
+`ScoreConfig.read(path)` resolves folders relative to the file. A mistake raises ConfigError, which names the file, the
+field and the allowed values. Whether a model can be loaded is checked later, when scoring starts.
 """
 
 from __future__ import annotations
@@ -21,31 +21,32 @@ class _Strict(BaseModel):
 
 
 class ModelEntry(_Strict):
-    """One model that scores. type `model`: any of the catalog that both transcribes and embeds.
+    """One model that scores.
 
-    processor_id, transcriber_id: what makes Higgs's features and its transcripts; of type `higgs_audio` alone, which
-    needs both.
+    Type `higgs_audio` requires `processor_id` and `transcriber_id`; the other types reject them.
     """
 
-    key: str = Field(pattern=r"^\w[^/\\]*$", description="Its name in requests, and its folder in the cache")
-    type: Literal["whisper", "higgs_audio", "model"]
-    model_id: str = Field(min_length=1)
-    processor_id: str | None = Field(None, min_length=1)
-    transcriber_id: str | None = Field(None, min_length=1)
+    key: str = Field(pattern=r"^\w[^/\\]*$", description="Name in requests, and folder in the cache")
+    type: Literal["whisper", "higgs_audio", "model"] = Field(
+        description="Family of the model; `model` is any model of the catalog that both transcribes and embeds"
+    )
+    model_id: str = Field(min_length=1, description="Alias or id of the catalog, or a path")
+    processor_id: str | None = Field(None, min_length=1, description="Model whose processor makes the mel features")
+    transcriber_id: str | None = Field(None, min_length=1, description="Model that transcribes")
 
     @model_validator(mode="after")
-    def _parts(self) -> ModelEntry:
+    def _check_parts(self) -> ModelEntry:
         for name in ("processor_id", "transcriber_id"):
-            given, needed = getattr(self, name) is not None, self.type == "higgs_audio"
-            if given != needed:
-                raise ValueError(
-                    f"{name} is needed by type higgs_audio" if needed else f"{name} is for type higgs_audio only"
-                )
+            is_set, is_required = getattr(self, name) is not None, self.type == "higgs_audio"
+            if is_required and not is_set:
+                raise ValueError(f"{name} is required by type higgs_audio")
+            if is_set and not is_required:
+                raise ValueError(f"{name} is for type higgs_audio only")
         return self
 
 
 class ScoreConfig(_Strict):
-    """The file. `cache_dir` is made when something is put there."""
+    """The contents of config.json. `cache_dir` is created when the first reference is stored there."""
 
     models: tuple[ModelEntry, ...] = Field(min_length=1)
     video_clip_dir: Path
@@ -54,39 +55,42 @@ class ScoreConfig(_Strict):
 
     @classmethod
     def read(cls, path: Path, settings: Settings) -> ScoreConfig:
-        """The file's content, its models limited to those of AUDIO_SCORE_MODEL_KEYS. Raises ConfigError."""
+        """Return the file's contents, with only the models that AUDIO_SCORE_MODEL_KEYS names, if it is set.
+
+        Raises: ConfigError if the file cannot be read, a field is wrong, or a key is not in the file.
+        """
         try:
             config = cls.model_validate_json(path.read_bytes())
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from error
         except ValidationError as error:
-            raise ConfigError("; ".join(f"{path}: {_explain(one)}" for one in error.errors())) from None
+            raise ConfigError("; ".join(f"{path}: {_explain(mistake)}" for mistake in error.errors())) from None
         clips, cache = ((path.parent / folder).resolve() for folder in (config.video_clip_dir, config.cache_dir))
         if not clips.is_dir():
             raise ConfigError(f"{path}: video_clip_dir: no such folder: {clips}")
-        wanted = settings.audio_score_model_keys or settings.audio_score_model_key
-        known = [entry.key for entry in config.models]
-        for key in wanted:
-            if key not in known:
+        selection = settings.audio_score_model_keys or settings.audio_score_model_key
+        keys = [entry.key for entry in config.models]
+        for key in selection:
+            if key not in keys:
                 raise ConfigError(
-                    f"AUDIO_SCORE_MODEL_KEYS={key!r} is not allowed: the keys in {path} are {', '.join(known)}"
+                    f"AUDIO_SCORE_MODEL_KEYS={key!r} is not allowed: the keys in {path} are {', '.join(keys)}"
                 )
-        models = tuple(entry for entry in config.models if not wanted or entry.key in wanted)
+        models = tuple(entry for entry in config.models if not selection or entry.key in selection)
         return config.model_copy(update={"models": models, "video_clip_dir": clips, "cache_dir": cache})
 
     @field_validator("models")
     @classmethod
-    def _once(cls, models: tuple[ModelEntry, ...]) -> tuple[ModelEntry, ...]:
+    def _check_keys(cls, models: tuple[ModelEntry, ...]) -> tuple[ModelEntry, ...]:
         keys = [entry.key for entry in models]
-        if twice := sorted({key for key in keys if keys.count(key) > 1}):
-            raise ValueError(f"key {twice[0]!r} stands twice")
+        if duplicates := sorted({key for key in keys if keys.count(key) > 1}):
+            raise ValueError(f"key {duplicates[0]!r} occurs twice")
         return models
 
     @field_validator("target_sampling_rate")
     @classmethod
-    def _rate(cls, rate: int) -> int:
+    def _check_rate(cls, rate: int) -> int:
         if rate != SAMPLE_RATE:
-            raise ValueError(f"{rate} is not allowed: every model here hears {SAMPLE_RATE} Hz")
+            raise ValueError(f"{rate} is not allowed: every model takes {SAMPLE_RATE} Hz")
         return rate
 
 

@@ -1,16 +1,14 @@
-"""The reference clips: which there are, and what each model hears in them, computed once.
+"""The reference clips, and each model's transcript and features of them, computed once.
 
     clip ── in memory? ── no ──▶ in the cache? ── no ──▶ engine ──▶ cache
 
-The clip `cid` of the video `uid` is the file `<uid>_<cid>.mov`, of that or another suffix of audio, anywhere under the
-folder; `<uid>/<cid>.mov` is found too. The folder is looked through once, with the folders that links lead to.
+The clip `cid` of the video `uid` is the file `<uid>_<cid>.mov` or `<uid>/<cid>.mov`, with any suffix of an audio or
+video file, anywhere in the folder. The folder is scanned once; links to folders are followed.
 
-The cache is `<model>/<video>/<clip>/<hash>.json` with the text and the features; the hash is that of the file's bytes,
-the
-models' ids and VERSION. Nothing there is ever deleted or changed: a clip that changed has another hash. Files appear
-whole
-or not at all, so processes may share the folder; a damaged one is computed anew. Who puts other weights under an old
-name deletes the model's folder.
+A cache file is `<model>/<video>/<clip>/<hash>.json` and holds the text and the features. The hash covers the bytes of
+the clip, the ids of the models, and VERSION, so a clip that changes gets another file; no file is ever changed or
+deleted. A file appears whole or not at all, so several processes may share the folder; a damaged file is computed
+again. If you put other weights under an old model name, delete that model's folder in the cache.
 """
 
 from __future__ import annotations
@@ -38,8 +36,8 @@ log = logging.getLogger(__name__)
 VERSION = 1
 
 
-class _Kept(BaseModel):
-    """A file of the cache."""
+class _CacheFile(BaseModel):
+    """The contents of a file in the cache. `features` has shape (width,)."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -48,116 +46,128 @@ class _Kept(BaseModel):
 
 
 class References:
-    """Thread-safe. `clips` are the files; `find` gives the one of a uid and a cid."""
+    """The clips of a folder, and what each model makes of them. Thread-safe.
+
+    `folder` is the scanned folder, and `clips` are its files, each once.
+    """
 
     def __init__(self, folder: Path, cache: Path, engine: Engine) -> None:
         self.folder, self._cache, self._engine = folder, cache, engine
         self._names = _scan(folder)
         self.clips = tuple(dict.fromkeys(self._names.values()))
-        self._heard: dict[tuple[str, Path], Future[Heard]] = {}
+        self._results: dict[tuple[str, Path], Future[Heard]] = {}
         self._lock = threading.Lock()
         self._closed = False
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="references")
 
     def find(self, uid: str, cid: str) -> Path | None:
+        """Return the file of the clip `cid` of the video `uid`, or None if there is no such clip."""
         return self._names.get(f"{uid}_{cid}")
 
     def get(self, model: ScoringModel, clip: Path) -> Future[Heard]:
-        """What the model hears in a clip; the same future for all who ask. A failure is forgotten, so that the next to
-        ask tries again. Fails with ReferenceFailed where the clip is at fault, else with the model's error."""
+        """Return a future of the model's transcript and features of a clip; callers of one clip share a future.
+
+        The future fails with ReferenceFailed if the clip is at fault, else with the model's error. A failure is not
+        stored, so the next call tries again.
+        """
         key = (model.key, clip)
         with self._lock:
-            future = self._heard.get(key)
+            future = self._results.get(key)
             if future is not None:
                 return future
-            future = self._heard[key] = Future()
+            future = self._results[key] = Future()
             if self._closed:
                 fail(future, Cancelled("the worker is shutting down"))
                 return future
-            # Files are read on threads of our own: those who ask may be an event loop.
-            looked = self._pool.submit(self._look, model, clip)
-        future.add_done_callback(lambda done: self._heard.pop(key, None) if done.exception() else None)
-        looked.add_done_callback(into(future, lambda found: self._ask(future, model, clip, *found)))
+            # The caller may be an event loop, so other threads read the files.
+            lookup = self._pool.submit(self._look_up, model, clip)
+        future.add_done_callback(lambda done: self._results.pop(key, None) if done.exception() else None)
+        lookup.add_done_callback(into(future, lambda found: self._compute(future, model, clip, *found)))
         return future
 
     def close(self) -> None:
-        """What is not there yet fails as cancelled."""
+        """Stop: the futures of unfinished clips fail with Cancelled."""
         with self._lock:
             self._closed = True
-            pending = list(self._heard.values())
+            pending = list(self._results.values())
         for future in pending:
             fail(future, Cancelled("the worker is shutting down"))
         self._pool.shutdown(cancel_futures=True)
 
-    def _look(self, model: ScoringModel, clip: Path) -> tuple[Path, Heard | None]:
-        """Where in the cache it belongs, and what is there."""
+    def _look_up(self, model: ScoringModel, clip: Path) -> tuple[Path, Heard | None]:
+        """Return the clip's path in the cache, and the cached result if the file exists."""
         try:
-            place = self._place(model, clip)
+            path = self._cache_path(model, clip)
         except OSError as error:
             raise ReferenceFailed(f"the reference clip {clip.name} cannot be read: {error.strerror}") from error
         try:
-            kept = _Kept.model_validate_json(place.read_bytes())
+            cached = _CacheFile.model_validate_json(path.read_bytes())
         except FileNotFoundError:
-            return place, None
+            return path, None
         except (OSError, ValidationError) as error:
-            log.warning("%s is damaged and computed anew: %s", place, type(error).__name__)
-            return place, None
-        return place, Heard(kept.text, np.asarray(kept.features, np.float32))
+            log.warning("the cache file %s is damaged and is computed again: %s", path, type(error).__name__)
+            return path, None
+        return path, Heard(cached.text, np.asarray(cached.features, np.float32))
 
-    def _ask(self, future: Future[Heard], model: ScoringModel, clip: Path, place: Path, kept: Heard | None) -> None:
-        if kept is not None:
-            settle(future, kept)
+    def _compute(
+        self, future: Future[Heard], model: ScoringModel, clip: Path, path: Path, cached: Heard | None
+    ) -> None:
+        """Settle the future from the cache, else by the engine; then write the cache file."""
+        if cached is not None:
+            settle(future, cached)
             return
         running = self._engine.submit(model.request(Source("path", str(clip), trusted=True)))
         future.add_done_callback(lambda _: running.cancel())
 
-        def keep(response: Response) -> None:
+        def finish(response: Response) -> None:
             try:
-                heard = model.heard(response)
+                result = model.heard(response)
             except InputError as error:
-                raise ReferenceFailed(f"the reference clip {clip.name} cannot be heard: {error.message}") from error
-            self._pool.submit(_write, place, heard).add_done_callback(lambda _: settle(future, heard))
+                raise ReferenceFailed(f"the reference clip {clip.name} cannot be read: {error.message}") from error
+            self._pool.submit(_write, path, result).add_done_callback(lambda _: settle(future, result))
 
-        running.add_done_callback(into(future, keep))
+        running.add_done_callback(into(future, finish))
 
-    def _place(self, model: ScoringModel, clip: Path) -> Path:
+    def _cache_path(self, model: ScoringModel, clip: Path) -> Path:
         video, _, name = clip.stem.rpartition("_") if "_" in clip.stem else (clip.parent.name, "", clip.stem)
-        known = "\n".join((str(VERSION), model.embedder, model.transcriber, str(self._engine.settings.skip_model_load)))
-        digest = hashlib.blake2b(known.encode(), digest_size=16)
+        versions = "\n".join(
+            (str(VERSION), model.embedder, model.transcriber, str(self._engine.settings.skip_model_load))
+        )
+        digest = hashlib.blake2b(versions.encode(), digest_size=16)
         with clip.open("rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
         return self._cache / model.key / video / name / f"{digest.hexdigest()}.json"
 
 
-def _write(place: Path, heard: Heard) -> None:
-    """Keeps it, if the disk lets us: without the cache scoring goes on."""
+def _write(path: Path, result: Heard) -> None:
+    """Write a cache file. A failure is logged only, because scoring works without the cache."""
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        text = _Kept(text=heard.text, features=heard.features.tolist()).model_dump_json()
-        descriptor, name = tempfile.mkstemp(dir=place.parent, prefix=".", suffix=".part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = _CacheFile(text=result.text, features=result.features.tolist()).model_dump_json()
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)
-            os.replace(name, place)
+            os.replace(name, path)
         except BaseException:
             os.unlink(name)
             raise
     except OSError as error:
-        log.warning("%s is not kept: %s", place, error)
+        log.warning("the cache file %s cannot be written: %s", path, error)
 
 
 def _scan(folder: Path) -> dict[str, Path]:
-    """The clips by `<uid>_<cid>`. Of two files for one name the .mov wins, then the first in the alphabet."""
+    """Return the clips by `<uid>_<cid>`. Of several files for one name, .mov wins, then the first by path."""
 
     def unreadable(error: OSError) -> None:
-        log.warning("%s is left out: %s", error.filename, error.strerror)
+        log.warning("the folder %s is skipped: %s", error.filename, error.strerror)
 
     files = [path for path in below(folder, unreadable) if is_audio(path) and path.is_file()]
-    found: dict[str, Path] = {}
+    clips: dict[str, Path] = {}
     for path in sorted(files, key=lambda path: (path.suffix.lower() != ".mov", path)):
         names = [path.stem] if path.parent == folder else [path.stem, f"{path.parent.name}_{path.stem}"]
         for name in names:
-            if "_" in name and found.setdefault(name, path) != path:
-                log.warning("%s is left out as clip %s, which is %s", path, name, found[name])
-    return found
+            if "_" in name and clips.setdefault(name, path) != path:
+                log.warning("%s is skipped: the clip %s is already %s", path, name, clips[name])
+    return clips

@@ -1,17 +1,16 @@
-"""Scores a recording against a reference clip: how alike they sound, and how alike what is said in them.
+"""Score recordings against reference clips: the similarity of their sound and of their words.
 
-    Scorer.open(config.json, engine, settings)    returns at once; models load and references are computed behind it
-    check(uid, cid, model)                        what is unknown is told before any audio is read
+    Scorer.open(config.json, engine, settings)    returns at once; models load and references are computed meanwhile
+    check(uid, cid, model)                        raises for an unknown clip or model before any audio is read
     score(uid, cid, source, model)                Future of {"model", "sim_score", "audio_sim_score", "text_sim_score"}
 
-audio_sim_score is the cosine of the masked, mean-pooled encoder states, -1 to 1 and as it is; text_sim_score goes from
-0 to 1
-(worker.scoring.similarity); sim_score is their average. A score that needs a reference which is not there yet has it
-computed ahead of the others.
+audio_sim_score is the cosine similarity, from -1 to 1, of the masked and mean-pooled encoder states. text_sim_score
+goes from 0 to 1 (see `worker.scoring.similarity`). sim_score is the mean of the two. If a score needs a reference that
+is not computed yet, that reference is computed ahead of the others.
 
-A model that cannot be loaded is logged and left out; `ready` fails if none is left. A reference that cannot be read is
-logged, stands in `progress`, and is the error of the scores that need it. The cache is never flushed, whatever
-AUDIO_SCORE_DISABLE_CACHE_FLUSH says.
+A model that cannot be loaded is logged and left out; `ready` fails if no model is left. A reference that cannot be
+read is logged and listed in `progress`, and scores that need it fail with its error. The cache is never flushed,
+whether or not AUDIO_SCORE_DISABLE_CACHE_FLUSH is set.
 """
 
 from __future__ import annotations
@@ -37,10 +36,12 @@ from worker.types import Response, Source
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 16  # references under way: enough to fill a batch, few enough for a score to be among the next
+IN_FLIGHT = 16  # references that the engine works on: enough to fill a batch, few enough that a score waits briefly
 
 
 class Score(TypedDict):
+    """The similarity of a recording to a reference by one model; `sim_score` is the mean of the other two."""
+
     model: str
     sim_score: float
     audio_sim_score: float
@@ -49,9 +50,12 @@ class Score(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Of the start. models: the keys of config.json, each `loading`, `loaded` or why it was left out. references: how
-    many there are, of all models, or those that may still load; done: how many were looked at; failed: why, by
-    `<model>/<file>`."""
+    """How far the start has come.
+
+    `models` maps each key of config.json to "loading", "loaded", or the reason why the model was left out.
+    `references` is the number of clips times the number of models that are loading or loaded, and `done` counts those
+    that are computed or failed. `failed` maps `<model>/<file>` to the reason.
+    """
 
     models: dict[str, str]
     references: int
@@ -60,15 +64,17 @@ class Progress:
 
 
 class Scorer:
-    """Thread-safe. `ready` is done when every reference is there or has failed; it fails where no model could be
-    loaded."""
+    """Scores recordings against the clips of a ScoreConfig. Thread-safe.
+
+    The future `ready` is done when every reference is computed or has failed; it fails if no model could be loaded.
+    """
 
     def __init__(self, config: ScoreConfig, engine: Engine) -> None:
         self.ready: Future[None] = Future()
         self._engine = engine
         self._references = References(config.video_clip_dir, config.cache_dir, engine)
         if not self._references.clips:
-            log.warning("no reference clips in %s", config.video_clip_dir)
+            log.warning("the folder %s has no reference clips", config.video_clip_dir)
         self._models: dict[str, Future[ScoringModel]] = {entry.key: Future() for entry in config.models}
         self._done, self._failed = 0, dict[str, str]()
         self._lock = threading.Lock()
@@ -78,23 +84,31 @@ class Scorer:
 
     @classmethod
     def open(cls, config: Path, engine: Engine, settings: Settings) -> Scorer:
-        """Scoring as config.json describes it. Raises ConfigError, naming the file and the field."""
+        """Return a scorer for a config.json. Raises: ConfigError, which names the file and the field."""
         return cls(ScoreConfig.read(config, settings), engine)
 
-    def known(self, uid: str, cid: str) -> bool:
-        """Whether there is such a reference clip."""
+    def has_clip(self, uid: str, cid: str) -> bool:
+        """Return whether the video `uid` has a reference clip `cid`."""
         return self._references.find(uid, cid) is not None
 
     def check(self, uid: str, cid: str, model: str | None = None) -> None:
-        """Raises ClipNotFound, or RequestError for a model that is not in config.json, or why it was left out."""
+        """Check that a score is possible.
+
+        Raises: ClipNotFound if the clip does not exist; RequestError if `model` is not in config.json; the model's
+        own error if it was left out.
+        """
         self._clip(uid, cid)
         self._candidates(model)
 
     def score(self, uid: str, cid: str, source: Source, model: str | None = None) -> Future[Score]:
-        """Scores a recording by one model, or by the first that could be loaded. Raises what `check` does; the future
-        fails
-        with what is wrong with the recording (InputError), the reference (ReferenceFailed) or the model. The source
-        must last until it is done; cancelling it drops what is not yet on the device."""
+        """Score a recording by one model, or by the first of config.json that loads.
+
+        The source must stay readable until the future is done. Canceling the future drops the work that is not on the
+        device yet. The future fails with InputError if the recording is at fault, with ReferenceFailed if the reference
+        clip is, else with the model's error.
+
+        Raises: the errors of `check`.
+        """
         clip, candidates = self._clip(uid, cid), self._candidates(model)
         future: Future[Score] = Future()
         self._try(future, candidates, clip, source)
@@ -102,13 +116,14 @@ class Scorer:
 
     @property
     def progress(self) -> Progress:
+        """Return how far loading and computing references have come."""
         models = {key: _state(model) for key, model in self._models.items()}
-        left = sum(state in ("loading", "loaded") for state in models.values())
+        usable = sum(state in ("loading", "loaded") for state in models.values())
         with self._lock:
-            return Progress(models, left * len(self._references.clips), self._done, dict(self._failed))
+            return Progress(models, usable * len(self._references.clips), self._done, dict(self._failed))
 
     def close(self) -> None:
-        """Before the engine's. What is under way for the references is cancelled; what is in the cache stays."""
+        """Cancel unfinished references and stop. Close the scorer before the engine. The cache stays."""
         settle(self._closing, None)
         self._references.close()
         self._thread.join(timeout=30)
@@ -119,7 +134,7 @@ class Scorer:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    # A score
+    # One score
 
     def _clip(self, uid: str, cid: str) -> Path:
         clip = self._references.find(uid, cid)
@@ -132,36 +147,39 @@ class Scorer:
             return list(self._models.values())
         chosen = self._models.get(model)
         if chosen is None:
-            there = ", ".join(key for key, one in self._models.items() if not _left_out(one))
-            raise RequestError(f"model {model!r} does not score: use one of {there}", param="model")
-        if error := _left_out(chosen):
+            usable = ", ".join(key for key, future in self._models.items() if not _load_error(future))
+            raise RequestError(f"model {model!r} does not score; use one of {usable}", param="model")
+        if error := _load_error(chosen):
             raise error
         return [chosen]
 
     def _try(
         self, future: Future[Score], candidates: Sequence[Future[ScoringModel]], clip: Path, source: Source
     ) -> None:
-        """By the first of the candidates that loads."""
+        """Score by the first of the candidates that loads."""
         first, *rest = candidates
 
         def compare(model: ScoringModel) -> None:
             self._compare(future, model, clip, source)
 
-        def loaded(model: Future[ScoringModel]) -> None:
-            if rest and _left_out(model):
+        def on_load(model: Future[ScoringModel]) -> None:
+            if rest and _load_error(model):
                 self._try(future, rest, clip, source)
             else:
                 into(future, compare)(model)
 
-        first.add_done_callback(loaded)
+        first.add_done_callback(on_load)
 
     def _compare(self, future: Future[Score], model: ScoringModel, clip: Path, source: Source) -> None:
-        def upload(reference: Heard) -> None:
+        def submit(reference: Heard) -> None:
+            def finish(response: Response) -> None:
+                settle(future, score_of(model.key, reference, model.heard(response)))
+
             running = self._engine.submit(model.request(source))
             future.add_done_callback(lambda _: running.cancel())
-            running.add_done_callback(into(future, lambda response: settle(future, _score(model, reference, response))))
+            running.add_done_callback(into(future, finish))
 
-        self._references.get(model, clip).add_done_callback(into(future, upload))
+        self._references.get(model, clip).add_done_callback(into(future, submit))
 
     # The start
 
@@ -169,17 +187,17 @@ class Scorer:
         try:
             for entry in entries:
                 self._load(entry)
-            there = [model.result() for model in self._models.values() if not _left_out(model)]
-            if not there:
+            usable = [model.result() for model in self._models.values() if not _load_error(model)]
+            if not usable:
                 raise ModelUnavailable(
                     "no model that scores could be loaded: "
                     + "; ".join(f"{key}: {_state(model)}" for key, model in self._models.items())
                 )
-            for model in there:
-                self._fill(model)
+            for model in usable:
+                self._compute_references(model)
             if self._closing.done():
                 raise Cancelled("the worker is shutting down")
-        except Exception as error:  # noqa: BLE001  whoever waits is told
+        except Exception as error:  # noqa: BLE001  `ready` reports any error
             fail(self.ready, report(error))
         else:
             settle(self.ready, None)
@@ -194,27 +212,29 @@ class Scorer:
                 if not loading.done():
                     raise Cancelled("the worker is shutting down")
                 loading.result()
-        except Exception as error:  # noqa: BLE001  the other models go on
+        except Exception as error:  # noqa: BLE001  the other models still load
             if not isinstance(error, Cancelled):
-                log.error("model %s is left out: %s", entry.key, error)  # noqa: TRY400  the message says it all
+                log.error("the model %s is left out: %s", entry.key, error)  # noqa: TRY400  the message is enough
             fail(future, report(error))
         else:
             settle(future, model)
 
-    def _fill(self, model: ScoringModel) -> None:
-        """Has every reference computed, a few at a time."""
+    def _compute_references(self, model: ScoringModel) -> None:
+        """Compute every reference by one model, IN_FLIGHT at a time."""
         pending: set[Future[Heard]] = set()
         for clip in self._references.clips:
             if self._closing.done():
                 return
             future = self._references.get(model, clip)
-            future.add_done_callback(self._counted(model, clip))
+            future.add_done_callback(self._counter(model, clip))
             pending.add(future)
-            if len(pending) >= AT_ONCE:
+            if len(pending) >= IN_FLIGHT:
                 pending = wait(pending, return_when=FIRST_COMPLETED).not_done
         wait(pending)
 
-    def _counted(self, model: ScoringModel, clip: Path) -> Callable[[Future[Heard]], None]:
+    def _counter(self, model: ScoringModel, clip: Path) -> Callable[[Future[Heard]], None]:
+        """Return a done-callback that counts a reference and records its failure."""
+
         def count(done: Future[Heard]) -> None:
             error = done.exception()
             with self._lock:
@@ -222,20 +242,20 @@ class Scorer:
                 if error:
                     self._failed[f"{model.key}/{clip.relative_to(self._references.folder)}"] = str(error)
             if error and not isinstance(error, Cancelled):
-                log.error("%s by model %s", error, model.key)
+                log.error("model %s: %s", model.key, error)
 
         return count
 
 
-def _score(model: ScoringModel, reference: Heard, response: Response) -> Score:
-    heard = model.heard(response)
-    audio = audio_similarity(reference.features, heard.features)
-    text = text_similarity(reference.text, heard.text)
-    return {"model": model.key, "sim_score": (audio + text) / 2, "audio_sim_score": audio, "text_sim_score": text}
+def score_of(model: str, reference: Heard, recording: Heard) -> Score:
+    """Return the score of a recording against a reference; `model` is the name to report."""
+    audio = audio_similarity(reference.features, recording.features)
+    text = text_similarity(reference.text, recording.text)
+    return {"model": model, "sim_score": (audio + text) / 2, "audio_sim_score": audio, "text_sim_score": text}
 
 
-def _left_out(model: Future[ScoringModel]) -> AviaryError | None:
-    """Why, if it is settled that the model could not be loaded."""
+def _load_error(model: Future[ScoringModel]) -> AviaryError | None:
+    """Return the error of a model that could not be loaded; None while it loads and once it is loaded."""
     error = model.exception() if model.done() else None
     return error if isinstance(error, AviaryError) else None
 
@@ -243,5 +263,5 @@ def _left_out(model: Future[ScoringModel]) -> AviaryError | None:
 def _state(model: Future[ScoringModel]) -> str:
     if not model.done():
         return "loading"
-    error = _left_out(model)
+    error = _load_error(model)
     return error.message if error else "loaded"

@@ -278,7 +278,7 @@ def _s3(settings: Settings) -> Iterator[Finding]:
         yield Finding("S3", f"{' and '.join(missing)} not set, though others are", "set all of BUCKET_*, or none")
     else:
         where = f" at {settings.bucket_endpoint_url}" if settings.bucket_endpoint_url else ""
-        from worker.net.bucket import Bucket
+        from worker.net.s3 import Bucket
 
         try:
             Bucket(settings).check()

@@ -13,7 +13,7 @@ from worker.config import Settings
 from worker.entrypoints import python
 from worker.entrypoints.cli import outputs, session
 from worker.entrypoints.cli.inputs import expand
-from worker.net.bucket import Bucket
+from worker.net.s3 import Bucket
 from worker.protocol import render
 from worker.protocol.request import parse
 from worker.types import Response, Timing

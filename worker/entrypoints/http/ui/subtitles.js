@@ -1,5 +1,5 @@
 /**
- * A transcript as SubRip or WebVTT, by the server's own rule (worker/protocol/render.py): cues of at most two lines of 42 characters
+ * A transcript as SubRip or WebVTT, by the server's own rule (worker/protocol/subtitles.py): cues of at most two lines of 42 characters
  * and seven seconds, cut between words and at segment ends, with spaces where the text has them.
  */
 

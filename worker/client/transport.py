@@ -1,8 +1,8 @@
-"""The steps a call is made of, and how one request is sent until it is answered: retries, and errors as the worker's
-own.
+"""The steps that a call consists of, and the exchange of one request for one response: retries and errors.
 
-A call is a generator: it yields `Send` and gets the httpx.Response, or has httpx's exception thrown into it; it yields
-`Wait` and goes on that much later. So the same code serves a client with an event loop and one without.
+A call is a generator. It yields `Send` and receives the httpx.Response, or httpx's exception is thrown into it; it
+yields `Wait` and continues after that many seconds. The same generator therefore serves a client with an event loop
+and one without.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ Json = dict[str, Any]
 
 FIRST_WAIT_SEC = 0.5
 LONGEST_WAIT_SEC = 30.0
-LONGEST_RETRY_AFTER_SEC = 300.0  # who is told to come back later than that hears so at once
-_AGAIN = (429, 502, 503)
-_BLOCK = 3 << 16  # of whole base64 quanta
+LONGEST_RETRY_AFTER_SEC = 300.0  # a longer Retry-After raises the error at once
+_RETRIED = (429, 502, 503)
+_BLOCK = 3 << 16  # bytes; a multiple of 3, so that each block encodes to base64 without padding
 _BY_STATUS: dict[int, type[AviaryError]] = {
     401: Unauthorized,
     403: Unauthorized,
@@ -52,8 +52,11 @@ _BY_STATUS: dict[int, type[AviaryError]] = {
 
 @dataclass(frozen=True)
 class Send:
-    """A request: of a form and its file, or of JSON in which an Upload stands for its data: URI. `bare`: without the
-    key. `timeout`: seconds, if not the client's."""
+    """Step: send a request with a JSON body, or with a form and its file.
+
+    An Upload inside `json` becomes its data: URI. `file` is a form field's name and its upload. `bare` omits the API
+    key. `timeout` in seconds overrides the client's.
+    """
 
     method: str
     url: str
@@ -66,6 +69,8 @@ class Send:
 
 @dataclass(frozen=True)
 class Wait:
+    """Step: wait for this many seconds."""
+
     seconds: float
 
 
@@ -73,11 +78,11 @@ Steps = Generator[Send | Wait, Any, T]
 
 
 @contextlib.contextmanager
-def prepared(http: httpx.Client | httpx.AsyncClient, send: Send) -> Iterator[httpx.Request]:
-    """The request, its file open as long as the block lasts."""
+def build_request(http: httpx.Client | httpx.AsyncClient, send: Send) -> Iterator[httpx.Request]:
+    """Yield the request; its files stay open within the block. Raises: InputError if a file cannot be opened."""
     with contextlib.ExitStack() as stack:
         if send.json is not None:
-            body = _Body(send.json, stack)
+            body = _JsonStream(send.json, stack)
             headers = {"Content-Type": "application/json", "Content-Length": str(body.size)}
             request = http.build_request(send.method, send.url, headers=headers)
             request.stream = body
@@ -95,62 +100,69 @@ def prepared(http: httpx.Client | httpx.AsyncClient, send: Send) -> Iterator[htt
 
 
 def exchange(send: Send, retries: int) -> Steps[Json]:
-    """Sends it until it is answered: again after a lost connection and when the other side is busy. Raises
-    AviaryError."""
+    """Send a request, and return the JSON object of the response.
+
+    A request is sent up to `retries` times more after a lost connection, and while the server is busy (status 429, 502
+    or 503); the pauses grow, and are at least as long as the server's Retry-After. A request that timed out is sent
+    again only if it is a GET, because the server may still be working on it.
+
+    Raises: ServerUnreachable if there is no response; DeadlineExceeded after a timeout; InternalError if the response
+    is not a JSON object; else the error that the response reports.
+    """
     for attempt in range(retries + 1):
         wait = min(LONGEST_WAIT_SEC, FIRST_WAIT_SEC * 2**attempt) * random.uniform(0.5, 1)  # noqa: S311
         try:
             response: httpx.Response = yield send
         except (httpx.ConnectTimeout, httpx.PoolTimeout, httpx.NetworkError, httpx.ProtocolError) as error:
-            failed = _lost(send, error)
+            failure = _unreachable(send, error)
         except httpx.TimeoutException as error:
-            if send.method != "GET":  # the other side may still be at work on it
-                raise DeadlineExceeded(f"{_host(send)} did not answer in time (the client's timeout)") from error
-            failed = _lost(send, error)
+            if send.method != "GET":
+                raise DeadlineExceeded(f"{_host(send)} did not respond within the client's timeout") from error
+            failure = _unreachable(send, error)
         except httpx.HTTPError as error:
-            raise _lost(send, error) from error
+            raise _unreachable(send, error) from error
         else:
             if response.is_success:
                 return _json(response)
-            failed = problem(response)
-            asked = failed.retry_after_sec or 0
-            if response.status_code not in _AGAIN or not failed.retryable or asked > LONGEST_RETRY_AFTER_SEC:
-                raise failed
-            wait = max(wait, asked)
+            failure = error_from_response(response)
+            retry_after = failure.retry_after_sec or 0
+            if response.status_code not in _RETRIED or not failure.retryable or retry_after > LONGEST_RETRY_AFTER_SEC:
+                raise failure
+            wait = max(wait, retry_after)
         if attempt < retries:
             yield Wait(wait)
-    raise failed
+    raise failure
 
 
-def problem(response: httpx.Response) -> AviaryError:
-    """The error that an answer tells of."""
+def error_from_response(response: httpx.Response) -> AviaryError:
+    """Return the error that a response reports, which need not come from Aviary."""
     try:
-        told = response.json()["error"]
+        error = response.json()["error"]
     except (ValueError, KeyError, TypeError):
-        told = None
-    shown = told if isinstance(told, str) else response.text[:200] or response.reason_phrase
-    body = told if isinstance(told, dict) else {"message": f"{response.status_code} from {response.url.host}: {shown}"}
-    return error_of(body, response.status_code, _retry_after(response))
+        error = None
+    if not isinstance(error, dict):
+        text = error if isinstance(error, str) else response.text[:200] or response.reason_phrase
+        error = {"message": f"{response.status_code} from {response.url.host}: {text}"}
+    return error_from_body(error, response.status_code, _retry_after(response))
 
 
-def error_of(body: Mapping[str, Any], status: int = 500, retry_after_sec: float | None = None) -> AviaryError:
-    """The error of this `code`, as the worker raised it; of a code nobody knows, the one that is nearest to the
-    status."""
-    code, message = body.get("code"), str(body.get("message") or "no reason was given")
-    kind = _known(AviaryError, code) if isinstance(code, str) else None
+def error_from_body(body: Mapping[str, Any], status: int = 500, retry_after_sec: float | None = None) -> AviaryError:
+    """Return the error of `worker.errors` with the code in `body`; for an unknown code, the closest to the status."""
+    code, message = body.get("code"), str(body.get("message") or "the server gave no reason")
+    kind = _error_class(AviaryError, code) if isinstance(code, str) else None
     if kind is None:
         kind = _BY_STATUS.get(status, RequestError if status < 500 else InternalError)
     error = kind(message)
     error.status = error.status if kind.code == code else status
     error.code = code if isinstance(code, str) else error.code
     error.param = body.get("param")
-    error.retryable = body.get("retryable", status in _AGAIN if kind.code != code else error.retryable)
+    error.retryable = body.get("retryable", status in _RETRIED if kind.code != code else error.retryable)
     error.retry_after_sec = retry_after_sec
     return error
 
 
-def _known(root: type[AviaryError], code: str) -> type[AviaryError] | None:
-    """The class nearest to the root that has this code as its own."""
+def _error_class(root: type[AviaryError], code: str) -> type[AviaryError] | None:
+    """Return the class closest to the root that defines this code, or None."""
     level = [root]
     while level:
         for kind in level:
@@ -162,16 +174,18 @@ def _known(root: type[AviaryError], code: str) -> type[AviaryError] | None:
 
 def _json(response: httpx.Response) -> Json:
     try:
-        answer = response.json()
+        body = response.json()
     except ValueError as error:
-        raise InternalError(f"{response.url.host} answered what is not JSON: {response.text[:80]}") from error
-    if not isinstance(answer, dict):
-        raise InternalError(f"{response.url.host} answered a {type(answer).__name__}, not an object")
-    return answer
+        raise InternalError(
+            f"{response.url.host} responded with text that is not JSON: {response.text[:80]}"
+        ) from error
+    if not isinstance(body, dict):
+        raise InternalError(f"{response.url.host} responded with a JSON {type(body).__name__}, not an object")
+    return body
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds, of a header that has seconds or a date."""
+    """Return the seconds of the Retry-After header, which holds seconds or a date; None if it is missing or wrong."""
     text = response.headers.get("Retry-After", "")
     if text.isdecimal():
         return float(text)
@@ -181,7 +195,7 @@ def _retry_after(response: httpx.Response) -> float | None:
         return None
 
 
-def _lost(send: Send, error: Exception) -> AviaryError:
+def _unreachable(send: Send, error: Exception) -> AviaryError:
     return ServerUnreachable(f"{_host(send)}: {str(error) or type(error).__name__}")
 
 
@@ -190,20 +204,20 @@ def _host(send: Send) -> str:
     return f"{url.scheme}://{url.netloc.decode()}"
 
 
-class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """JSON whose uploads are read and encoded as it is sent."""
+class _JsonStream(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A JSON body whose uploads are read and base64-encoded while it is sent. `size` is its length in bytes."""
 
     def __init__(self, value: Any, stack: contextlib.ExitStack) -> None:
         mark, self._parts = uuid.uuid4().hex, list[bytes | BinaryIO]()
         uploads: list[Upload] = []
 
-        def note(one: Any) -> str:
-            if not isinstance(one, Upload):
-                raise RequestError(f"{type(one).__name__} is not a value that JSON holds")
-            uploads.append(one)
+        def encode(item: Any) -> str:
+            if not isinstance(item, Upload):
+                raise RequestError(f"a value of type {type(item).__name__} cannot be sent as JSON")
+            uploads.append(item)
             return f"data:;base64,{mark}"
 
-        texts = json.dumps(value, default=note, allow_nan=False).encode().split(mark.encode())
+        texts = json.dumps(value, default=encode, allow_nan=False).encode().split(mark.encode())
         self.size = sum(map(len, texts)) + sum(encoded_size(upload.size) for upload in uploads)
         self._parts.append(texts[0])
         for upload, text in zip(uploads, texts[1:], strict=True):
@@ -223,5 +237,5 @@ class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 def encoded_size(size: int) -> int:
-    """Characters of base64 that this many bytes take."""
+    """Return the number of base64 characters for `size` bytes."""
     return -(-size // 3) * 4

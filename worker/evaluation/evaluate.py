@@ -1,0 +1,212 @@
+"""A corpus and a model → a report: plain JSON, {"summary": …, "details": […]}.
+
+    Corpus ──▶ prepare ──▶ Request ──▶ engine ──▶ Response ──▶ Evaluation.score ──▶ report
+
+    summary   count = tp + fp, tp, fp, fn, precision, recall, f1; failed; wer, substitutions, insertions, deletions,
+              words; cer, characters; unlabelled and missing_audio (names); model, match_mode, normalizer;
+              audio_sec, total_sec, rtfx (audio_sec / total_sec)
+    details   one for each labeled file, in the corpus's order: file, pred and gt (the texts as written), match (1 or
+              0), wer, cer, words, substitutions, insertions, deletions, language, duration_sec; `warning` if the file
+              is damaged, `error` if it failed
+
+A file either matches its label or does not. A mismatch counts as one false positive (the text that the model wrote)
+and one false negative (the text that it did not write), so precision, recall and f1 all equal the share of files that
+match. A file that fails never matches, and all the words of its label count as deletions.
+
+The error rates are micro-averages: all errors over all reference words. `worker.evaluation.metrics` defines the errors,
+and how an empty label counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from worker.config import Settings
+from worker.errors import RequestError
+from worker.evaluation import metrics
+from worker.evaluation.folders import Corpus, Pair
+from worker.evaluation.metrics import Counts
+from worker.protocol import render
+from worker.protocol.request import find_model, parse
+from worker.types import Failure, Request, Response, Result, S3Access, Transcript
+
+if TYPE_CHECKING:
+    from worker.engine.engine import Engine
+    from worker.engine.request_state import OnResult
+
+Json = dict[str, Any]
+
+# Match mode → the normalizer after which a text must equal its label. "exact" ignores case and white space only;
+# "normalized" also ignores punctuation, spelling variants and the notation of numbers.
+MATCH_MODES = {"exact": "basic", "normalized": "whisper"}
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A corpus, and the request that transcribes it with one input for each pair.
+
+    `match_mode` is a key of MATCH_MODES. `normalizer` is one of `metrics.NORMALIZERS` and applies to the error rates.
+    `language` is the ISO code of texts whose language neither their pair nor their transcript states.
+    """
+
+    corpus: Corpus
+    request: Request
+    match_mode: str = "exact"
+    normalizer: str = "basic"
+    language: str | None = None
+
+    def score(self, response: Response) -> Json:
+        """Return the report on the response to `request`.
+
+        The alignment takes up to a second for each hour of speech in a single file, so an event loop should call this
+        method in a thread.
+        """
+        words, characters = Counts(), Counts()
+        details: list[Json] = []
+        for pair, result in zip(self.corpus.pairs, response.results, strict=True):
+            detail, word_counts, character_counts = self._detail(pair, result)
+            words, characters = words + word_counts, characters + character_counts
+            details.append(detail)
+        total_sec = response.timing.total_sec
+        audio_sec = sum(detail.get("duration_sec", 0.0) for detail in details)
+        summary = {
+            **_matches(details),
+            "failed": sum("error" in detail for detail in details),
+            "wer": words.rate,
+            **_errors(words),
+            "cer": characters.rate,
+            "characters": characters.reference,
+            "unlabelled": list(self.corpus.unlabelled),
+            "missing_audio": list(self.corpus.missing_audio),
+            "model": response.model,
+            "match_mode": self.match_mode,
+            "normalizer": self.normalizer,
+            "audio_sec": round(audio_sec, 3),
+            "total_sec": round(total_sec, 4),
+            "rtfx": round(audio_sec / total_sec, 2) if total_sec else None,
+        }
+        return {"summary": summary, "details": details}
+
+    def _detail(self, pair: Pair, result: Result | Failure) -> tuple[Json, Counts, Counts]:
+        """Return the detail of one file, its word counts and its character counts."""
+        transcript = result.output if isinstance(result, Result) and isinstance(result.output, Transcript) else None
+        language = (transcript.language if transcript else None) or pair.language or self.language
+        pred = transcript.text if transcript else ""
+
+        def normalize(normalizer: str) -> tuple[str, str]:
+            return metrics.normalize(pair.text, normalizer, language), metrics.normalize(pred, normalizer, language)
+
+        label, text = normalize(MATCH_MODES[self.match_mode])
+        match = int(transcript is not None and label == text)
+        reference, hypothesis = normalize(self.normalizer)
+        words, characters = metrics.words(reference, hypothesis), metrics.characters(reference, hypothesis)
+        detail = {
+            "file": pair.file,
+            "pred": pred,
+            "gt": pair.text,
+            "match": match,
+            "wer": words.rate,
+            "cer": characters.rate,
+            **_errors(words),
+            "language": language,
+        }
+        if isinstance(result, Failure):
+            detail["error"] = render.error_json(result.error)
+        else:
+            detail["duration_sec"] = round(result.duration_sec, 3)
+            if result.warning:
+                detail["warning"] = result.warning
+        return detail, words, characters
+
+
+def prepare(
+    corpus: Corpus,
+    settings: Settings,
+    options: Mapping[str, Any] | None = None,
+    *,
+    match_mode: str = "exact",
+    normalizer: str = "basic",
+    trusted: bool = False,
+    s3: S3Access | None = None,
+) -> Evaluation:
+    """Return an evaluation whose request is ready to submit.
+
+    `options` are the fields of a payload (model, language, prompt, max_new_tokens, …); the language of a pair overrides
+    `language` if the model takes that option. `match_mode` and `normalizer` are as in Evaluation. Set `trusted` if the
+    operator of the worker chose the corpus: its files may then lie in any folder and number more than MAX_INPUTS.
+
+    Raises: RequestError if an option, `match_mode` or `normalizer` is unknown or not allowed, or if the corpus has no
+    pair.
+    """
+    _check("match_mode", match_mode, tuple(MATCH_MODES))
+    _check("normalizer", normalizer, metrics.NORMALIZERS)
+    if not corpus.pairs:
+        raise RequestError(
+            f"the corpus has no audio with a label: {len(corpus.unlabelled)} audio files have no label, and "
+            f"{len(corpus.missing_audio)} labels have no audio"
+        )
+    options = dict(options or {})
+    takes_language = "language" in find_model(options.get("model"), settings, trusted=trusted).options
+    inputs = [
+        {"source": pair.source, "language": pair.language} if pair.language and takes_language else pair.source
+        for pair in corpus.pairs
+    ]
+    if trusted:
+        settings = settings.model_copy(update={"max_inputs": max(settings.max_inputs, len(inputs))})
+    request = parse({**options, "task": "transcribe", "inputs": inputs}, settings, s3=s3, trusted=trusted)
+    return Evaluation(corpus, request, match_mode, normalizer, options.get("language"))
+
+
+def evaluate(
+    engine: Engine,
+    corpus: Corpus,
+    options: Mapping[str, Any] | None = None,
+    *,
+    match_mode: str = "exact",
+    normalizer: str = "basic",
+    trusted: bool = False,
+    on_result: OnResult | None = None,
+) -> Json:
+    """Transcribe a corpus, wait, and return the report. An interrupt while it waits cancels the remaining work.
+
+    `on_result` is as in `Engine.submit`. The other parameters, and the errors raised, are those of `prepare`.
+    """
+    evaluation = prepare(
+        corpus, engine.settings, options, match_mode=match_mode, normalizer=normalizer, trusted=trusted
+    )
+    future = engine.submit(evaluation.request, on_result=on_result)
+    try:
+        response = future.result()
+    finally:
+        future.cancel()
+    return evaluation.score(response)
+
+
+def _check(name: str, value: str, supported: Sequence[str]) -> None:
+    if value not in supported:
+        raise RequestError(f"unsupported {name} {value!r}; use {' or '.join(supported)}", param=name)
+
+
+def _matches(details: Sequence[Json]) -> Json:
+    count, matches = len(details), sum(detail["match"] for detail in details)
+    mismatches, share = count - matches, matches / count
+    return {
+        "count": count,
+        "tp": matches,
+        "fp": mismatches,
+        "fn": mismatches,
+        "precision": share,
+        "recall": share,
+        "f1": share,
+    }
+
+
+def _errors(words: Counts) -> Json:
+    return {
+        "substitutions": words.substitutions,
+        "insertions": words.insertions,
+        "deletions": words.deletions,
+        "words": words.reference,
+    }
