@@ -97,7 +97,7 @@ class Model:
 def _parakeet(name: str, *aliases: str, languages: tuple[str, ...] = ("en",), licence: str = "CC-BY-4.0") -> Model:
     return Model(
         id=name,
-        backend="nemo",
+        backend="parakeet",
         tasks=("transcribe",),
         licence=licence,
         aliases=aliases,

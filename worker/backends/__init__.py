@@ -9,7 +9,7 @@ from worker.catalog import Model
 from worker.config import Settings
 
 _CLASSES = {
-    "nemo": ("worker.backends.parakeet", "Nemo"),
+    "parakeet": ("worker.backends.parakeet", "Parakeet"),
     "canary": ("worker.backends.canary", "Canary"),
     "flamingo": ("worker.backends.flamingo", "Flamingo"),
     "whisper": ("worker.backends.whisper", "Whisper"),
