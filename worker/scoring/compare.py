@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from worker.catalog import Model
 from worker.errors import AviaryError
 from worker.scoring.config import ModelEntry
-from worker.scoring.models import Heard, ScoringModel
+from worker.scoring.models import ClipFeatures, ScoringModel
 from worker.scoring.scorer import Score
 from worker.scoring.similarity import audio_similarity, text_similarity
 from worker.types import Failure, Request, Response, Result, Source, Timing
@@ -33,13 +33,13 @@ def scores(row: Model, outcomes: Sequence[Result | Failure]) -> list[Score | Fai
     error."""
     scoring = _scoring(row)
     pairs = [Response(row.id, tuple(outcomes[at : at + 2]), Timing()) for at in range(0, len(outcomes), 2)]
-    reference = scoring.heard(pairs[0])
+    reference = scoring.read(pairs[0])
     return [_score(scoring, reference, pair, place) for place, pair in enumerate(pairs[1:])]
 
 
-def _score(scoring: ScoringModel, reference: Heard, pair: Response, place: int) -> Score | Failure:
+def _score(scoring: ScoringModel, reference: ClipFeatures, pair: Response, place: int) -> Score | Failure:
     try:
-        heard = scoring.heard(pair)
+        heard = scoring.read(pair)
     except AviaryError as error:
         return Failure(place, error)
     audio = audio_similarity(reference.features, heard.features)

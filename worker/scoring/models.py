@@ -18,7 +18,7 @@ from worker.types import Embedding, Failure, Item, Options, Request, Response, S
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Heard:
+class ClipFeatures:
     """The features of a clip that are compared with those of another clip."""
 
     text: str
@@ -66,7 +66,7 @@ class ScoringModel:
         return Request(self.key, tuple(Item(index, source, options) for index, options in enumerate(tasks)))
 
     @staticmethod
-    def heard(response: Response) -> Heard:
+    def read(response: Response) -> ClipFeatures:
         """Return the features from the response to `request`.
 
         Raises: the error of the item that failed; ModelError if the embedding is not finite.
@@ -79,4 +79,4 @@ class ScoringModel:
         assert isinstance(embedding, Embedding)
         if not np.isfinite(embedding.values).all():
             raise ModelError("the model returned features that are not finite numbers")
-        return Heard(transcript.text, embedding.values)
+        return ClipFeatures(transcript.text, embedding.values)

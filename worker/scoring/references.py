@@ -30,7 +30,7 @@ from worker.audio.files import below, is_audio
 from worker.engine.engine import Engine
 from worker.errors import Cancelled, InputError, ReferenceFailed
 from worker.futures import fail, into, settle
-from worker.scoring.models import Heard, ScoringModel
+from worker.scoring.models import ClipFeatures, ScoringModel
 from worker.types import Response, Source
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class References:
         self.folder, self._cache, self._engine = folder, cache, engine
         self._names = _scan(folder)
         self.clips = tuple(dict.fromkeys(self._names.values()))
-        self._heard: dict[tuple[str, Path], Future[Heard]] = {}
+        self._heard: dict[tuple[str, Path], Future[ClipFeatures]] = {}
         self._lock = threading.Lock()
         self._closed = False
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="references")
@@ -62,7 +62,7 @@ class References:
     def find(self, uid: str, cid: str) -> Path | None:
         return self._names.get(f"{uid}_{cid}")
 
-    def get(self, model: ScoringModel, clip: Path) -> Future[Heard]:
+    def get(self, model: ScoringModel, clip: Path) -> Future[ClipFeatures]:
         """What the model hears in a clip; the same future for all who ask. A failure is forgotten, so that the next to
         ask tries again. Fails with ReferenceFailed where the clip is at fault, else with the model's error."""
         key = (model.key, clip)
@@ -89,7 +89,7 @@ class References:
             fail(future, Cancelled("the worker is shutting down"))
         self._pool.shutdown(cancel_futures=True)
 
-    def _look(self, model: ScoringModel, clip: Path) -> tuple[Path, Heard | None]:
+    def _look(self, model: ScoringModel, clip: Path) -> tuple[Path, ClipFeatures | None]:
         """Where in the cache it belongs, and what is there."""
         try:
             place = self._place(model, clip)
@@ -102,9 +102,11 @@ class References:
         except (OSError, ValidationError) as error:
             log.warning("%s is damaged and computed anew: %s", place, type(error).__name__)
             return place, None
-        return place, Heard(kept.text, np.asarray(kept.features, np.float32))
+        return place, ClipFeatures(kept.text, np.asarray(kept.features, np.float32))
 
-    def _ask(self, future: Future[Heard], model: ScoringModel, clip: Path, place: Path, kept: Heard | None) -> None:
+    def _ask(
+        self, future: Future[ClipFeatures], model: ScoringModel, clip: Path, place: Path, kept: ClipFeatures | None
+    ) -> None:
         if kept is not None:
             settle(future, kept)
             return
@@ -113,7 +115,7 @@ class References:
 
         def keep(response: Response) -> None:
             try:
-                heard = model.heard(response)
+                heard = model.read(response)
             except InputError as error:
                 raise ReferenceFailed(f"the reference clip {clip.name} cannot be heard: {error.message}") from error
             self._pool.submit(_write, place, heard).add_done_callback(lambda _: settle(future, heard))
@@ -130,7 +132,7 @@ class References:
         return self._cache / model.key / video / name / f"{digest.hexdigest()}.json"
 
 
-def _write(place: Path, heard: Heard) -> None:
+def _write(place: Path, heard: ClipFeatures) -> None:
     """Keeps it, if the disk lets us: without the cache scoring goes on."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)

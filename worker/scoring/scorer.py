@@ -30,7 +30,7 @@ from worker.errors import AviaryError, Cancelled, ClipNotFound, ModelUnavailable
 from worker.faults import report
 from worker.futures import fail, into, settle
 from worker.scoring.config import ModelEntry, ScoreConfig
-from worker.scoring.models import Heard, ScoringModel
+from worker.scoring.models import ClipFeatures, ScoringModel
 from worker.scoring.references import References
 from worker.scoring.similarity import audio_similarity, text_similarity
 from worker.types import Response, Source
@@ -156,7 +156,7 @@ class Scorer:
         first.add_done_callback(loaded)
 
     def _compare(self, future: Future[Score], model: ScoringModel, clip: Path, source: Source) -> None:
-        def upload(reference: Heard) -> None:
+        def upload(reference: ClipFeatures) -> None:
             running = self._engine.submit(model.request(source))
             future.add_done_callback(lambda _: running.cancel())
             running.add_done_callback(into(future, lambda response: settle(future, _score(model, reference, response))))
@@ -203,7 +203,7 @@ class Scorer:
 
     def _fill(self, model: ScoringModel) -> None:
         """Has every reference computed, a few at a time."""
-        pending: set[Future[Heard]] = set()
+        pending: set[Future[ClipFeatures]] = set()
         for clip in self._references.clips:
             if self._closing.done():
                 return
@@ -214,8 +214,8 @@ class Scorer:
                 pending = wait(pending, return_when=FIRST_COMPLETED).not_done
         wait(pending)
 
-    def _counted(self, model: ScoringModel, clip: Path) -> Callable[[Future[Heard]], None]:
-        def count(done: Future[Heard]) -> None:
+    def _counted(self, model: ScoringModel, clip: Path) -> Callable[[Future[ClipFeatures]], None]:
+        def count(done: Future[ClipFeatures]) -> None:
             error = done.exception()
             with self._lock:
                 self._done += 1
@@ -227,8 +227,8 @@ class Scorer:
         return count
 
 
-def _score(model: ScoringModel, reference: Heard, response: Response) -> Score:
-    heard = model.heard(response)
+def _score(model: ScoringModel, reference: ClipFeatures, response: Response) -> Score:
+    heard = model.read(response)
     audio = audio_similarity(reference.features, heard.features)
     text = text_similarity(reference.text, heard.text)
     return {"model": model.key, "sim_score": (audio + text) / 2, "audio_sim_score": audio, "text_sim_score": text}
