@@ -1,6 +1,6 @@
 """docs/adding-a-model.md is true and complete: what it says is done to a copy of the repository, and nothing else is.
 
-Its example is a family that does not exist. Afterwards every door of the copy knows the family, and the tests that the
+Its example is a family that does not exist. Then every door of the copy knows the family, and the tests that the
 page names pass.
 """
 

@@ -47,7 +47,7 @@ class Model:
     """The language that every translation starts from or ends in. None if all pairs of languages work."""
 
     default_language: str | None = None
-    """The language that the model takes for spoken if the request names none. None if the model detects it."""
+    """The language that the model assumes if the request names none. None if the model detects the language."""
 
     timestamps: bool = False
     """Whether transcripts have the times of words, segments and characters."""
