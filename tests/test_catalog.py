@@ -3,17 +3,26 @@ who can."""
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import MODEL
 
-from worker.catalog import FLAMINGO_SIGNS, MODELS, check, find
+from worker.backends import create
+from worker.backends.base import Backend
+from worker.catalog import MODELS, check, find
+from worker.catalog.rows import FLAMINGO_CONTROL_TOKENS
+from worker.config import Settings
 from worker.errors import ModelNotFound, Unsupported
 from worker.types import Message, Options
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def nemo(path: Path, config: str) -> str:
@@ -36,15 +45,21 @@ def test_names_are_unique_and_found():
     assert all(find(name) in MODELS for name in names)
 
 
+@pytest.mark.parametrize("model", {model.backend: model for model in MODELS}.values(), ids=lambda model: model.backend)
+def test_every_row_names_a_backend_that_exists(model):
+    """Backends import their heavy libraries when they load, so every one can be made on any machine."""
+    assert isinstance(create(model, Settings()), Backend)
+
+
 @pytest.mark.parametrize(
     ("name", "backend"),
     [
-        ("someone/parakeet-tdt-0.6b-finetuned", "nemo"),
+        ("someone/parakeet-tdt-0.6b-finetuned", "parakeet"),
         ("someone/canary-1b-mine", "canary"),
         ("someone/whisper-large-v3-swedish", "whisper"),
         ("nvidia/audio-flamingo-next-think-hf", "flamingo"),
         ("/not/there/canary.nemo", "canary"),
-        ("/not/there/model.nemo", "nemo"),
+        ("/not/there/model.nemo", "parakeet"),
     ],
 )
 def test_other_names_of_a_family_are_known_by_their_name(name, backend):
@@ -54,7 +69,7 @@ def test_other_names_of_a_family_are_known_by_their_name(name, backend):
 
 def test_checkpoints_on_disk_say_what_they_are(tmp_path):
     canary = "target: nemo.collections.asr.models.aed_multitask_models.EncDecMultiTaskModel\nprompt_format: canary{}\n"
-    assert find(str(MODEL)).backend == "nemo"
+    assert find(str(MODEL)).backend == "parakeet"
     assert find(nemo(tmp_path / "a.nemo", canary.format(2))).timestamps
     assert find(nemo(tmp_path / "b.nemo", canary.format(""))).timestamps is False
     assert find(str(tmp_path)).backend == "canary"
@@ -98,7 +113,7 @@ def test_the_row_says_which_flamingo_is_asked_about_music(tmp_path):
 
 def test_a_file_that_changes_is_looked_into_again(tmp_path):
     path = tmp_path / "a.nemo"
-    assert find(str(path)).backend == "nemo"
+    assert find(str(path)).backend == "parakeet"
     nemo(path, "target: EncDecMultiTaskModel\nprompt_format: canary2\n")
     assert find(str(path)).backend == "canary"
 
@@ -122,30 +137,50 @@ def test_a_folder_of_another_kind_is_not_a_model(tmp_path):
         (
             "parakeet",
             {"task": "caption"},
-            "cannot caption, only transcribe; models that can: audio-flamingo, music-flamingo",
+            "cannot caption; it supports transcribe. Models that can: audio-flamingo, music-flamingo",
         ),
-        ("audio-flamingo", {"timestamps": True}, "gives no timestamps; models that can: parakeet"),
-        ("canary-1b", {"timestamps": True}, "gives no timestamps"),
-        ("audio-flamingo", {"language": "en"}, "takes no language; models that can: parakeet"),
-        ("parakeet-v2", {"language": "de"}, "does not know language 'de', only en; models that can: parakeet, canary"),
-        ("parakeet", {"target_language": "de"}, "takes no target_language; models that can: canary"),
-        ("whisper-large", {"target_language": "de"}, "translates into en only; models that can: canary"),
-        ("whisper", {"task": "translate"}, "cannot translate, only transcribe and embed; models that can: canary"),
-        ("whisper", {"language": "de", "target_language": "en"}, "takes no target_language; models that can: canary"),
+        ("audio-flamingo", {"timestamps": True}, "cannot return timestamps. Models that can: parakeet"),
+        ("canary-1b", {"timestamps": True}, "cannot return timestamps"),
+        ("audio-flamingo", {"language": "en"}, "does not accept language. Models that do: parakeet"),
+        (
+            "parakeet-v2",
+            {"language": "de"},
+            "'de'; nvidia/parakeet-tdt-0.6b-v2 supports en. Models that support it: parakeet, canary",
+        ),
+        ("parakeet", {"target_language": "de"}, "does not accept target_language. Models that do: canary"),
+        ("whisper-large", {"target_language": "de"}, "translates into en. Models that translate into it: canary"),
+        (
+            "whisper",
+            {"task": "translate"},
+            "cannot translate; it supports transcribe and embed. Models that can: canary",
+        ),
+        (
+            "whisper",
+            {"language": "de", "target_language": "en"},
+            "does not accept target_language. Models that do: canary",
+        ),
         ("someone/distil-whisper-de", {"task": "translate"}, "cannot translate"),
         ("someone/whisper-small.en", {"task": "translate"}, "cannot translate"),
-        ("someone/whisper-small.en", {"language": "de"}, "does not know language 'de', only en"),
-        ("canary", {"task": "translate"}, "give language"),
-        ("canary", {"language": "de", "target_language": "fr"}, "into and out of en only"),
-        ("whisper", {"punctuation": False}, "takes no punctuation; models that can: canary"),
-        ("parakeet", {"max_new_tokens": 5}, "takes no max_new_tokens"),
-        ("audio-flamingo-embed", {"task": "transcribe"}, "cannot transcribe, only embed"),
-        ("audio-flamingo-embed", {"task": "embed", "prompt": "x"}, "takes no prompt"),
-        *(
-            ("audio-flamingo", {"task": "chat", "prompt": f"a {sign} b"}, "a sign of its own")
-            for sign in FLAMINGO_SIGNS
+        (
+            "someone/whisper-small.en",
+            {"language": "de"},
+            "unsupported language 'de'; someone/whisper-small.en supports en",
         ),
-        ("music-flamingo", {"task": "chat", "messages": (Message("user", "<sound>"),)}, "a sign of its own"),
+        ("canary", {"task": "translate"}, "Set language, or target_language"),
+        ("canary", {"language": "de", "target_language": "fr"}, "only from or into en"),
+        ("whisper", {"punctuation": False}, "does not accept punctuation. Models that do: canary"),
+        ("parakeet", {"max_new_tokens": 5}, "does not accept max_new_tokens"),
+        ("audio-flamingo-embed", {"task": "transcribe"}, "cannot transcribe; it supports embed"),
+        ("audio-flamingo-embed", {"task": "embed", "prompt": "x"}, "does not accept prompt"),
+        *(
+            (
+                "audio-flamingo",
+                {"task": "chat", "prompt": f"a {token} b"},
+                f"The prompt contains {token}, a control token",
+            )
+            for token in FLAMINGO_CONTROL_TOKENS
+        ),
+        ("music-flamingo", {"task": "chat", "messages": (Message("user", "<sound>"),)}, "A message contains <sound>"),
     ],
 )
 def test_what_a_model_cannot_do_is_refused_with_who_can(model, options, message):
@@ -153,6 +188,100 @@ def test_what_a_model_cannot_do_is_refused_with_who_can(model, options, message)
         check(find(model), Options(find(model).id, **options))
     assert message in caught.value.message
     assert caught.value.param
+
+
+TRANSLATOR = replace(
+    find("canary"),
+    id="someone/translator",
+    languages=("en", "de", "fr", "sv"),
+    target_languages=("en", "de", "fr"),
+    pivot_language=None,
+    default_language=None,
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({}, {"language": "de", "target_language": "fr"}, None),
+        ({}, {"task": "translate"}, None),
+        ({}, {"language": "sv", "target_language": "sv"}, None),
+        ({}, {"target_language": "sv"}, "'sv'; someone/translator translates into en, de, fr."),
+        ({"target_languages": ()}, {"target_language": "sv"}, None),
+        ({"pivot_language": "fr"}, {"language": "sv", "target_language": "fr"}, None),
+        ({"pivot_language": "fr"}, {"language": "sv", "target_language": "de"}, "only from or into fr"),
+        ({"pivot_language": "fr", "default_language": "fr"}, {"target_language": "de"}, None),
+        ({"default_language": "fr"}, {"task": "translate"}, "does not detect the spoken language"),
+        ({"default_language": "fr"}, {"task": "translate", "target_language": "de"}, None),
+    ],
+)
+def test_a_row_alone_says_between_which_languages_a_model_translates(changes, options, message):
+    model = replace(TRANSLATOR, **changes)
+    with pytest.raises(Unsupported, match=message) if message else contextlib.nullcontext():
+        check(model, Options(model.id, **options))
+
+
+def test_models_that_translate_are_named_only_if_they_translate_into_that_language():
+    with pytest.raises(Unsupported, match=r"Models that translate into it: canary\.$"):
+        check(find("whisper-large"), Options("whisper-large", target_language="sv"))
+    with pytest.raises(Unsupported, match=r"Models that translate into it: none in this version\.$"):
+        check(find("whisper-large"), Options("whisper-large", target_language="yue"))
+
+
+@pytest.mark.parametrize(
+    ("name", "checkpoint"),
+    [
+        ("parakeet", "nvidia/parakeet-tdt-0.6b-v3"),
+        ("audio-flamingo-embed", "nvidia/audio-flamingo-3-hf"),
+        ("higgs", "bosonai/higgs-audio-v2-understanding-3B"),
+        ("higgs:/a/processor", "bosonai/higgs-audio-v2-understanding-3B"),
+    ],
+)
+def test_a_row_says_which_checkpoint_holds_the_weights(name, checkpoint):
+    assert find(name).checkpoint == checkpoint
+
+
+def test_nothing_outside_the_backends_reads_the_name_of_a_backend():
+    """A model is told apart by the facts of its row, so that a new family needs no other file."""
+    names = {model.backend for model in MODELS}
+    for path in sorted(ROOT.glob("worker/**/*.py")):
+        if "backends" not in path.relative_to(ROOT).parts:
+            found = [node for node in ast.walk(ast.parse(path.read_text())) if compares_a_backend(node, names)]
+            assert not found, f"{path}:{found[0].lineno}"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "row.backend == 'whisper'",
+        "'canary' != model.backend",
+        "row.backend in ('nemo', 'canary')",
+        "row.backend in NAMES",
+        "NAMES[row.backend]",
+        "NAMES.get(find(name).backend, 1)",
+        "match row.backend:\n    case 'higgs': pass",
+    ],
+)
+def test_that_test_sees_every_way_to_read_it(code):
+    assert any(compares_a_backend(node, {"whisper", "canary"}) for node in ast.walk(ast.parse(code)))
+
+
+def compares_a_backend(node: ast.AST, names: set[str]) -> bool:
+    """Return whether a node compares something called `backend` with the name of one, or looks it up in a dict."""
+    if isinstance(node, ast.Compare):
+        parts = list(ast.walk(node))
+        named = any(isinstance(part, ast.Constant) and part.value in names for part in parts)
+        return any(map(is_backend, parts)) and (named or any(isinstance(op, ast.In | ast.NotIn) for op in node.ops))
+    if isinstance(node, ast.Subscript):
+        return is_backend(node.slice)
+    if isinstance(node, ast.Match):
+        return is_backend(node.subject)
+    is_get = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get"
+    return is_get and any(map(is_backend, node.args))
+
+
+def is_backend(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and node.attr == "backend"
 
 
 @pytest.mark.parametrize(

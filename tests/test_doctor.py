@@ -13,6 +13,7 @@ import pytest
 from conftest import MODEL
 
 from worker.entrypoints.cli import doctor
+from worker.entrypoints.cli.doctor import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 OFF = {"MODEL": "pocketsphinx", "HF_HUB_OFFLINE": "1"}
@@ -25,7 +26,7 @@ def find(monkeypatch) -> Callable[..., dict[str, doctor.Finding]]:
     def look(model: str | None = None, **environment: str) -> dict[str, doctor.Finding]:
         for name, value in {**OFF, **environment}.items():
             monkeypatch.setenv(name, value)
-        return {found.about: found for found in doctor.findings(model)}
+        return {found.subject: found for found in doctor.findings(model)}
 
     return look
 
@@ -48,18 +49,18 @@ def test_a_machine_that_is_well(find):
     found = find()
     assert list(found) == ["Python", "packages", "settings", "ffmpeg", "device", "disk", "model", "S3"]
     assert all(one.ok for one in found.values()), found
-    assert found["ffmpeg"].says.startswith("ffmpeg version")
-    assert "GiB free" in found["disk"].says
+    assert found["ffmpeg"].state.startswith("ffmpeg version")
+    assert "GiB free" in found["disk"].state
 
 
-def test_the_command_works_without_torch_and_says_all_is_well():
+def test_the_command_works_without_torch_and_finds_no_problems():
     done = aviary(
         before="sys.modules['torch'] = None; sys.meta_path.insert(0, type('No', (), {'find_spec': staticmethod("
         "lambda name, *_: (_ for _ in ()).throw(ImportError(name)) if name == 'torch' else None)}))"
     )
     assert "torch" not in done.stderr
     lines = done.stdout.splitlines()
-    assert (done.returncode, lines[-1]) == (0, "all is well"), done.stdout
+    assert (done.returncode, lines[-1]) == (0, "No problems found"), done.stdout
     assert sum(line.startswith("ok ") for line in lines) == 8
 
 
@@ -67,8 +68,8 @@ def test_the_command_ends_with_1_where_there_is_a_problem_and_says_what_to_do():
     done = aviary("--model", "parakeet", DTYPE="float8")
     assert done.returncode == 1
     assert "problem  settings  DTYPE='float8' is not allowed" in done.stdout
-    assert "-> correct it" in done.stdout
-    assert done.stdout.endswith("1 problem\n")
+    assert "-> Correct the setting" in done.stdout
+    assert done.stdout.endswith("1 problem found\n")
 
 
 def test_a_missing_package_is_named_not_raised():
@@ -79,14 +80,14 @@ def test_a_missing_package_is_named_not_raised():
 
 
 def test_packages_that_are_missing_or_of_another_version(monkeypatch):
-    real = doctor.metadata.version
+    real = machine.metadata.version
     monkeypatch.setattr(
-        doctor.metadata,
+        machine.metadata,
         "version",
         lambda name: {"numpy": "1.26.4"}.get(name) or real("nonesuch" if name == "soxr" else name),
     )
-    (found,) = doctor._packages()
-    assert found.says == "numpy (1.26.4, not <2.6,>=2.0), soxr (missing, not <2,>=0.5)"
+    (found,) = machine.packages()
+    assert found.state == "numpy (1.26.4, not <2.6,>=2.0), soxr (missing, not <2,>=0.5)"
     assert "requirements-base.txt" in found.advice
 
 
@@ -97,19 +98,19 @@ def test_packages_that_are_missing_or_of_another_version(monkeypatch):
         ("/nowhere/a.nemo", {}, "no such file: /nowhere/a.nemo"),
         ("parakeet", {}, "HF_HUB_OFFLINE is set"),
         ("whisper", {"SKIP_MODEL_LOAD": "1"}, "a dry run"),
-        ("nonesuch", {}, "is not known"),
+        ("nonesuch", {}, "unknown model"),
     ],
 )
 def test_the_model_s_weights(find, tmp_path, model, environment, says):
     found = find(model, HF_HOME=str(tmp_path), HOME=str(tmp_path), **environment)["model"]
-    assert says in found.says
+    assert says in found.state
     assert found.ok == (model == str(MODEL) or "SKIP_MODEL_LOAD" in environment)
 
 
 def test_a_model_that_is_not_known_is_nothing_to_install(find):
     found = find("nonesuch")["model"]
-    assert found.says.startswith("model 'nonesuch' is not known")
-    assert found.advice.startswith("correct the setting")
+    assert found.state.startswith("unknown model 'nonesuch'")
+    assert found.advice.startswith("Correct the setting")
 
 
 def test_weights_in_model_dir(find, tmp_path):
@@ -118,15 +119,15 @@ def test_weights_in_model_dir(find, tmp_path):
     (folder / "config.json").write_text("{}")
     assert not find("whisper-tiny", MODEL_DIR=str(tmp_path), HF_HOME=str(tmp_path), HOME=str(tmp_path))["model"].ok
     (folder / "model.safetensors").touch()
-    assert find("whisper-tiny", MODEL_DIR=str(tmp_path))["model"].says.endswith(f"weights in {folder}")
+    assert find("whisper-tiny", MODEL_DIR=str(tmp_path))["model"].state.endswith(f"weights in {folder}")
 
 
 @pytest.mark.parametrize(
     ("code", "sign", "says", "advice"),
     [
-        (403, "GatedRepo", "is gated", "accept its licence"),
+        (403, "GatedRepo", "is gated", "Accept its license"),
         (401, "RepoNotFound", "is not on the hub, or is private", "HF_TOKEN"),
-        (200, "", "the hub gives it at the first start", None),
+        (200, "", "it is downloaded from the hub at the first start", None),
         (None, "", "the hub cannot be reached", "MODEL_DIR"),
     ],
 )
@@ -165,7 +166,7 @@ def test_what_the_hub_says_of_weights_that_are_not_here(tmp_path, code, sign, sa
 
 def test_half_a_bucket_and_a_full_disk(find):
     found = find(BUCKET_NAME="clips", DATA_DIR="/dev/null/data", MAX_AUDIO_BYTES="1000")
-    assert found["S3"].says == "BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY not set, though others are"
+    assert found["S3"].state == "BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY not set, but others are"
     assert not found["disk"].ok
     full = find(
         BUCKET_ACCESS_KEY_ID="a",
@@ -174,10 +175,10 @@ def test_half_a_bucket_and_a_full_disk(find):
         DATA_DIR="/tmp",
         MAX_AUDIO_BYTES=str(10**18),
     )
-    assert full["S3"].says == "bucket clips at http://127.0.0.1:9: the bucket cannot be used: ConnectionError"
+    assert full["S3"].state == "bucket clips at http://127.0.0.1:9: the bucket cannot be used: ConnectionError"
     assert "404" in full["S3"].advice
     assert "hidden" not in str(full["S3"])
-    assert "make room" in full["disk"].advice
+    assert "Free some space" in full["disk"].advice
 
 
 def test_a_device_that_is_not_there(find):
@@ -185,13 +186,13 @@ def test_a_device_that_is_not_there(find):
     if torch.cuda.is_available():
         pytest.skip("there is one")
     found = find(DEVICE="cuda")["device"]
-    assert "sees no CUDA device" in found.says
+    assert "finds no CUDA device" in found.state
     assert not found.ok
 
 
 def test_several_devices_are_counted(find):
     pytest.importorskip("torch")
-    assert find(DEVICE="cpu,cpu")["device"].says.startswith("2 processes on the CPU")
+    assert find(DEVICE="cpu,cpu")["device"].state.startswith("2 processes on the CPU")
 
 
 def test_a_bucket_that_answers(find):
@@ -206,7 +207,7 @@ def test_a_bucket_that_answers(find):
             "s3", endpoint_url=url, aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1"
         ).create_bucket(Bucket="clips")
         keys = {"BUCKET_ENDPOINT_URL": url, "BUCKET_ACCESS_KEY_ID": "k", "BUCKET_SECRET_ACCESS_KEY": "s"}
-        assert find(BUCKET_NAME="clips", **keys)["S3"] == doctor.Finding("S3", f"bucket clips at {url} answers")
+        assert find(BUCKET_NAME="clips", **keys)["S3"] == doctor.Finding("S3", f"bucket clips at {url} responds")
         assert not find(BUCKET_NAME="others", **keys)["S3"].ok
     finally:
         store.stop()

@@ -1,19 +1,21 @@
-"""What every backend must keep, on a tiny real checkpoint of each, through the real engine.
+"""What every backend must keep, on a tiny real checkpoint of each family, through the real engine.
 
-Nothing depends on neighbours, on order or on what ran before; a bad item fails alone; out of memory halves the batch.
+Nothing depends on neighbors, on order or on what ran before; a bad item fails alone; out of memory halves the batch.
 pocketsphinx has no batches, and a test of its own.
 """
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import DIGITS, LABELS, MODEL
+from conftest import DIGITS, FIXTURES, LABELS
 
 from worker.backends import create
 from worker.backends.base import Backend
@@ -21,11 +23,6 @@ from worker.config import Settings
 from worker.engine.engine import Engine
 from worker.protocol.request import parse
 from worker.types import Analysis, Batch, Embedding, Output
-
-pytest.importorskip("nemo.collections.asr", reason="nemo_toolkit is not installed")
-pytest.importorskip("transformers", reason="transformers is not installed")
-import torch
-from fixtures import tiny_flamingo, tiny_whisper
 
 FILES = [str(DIGITS / name) for name in list(LABELS)[:6]]
 
@@ -35,33 +32,71 @@ class Case(NamedTuple):
     payload: dict
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    base = tmp_path_factory.mktemp("every")
-    return {
-        "parakeet": str(MODEL),
-        "canary": str(Path(MODEL).parent / "canary-digits.nemo"),
-        "whisper": str(tiny_whisper.save(base / "whisper")),
-        "audio": str(tiny_flamingo.save(base / "audio")),
-        "music": str(tiny_flamingo.save(base / "music", music=True)),
-    }
+# A tiny checkpoint of each family: saved in a new folder, or one of the fixtures. A test that makes one is skipped if a
+# library that the family needs is not installed.
+
+
+def parakeet(_folder: Path) -> Path:
+    pytest.importorskip("nemo.collections.asr", reason="nemo_toolkit is not installed")
+    return FIXTURES / "parakeet-digits.nemo"
+
+
+def canary(_folder: Path) -> Path:
+    pytest.importorskip("nemo.collections.asr", reason="nemo_toolkit is not installed")
+    return FIXTURES / "canary-digits.nemo"
+
+
+def whisper(folder: Path) -> Path:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from fixtures import tiny_whisper
+
+    return tiny_whisper.save(folder)
+
+
+def audio_flamingo(folder: Path) -> Path:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from fixtures import tiny_flamingo
+
+    return tiny_flamingo.save(folder)
+
+
+def music_flamingo(folder: Path) -> Path:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from fixtures import tiny_flamingo
+
+    return tiny_flamingo.save(folder, music=True)
 
 
 CASES = {
-    "parakeet": ("parakeet", {"timestamps": True}),
-    "canary": ("canary", {"timestamps": True}),
-    "whisper": ("whisper", {"timestamps": True, "max_new_tokens": 12}),
-    "whisper embed": ("whisper", {"task": "embed", "pooling": "mean"}),
-    "audio caption": ("audio", {"task": "caption", "max_new_tokens": 8}),
-    "audio analyze": ("audio", {"task": "analyze", "max_new_tokens": 8}),
-    "music chat": ("music", {"task": "chat", "prompt": "what?", "max_new_tokens": 8}),
+    "parakeet": (parakeet, {"timestamps": True}),
+    "canary": (canary, {"timestamps": True}),
+    "whisper": (whisper, {"timestamps": True, "max_new_tokens": 12}),
+    "whisper embed": (whisper, {"task": "embed", "pooling": "mean"}),
+    "audio caption": (audio_flamingo, {"task": "caption", "max_new_tokens": 8}),
+    "audio analyze": (audio_flamingo, {"task": "analyze", "max_new_tokens": 8}),
+    "music chat": (music_flamingo, {"task": "chat", "prompt": "what?", "max_new_tokens": 8}),
 }
+
+Family = Callable[[Path], Path]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Callable[[Family], str]:
+    """The path of a family's checkpoint, made at its first use."""
+    made: dict[Family, str] = {}
+
+    def of(family: Family) -> str:
+        if family not in made:
+            made[family] = str(family(tmp_path_factory.mktemp("checkpoint")))
+        return made[family]
+
+    return of
 
 
 @pytest.fixture(params=CASES)
-def case(request, checkpoints) -> Case:
-    kind, payload = CASES[request.param]
-    return Case(checkpoints[kind], payload)
+def case(request, checkpoint) -> Case:
+    family, payload = CASES[request.param]
+    return Case(checkpoint(family), payload)
 
 
 class Watched(Backend):
@@ -115,6 +150,12 @@ def same(one, other) -> bool:
     return one == other
 
 
+def out_of_memory() -> Exception:
+    """The error that the libraries of the backend raise."""
+    torch = sys.modules.get("torch")
+    return torch.OutOfMemoryError("CUDA out of memory.") if torch else MemoryError("Unable to allocate 1 GiB")
+
+
 def test_the_promises(engine, case, tmp_path):
     watched = engine.watched
     alone = [ask(engine, case, [file])[0] for file in FILES]
@@ -141,7 +182,7 @@ def test_the_promises(engine, case, tmp_path):
     assert all(same(outcomes[i], alone[i]) for i in range(6) if i != 2), "a bad item cost others"
 
     watched.sizes.clear()
-    watched.fails = lambda batch: torch.OutOfMemoryError("CUDA out of memory.") if len(batch.pieces) > 2 else None
+    watched.fails = lambda batch: out_of_memory() if len(batch.pieces) > 2 else None
     assert all(map(same, ask(engine, case, FILES), alone)), "out of memory cost an answer"
     assert max(watched.sizes) > 2
     watched.sizes.clear()
@@ -149,20 +190,20 @@ def test_the_promises(engine, case, tmp_path):
     assert max(watched.sizes) <= 3, "the budget was not lowered"
 
 
-def test_several_models_in_one_worker(checkpoints, tmp_path):
+def test_several_models_in_one_worker(checkpoint, tmp_path):
     """Two load while the first answers; one that cannot load has its own error and leaves the others serving."""
     settings = Settings(
-        model=checkpoints["parakeet"],
+        model=checkpoint(parakeet),
         device="cpu",
         allowed_paths=(DIGITS,),
         data_dir=tmp_path / "data",
         hf_hub_offline=True,
     )
     jobs = [
-        (checkpoints["parakeet"], {}),
-        (checkpoints["whisper"], {"max_new_tokens": 5}),
+        (checkpoint(parakeet), {}),
+        (checkpoint(whisper), {"max_new_tokens": 5}),
         ("canary", {}),
-        (checkpoints["audio"], {"task": "caption", "max_new_tokens": 5}),
+        (checkpoint(audio_flamingo), {"task": "caption", "max_new_tokens": 5}),
     ] * 3
     with Engine(settings) as engine:
         futures = [
@@ -180,9 +221,9 @@ def test_several_models_in_one_worker(checkpoints, tmp_path):
         ]
 
 
-def test_idle_models_leave_and_come_back(checkpoints, tmp_path):
+def test_idle_models_leave_and_come_back(checkpoint, tmp_path):
     settings = Settings(
-        model=checkpoints["whisper"],
+        model=checkpoint(whisper),
         device="cpu",
         allowed_paths=(DIGITS,),
         data_dir=tmp_path / "data",

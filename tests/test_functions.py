@@ -43,7 +43,7 @@ def test_answers_have_the_documented_shapes(ears):
 def test_a_bound_on_tokens_reaches_the_models_that_write_and_only_them(dry, ears):
     assert "max_new_tokens" in functions._options(dry, None, 128)
     assert functions._options(ears, None, 128) == {}
-    with pytest.raises(Unsupported, match="takes no prompt"):
+    with pytest.raises(Unsupported, match="does not accept prompt"):
         functions.transcribe_file(str(WEEK), ears, prompt="Transcribe this audio:")
     assert functions.transcribe_file(str(WEEK), dry, prompt="Transcribe this audio:")["text"].startswith("[dry-run]")
 

@@ -108,7 +108,7 @@ def test_a_job_that_fails_says_why(server):
     [
         ({"model": "nobody/nothing"}, 404, "not one of"),
         ({"speed": "2"}, 400, "speed is not a field"),
-        ({"language": "xx"}, 400, "does not know language"),
+        ({"language": "xx"}, 400, "unsupported language"),
         ({"webhook": "ftp://x"}, 400, "webhook must be"),
     ],
 )

@@ -155,10 +155,10 @@ def test_captions_embeddings_and_analyze(dry):
     [
         ({"model": "nobody/nothing"}, openai.NotFoundError, "not one of this server's"),
         ({"model": "/etc/passwd.nemo"}, openai.NotFoundError, "not one of this server's"),
-        ({"temperature": 0.5}, openai.BadRequestError, "takes no temperature"),
+        ({"temperature": 0.5}, openai.BadRequestError, "does not accept temperature"),
         ({"response_format": "diarized_json"}, openai.BadRequestError, "format"),
         ({"include": ["logprobs"]}, openai.BadRequestError, "include is not a field"),
-        ({"language": "xx"}, openai.BadRequestError, "does not know language"),
+        ({"language": "xx"}, openai.BadRequestError, "unsupported language"),
         ({"timestamp_granularities": ["minute"]}, openai.BadRequestError, "word, segment, char"),
     ],
 )

@@ -474,7 +474,7 @@ def test_a_model_that_cannot_be_loaded_is_left_out(folder, settings):
         {"key": "flamingo", "type": "model", "model_id": "audio-flamingo"},
     )
     reasons = {
-        "missing": "is not known",
+        "missing": "unknown model",
         "broken": "the file is torn",
         "no-embedder": "cannot embed",
         "not-higgs": "is not of type higgs_audio",
@@ -499,7 +499,7 @@ def test_a_model_that_cannot_be_loaded_is_left_out(folder, settings):
 def test_none_left_is_an_error_that_says_why_of_each(folder, settings):
     write(folder, MISSING, BROKEN)
     with Counting(settings, create_backend=fussy(settings)) as engine, opened(folder, engine) as scorer:
-        with pytest.raises(ModelUnavailable, match=r"missing: .+ not known.+; broken: .+torn"):
+        with pytest.raises(ModelUnavailable, match=r"missing: unknown model.+; broken: .+torn"):
             scorer.ready.result(60)
         with pytest.raises(ModelUnavailable, match="torn"):
             scorer.score("a-video", "part_1", at(folder / "tone.wav")).result(60)
@@ -528,7 +528,7 @@ def test_features_that_are_no_numbers_are_an_error_and_are_not_kept(folder, sett
     with Counting(settings, create_backend=lambda _: backend) as engine, opened(folder, engine) as scorer:
         scorer.ready.result(60)
         assert len(scorer.progress.failed) == 3
-        with pytest.raises(ModelError, match="no numbers"):
+        with pytest.raises(ModelError, match="not finite numbers"):
             scorer.score("a-video", "part_1", at(folder / "tone.wav")).result(60)
     assert kept(folder) == {}
 

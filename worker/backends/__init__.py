@@ -1,4 +1,9 @@
-"""The models. `create` makes the backend that a catalog row names; its heavy libraries load only then."""
+"""The backends: one module for each family of models, and `create`, which makes the backend that a row names.
+
+    catalog row ── create ──▶ Backend      its heavy libraries are imported when it loads, not before
+
+`base.py` is the interface. `common/` and `nemo/` hold what several families share.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +13,9 @@ from worker.backends.base import Backend
 from worker.catalog import Model
 from worker.config import Settings
 
+# A row's `backend` → the module and the class.
 _CLASSES = {
-    "nemo": ("worker.backends.parakeet", "Nemo"),
+    "parakeet": ("worker.backends.parakeet", "Parakeet"),
     "canary": ("worker.backends.canary", "Canary"),
     "flamingo": ("worker.backends.flamingo", "Flamingo"),
     "whisper": ("worker.backends.whisper", "Whisper"),
@@ -20,7 +26,7 @@ _CLASSES = {
 
 
 def create(model: Model, settings: Settings) -> Backend:
-    """The backend for a model, not yet loaded; the dry run for every model when SKIP_MODEL_LOAD is set."""
+    """Return the backend of a model, not yet loaded. With SKIP_MODEL_LOAD, it is the dry run for every model."""
     module, name = _CLASSES["dry_run" if settings.skip_model_load else model.backend]
     backend: Backend = getattr(importlib.import_module(module), name)(model, settings)
     return backend

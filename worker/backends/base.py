@@ -1,7 +1,10 @@
-"""What every backend is: load once, then batches in, as many outputs out, in the same order.
+"""The interface of every backend: load once, then take batches and return as many outputs, in the same order.
 
-`load` runs on a thread of its own, so that other models go on meanwhile; everything else on the lane's thread, one
-call at a time. So a backend may change its model's state while it runs a batch, if it restores it.
+    weight_bytes ──▶ load ──▶ warm ──▶ infer, infer, … ──▶ close
+
+`weight_bytes` and `load` run on a thread of their own, so that other models keep running meanwhile. `warm`, `infer` and
+`close` run on the runner's thread, one call at a time. A backend may therefore change the state of its model during a
+batch, if it restores the state by the end.
 """
 
 from __future__ import annotations
@@ -12,30 +15,37 @@ from worker.types import Batch, Output
 
 
 class Backend(ABC):
-    """A model that can be run.
-
-    `overhead_sec`: what a batch costs beyond its audio, told in seconds of audio (known once loaded): more padding
-    than that is not worth sharing a batch for.
-    """
+    """A model that can run. The constructor takes the catalog's row and the settings, and loads nothing."""
 
     overhead_sec: float = 100.0
+    """The cost of starting a batch, as the seconds of audio that the model computes in that time; known once the model
+    has loaded. Clips share a batch only while the padding is shorter than this."""
 
     def weight_bytes(self) -> int:
-        """Bytes of device memory the weights will take, as far as their files tell before they are loaded."""
+        """Return the bytes of device memory that the weights need, from the sizes of their files. 0 if unknown.
+
+        Raises: ModelUnavailable if the weights are not found.
+        """
         return 0
 
     @abstractmethod
     def load(self) -> None:
-        """Puts the weights on the device. Raises ModelUnavailable with what to do about it."""
+        """Load the weights onto the device.
+
+        Raises: ModelUnavailable, whose message says what to do, if a library or the weights are missing.
+        """
 
     def warm(self) -> None:
-        """After `load`, once, what needs the device to itself."""
+        """Run what needs the device exclusively, once after `load`, such as capturing CUDA graphs."""
         return
 
     @abstractmethod
     def infer(self, batch: Batch) -> list[Output]:
-        """One output per piece, in the order of `batch.pieces`; it must not depend on a piece's neighbours."""
+        """Return one output for each of `batch.pieces`, in their order. An output never depends on the other pieces.
+
+        Raises: any exception. The engine retries the pieces in smaller batches, to find the one at fault.
+        """
 
     def close(self) -> None:
-        """Gives the device's memory back."""
+        """Release the memory of the device."""
         return

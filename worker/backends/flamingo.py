@@ -101,8 +101,7 @@ class Flamingo(Backend):
             self._torch.cuda.empty_cache()
 
     def _folder(self) -> Any:
-        part = self._row.part or ""
-        return checkpoints.checkpoint(self._row.id.removesuffix(f":{part}"), self._settings, part=part)
+        return checkpoints.checkpoint(self._row.checkpoint, self._settings, part=self._row.part or "")
 
     def _write(self, batch: Batch) -> list[Output]:
         pieces, options = batch.pieces, batch.options

@@ -69,8 +69,7 @@ class Higgs(Backend):
             self._torch.cuda.empty_cache()
 
     def _folder(self) -> Path:
-        own = self._row.id.removesuffix(f":{self._row.processor}")
-        return checkpoints.checkpoint(own, self._settings, part=self._row.part or "")
+        return checkpoints.checkpoint(self._row.checkpoint, self._settings, part=self._row.part or "")
 
     def _embedding(self, piece: Piece, states: np.ndarray) -> Embedding:
         pooling = piece.options.pooling

@@ -43,8 +43,10 @@ def models() -> Json:
 
 
 def model_json(model: catalog.Model) -> Json:
-    """A model as OpenAI lists it, with what it can do beside."""
-    targets = model.languages if model.backend == "canary" else ("en",) if "translate" in model.tasks else ()
+    """Return a model as an entry of OpenAI's list of models, with its abilities as extra fields.
+
+    `languages` and `target_languages` are empty if only the checkpoint knows them; `max_sec` is in seconds.
+    """
     return {
         "id": model.id,
         "object": "model",
@@ -53,7 +55,7 @@ def model_json(model: catalog.Model) -> Json:
         "aliases": list(model.aliases),
         "tasks": list(model.tasks),
         "languages": list(model.languages),
-        "target_languages": list(targets),
+        "target_languages": list(model.target_languages),
         "timestamps": ["word", "segment", "char"] if model.timestamps else [],
         "options": list(model.options),
         "max_sec": model.max_sec,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from worker.catalog import Model
 from worker.errors import AviaryError
 from worker.scoring.config import ModelEntry
-from worker.scoring.models import Heard, ScoringModel
+from worker.scoring.models import ClipFeatures, ScoringModel
 from worker.scoring.scorer import Score, score_of
 from worker.types import Failure, Request, Response, Result, Source, Timing
 
@@ -39,13 +39,13 @@ def scores(row: Model, outcomes: Sequence[Result | Failure]) -> list[Score | Fai
     """
     model = _scoring_model(row)
     pairs = [Response(row.id, tuple(outcomes[start : start + 2]), Timing()) for start in range(0, len(outcomes), 2)]
-    reference = model.heard(pairs[0])
+    reference = model.read(pairs[0])
     return [_score(model, reference, pair, position) for position, pair in enumerate(pairs[1:])]
 
 
-def _score(model: ScoringModel, reference: Heard, pair: Response, position: int) -> Score | Failure:
+def _score(model: ScoringModel, reference: ClipFeatures, pair: Response, position: int) -> Score | Failure:
     try:
-        return score_of(model.embedder, reference, model.heard(pair))
+        return score_of(model.embedder, reference, model.read(pair))
     except AviaryError as error:
         return Failure(position, error)
 

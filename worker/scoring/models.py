@@ -1,8 +1,7 @@
-"""A model that scores: what it asks of the engine for a clip, and what it makes of the answer.
+"""One model that scores: the engine request for a clip, and the clip's features from the response.
 
-Both halves of a clip, its transcript and its features, are items of one request, so that it is fetched and decoded
-once.
-Features are the masked encoder states, pooled by their mean: padding has no part in them. Without that mask, every two
+Both features of a clip, its transcript and its embedding, are items of one request, so the clip is fetched and decoded
+once. The embedding is the mean of the masked encoder states, without those of the padding. With them, every two short
 clips would be alike.
 """
 
@@ -17,54 +16,67 @@ from worker.errors import ModelError, Unsupported
 from worker.scoring.config import ModelEntry
 from worker.types import Embedding, Failure, Item, Options, Request, Response, Source, Transcript
 
-_BACKENDS = {"whisper": "whisper", "higgs_audio": "higgs"}
-
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Heard:
-    """What a model hears in a clip. features: float32 of shape (width,)."""
+class ClipFeatures:
+    """The features of a clip that are compared with those of another clip."""
 
     text: str
+    """The transcript."""
+
     features: np.ndarray
+    """The pooled encoder states: float32 of shape (width,)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringModel:
-    """key: its name in requests. embedder, transcriber: the catalog's ids of what hears."""
+    """A model of config.json, resolved to rows of the catalog."""
 
     key: str
+    """The name of the model in requests."""
+
     embedder: str
+    """The id of the row that embeds."""
+
     transcriber: str
+    """The id of the row that transcribes; often the same."""
 
     @classmethod
     def of(cls, entry: ModelEntry) -> ScoringModel:
-        """The model of an entry. Raises ModelNotFound or Unsupported, naming the field."""
-        row = catalog.find(entry.model_id)
-        if row.backend != _BACKENDS.get(entry.type, row.backend):
-            raise Unsupported(f"{row.id} is not of type {entry.type}", param="model_id")
-        if entry.processor_id and entry.processor_id != row.processor:
-            row = catalog.find(f"{row.id}:{entry.processor_id}")
-        transcriber = row
-        if entry.transcriber_id and catalog.find(entry.transcriber_id) != catalog.find(row.transcriber or ""):
+        """Return the model that an entry of config.json describes.
+
+        Raises: ModelNotFound if a name is unknown; Unsupported, with the field as `param`, if the model is not of the
+        entry's type, or cannot transcribe or embed.
+        """
+        embedder = catalog.find(entry.model_id)
+        if entry.type not in ("model", embedder.scores_as):
+            raise Unsupported(f"{embedder.id} is not of type {entry.type}", param="model_id")
+        if entry.processor_id and entry.processor_id != embedder.processor:
+            embedder = catalog.find(f"{embedder.id}:{entry.processor_id}")
+        transcriber = embedder
+        if entry.transcriber_id and catalog.find(entry.transcriber_id) != catalog.find(embedder.transcriber or ""):
             transcriber = catalog.find(entry.transcriber_id)
-        catalog.check(row, Options(row.id, task="embed"))
+        catalog.check(embedder, Options(embedder.id, task="embed"))
         catalog.check(transcriber, Options(transcriber.id))
-        return cls(entry.key, row.id, transcriber.id)
+        return cls(entry.key, embedder.id, transcriber.id)
 
     def request(self, source: Source) -> Request:
-        """What the engine is asked about a clip."""
-        asked = (Options(self.transcriber), Options(self.embedder, task="embed", pooling="mean"))
-        return Request(self.key, tuple(Item(index, source, options) for index, options in enumerate(asked)))
+        """Return the engine request for the features of a clip: one item that transcribes, one that embeds."""
+        tasks = (Options(self.transcriber), Options(self.embedder, task="embed", pooling="mean"))
+        return Request(self.key, tuple(Item(index, source, options) for index, options in enumerate(tasks)))
 
     @staticmethod
-    def heard(response: Response) -> Heard:
-        """The answer to `request`. Raises the error of the half that failed."""
-        for one in response.results:
-            if isinstance(one, Failure):
-                raise one.error
-        transcript, embedding = (one.output for one in response.results if not isinstance(one, Failure))
+    def read(response: Response) -> ClipFeatures:
+        """Return the features from the response to `request`.
+
+        Raises: the error of the item that failed; ModelError if the embedding is not finite.
+        """
+        for result in response.results:
+            if isinstance(result, Failure):
+                raise result.error
+        transcript, embedding = (result.output for result in response.results if not isinstance(result, Failure))
         assert isinstance(transcript, Transcript)
         assert isinstance(embedding, Embedding)
         if not np.isfinite(embedding.values).all():
-            raise ModelError("the model gave features that are no numbers")
-        return Heard(transcript.text, embedding.values)
+            raise ModelError("the model returned features that are not finite numbers")
+        return ClipFeatures(transcript.text, embedding.values)

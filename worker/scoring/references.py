@@ -28,7 +28,7 @@ from worker.audio.files import below, is_audio
 from worker.engine.engine import Engine
 from worker.errors import Cancelled, InputError, ReferenceFailed
 from worker.futures import fail, into, settle
-from worker.scoring.models import Heard, ScoringModel
+from worker.scoring.models import ClipFeatures, ScoringModel
 from worker.types import Response, Source
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class References:
         self.folder, self._cache, self._engine = folder, cache, engine
         self._names = _scan(folder)
         self.clips = tuple(dict.fromkeys(self._names.values()))
-        self._results: dict[tuple[str, Path], Future[Heard]] = {}
+        self._results: dict[tuple[str, Path], Future[ClipFeatures]] = {}
         self._lock = threading.Lock()
         self._closed = False
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="references")
@@ -64,7 +64,7 @@ class References:
         """Return the file of the clip `cid` of the video `uid`, or None if there is no such clip."""
         return self._names.get(f"{uid}_{cid}")
 
-    def get(self, model: ScoringModel, clip: Path) -> Future[Heard]:
+    def get(self, model: ScoringModel, clip: Path) -> Future[ClipFeatures]:
         """Return a future of the model's transcript and features of a clip; callers of one clip share a future.
 
         The future fails with ReferenceFailed if the clip is at fault, else with the model's error. A failure is not
@@ -94,7 +94,7 @@ class References:
             fail(future, Cancelled("the worker is shutting down"))
         self._pool.shutdown(cancel_futures=True)
 
-    def _look_up(self, model: ScoringModel, clip: Path) -> tuple[Path, Heard | None]:
+    def _look_up(self, model: ScoringModel, clip: Path) -> tuple[Path, ClipFeatures | None]:
         """Return the clip's path in the cache, and the cached result if the file exists."""
         try:
             path = self._cache_path(model, clip)
@@ -107,10 +107,10 @@ class References:
         except (OSError, ValidationError) as error:
             log.warning("the cache file %s is damaged and is computed again: %s", path, type(error).__name__)
             return path, None
-        return path, Heard(cached.text, np.asarray(cached.features, np.float32))
+        return path, ClipFeatures(cached.text, np.asarray(cached.features, np.float32))
 
     def _compute(
-        self, future: Future[Heard], model: ScoringModel, clip: Path, path: Path, cached: Heard | None
+        self, future: Future[ClipFeatures], model: ScoringModel, clip: Path, path: Path, cached: ClipFeatures | None
     ) -> None:
         """Settle the future from the cache, else by the engine; then write the cache file."""
         if cached is not None:
@@ -121,7 +121,7 @@ class References:
 
         def finish(response: Response) -> None:
             try:
-                result = model.heard(response)
+                result = model.read(response)
             except InputError as error:
                 raise ReferenceFailed(f"the reference clip {clip.name} cannot be read: {error.message}") from error
             self._pool.submit(_write, path, result).add_done_callback(lambda _: settle(future, result))
@@ -140,7 +140,7 @@ class References:
         return self._cache / model.key / video / name / f"{digest.hexdigest()}.json"
 
 
-def _write(path: Path, result: Heard) -> None:
+def _write(path: Path, result: ClipFeatures) -> None:
     """Write a cache file. A failure is logged only, because scoring works without the cache."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

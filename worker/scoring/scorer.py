@@ -29,7 +29,7 @@ from worker.errors import AviaryError, Cancelled, ClipNotFound, ModelUnavailable
 from worker.faults import report
 from worker.futures import fail, into, settle
 from worker.scoring.config import ModelEntry, ScoreConfig
-from worker.scoring.models import Heard, ScoringModel
+from worker.scoring.models import ClipFeatures, ScoringModel
 from worker.scoring.references import References
 from worker.scoring.similarity import audio_similarity, text_similarity
 from worker.types import Response, Source
@@ -171,9 +171,9 @@ class Scorer:
         first.add_done_callback(on_load)
 
     def _compare(self, future: Future[Score], model: ScoringModel, clip: Path, source: Source) -> None:
-        def submit(reference: Heard) -> None:
+        def submit(reference: ClipFeatures) -> None:
             def finish(response: Response) -> None:
-                settle(future, score_of(model.key, reference, model.heard(response)))
+                settle(future, score_of(model.key, reference, model.read(response)))
 
             running = self._engine.submit(model.request(source))
             future.add_done_callback(lambda _: running.cancel())
@@ -221,7 +221,7 @@ class Scorer:
 
     def _compute_references(self, model: ScoringModel) -> None:
         """Compute every reference by one model, IN_FLIGHT at a time."""
-        pending: set[Future[Heard]] = set()
+        pending: set[Future[ClipFeatures]] = set()
         for clip in self._references.clips:
             if self._closing.done():
                 return
@@ -232,10 +232,10 @@ class Scorer:
                 pending = wait(pending, return_when=FIRST_COMPLETED).not_done
         wait(pending)
 
-    def _counter(self, model: ScoringModel, clip: Path) -> Callable[[Future[Heard]], None]:
+    def _counter(self, model: ScoringModel, clip: Path) -> Callable[[Future[ClipFeatures]], None]:
         """Return a done-callback that counts a reference and records its failure."""
 
-        def count(done: Future[Heard]) -> None:
+        def count(done: Future[ClipFeatures]) -> None:
             error = done.exception()
             with self._lock:
                 self._done += 1
@@ -247,7 +247,7 @@ class Scorer:
         return count
 
 
-def score_of(model: str, reference: Heard, recording: Heard) -> Score:
+def score_of(model: str, reference: ClipFeatures, recording: ClipFeatures) -> Score:
     """Return the score of a recording against a reference; `model` is the name to report."""
     audio = audio_similarity(reference.features, recording.features)
     text = text_similarity(reference.text, recording.text)

@@ -6,6 +6,7 @@ torch and transformers are imported inside: this module is imported where there 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from typing import Any
 
@@ -53,9 +54,10 @@ def weights_budget(settings: Settings) -> float:
     """Bytes that the weights of all models may take: MODELS_MEMORY_GB, else most of the device's memory."""
     if settings.models_memory_gb is not None:
         return settings.models_memory_gb * GIB
-    import torch
+    if importlib.util.find_spec("torch") is not None:  # some models run without torch, on the CPU
+        import torch
 
-    device = device_of(settings)
-    if device.type == "cuda":
-        return FOR_WEIGHTS * float(torch.cuda.get_device_properties(device).total_memory)
+        device = device_of(settings)
+        if device.type == "cuda":
+            return FOR_WEIGHTS * float(torch.cuda.get_device_properties(device).total_memory)
     return FOR_WEIGHTS * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,270 @@
+"""The rows, and what each family's rows have in common.
+
+    MODELS                     one row for each model with an alias
+    of_name(name)              the row for a repository or file whose name shows its family
+    of_config(name, config)    the row for a folder with this config.json
+    of_nemo(name, config)      the row for a .nemo file with this model_config.yaml
+    audio_tower(model)         the row for a Flamingo's audio tower alone
+
+docs/adding-a-model.md explains which of these a new model or a new family changes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from worker.catalog.model import Model
+
+# The languages of parakeet-tdt-0.6b-v3 and canary-1b-v2, from their model cards.
+_EUROPEAN = "bg hr cs da nl en et fi fr de el hu it lv lt mt pl pt ro sk sl es sv ru uk"
+EUROPEAN = tuple(_EUROPEAN.split())
+# The languages of Whisper large-v3, in the order of its tokenizer. The smaller models lack the last one.
+_WHISPER = """
+    en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml cy
+    sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am yi lo
+    uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su yue"""
+WHISPER = tuple(_WHISPER.split())
+CANARY_SEC = 40.0  # The longest clip that Canary was trained on. Its transcripts of longer clips lack words.
+GENERATION = ("max_new_tokens", "temperature", "top_p")
+# The texts that a Flamingo's tokenizer reads as control tokens wherever they stand in a user's text.
+FLAMINGO_CONTROL_TOKENS = ("<sound>", "<|sound_bos|>", "<|sound_eos|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
+OWN_LICENCE = "its own"  # of a checkpoint whose license Aviary does not know
+
+
+def _last_part(name: str) -> str:
+    return name.lower().rsplit("/", maxsplit=1)[-1]
+
+
+def _parakeet(name: str, *aliases: str, languages: tuple[str, ...] = ("en",), licence: str = "CC-BY-4.0") -> Model:
+    return Model(
+        id=name,
+        backend="parakeet",
+        tasks=("transcribe",),
+        licence=licence,
+        weights="nemo",
+        needs=("torch", "nemo"),
+        aliases=aliases,
+        languages=languages,
+        timestamps=True,
+        options=("language",),
+    )
+
+
+def _canary(
+    name: str,
+    *aliases: str,
+    languages: tuple[str, ...] = ("en", "de", "es", "fr"),
+    timestamps: bool = True,
+    licence: str = "CC-BY-4.0",
+) -> Model:
+    return Model(
+        id=name,
+        backend="canary",
+        tasks=("transcribe", "translate"),
+        licence=licence,
+        weights="nemo",
+        needs=("torch", "nemo"),
+        aliases=aliases,
+        languages=languages,
+        target_languages=languages,
+        pivot_language="en",
+        default_language="en",
+        timestamps=timestamps,
+        options=("language", "target_language", "punctuation"),
+        window_sec=CANARY_SEC,
+    )
+
+
+def _whisper(
+    name: str,
+    *aliases: str,
+    languages: tuple[str, ...] = WHISPER[:-1],
+    licence: str = "Apache-2.0",
+    distilled: bool = False,
+) -> Model:
+    """Return a row of the family. The distilled models, turbo among them, were trained to transcribe only; models whose
+    name ends in .en transcribe English only."""
+    distilled = distilled or re.search("turbo|distil", _last_part(name)) is not None
+    languages = ("en",) if name.endswith(".en") else languages
+    row = Model(
+        id=name,
+        backend="whisper",
+        tasks=("transcribe", "embed"),
+        licence=licence,
+        weights="safetensors",
+        needs=("torch", "transformers"),
+        aliases=aliases,
+        languages=languages,
+        timestamps=True,
+        options=("language", "prompt", *GENERATION),
+        window_sec=30,
+        scores_as="whisper",
+    )
+    if distilled or languages == ("en",):
+        return row
+    return replace(
+        row,
+        tasks=("transcribe", "translate", "embed"),
+        target_languages=("en",),
+        options=("target_language", *row.options),
+    )
+
+
+def _flamingo(
+    name: str, *aliases: str, max_sec: float, music: bool = False, licence: str = "NVIDIA OneWay Noncommercial"
+) -> Model:
+    return Model(
+        id=name,
+        backend="flamingo",
+        tasks=("transcribe", "caption", "chat", "embed", "analyze"),
+        licence=licence,
+        weights="safetensors",
+        needs=("torch", "transformers"),
+        aliases=aliases,
+        options=("prompt", "style", "messages", *GENERATION),
+        window_sec=max_sec,
+        max_sec=max_sec,
+        control_tokens=FLAMINGO_CONTROL_TOKENS,
+        music=music,
+    )
+
+
+def audio_tower(whole: Model) -> Model:
+    """Return the row for the audio tower of a model alone: embeddings from a thirteenth of a Flamingo's weights."""
+    return replace(
+        whole,
+        id=f"{whole.id}:audio_tower",
+        tasks=("embed",),
+        aliases=tuple(f"{alias}-embed" for alias in whole.aliases),
+        options=(),
+        window_sec=None,
+        max_sec=None,
+        control_tokens=(),
+        part="audio_tower",
+    )
+
+
+def _higgs(name: str, *aliases: str) -> Model:
+    return Model(
+        id=name,
+        backend="higgs",
+        tasks=("transcribe", "embed"),
+        licence=OWN_LICENCE,
+        weights="safetensors",
+        needs=("torch", "transformers"),
+        aliases=aliases,
+        languages=WHISPER,
+        timestamps=True,
+        options=("language", "prompt", *GENERATION),
+        window_sec=30,
+        part="audio_tower",
+        processor="openai/whisper-large-v3-turbo",
+        transcriber="openai/whisper-small",
+        scores_as="higgs_audio",
+    )
+
+
+_FLAMINGOS = (
+    _flamingo("nvidia/audio-flamingo-3-hf", "audio-flamingo", "audio-flamingo-3", max_sec=600),
+    _flamingo("nvidia/music-flamingo-2601-hf", "music-flamingo", "music-flamingo-2601", max_sec=1200, music=True),
+    _flamingo("nvidia/music-flamingo-hf", "music-flamingo-2511", max_sec=600, music=True),
+    _flamingo("nvidia/audio-flamingo-next-hf", "audio-flamingo-next", max_sec=1800),
+)
+
+MODELS: tuple[Model, ...] = (
+    _parakeet("nvidia/parakeet-tdt-0.6b-v3", "parakeet", "parakeet-v3", languages=EUROPEAN),
+    _parakeet("nvidia/parakeet-tdt-0.6b-v2", "parakeet-v2"),
+    _parakeet("nvidia/parakeet-tdt-1.1b", "parakeet-tdt-1.1b"),
+    _parakeet("nvidia/parakeet-rnnt-1.1b", "parakeet-rnnt-1.1b"),
+    _parakeet("nvidia/parakeet-rnnt-0.6b", "parakeet-rnnt-0.6b"),
+    _parakeet("nvidia/parakeet-ctc-1.1b", "parakeet-ctc-1.1b"),
+    _parakeet("nvidia/parakeet-ctc-0.6b", "parakeet-ctc-0.6b"),
+    _parakeet("nvidia/parakeet-tdt_ctc-1.1b", "parakeet-tdt_ctc-1.1b"),
+    _parakeet("nvidia/parakeet-tdt_ctc-110m", "parakeet-tdt_ctc-110m"),
+    _canary("nvidia/canary-1b-v2", "canary", "canary-v2", languages=EUROPEAN),
+    _canary("nvidia/canary-1b-flash", "canary-flash"),
+    _canary("nvidia/canary-180m-flash", "canary-180m"),
+    _canary("nvidia/canary-1b", "canary-1b", timestamps=False, licence="CC-BY-NC-4.0"),
+    *_FLAMINGOS,
+    *map(audio_tower, _FLAMINGOS),
+    _whisper("openai/whisper-large-v3-turbo", "whisper", "whisper-turbo", languages=WHISPER, licence="MIT"),
+    _whisper("openai/whisper-large-v3", "whisper-large", languages=WHISPER),
+    _whisper("openai/whisper-medium", "whisper-medium"),
+    _whisper("openai/whisper-small", "whisper-small"),
+    _whisper("openai/whisper-base", "whisper-base"),
+    _whisper("openai/whisper-tiny", "whisper-tiny"),
+    _higgs("bosonai/higgs-audio-v2-understanding-3B", "higgs"),
+    Model(
+        id="pocketsphinx",
+        backend="pocketsphinx",
+        tasks=("transcribe",),
+        licence="BSD-2-Clause",
+        weights="embedded",
+        languages=("en",),
+        timestamps=True,
+        options=("language",),
+    ),
+)
+
+_NEXT = "audio-flamingo-next"
+
+
+def _whisper_folder(name: str, config: Mapping[str, Any]) -> Model:
+    distilled = config.get("decoder_layers", 0) < config.get("encoder_layers", 0)
+    return _whisper(name, languages=(), licence=OWN_LICENCE, distilled=distilled)
+
+
+def _music_flamingo_folder(name: str, _config: Mapping[str, Any]) -> Model:
+    """Return the row for Music Flamingo, or for Audio Flamingo Next: they share a class, and only names differ."""
+    if _NEXT in name.lower():
+        return _flamingo(name, max_sec=1800, licence=OWN_LICENCE)
+    return _flamingo(name, max_sec=1200, music=True, licence=OWN_LICENCE)
+
+
+def _canary_file(name: str, config: str) -> Model:
+    """Return the row for a Canary. Only checkpoints with the canary2 prompt can return timestamps, and one that was
+    trained on clips shorter than 40 s gets windows of that length."""
+    timed = re.search(r"^prompt_format: canary2$", config, re.MULTILINE) is not None
+    row = _canary(name, languages=(), timestamps=timed, licence=OWN_LICENCE)
+    trained = re.search(r"^train_ds:\n(?:[ \t].*\n)*?[ \t]+max_duration: ([\d.]+)", config, re.MULTILINE)
+    return replace(row, window_sec=min(CANARY_SEC, float(trained[1]))) if trained else row
+
+
+# A part of a repository's or file's name, in lower case → the family's row. The first match decides.
+_BY_NAME: tuple[tuple[str, Callable[[str], Model]], ...] = (
+    ("parakeet", partial(_parakeet, licence=OWN_LICENCE)),
+    ("canary", partial(_canary, languages=(), licence=OWN_LICENCE)),
+    ("whisper", partial(_whisper, languages=(), licence=OWN_LICENCE)),
+    ("music-flamingo", partial(_flamingo, max_sec=600, music=True, licence=OWN_LICENCE)),
+    (_NEXT, partial(_flamingo, max_sec=1800, licence=OWN_LICENCE)),
+    ("audio-flamingo", partial(_flamingo, max_sec=600, licence=OWN_LICENCE)),
+)
+# The first of `architectures` in config.json → the family's row for a name and that configuration.
+_BY_ARCHITECTURE: dict[str, Callable[[str, Mapping[str, Any]], Model]] = {
+    "WhisperForConditionalGeneration": _whisper_folder,
+    "AudioFlamingo3ForConditionalGeneration": lambda name, _: _flamingo(name, max_sec=600, licence=OWN_LICENCE),
+    "MusicFlamingoForConditionalGeneration": _music_flamingo_folder,
+}
+
+
+def of_name(name: str) -> Model | None:
+    """Return the row for a repository or .nemo file by the last part of its name, or None for an unknown family."""
+    last = _last_part(name)
+    return next((row(name) for part, row in _BY_NAME if part in last), None)
+
+
+def of_config(name: str, config: Mapping[str, Any]) -> Model | None:
+    """Return the row for a folder with this config.json, or None for an unknown architecture."""
+    row = _BY_ARCHITECTURE.get((config.get("architectures") or [""])[0])
+    return row(name, config) if row else None
+
+
+def of_nemo(name: str, config: str = "") -> Model:
+    """Return the row for a .nemo file with this model_config.yaml: Canary, or Parakeet for every other class."""
+    if "EncDecMultiTaskModel" in config:
+        return _canary_file(name, config)
+    return _parakeet(name, licence=OWN_LICENCE)
