@@ -730,7 +730,7 @@ def test_what_runpod_cannot_carry_is_not_sent(tmp_path):
     [
         ({"status": "COMPLETED"}, errors.ResultTooLarge, "bucket"),
         ({"status": "COMPLETED", "output": {}}, errors.ResultTooLarge, "10 MB"),
-        ({"status": "CANCELLED"}, errors.Cancelled, "was cancelled"),
+        ({"status": "CANCELLED"}, errors.Cancelled, "was canceled"),
         ({"status": "TIMED_OUT"}, errors.DeadlineExceeded, "execution"),
         ({"status": "FAILED", "error": json.dumps({"error_message": "boom"})}, errors.InternalError, "boom"),
         ({"status": "FAILED", "error": "x", "output": {"code": "queue_full"}}, errors.QueueFull, "x"),

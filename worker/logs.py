@@ -1,5 +1,7 @@
-"""Logging: one line a record on stderr, JSON on Runpod. Records carry a job's id where there is one, never a
-transcript."""
+"""Logging: one record a line on stderr, as JSON on Runpod.
+
+Records carry a job's id if there is one, never a transcript.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ import sys
 from worker.config import Settings
 
 
-class _Json(logging.Formatter):
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line: level, logger, message, and traceback if there is one."""
+
     def format(self, record: logging.LogRecord) -> str:
         entry = {"level": record.levelname, "logger": record.name, "message": record.getMessage()}
         if record.exc_info:
@@ -19,10 +23,13 @@ class _Json(logging.Formatter):
 
 
 def configure(settings: Settings) -> None:
-    """Sends the worker's own records to stderr at LOG_LEVEL; other libraries' from WARNING on."""
+    """Send the records of this package to stderr, from LOG_LEVEL on. Other libraries' records stay as they are.
+
+    Records are JSON if RUNPOD_ENDPOINT_ID is set, else text.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        _Json()
+        _JsonFormatter()
         if settings.runpod_endpoint_id
         else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
     )

@@ -95,7 +95,7 @@ def _output(job: Json) -> Json:
             )
         return output
     if status == "CANCELLED":
-        raise Cancelled("the job was cancelled")
+        raise Cancelled("the job was canceled")
     if status == "TIMED_OUT":
         raise DeadlineExceeded("the job exceeded the endpoint's execution timeout")
     if status == "FAILED":

@@ -1,11 +1,11 @@
-"""The same routes on several machines: a Ray Serve application with an engine on each GPU. Ray is not among the
-requirements.
+"""The HTTP routes on several machines: a Ray Serve application with one engine on each GPU. Ray is an optional package.
 
     pip install "aviary-worker[ray]"
     serve run worker.entrypoints.ray_serve:app max_replicas=8          or deploy/ray-serve.yaml
 
-A replica takes requests once its models have loaded, one whose device is lost is replaced, and replicas come and go
-with the number of requests under way. Each checks keys and counts rates, jobs and metrics for itself.
+A replica receives requests once its models have loaded. Ray replaces a replica whose device is lost, and adds and
+removes replicas with the number of running requests. Each replica checks keys and counts rates, jobs and metrics on its
+own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from worker.entrypoints.http.app import create_app
 
 
 class Replica:
-    """One engine and its routes. `values`: the settings as JSON."""
+    """One engine and its HTTP routes. `values` are the settings as JSON."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._settings = Settings(**values)
@@ -31,11 +31,14 @@ class Replica:
         self._app: ASGIApp = create_app(self._settings)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Return the application; Ray Serve calls this method in the replica."""
         return self._app
 
     async def check_health(self) -> None:
-        """Asked by Ray, at first before it sends requests: waits until the models have loaded. Raises RuntimeError
-        when the device is lost."""
+        """Wait until the models have loaded; Ray calls this method before it sends requests, and regularly after.
+
+        Raises: RuntimeError if the device is lost, upon which Ray replaces the replica.
+        """
         while (status := await _status(self._app, "/ping")) == 204:
             await asyncio.sleep(0.2)
         if status != 200 and await _status(self._app, "/health/live") != 200:
@@ -43,12 +46,15 @@ class Replica:
 
 
 def app(options: Mapping[str, Any]) -> Any:
-    """The application, with this process's settings. `options`: `min_replicas` (1), `max_replicas` (8), `gpus` a
-    replica has (1; 0: none), `cpus` (1)."""
+    """Return the Ray Serve application, with the settings of this process.
+
+    `options` are `min_replicas` (default 1), `max_replicas` (8), and for each replica `gpus` (1) and `cpus` (1). With
+    `gpus` 0, replicas use the CPU.
+    """
     from ray import serve
 
     settings = Settings().model_dump(mode="json")
-    most = 2 * settings["batch_max_items"]  # enough for a batch on the device and the next one decoded
+    most = 2 * settings["batch_max_items"]  # a batch on the device, and the next batch being decoded
     deployment = serve.deployment(
         serve.ingress()(Replica),
         name="aviary",
@@ -64,18 +70,18 @@ def app(options: Mapping[str, Any]) -> Any:
     return deployment.bind(settings)
 
 
-async def _status(asked: ASGIApp, path: str) -> int:
-    """The status of the application's answer to GET path."""
-    got = 0
+async def _status(application: ASGIApp, path: str) -> int:
+    """Return the status of the application's response to GET `path`."""
+    status = 0
 
     async def send(message: Message) -> None:
-        nonlocal got
-        got = message.get("status", got)
+        nonlocal status
+        status = message.get("status", status)
 
     async def receive() -> Message:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    await asked(
+    await application(
         {
             "type": "http",
             "method": "GET",
@@ -92,4 +98,4 @@ async def _status(asked: ASGIApp, path: str) -> int:
         receive,
         send,
     )
-    return got
+    return status

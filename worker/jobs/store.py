@@ -2,11 +2,11 @@
 
     pending ── claim ──▶ processing ── finish ──▶ completed | failed
        ▲                     │
-       └── give_back, or the lease has lapsed        cancel: pending | processing ──▶ cancelled
+       └── give_back, or the lease has lapsed        cancel: pending | processing ──▶ `cancelled`
 
-A finished job (completed, failed, cancelled) never changes. One owner holds a job in processing under a lease, and
-renews the lease. After the lease has lapsed, the next claim by any process takes the job away. Until then, the owner's
-result still counts, so a result is written exactly once. After `max_attempts` lapsed leases, the job fails with
+A finished job (`completed`, `failed`, `cancelled`) never changes. One owner holds a job in `processing` under a lease,
+and renews the lease. After the lease has lapsed, the next claim by any process takes the job away. Until then, the
+owner's result still counts, so a result is written exactly once. After `max_attempts` lapsed leases, the job fails with
 `worker_lost`. Times are seconds since 1970, all from `clock`; if several machines share one store, their clocks must
 agree to well within a lease.
 

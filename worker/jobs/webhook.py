@@ -4,8 +4,8 @@
 
 The pauses between attempts grow. A permanent refusal (a redirect, or a 4xx status except 408 and 429) is not retried.
 A failed delivery does not change the job. The store keeps deliveries until they are over, so a restart loses none. A
-process that is killed between the response and its own note of it delivers twice; receivers can tell by the job's id in
-the body. With a secret, the header
+process that is killed between the response and its own note of it delivers twice; receivers recognize the repetition by
+the job's id in the body. With a secret, the header
 
     X-Aviary-Signature: t=<seconds since 1970>,v1=<hex HMAC-SHA256 of "<t>.<body>">
 

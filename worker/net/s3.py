@@ -62,7 +62,7 @@ def presign(source: Source, settings: Settings, *, region: str | None = None) ->
 
 
 class Bucket:
-    """The bucket that results are stored in: the job's own if `job` is complete, else the one that `BUCKET_*` names.
+    """The bucket that results are stored in: the job's own if `job` is complete, else the bucket that `BUCKET_*` names.
 
     The endpoint of a job's bucket comes from outside, so it must have a public address unless ALLOW_PRIVATE_URLS is
     set.
