@@ -421,7 +421,7 @@ def test_what_a_full_disk_held_up_is_written_when_there_is_room(tmp_path, desk):
         opened.append(connection)
         connection.execute("PRAGMA max_page_count=60")
 
-    sa.event.listen(sa.Scheduler, "connect", restrict)
+    sa.event.listen(sa.Pool, "connect", restrict)
     try:
         store = JobStore(f"sqlite:///{tmp_path}/jobs.db", tmp_path / "uploads")
         with contextlib.closing(store), JobRunner(store, desk) as runner:
@@ -440,7 +440,7 @@ def test_what_a_full_disk_held_up_is_written_when_there_is_room(tmp_path, desk):
             until(lambda: completed(store) == 3)
             assert all(store.see(job.id).answer == {"results": ["x" * 100_000]} for job in jobs)
     finally:
-        sa.event.remove(sa.Scheduler, "connect", restrict)
+        sa.event.remove(sa.Pool, "connect", restrict)
 
 
 # What it costs; the rest of that is measured by the benchmarks

@@ -558,7 +558,7 @@ def test_a_full_database_refuses_and_keeps_what_it_has(tmp_path):
         connection.execute(f"PRAGMA max_page_count={limit['pages']}")
 
     path = tmp_path / "jobs.db"
-    sa.event.listen(sa.Scheduler, "connect", restrict)
+    sa.event.listen(sa.Pool, "connect", restrict)
     try:
         with contextlib.closing(JobStore(f"sqlite:///{path}", tmp_path / "uploads")) as store:
             ids = fill(store)
@@ -572,7 +572,7 @@ def test_a_full_database_refuses_and_keeps_what_it_has(tmp_path):
             assert store.expire(-1, 0) == 1
             store.submit("run", {"text": "x" * 40_000})  # there is room again
     finally:
-        sa.event.remove(sa.Scheduler, "connect", restrict)
+        sa.event.remove(sa.Pool, "connect", restrict)
 
 
 @pytest.mark.skipif(os.getuid() != 0 or shutil.which("mount") is None, reason="mounting a small disk needs root")
