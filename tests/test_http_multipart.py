@@ -130,9 +130,9 @@ BODY, KIND = encode_multipart_formdata([("file", ("a", b"x" * 10_000)), ("model"
         (b"", KIND, "before its last boundary"),
         (b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n", KIND, "without a name"),
         (b"--b\r\n" + b"x" * 10_000 + b": 1\r\n\r\nx\r\n--b--\r\n", KIND, "the form cannot be read"),
-        (*encode_multipart_formdata([("f", "x" * (multipart.FIELD_BYTES + 1))]), "f has more than"),
-        (*encode_multipart_formdata([("f", "x")] * (multipart.MOST_FIELDS + 1)), "200 fields"),
-        (*encode_multipart_formdata([("f", ("a", b"x"))] * (multipart.MOST_FILES + 1)), "16 files"),
+        (*encode_multipart_formdata([("f", "x" * (multipart.FIELD_BYTES + 1))], boundary="b"), "f has more than"),
+        (*encode_multipart_formdata([("f", "x")] * (multipart.MOST_FIELDS + 1), boundary="b"), "200 fields"),
+        (*encode_multipart_formdata([("f", ("a", b"x"))] * (multipart.MOST_FILES + 1), boundary="b"), "16 files"),
     ],
 )
 def test_what_is_wrong_with_a_form_is_said(body, kind, says, free):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 from conftest import tone
 from hypothesis import given
@@ -44,10 +45,9 @@ class Half(Backend):
         self.gate, self.sizes = threading.Event(), []
 
     def load(self):
-        pass
+        assert self.gate.wait(60)  # so that all pieces lie ready for one batch
 
     def infer(self, batch):
-        self.gate.wait(10)
         self.sizes.append(len(batch.pieces))
         for word in ("one ", "two"):
             for piece in batch.pieces:
@@ -67,8 +67,8 @@ def test_a_batch_that_is_split_tells_no_word_twice(tmp_path):
     settings = Settings(model="pocketsphinx", data_dir=tmp_path / "data", allowed_paths=(tmp_path,), batch_wait_sec=1)
     with Engine(settings, create_backend=lambda _row: model) as engine:
         future = engine.submit(parse({"inputs": paths}, settings), on_text=tell)
-        while engine.held_sec < 4:
-            pass
+        while engine.held_sec < 3.99:  # a sum of floats
+            time.sleep(0.01)
         model.gate.set()
         results = future.result(10).results
     assert max(model.sizes) > 1, "a batch was split"

@@ -33,7 +33,7 @@ pytest.importorskip("playwright.sync_api", reason="the page's tests need playwri
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
 ROOT = Path(__file__).parent.parent
-UI = ROOT / "worker" / "server" / "ui"
+UI = ROOT / "worker" / "entrypoints" / "http" / "ui"
 SAMPLES = ROOT / "samples"
 TEXTS: dict[str, str] = json.loads((SAMPLES / "texts.json").read_text())
 SPEECH = SAMPLES / "people.mp3"
@@ -900,19 +900,20 @@ AUDIT = """() => {
     for (const one of document.querySelectorAll("button, a, [role=button]")) {
         if (shown(one) && !(one.ariaLabel ?? one.textContent).trim()) wrong.push(`no name: ${one.outerHTML}`);
     }
-    for (const one of document.querySelectorAll("meter, progress, canvas, [role=group], [role=slider], section,
-    article, nav")) {
+    const described = "meter, progress, canvas, [role=group], [role=slider], section, article, nav";
+    for (const one of document.querySelectorAll(described)) {
         const label = one.ariaLabel ?? document.getElementById(one.getAttribute("aria-labelledby"))?.textContent;
-        if (shown(one) && !one.closest("[aria-hidden=true]") && !label) wrong.push(`no label: ${one.outerHTML.slice(0,
-        80)}`);
+        const read = shown(one) && !one.closest("[aria-hidden=true]");
+        if (read && !label) wrong.push(`no label: ${one.outerHTML.slice(0, 80)}`);
     }
-    for (const one of document.querySelectorAll("[tabindex]")) if (one.tabIndex > 0) wrong.push(`tabindex of
-    ${one.outerHTML}`);
+    for (const one of document.querySelectorAll("[tabindex]")) {
+        if (one.tabIndex > 0) wrong.push(`tabindex of ${one.outerHTML}`);
+    }
     for (const one of document.querySelectorAll("img")) if (one.getAttribute("alt") === null) wrong.push("no alt");
     for (const name of ["aria-labelledby", "aria-describedby", "for"]) {
         for (const one of document.querySelectorAll(`[${name}]`)) {
-            if (!document.getElementById(one.getAttribute(name))) wrong.push(`${name} to nothing:
-            ${one.getAttribute(name)}`);
+            const id = one.getAttribute(name);
+            if (!document.getElementById(id)) wrong.push(`${name} to nothing: ${id}`);
         }
     }
     const levels = [...document.querySelectorAll("h1, h2, h3, h4")].filter(shown).map((one) => Number(one.tagName[1]));

@@ -36,6 +36,7 @@ from worker.audio.ffmpeg import FORMATS
 RATE = 16_000
 BLOCK_SEC = 20
 PADDING = RATE // 8  # no codec's frame is longer
+STREAMS = ("mpegts", "mpeg")  # these state no duration; libav estimates it from timestamps, up to several frames short
 LAYOUT = "more than two channels are mixed by their layout, which is ffmpeg's to know"
 
 
@@ -85,7 +86,8 @@ def by_libav(descriptor: int) -> Generator[Any, None, str | None]:
         stream = container.streams.audio[0]
         if stream.codec_context.layout.nb_channels > 2:
             raise ValueError(LAYOUT)
-        promised = round(float(stream.duration * stream.time_base) * RATE) if stream.duration else None
+        stated = bool(stream.duration) and container.format.name not in STREAMS
+        promised = round(float(stream.duration * stream.time_base) * RATE) if stated else None
         yield from without_padding(resampled(container, stream), promised)
     return None
 
