@@ -90,7 +90,7 @@ def test_of_a_part_only_its_files_are_needed(tmp_path):
     index = {"audio_tower.a": "1.safetensors", "audio_tower.b": "2.safetensors", "language_model.c": "3.safetensors"}
     some = folder(tmp_path / "x", shards=["1.safetensors", "2.safetensors"], index=index)
     assert checkpoints.checkpoint(str(some), Settings(), part="audio_tower") == some
-    with pytest.raises(ModelUnavailable, match=r"not a whole checkpoint: it lacks 3\.safetensors"):
+    with pytest.raises(ModelUnavailable, match=r"not a complete checkpoint: it lacks 3\.safetensors"):
         checkpoints.checkpoint(str(some), Settings())
 
 

@@ -287,7 +287,7 @@ def test_a_file_that_breaks_off_is_told_in_its_detail(dry, tmp_path):
     files = (tmp_path / "cut.wav", SAMPLES / "week.wav")
     answer = evaluate(dry, Corpus(tuple(Pair(file.name, str(file), "") for file in files)), trusted=True)
     cut, whole = answer["details"]
-    assert cut["warning"] == "the file breaks off after 0.46 of 1.30 s"
+    assert cut["warning"] == "the file is truncated after 0.46 of 1.30 s"
     assert "warning" not in whole
 
 

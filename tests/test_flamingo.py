@@ -245,9 +245,9 @@ def test_thoughts_are_told_apart():
     ],
 )
 def test_the_framing_of_a_transcript_comes_off(said, text):
-    from worker.backends.flamingo import _bare
+    from worker.backends.flamingo import _strip_preamble
 
-    assert _bare(said) == text
+    assert _strip_preamble(said) == text
 
 
 def test_the_tower_alone_gives_the_same_embeddings(folders, models):

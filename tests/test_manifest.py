@@ -193,7 +193,7 @@ def test_a_file_that_breaks_off_is_told_on_its_line(tmp_path, task, options):
             own = process(manifest, tmp_path / "own.jsonl", with_engine(engine, task, **options))
     assert own.resumed == 2
     for found in (rows(output), rows(own.output)):
-        assert found[0]["warning"] == "the file breaks off after 0.46 of 1.30 s"
+        assert found[0]["warning"] == "the file is truncated after 0.46 of 1.30 s"
         assert "warning" not in found[1]
 
 

@@ -169,7 +169,7 @@ def test_higgs_takes_the_features_of_the_processor_that_is_named(heard, tmp_path
     with Scorer.open(config, engine, engine.settings) as scorer:
         scorer.ready.result(60)
         assert scorer.progress.models["own"] == "loaded"
-        assert "hears 80 mel bands" in scorer.progress.models["wide"]
+        assert "requires 80 mel bands" in scorer.progress.models["wide"]
         assert scorer.score("v", "1", at(SAMPLES / "doctor.flac"), "own").result(60)["audio_sim_score"] > 0.99999
     features = {path.parents[2].name: np.array(json.loads(path.read_bytes())["features"]) for path in kept(tmp_path)}
     assert features.keys() == {"higgs-audio-v2", "own"}

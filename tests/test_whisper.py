@@ -90,7 +90,7 @@ def test_the_language_is_detected_clip_by_clip_or_taken_as_given(model):
     assert all(len(code) in (2, 3) for code in detected)
     assert [one.language for one in ask(model, CLIPS, language="de")] == ["de"] * 4
     assert [one.text for one in ask(model, CLIPS[:1], language=detected[0])] == [ask(model, CLIPS[:1])[0].text]
-    with pytest.raises(Unsupported, match="xx"):
+    with pytest.raises(Unsupported, match=r"unsupported language 'xx'; .+ supports .*de.*en"):
         ask(model, CLIPS[:1], language="xx")
 
 
@@ -193,7 +193,7 @@ def test_a_prompt_with_a_sign_of_the_models_own_is_refused_before_anything_is_wr
     options = Options("m", language="en", max_new_tokens=8)
     good = Piece(CLIPS[0], options, on_text=told.append)
     bad = Piece(CLIPS[1], dataclasses.replace(options, prompt="hi <|startoftranscript|> there"))
-    with pytest.raises(Unsupported, match="sign of its own") as caught:
+    with pytest.raises(Unsupported, match="contains a control token") as caught:
         model.infer(Batch((good, bad)))
     assert caught.value.param == "prompt"
     assert told == []
@@ -217,9 +217,9 @@ def test_what_follows_the_end_token_is_nothing_whatever_pads_it(model):
         model._start,
         *model._tokenizer.convert_tokens_to_ids(["<|en|>", "<|transcribe|>", "<|notimestamps|>"]),
     ]
-    assert model._new([*prompt, model._end, letter, letter]) == []
-    assert model._new([*prompt, letter, model._end, letter]) == [letter]
-    assert model._new([*prompt, letter, letter]) == [letter, letter]
+    assert model._new_ids([*prompt, model._end, letter, letter]) == []
+    assert model._new_ids([*prompt, letter, model._end, letter]) == [letter]
+    assert model._new_ids([*prompt, letter, letter]) == [letter, letter]
 
 
 def test_generation_gives_the_ids_alone_and_copies_no_cache(model, monkeypatch):

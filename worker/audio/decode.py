@@ -1,13 +1,14 @@
-"""An open file → Clip (float32, mono, 16 kHz), whatever ffmpeg reads, at the cost of one item if it goes wrong.
+"""An open file → Clip (float32, mono, 16 kHz), for every format that ffmpeg reads.
 
-Nothing is decoded in this process; only WAV that needs no decoding is read here (`worker.audio.wav`). Decoding
-processes are
-kept running (`worker.audio.decode_process`): no start-up per file, yet a crash there costs one item. What libsndfile
-reads well
-(WAV, FLAC, Ogg, MP3, AIFF) it reads there, the rest libav. What they refuse (damage, more than two channels, odd
-codecs) goes to one ffmpeg with its output piped. The limits on length and time hold while decoding, not after it.
+    file ──┬── WAV that needs no decoding ──▶ worker.audio.wav, in this process
+           ├── WAV, FLAC, Ogg, MP3, AIFF ──▶ libsndfile ─┐ worker.audio.decode_process,
+           ├── other formats ──▶ libav ──────────────────┘ kept running between files
+           └── what the libraries refuse ──▶ one ffmpeg process, its output piped
 
-Raises DecodeFailed, EmptyAudio, TooLong, Cancelled. A file that is damaged yet partly readable gives a Clip with
+Nothing is decoded in this process, so a crash of a decoder fails one input only. The libraries refuse damaged files,
+more than two channels, and rare codecs. The limits on length and time apply while a file is decoded, not afterward.
+
+Raises DecodeFailed, EmptyAudio, TooLong, Cancelled. A damaged file that is partly readable yields a Clip with a
 `warning`.
 """
 
@@ -38,11 +39,14 @@ from worker.types import SAMPLE_RATE, Clip
 
 _POLL_SEC = 0.25
 _CHUNK = 1 << 20
-_KEPT = 1 << 24  # memory that a decoding process keeps for the next file
+_KEPT = 1 << 24  # bytes of memory that a decoding process keeps for the next file
 
 
 class Decoder:
-    """Decodes up to `settings.decode_workers` files at a time; thread-safe."""
+    """A pool of decoding processes. Thread-safe.
+
+    Each call of `decode` uses one process, an idle one or a new one.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -50,28 +54,32 @@ class Decoder:
         self._closed = self._warmed = False
 
     def decode(self, file: BinaryIO, *, cancelled: Callable[[], bool] = lambda: False) -> Clip:
-        """The whole file's first audio track. The file must be seekable; it is left open."""
+        """Return the first audio track of the whole file. The file must be seekable; it stays open.
+
+        Raises DecodeFailed, EmptyAudio, TooLong, and Cancelled once `cancelled` returns True.
+        """
         limits = _Limits(self._settings, cancelled)
         samples = wav.read(file, limits.check)
-        clip = self._decoded(file, limits) if samples is None else Clip(samples)
+        clip = self._decode(file, limits) if samples is None else Clip(samples)
         if not len(clip.samples):
-            raise EmptyAudio("holds no audio samples")
+            raise EmptyAudio("the audio holds no samples")
         return clip
 
     def warm(self) -> None:
-        """Starts the decoding processes ahead of the first request, once."""
+        """Start `settings.decode_workers` decoding processes ahead of the first request. Later calls do nothing."""
         if not self._warmed:
             self._warmed = True
             for _ in range(self._settings.decode_workers):
                 self._idle.put(_Process())
 
     def close(self) -> None:
+        """End the idle processes now, and each busy process after its file."""
         self._closed = True
         with contextlib.suppress(queue.Empty):
             while True:
                 self._idle.get_nowait().close()
 
-    def _decoded(self, file: BinaryIO, limits: _Limits) -> Clip:
+    def _decode(self, file: BinaryIO, limits: _Limits) -> Clip:
         with _shareable(file) as shared:
             try:
                 return self._by_process(shared, limits)
@@ -98,7 +106,10 @@ class Decoder:
 
 
 class _Limits:
-    """What must hold while a file is decoded: length, time, and that somebody still wants it."""
+    """The conditions under which the decoding of one file continues: its length, its time, and no cancellation.
+
+    `bytes` is the limit on the decoded audio.
+    """
 
     def __init__(self, settings: Settings, cancelled: Callable[[], bool]) -> None:
         self._sec, self._timeout_sec = settings.max_audio_sec, settings.decode_timeout_sec
@@ -107,21 +118,24 @@ class _Limits:
         self.bytes = int(settings.max_audio_sec * SAMPLE_RATE) * 4
 
     def check(self, size: int = 0) -> None:
-        """Raises Cancelled, DecodeFailed (too slow), TooLong (more bytes of audio than allowed)."""
+        """Raise Cancelled, DecodeFailed if decoding takes too long, or TooLong if `size` exceeds `bytes`."""
         if self._cancelled():
-            raise Cancelled("cancelled while decoding")
+            raise Cancelled("the request was canceled during decoding")
         if time.monotonic() > self._deadline:
             raise DecodeFailed(f"decoding took longer than {self._timeout_sec:g} s (DECODE_TIMEOUT_SEC)")
         if size > self.bytes:
-            raise TooLong(f"longer than the {self._sec:g} s allowed (MAX_AUDIO_SEC)")
+            raise TooLong(f"the audio is longer than {self._sec:g} s (MAX_AUDIO_SEC)")
 
 
 class _LibraryRefused(Exception):
-    """The libraries could not decode it, and why."""
+    """The libraries cannot decode the file. The message is the reason."""
 
 
 class _Process:
-    """One decoding process, the socket to it, and the memory into which it decodes."""
+    """A decoding process, the socket to it, and the memory into which it decodes.
+
+    `alive` is False after the process failed or may still be busy; such a process must be closed.
+    """
 
     def __init__(self) -> None:
         self._memory = _anonymous_file()
@@ -140,27 +154,29 @@ class _Process:
         self.alive = True
 
     def decode(self, file: BinaryIO, limits: _Limits) -> Clip:
-        """Raises _Refused."""
+        """Return the file's audio. Raises _LibraryRefused, and what `limits.check` raises."""
         limits.check()
         try:
             socket.send_fds(self._socket, [struct.pack("<Q", limits.bytes)], [file.fileno()])
-            status = json.loads(self._answer(limits))
+            status = json.loads(self._receive(limits))
         except (EOFError, OSError):
             self.alive = False
             raise _LibraryRefused("the decoder crashed") from None
         if status["error"]:
-            self._trim()  # what came before the fault may be much
+            self._trim()  # the audio before the fault may take much memory
             raise _LibraryRefused(status["error"])
         limits.check(status["bytes"])
         return Clip(self._samples(status["bytes"]), status["warning"])
 
     def close(self) -> None:
+        """Kill the process, and free its memory."""
         self._socket.close()
         self._process.kill()
         self._process.wait()
         self._memory.close()
 
-    def _answer(self, limits: _Limits) -> bytes:
+    def _receive(self, limits: _Limits) -> bytes:
+        """Return the next line of the process. Raises EOFError if the process exits, and what `limits.check` raises."""
         line = b""
         while not line.endswith(b"\n"):
             try:
@@ -174,6 +190,7 @@ class _Process:
         return line
 
     def _samples(self, size: int) -> np.ndarray:
+        """Return the first `size` bytes of the memory as samples."""
         samples = np.empty(size // 4, "<f4")
         left = samples.data.cast("B")
         self._memory.seek(0)
@@ -183,13 +200,14 @@ class _Process:
         return samples
 
     def _trim(self) -> None:
+        """Free the memory if the process holds more than it may keep."""
         if os.fstat(self._memory.fileno()).st_size > _KEPT:
             self._memory.truncate(0)
 
 
 @contextlib.contextmanager
 def _shareable(file: BinaryIO) -> Iterator[BinaryIO]:
-    """The file, or what it holds in one that other processes can be given."""
+    """Yield the file, or for a file in memory a copy that has a descriptor, which other processes can read."""
     file.seek(0)
     if not isinstance(file, io.BytesIO):
         yield file
@@ -202,14 +220,18 @@ def _shareable(file: BinaryIO) -> Iterator[BinaryIO]:
 
 
 def _anonymous_file() -> io.FileIO:
-    """A file without a name: in memory where the system has such files."""
+    """Return a file without a name, in memory if the system supports that."""
     if hasattr(os, "memfd_create"):
         return io.FileIO(os.memfd_create("audio"), "r+")
     return tempfile.TemporaryFile(buffering=0)
 
 
 def _by_ffmpeg(file: BinaryIO, limits: _Limits, refusal: str) -> Clip:
-    """Decodes with one ffmpeg. `refusal`: why the libraries could not, told when ffmpeg does not say."""
+    """Return the audio as one ffmpeg process decodes it.
+
+    Raises DecodeFailed if ffmpeg cannot read the file. `refusal` is the reason of the libraries, for an ffmpeg that
+    reports none.
+    """
     file.seek(0)
     blocks: list[bytes] = []
     size = 0
@@ -234,17 +256,19 @@ def _by_ffmpeg(file: BinaryIO, limits: _Limits, refusal: str) -> Clip:
             process.kill()
             raise
         stderr.seek(0)
-        said = _last_words(stderr.read(8192).decode(errors="replace"))
-    if not size and (status or said):
-        raise DecodeFailed(f"not readable as audio: {said or refusal}")
+        message = _last_message(stderr.read(8192).decode(errors="replace"))
+    if not size and (status or message):
+        raise DecodeFailed(f"the file is not readable as audio: {message or refusal}")
     samples = np.frombuffer(bytearray().join(blocks), "<f4", count=size // 4)
     if not np.isfinite(samples).all():
-        raise DecodeFailed("holds samples that are not numbers (NaN or infinite)")
-    return Clip(samples, f"the decoder went on after: {said or f'status {status}'}" if status or said else None)
+        raise DecodeFailed("the file holds samples that are not numbers (NaN or infinite)")
+    if status or message:
+        return Clip(samples, f"decoding continued after an error: {message or f'exit status {status}'}")
+    return Clip(samples)
 
 
 def _read(pipe: IO[bytes], limits: _Limits) -> Iterator[bytes]:
-    """The pipe's bytes as they come, with the limits checked while nothing does."""
+    """Yield the pipe's bytes as they arrive, and check the limits in the meantime."""
     descriptor = pipe.fileno()
     with selectors.DefaultSelector() as selector:
         selector.register(descriptor, selectors.EVENT_READ)
@@ -258,7 +282,10 @@ def _read(pipe: IO[bytes], limits: _Limits) -> Iterator[bytes]:
 
 
 def expected_sec(file: BinaryIO) -> float:
-    """Roughly how many seconds the file will decode to, from its header where that tells, else from its size."""
+    """Estimate how many seconds of audio the file holds, from the header of a WAV or FLAC file or else from the size.
+
+    The fields: the byte rate in the fmt chunk of RIFF/WAVE; the sample rate and total samples in FLAC's STREAMINFO.
+    """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     head = file.read(32)
@@ -267,11 +294,11 @@ def expected_sec(file: BinaryIO) -> float:
     if head[:4] == b"fLaC" and len(head) == 32:
         rate = int.from_bytes(head[18:21], "big") >> 4
         return (int.from_bytes(head[21:26], "big") & (1 << 36) - 1) / max(1, rate)
-    return size / 8_000  # 64 kbit/s: speech is seldom compressed further
+    return size / 8_000  # 64 kbit/s: speech rarely has a lower bit rate
 
 
-def _last_words(stderr: str) -> str:
-    """What ffmpeg said last, without addresses, descriptors and its own summary, which mean nothing to the user."""
+def _last_message(stderr: str) -> str:
+    """Return ffmpeg's last message, without memory addresses, descriptors and its own summary."""
     lines = [
         re.sub(r"\[[^\]]*\] *|Error opening input: |/dev/fd/\d+: ", "", line).strip() for line in stderr.splitlines()
     ]

@@ -1,17 +1,19 @@
-"""The decoding process: libsndfile and libav in a process of its own, kept running, so that no file pays for starting
-one.
+"""The decoding process: libsndfile and libav outside of the worker's process, kept running between files.
 
-`python -m worker.audio.decode_process SOCKET MEMORY` serves a Unix socket. A request is a little-endian uint64, the
-most bytes
-that the audio may have, with the file's descriptor attached (SCM_RIGHTS); libsndfile takes the formats it reads as
-well as ffmpeg
-does, libav the others. The audio, float32 at 16 kHz mono, is written to the beginning of the file MEMORY, which the
-asking
-process has open as well: a socket would carry it in small pieces, each a turn for the interpreter there. The answer is
-a line of
-JSON {"bytes": so many, "error": null | text, "warning": null | text}; more bytes than allowed: it was ended there.
+    worker ── socket: limit + descriptor ──▶ libsndfile or libav ── float32, 16 kHz, mono ──▶ the file MEMORY
+           ◀── socket: a line of JSON ──────┘
 
-Knows nothing of the worker: if a hostile file crashes or hangs a library, this process is killed and replaced.
+`python -m worker.audio.decode_process SOCKET MEMORY` serves a Unix socket; both arguments are inherited descriptors. A
+request is a little-endian uint64, the most bytes that the audio may have, with the file's descriptor attached
+(SCM_RIGHTS). libsndfile decodes the formats that it reads as well as ffmpeg does, libav the other formats. The audio is
+written to the start of the file MEMORY, which the worker has open as well: a socket would carry it in small pieces,
+each of which costs the worker a turn of its interpreter.
+
+The response is {"bytes": number, "error": null | text, "warning": null | text}. More bytes than allowed mean that
+decoding stopped at the limit.
+
+The module imports nothing of the worker but the list of formats. If a hostile file crashes or hangs a library, the
+worker kills and replaces this process.
 """
 
 from __future__ import annotations
@@ -35,13 +37,13 @@ from worker.audio.ffmpeg import FORMATS
 
 RATE = 16_000
 BLOCK_SEC = 20
-PADDING = RATE // 8  # no codec's frame is longer
+PADDING = RATE // 8  # samples; no codec has a longer frame
 STREAMS = ("mpegts", "mpeg")  # these state no duration; libav estimates it from timestamps, up to several frames short
-LAYOUT = "more than two channels are mixed by their layout, which is ffmpeg's to know"
+LAYOUT = "a downmix of more than two channels requires their layout, which ffmpeg knows"
 
 
 def is_for_sndfile(head: bytes) -> bool:
-    """Whether a file's first bytes are of a format that libsndfile reads as well as ffmpeg does."""
+    """Return whether a file that starts with `head` has a format that libsndfile reads as well as ffmpeg does."""
     mpeg_layer_3 = len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2
     return (
         (head[:4] in (b"RIFF", b"RIFX", b"RF64") and head[8:12] == b"WAVE")
@@ -52,7 +54,10 @@ def is_for_sndfile(head: bytes) -> bool:
 
 
 def by_sndfile(descriptor: int) -> Generator[Any, None, str | None]:
-    """The file as float32 blocks of mono 16 kHz; constant memory whatever the length. Returns a warning, or None."""
+    """Yield the file as float32 blocks of mono 16 kHz, in constant memory. Return a warning, or None.
+
+    Raises ValueError for more than two channels, and what libsndfile raises.
+    """
     os.lseek(descriptor, 0, os.SEEK_SET)
     got = 0
     with soundfile.SoundFile(descriptor, closefd=False) as file:
@@ -60,7 +65,7 @@ def by_sndfile(descriptor: int) -> Generator[Any, None, str | None]:
             raise ValueError(LAYOUT)
         promised = promised_frames(file) * RATE // file.samplerate
         resampler = None if file.samplerate == RATE else soxr.ResampleStream(file.samplerate, RATE, 1, dtype="float32")
-        whole = file.subtype == "PCM_16"  # numpy makes floats of them four times as fast as libsndfile, and the same
+        whole = file.subtype == "PCM_16"  # numpy converts integers to the same floats as libsndfile, four times as fast
         last = False
         while not last:
             block = file.read(file.samplerate * BLOCK_SEC, dtype="int16" if whole else "float32", always_2d=True)
@@ -73,12 +78,15 @@ def by_sndfile(descriptor: int) -> Generator[Any, None, str | None]:
             got += len(mono)
             yield mono
     if got + RATE // 2 < promised < 1 << 40:
-        return f"the file breaks off after {got / RATE:.2f} of {promised / RATE:.2f} s"
+        return f"the file is truncated after {got / RATE:.2f} of {promised / RATE:.2f} s"
     return None
 
 
 def by_libav(descriptor: int) -> Generator[Any, None, str | None]:
-    """The same by libav, under ffmpeg's own restrictions: no network, no other file. Damage is left to ffmpeg."""
+    """Yield the same as `by_sndfile`, decoded by libav under the restrictions of `worker.audio.ffmpeg`.
+
+    Raises ValueError for more than two channels, and what libav raises for a damaged file, which is left to ffmpeg.
+    """
     import av
 
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
@@ -88,11 +96,12 @@ def by_libav(descriptor: int) -> Generator[Any, None, str | None]:
             raise ValueError(LAYOUT)
         stated = bool(stream.duration) and container.format.name not in STREAMS
         promised = round(float(stream.duration * stream.time_base) * RATE) if stated else None
-        yield from without_padding(resampled(container, stream), promised)
+        yield from without_padding(resample(container, stream), promised)
     return None
 
 
-def resampled(container: Any, stream: Any) -> Iterator[Any]:
+def resample(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield the stream as float32 blocks of mono 16 kHz, each of shape (samples,)."""
     import av
 
     resampler = av.AudioResampler(format="fltp", rate=RATE)
@@ -104,8 +113,11 @@ def resampled(container: Any, stream: Any) -> Iterator[Any]:
 
 
 def without_padding(parts: Iterator[Any], promised: int | None) -> Iterator[Any]:
-    """The parts without what a frame-wise codec added after the promised end. More than that is audio the header
-    forgot."""
+    """Yield the parts without the padding that a codec with fixed frames adds after the promised end.
+
+    `promised` is the count of samples in the header, or None. Audio that exceeds it by more than PADDING is no padding:
+    the header is wrong, and the audio is kept.
+    """
     got = 0
     beyond: list[Any] = []
     for part in parts:
@@ -120,17 +132,19 @@ def without_padding(parts: Iterator[Any], promised: int | None) -> Iterator[Any]
 
 
 def promised_frames(file: soundfile.SoundFile) -> int:
-    """Frames the header speaks of. For a WAV cut short libsndfile reports what is there, and the rest in its log
-    only."""
+    """Return the frames that the header promises.
+
+    For a truncated WAV, libsndfile reports the frames in the file, and the promised size only in its log.
+    """
     frames = int(file.frames)
     short = re.search(r"data : (\d+) \(should be (\d+)\)", file.extra_info)
-    if short and 0 < int(short[2]) < int(short[1]) < 0x7FFF0000:  # larger: written by a pipe, which cannot know
+    if short and 0 < int(short[2]) < int(short[1]) < 0x7FFF0000:  # a larger size is a placeholder of a pipe
         frames = frames * int(short[1]) // int(short[2])
     return frames
 
 
-def gathered(blocks: Generator[Any, None, str | None]) -> Generator[Any, None, str | None]:
-    """The same in blocks of about BLOCK_SEC, however small they come."""
+def gather(blocks: Generator[Any, None, str | None]) -> Generator[Any, None, str | None]:
+    """Yield the same audio in blocks of at least BLOCK_SEC, except for the last. Return what `blocks` returns."""
     ready: list[Any] = []
     while True:
         try:
@@ -143,8 +157,12 @@ def gathered(blocks: Generator[Any, None, str | None]) -> Generator[Any, None, s
             ready.clear()
 
 
-def stored(blocks: Generator[Any, None, str | None], memory: int, limit: int) -> tuple[int, str | None]:
-    """Writes the blocks into the memory; how many bytes, and the warning. Goes no further than past the limit."""
+def store(blocks: Generator[Any, None, str | None], memory: int, limit: int) -> tuple[int, str | None]:
+    """Write the blocks to the descriptor `memory`, and return the bytes written and the warning.
+
+    Stop after the block that exceeds `limit` bytes. Raises ValueError for samples that are not numbers, and OSError if
+    the memory is full.
+    """
     written = 0
     while written <= limit:
         try:
@@ -152,41 +170,44 @@ def stored(blocks: Generator[Any, None, str | None], memory: int, limit: int) ->
         except StopIteration as end:
             return written, end.value
         if not numpy.isfinite(block).all():
-            raise ValueError("it holds samples that are not numbers")
+            raise ValueError("the file holds samples that are not numbers")
         if os.pwrite(memory, block.data, written) < block.nbytes:
-            raise OSError("no memory for its audio")
+            raise OSError("there is not enough memory for the audio")
         written += block.nbytes
     return written, None
 
 
-def answer(descriptor: int, memory: int, limit: int) -> dict[str, Any]:
-    """Decodes the descriptor's file into the memory; how it went."""
+def decode(descriptor: int, memory: int, limit: int) -> dict[str, Any]:
+    """Decode the file `descriptor` into the file `memory`, and return the response of the module's contract."""
     blocks = by_sndfile(descriptor) if is_for_sndfile(os.pread(descriptor, 12, 0)) else by_libav(descriptor)
     try:
-        written, warning = stored(gathered(blocks), memory, limit)
-    except Exception as fault:  # noqa: BLE001  whatever a library raises means: not by this one
-        return {"bytes": 0, "error": f"{type(fault).__name__}: {fault}", "warning": None}
+        written, warning = store(gather(blocks), memory, limit)
+    except Exception as error:  # noqa: BLE001  any exception of a library means that it cannot decode the file
+        return {"bytes": 0, "error": f"{type(error).__name__}: {error}", "warning": None}
     return {"bytes": written, "error": None, "warning": warning}
 
 
 def keep_memory() -> None:
-    """What is freed stays this process's: getting every file's pages anew takes longer than decoding it."""
-    allocator = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
+    """Make the allocator keep freed memory, because requesting the pages again for every file takes longer than
+    decoding it."""
+    allocator = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc; other C libraries do not have it
     if allocator is not None:
         for option, size in ((-3, 1 << 25), (-1, 1 << 26)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
             allocator(option, size)
 
 
 def main() -> None:
+    """Serve the socket until the worker closes it."""
     keep_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
     sock, memory = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     while True:
-        asked, descriptors, _, _ = socket.recv_fds(sock, 8, 1)
-        if not asked:
+        request, descriptors, _, _ = socket.recv_fds(sock, 8, 1)
+        if not request:
             return
+        (limit,) = struct.unpack("<Q", request)
         try:
-            sock.sendall(json.dumps(answer(descriptors[0], memory, *struct.unpack("<Q", asked))).encode() + b"\n")
+            sock.sendall(json.dumps(decode(descriptors[0], memory, limit)).encode() + b"\n")
         except BrokenPipeError:
             return
         finally:

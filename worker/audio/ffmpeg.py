@@ -1,7 +1,8 @@
-"""ffmpeg: where it is, and the command that turns any file into 16 kHz mono float32 without letting it reach out.
+"""The ffmpeg program, and the command that decodes a file to 16 kHz mono float32 in isolation.
 
-The input is a file descriptor, never a name. Of ffmpeg's protocols only `file` is open, which the descriptor needs, and
-of its formats only those that hold audio themselves: none that can point elsewhere (playlists, concat, DASH, images).
+The input is a file descriptor, never a name. Of ffmpeg's protocols only `file` is allowed, which the descriptor
+requires. Of its formats only those are allowed that contain the audio themselves: none that can refer to another file
+(playlists, concat, DASH, images).
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import shutil
 from worker.errors import FfmpegMissing
 from worker.types import SAMPLE_RATE
 
-# Demuxers of single files. Left out on purpose: hls, concat, dash, sdp, image2, lavfi and all else that opens further
-# files.
+# Demuxers of single files. hls, concat, dash, sdp, image2, lavfi and every other demuxer that opens further files are
+# left out on purpose.
 FORMATS = (
     "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,dtshd,eac3,flac,flv,gsm,iff,loas,matroska,webm,mov,mp4,m4a,"
     "3gp,3g2,mp2,mp3,mpc,mpc8,mpeg,mpegts,mxf,nist,nut,ogg,oma,qcp,rm,sox,spdif,tak,truehd,tta,voc,w64,wav,wv,xwma"
@@ -22,22 +23,26 @@ FORMATS = (
 
 @functools.cache
 def executable() -> str:
-    """The ffmpeg to run: PATH's, else the one in imageio-ffmpeg's wheel. Raises FfmpegMissing."""
-    found = shutil.which("ffmpeg")
-    if found:
-        return found
+    """Return the path of ffmpeg: the one on PATH, or the one in imageio-ffmpeg's wheel.
+
+    Raises FfmpegMissing if there is neither.
+    """
+    path = shutil.which("ffmpeg")
+    if path:
+        return path
     try:
         import imageio_ffmpeg
 
         return str(imageio_ffmpeg.get_ffmpeg_exe())
     except (ImportError, RuntimeError) as error:
-        raise FfmpegMissing("no ffmpeg: install it, or `pip install imageio-ffmpeg`") from error
+        raise FfmpegMissing("ffmpeg was not found. Install ffmpeg, or run: pip install imageio-ffmpeg") from error
 
 
 def command(descriptor: int) -> list[str]:
-    """The command that writes the descriptor's first audio track to stdout as float32 little-endian, 16 kHz, mono.
+    """Return the command that writes the file's first audio track to stdout as little-endian float32, 16 kHz, mono.
 
-    Downmixing keeps the layout's weights but scales them to sum to one (rematrix_maxval), so that nothing clips.
+    The downmix keeps the weights of the channel layout but scales them to a sum of 1 (rematrix_maxval), which prevents
+    clipping.
     """
     import ffmpeg
 

@@ -1,7 +1,7 @@
-"""Which files of a folder are audio, by their names.
+"""The audio files below a folder, recognized by their names.
 
-Names that begin with a dot are left out. Links are followed; a folder that is reached twice is read once, and under
-its own name if that is below the folder too.
+Names that begin with a dot are skipped. Links are followed; a folder that can be reached in two ways is read once, by
+its own path if that is below the folder.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-# What the decoders read goes by content, and is more than this; only what is in a folder must be told apart by name.
+# The decoders recognize audio by its content, and more formats than these. Only the files of a folder are selected by
+# name.
 SUFFIXES = frozenset(
     (
         ".3gp",
@@ -51,15 +52,19 @@ SUFFIXES = frozenset(
 
 
 def is_audio(path: Path) -> bool:
+    """Return whether the path has one of the SUFFIXES, in any case."""
     return path.suffix.lower() in SUFFIXES
 
 
 def below(folder: Path, unreadable: Callable[[OSError], None]) -> list[Path]:
-    """Every file below the folder, sorted. `unreadable` is told of each folder that cannot be read, and may raise."""
+    """Return every file below the folder, sorted.
+
+    `unreadable` is called with the OSError of each folder that cannot be read, and may raise.
+    """
     seen: set[str] = set()
     files: list[Path] = []
     tops = [folder]
-    for top in tops:  # grows by the links that are found
+    for top in tops:  # the loop appends the links that it finds
         for where, folders, names in os.walk(top, onerror=unreadable):
             real = os.path.realpath(where)
             if real in seen:

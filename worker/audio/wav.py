@@ -1,7 +1,7 @@
-"""WAV files whose samples are what models hear already: 16 bits, 16 kHz, one channel. Nothing needs to decode those.
+"""A reader for WAV files that need no decoding: 16 bits, 16 kHz, one channel.
 
-Much speech is kept like this, and giving it to a decoding process costs more than reading it. Any other file, and one
-whose header does not fit what is there, is left to those who know formats.
+Much speech is stored like this, and passing it to a decoding process takes longer than reading it. Every other file is
+left to the decoders, and so is a file whose header does not match its size.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ _FORMAT = struct.pack("<HHIIHH", 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16)
 
 
 def read(file: BinaryIO, check: Callable[[int], None]) -> np.ndarray | None:
-    """The samples, float32, shape (samples,); None for a file that is not as above. `check` is called with the bytes
-    that the samples will take, and again before each block; what it raises ends the reading."""
+    """Return the samples, float32 of shape (samples,), or None for a file that requires a decoder.
+
+    `check` is called with the bytes that the samples will take, before the first block and before each block. It may
+    raise, which ends the reading.
+    """
     file.seek(0)
-    found = _data(file.read(_HEAD_BYTES))
-    if found is None:
+    data = _data(file.read(_HEAD_BYTES))
+    if data is None:
         return None
-    start, size = found
+    start, size = data
     if start + size > file.seek(0, os.SEEK_END):
         return None
     file.seek(start)
@@ -37,7 +40,7 @@ def read(file: BinaryIO, check: Callable[[int], None]) -> np.ndarray | None:
         check(2 * size)
         block = file.read(min(_BLOCK_BYTES, size - at))
         if len(block) < min(_BLOCK_BYTES, size - at):
-            return None  # it was cut short meanwhile
+            return None  # the file was truncated in the meantime
         np.multiply(
             np.frombuffer(block, "<i2"), 2**-15, out=samples[at // 2 : (at + len(block)) // 2], dtype=np.float32
         )
@@ -45,7 +48,7 @@ def read(file: BinaryIO, check: Callable[[int], None]) -> np.ndarray | None:
 
 
 def _data(head: bytes) -> tuple[int, int] | None:
-    """Where the samples begin, and how many bytes they are."""
+    """Return the offset and the bytes of the samples, or None if the header is not that of such a WAV file."""
     if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
         return None
     at, formats = 12, list[bytes]()

@@ -1,11 +1,13 @@
-"""Canary through NeMo: any .nemo of the family (canary-1b, -1b-flash, -180m-flash, -1b-v2).
+"""Canary through NeMo: any .nemo file of the family (canary-1b, -1b-flash, -180m-flash, -1b-v2).
 
-The prompt always names both the spoken and the written language, for with one of them missing NeMo translates. Where
-nothing is
-said of either, English is meant. Word times come as the checkpoint has them: as tokens of the text (the flash models),
-or by aligning the text with the small CTC model that the checkpoint carries (1b-v2); canary-1b has none.
+    pieces ── encoder ──▶ states ── decoder, after a prompt of control tokens ──▶ text, with or without time tokens
 
-The model hears 40 s at a time. The engine cuts what is longer where it is quiet; NeMo's own chunking is not used.
+The prompt always names both the spoken and the written language, because NeMo translates if either is missing. English
+is the default for both. Word times come in the form that the checkpoint supports: as time tokens in the text (the flash
+models), or from an alignment of the text by the small CTC model that the checkpoint carries (1b-v2). canary-1b has no
+word times.
+
+The model accepts 40 s at a time. The engine splits longer clips at quiet places; NeMo's own chunking is not used.
 """
 
 from __future__ import annotations
@@ -28,10 +30,12 @@ from worker.errors import Unsupported
 from worker.types import Batch, Options, Output, Piece, Span, Transcript
 
 _TIMED = re.compile(r"<\|(\d+)\|>(.*?)<\|(\d+)\|>")
-_SIGN = re.compile(r"<\|[^|]*\|>")
+_CONTROL = re.compile(r"<\|[^|]*\|>")
 
 
 class Canary(Backend):
+    """A Canary checkpoint: transcribes and translates speech."""
+
     def __init__(self, model: Model, settings: Settings) -> None:
         self._row, self._settings = model, settings
 
@@ -50,14 +54,15 @@ class Canary(Backend):
         self._torch, self._model, self._device = self._nemo.torch, self._nemo.model, self._nemo.device
         if self._device.type == "cpu":
             self.overhead_sec = 16.0
-        tokenizer = self._model.tokenizer  # one of several, with signs of its own; or, from 1b-v2 on, a single one
-        self._signs = set(getattr(tokenizer, "special_tokens", None) or tokenizer.vocab)
+        # The tokenizer is an aggregate with special tokens of its own or, from 1b-v2 on, a single one.
+        tokenizer = self._model.tokenizer
+        self._control_tokens = set(getattr(tokenizer, "special_tokens", None) or tokenizer.vocab)
         self._aligner = getattr(self._model, "timestamps_asr_model", None)
         if self._aligner is not None:
             self._aligner.eval().requires_grad_(False)
-        # Greedy, whatever the checkpoint says, and up to what the decoder holds: NeMo's max_generation_delta is a
-        # limit that
-        # grows with the longest clip of the batch. Settings that are not given become NeMo's defaults.
+        # Decoding is greedy, even if the checkpoint's configuration selects another strategy, and may fill the
+        # decoder's positions: NeMo's own max_generation_delta is a limit that grows with the longest clip of the batch.
+        # All other settings get NeMo's defaults.
         self._model.change_decoding_strategy(
             OmegaConf.create({"strategy": "greedy", "greedy": {"max_generation_delta": -1}})
         )
@@ -66,9 +71,10 @@ class Canary(Backend):
         spoken, written = languages(batch.options)
         prompt = self._prompt(batch.options, spoken, written)
         outputs: list[Output] = [Transcript("", language=written) for _ in batch.pieces]
-        heard = [i for i, piece in enumerate(batch.pieces) if not is_silent(piece.clip.samples)]
-        if heard:
-            for i, transcript in zip(heard, self._hear([batch.pieces[i] for i in heard], prompt, written), strict=True):
+        rows = [i for i, piece in enumerate(batch.pieces) if not is_silent(piece.clip.samples)]
+        if rows:
+            transcripts = self._transcribe([batch.pieces[i] for i in rows], prompt, written)
+            for i, transcript in zip(rows, transcripts, strict=True):
                 outputs[i] = transcript
         return outputs
 
@@ -78,12 +84,16 @@ class Canary(Backend):
             self._torch.cuda.empty_cache()
 
     def _prompt(self, options: Options, spoken: str, written: str) -> list[int]:
-        """The ids of the prompt. Raises Unsupported for a language, or for times, that this checkpoint has no sign
-        for."""
+        """Return the ids of the prompt.
+
+        Raises Unsupported if this checkpoint has no control token for a language, or none for timestamps.
+        """
         for name, code in (("language", spoken), ("target_language", written)):
-            if f"<|{code}|>" not in self._signs:
-                known = sorted(sign[2:-2] for sign in self._signs if re.fullmatch(r"<\|[a-z]{2}\|>", sign))
-                raise Unsupported(f"{self._row.id} does not know {name} {code!r}, only {', '.join(known)}", param=name)
+            if f"<|{code}|>" not in self._control_tokens:
+                codes = sorted(token[2:-2] for token in self._control_tokens if re.fullmatch(r"<\|[a-z]{2}\|>", token))
+                raise Unsupported(
+                    f"unsupported {name} {code!r}; {self._row.id} supports {', '.join(codes)}", param=name
+                )
         slots = {
             "source_lang": f"<|{spoken}|>",
             "target_lang": f"<|{written}|>",
@@ -93,8 +103,8 @@ class Canary(Backend):
             slots["task"] = "<|transcribe|>" if spoken == written else "<|translate|>"
         else:
             timed = options.timestamps and self._aligner is None
-            if timed and "<|timestamp|>" not in self._signs:
-                raise Unsupported(f"{self._row.id} gives no timestamps", param="timestamps")
+            if timed and "<|timestamp|>" not in self._control_tokens:
+                raise Unsupported(f"{self._row.id} does not support timestamps", param="timestamps")
             slots |= {
                 "decodercontext": "",
                 "emotion": "<|emo:undefined|>",
@@ -107,7 +117,7 @@ class Canary(Backend):
         ids: list[int] = formatter.encode_dialog([turn])["context_ids"].tolist()
         return ids
 
-    def _hear(self, pieces: list[Piece], prompt: list[int], written: str) -> list[Transcript]:
+    def _transcribe(self, pieces: list[Piece], prompt: list[int], written: str) -> list[Transcript]:
         torch, model = self._torch, self._model
         with torch.inference_mode():
             encoded, frames = self._nemo.encode(pieces)
@@ -121,33 +131,34 @@ class Canary(Backend):
             )
             timed = pieces[0].options.timestamps
             if timed and self._aligner is not None:
-                return self._aligned(pieces, hypotheses, written)
+                return self._align(pieces, hypotheses, written)
         return [
-            self._transcript(piece, hypothesis, written) for piece, hypothesis in zip(pieces, hypotheses, strict=True)
+            self._time_tokens(piece, hypothesis, written) for piece, hypothesis in zip(pieces, hypotheses, strict=True)
         ]
 
-    def _transcript(self, piece: Piece, hypothesis: Any, written: str) -> Transcript:
-        """The text, and its words where time tokens stand on both sides of them."""
+    def _time_tokens(self, piece: Piece, hypothesis: Any, written: str) -> Transcript:
+        """Return the transcript. Its words are those between two time tokens, if the text has any."""
         end, frame = piece.duration_sec, self._nemo.frame_sec
         words = tuple(
             Span(word.strip(), min(int(start) * frame, end), min(max(int(start), int(stop)) * frame, end))
             for start, word, stop in _TIMED.findall(hypothesis.text)
             if word.strip()
         )
-        return self._made(piece, _bare(hypothesis.text), words, hypothesis, written)
+        return self._transcript(piece, _strip_control_tokens(hypothesis.text), words, hypothesis, written)
 
-    def _aligned(self, pieces: list[Piece], hypotheses: list[Any], written: str) -> list[Transcript]:
+    def _align(self, pieces: list[Piece], hypotheses: list[Any], written: str) -> list[Transcript]:
+        """Return the transcripts, with word times from the checkpoint's aligner."""
         from nemo.collections.asr.parts.utils.timestamp_utils import get_forced_aligned_timestamps_with_external_model
 
         for hypothesis in hypotheses:
-            hypothesis.text = _bare(hypothesis.text)
-        said = [i for i, hypothesis in enumerate(hypotheses) if hypothesis.text]
-        if said:
+            hypothesis.text = _strip_control_tokens(hypothesis.text)
+        rows = [i for i, hypothesis in enumerate(hypotheses) if hypothesis.text]
+        if rows:
             get_forced_aligned_timestamps_with_external_model(
-                audio=[pieces[i].clip.samples for i in said],
+                audio=[pieces[i].clip.samples for i in rows],
                 external_ctc_model=self._aligner,
-                batch_size=len(said),
-                main_model_predictions=[hypotheses[i] for i in said],
+                batch_size=len(rows),
+                main_model_predictions=[hypotheses[i] for i in rows],
                 viterbi_device=self._device,
                 timestamp_type="word",
                 verbose=False,
@@ -155,42 +166,43 @@ class Canary(Backend):
         transcripts = []
         for i, (piece, hypothesis) in enumerate(zip(pieces, hypotheses, strict=True)):
             end = piece.duration_sec
-            found = hypothesis.timestamp["word"] if i in said else []
+            times = hypothesis.timestamp["word"] if i in rows else []
             words = tuple(
-                Span(one["word"], min(max(one["start"], 0.0), end), min(max(one["start"], one["end"], 0.0), end))
-                for one in found
+                Span(word["word"], min(max(word["start"], 0.0), end), min(max(word["start"], word["end"], 0.0), end))
+                for word in times
             )
-            transcripts.append(self._made(piece, hypothesis.text, words, hypothesis, written))
+            transcripts.append(self._transcript(piece, hypothesis.text, words, hypothesis, written))
         return transcripts
 
-    def _made(self, piece: Piece, text: str, words: tuple[Span, ...], hypothesis: Any, written: str) -> Transcript:
+    def _transcript(
+        self, piece: Piece, text: str, words: tuple[Span, ...], hypothesis: Any, written: str
+    ) -> Transcript:
         segments = timestamps.segments(words)
         if text and not words and piece.options.timestamps:
-            segments = (Span(text, 0.0, piece.duration_sec),)  # the model told no times: this much is known
+            segments = (Span(text, 0.0, piece.duration_sec),)  # no word has a time, but the whole text does
         tokens = self._model.tokenizer.ids_to_tokens(hypothesis.y_sequence.tolist())
-        count = sum(_SIGN.fullmatch(token) is None for token in tokens)
+        count = sum(_CONTROL.fullmatch(token) is None for token in tokens)
         return Transcript(text, words, segments, timestamps.chars(words), written, count)
 
 
 def languages(options: Options) -> tuple[str, str]:
-    """The spoken and the written language that the options mean: what is not given is English, or as spoken."""
+    """Return the spoken and the written language. The default is English, and for the latter the spoken language."""
     spoken = options.language or "en"
     written = options.target_language or ("en" if options.task == "translate" else spoken)
     return spoken, written
 
 
-def _bare(text: str) -> str:
-    """The text without signs and time tokens."""
-    return " ".join(_SIGN.sub(" ", text).split())
+def _strip_control_tokens(text: str) -> str:
+    """Return the text without control tokens, which time tokens are too."""
+    return " ".join(_CONTROL.sub(" ", text).split())
 
 
 @contextlib.contextmanager
 def _aligner_on(settings: Settings) -> Iterator[None]:
-    """While it lasts, NeMo restores the aligner that a checkpoint carries on the device that is meant, not on the
-    first GPU."""
+    """Make NeMo restore the aligner that a checkpoint carries on the worker's device, not on the first GPU."""
     try:
         from nemo.collections.asr.models import aed_multitask_models as module
-    except ImportError:  # NemoModel says what is missing
+    except ImportError:  # NemoModel reports that NeMo is missing
         yield
         return
     kept = module.ASRModel

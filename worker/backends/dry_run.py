@@ -1,6 +1,7 @@
-"""The dry run (SKIP_MODEL_LOAD=1): answers of the right shape for every task, without a model.
+"""The dry run (SKIP_MODEL_LOAD=1): outputs of the right shape for every task, without a model.
 
-Everything around it is real. Texts begin with `[dry-run]`; times lie within the clip; nothing depends on a neighbour.
+Everything around the model is real. Texts start with `[dry-run]`, times lie within the clip, and an output depends on
+its own piece only.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ WIDTH = 1280
 
 
 class DryRun(Backend):
+    """A stand-in for every model: supports every task and loads nothing."""
+
     overhead_sec = 100.0
 
     def __init__(self, model: Model, settings: Settings) -> None:
@@ -27,12 +30,12 @@ class DryRun(Backend):
         pass
 
     def infer(self, batch: Batch) -> list[Output]:
-        return [self._answer(piece) for piece in batch.pieces]
+        return [self._output(piece) for piece in batch.pieces]
 
     def close(self) -> None:
         pass
 
-    def _answer(self, piece: Piece) -> Output:
+    def _output(self, piece: Piece) -> Output:
         options, seconds = piece.options, piece.duration_sec
         text = f"[dry-run] {options.task} of {seconds:.2f} s"
         if options.task == "caption":
@@ -47,6 +50,7 @@ class DryRun(Backend):
 
 
 def _transcript(text: str, piece: Piece) -> Transcript:
+    """Return a transcript whose words share the clip's time evenly."""
     words = text.split()
     step = piece.duration_sec / len(words)
     spans = tuple(Span(word, i * step, (i + 1) * step) for i, word in enumerate(words))
@@ -55,6 +59,7 @@ def _transcript(text: str, piece: Piece) -> Transcript:
 
 
 def _embedding(piece: Piece) -> Embedding:
+    """Return zeros, in the shape of Audio Flamingo's embeddings."""
     frames = max(1, round(piece.duration_sec * FRAME_RATE))
     values = np.zeros((frames, WIDTH), np.float32)
     if piece.options.pooling == "mean":

@@ -1,19 +1,22 @@
 """Audio Flamingo 3 and Music Flamingo through transformers: transcribe, caption, chat, embed, analyze.
 
-A conversation holds one audio. Clips of a batch are heard together, whatever their prompts; generation is greedy
-unless a
-temperature is given, and a row does not depend on its neighbours. The checkpoint's own repetition penalty is kept, its
-sampling is not. Embeddings are the audio tower's states, without padding; `analyze` takes them from the same pass that
-the caption is written from. A row with `part` loads the audio tower alone, which embeds and nothing else.
+    pieces ── processor ──▶ prompts and mel features ── audio tower, language model ──▶ text
+                                                              └── states ──▶ embedding
 
-The processor is given arrays, never a string, which it would open or fetch; and it cuts what is longer than the model
-hears, so the engine refuses that before.
+A conversation holds one audio. The clips of a batch run together even if their prompts differ, and a row does not
+depend on the other rows. Generation is greedy unless a temperature is set. The checkpoint's own repetition penalty
+applies, its sampling settings do not. Embeddings are the audio tower's states without padding; `analyze` takes them
+from the pass that writes the caption. A row with `part` loads only the audio tower, which supports only embed.
+
+The processor gets arrays, never a string, which it would open or fetch. It also truncates clips that are longer than
+the model accepts, so the engine rejects those first.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +28,7 @@ from worker.catalog import Model
 from worker.config import Settings
 from worker.types import SAMPLE_RATE, Analysis, Batch, Caption, Embedding, Output, Piece, Reply, Transcript
 
-TAIL = 320  # a last window of so few samples has no frame: Music Flamingo fails on it
+TAIL = 320  # samples; a last window this short has no frame, and Music Flamingo fails on it
 
 TRANSCRIBE = "Transcribe the input speech."
 CAPTIONS = {
@@ -45,7 +48,7 @@ CAPTIONS = {
     },
 }
 LONGEST = {"transcribe": 4096, "caption": 1024, "analyze": 1024, "chat": 2048}  # new tokens
-SAID_BEFORE = (
+PREAMBLES = (
     "The spoken content of the audio is",
     "The transcription of the audio is",
     "The content of the input audio is",
@@ -53,7 +56,9 @@ SAID_BEFORE = (
 
 
 class Flamingo(Backend):
-    overhead_sec = 600.0  # a batch writes its tokens in nearly the time that one clip does
+    """A Flamingo checkpoint, or its audio tower: transcribes, captions, chats about, embeds and analyzes audio."""
+
+    overhead_sec = 600.0  # a batch generates its tokens in nearly the same time as a single clip
 
     def __init__(self, model: Model, settings: Settings) -> None:
         self._row, self._settings = model, settings
@@ -74,9 +79,11 @@ class Flamingo(Backend):
             self._tower = audio_tower.load_tower(folder, config.audio_config, self._dtype, self._device)
             self._features = transformers.AutoFeatureExtractor.from_pretrained(folder)
         else:
-            made = getattr(transformers, config.architectures[0])
+            architecture = getattr(transformers, config.architectures[0])
             self._model = (
-                made.from_pretrained(folder, dtype=self._dtype, attn_implementation="sdpa").to(self._device).eval()
+                architecture.from_pretrained(folder, dtype=self._dtype, attn_implementation="sdpa")
+                .to(self._device)
+                .eval()
             )
             self._processor = transformers.AutoProcessor.from_pretrained(folder)
             self._tower, self._features = self._model.model.audio_tower, self._processor.feature_extractor
@@ -84,26 +91,25 @@ class Flamingo(Backend):
             self._ends = [*(ends if isinstance(ends, list | tuple) else [ends]), self._processor.tokenizer.pad_token_id]
         if self._settings.compile:
             self._tower.compile(dynamic=True)
-        self._frame_rate = (
-            SAMPLE_RATE / self._features.hop_length / 4
-        )  # a strided convolution and a pooling, each by two
+        # A strided convolution halves the mel frames, and a pooling layer halves them again.
+        self._frame_rate = SAMPLE_RATE / self._features.hop_length / 4
 
     def infer(self, batch: Batch) -> list[Output]:
         with self._torch.inference_mode():
             if batch.options.task == "embed":
-                heard = audio_tower.states(self._tower, self._features, [_samples(piece) for piece in batch.pieces])
-                return [self._embedding(piece, states) for piece, states in zip(batch.pieces, heard, strict=True)]
-            return self._write(batch)
+                rows = audio_tower.states(self._tower, self._features, [_samples(piece) for piece in batch.pieces])
+                return [self._embedding(piece, states) for piece, states in zip(batch.pieces, rows, strict=True)]
+            return self._generate(batch)
 
     def close(self) -> None:
         self._model = self._tower = None
         if self._device.type == "cuda":
             self._torch.cuda.empty_cache()
 
-    def _folder(self) -> Any:
+    def _folder(self) -> Path:
         return checkpoints.checkpoint(self._row.checkpoint, self._settings, part=self._row.part or "")
 
-    def _write(self, batch: Batch) -> list[Output]:
+    def _generate(self, batch: Batch) -> list[Output]:
         pieces, options = batch.pieces, batch.options
         inputs = self._processor.apply_chat_template(
             [self._conversation(piece) for piece in pieces],
@@ -113,46 +119,51 @@ class Flamingo(Backend):
             processor_kwargs={"audio_kwargs": {"device": str(self._device)}},
         ).to(self._device, dtype=self._dtype)
         prompt = inputs["input_ids"].shape[1]
-        watch = generation.Watch(pieces, prompt, lambda ids: self._shown(options.task, self._read(ids)))
-        with self._overheard() as states:
+        watch = generation.Watch(pieces, prompt, lambda ids: self._visible(options.task, self._read(ids)))
+        with self._record_tower() as states:
             ids = self._model.generate(
                 **inputs,
                 **generation.settings(options, longest=LONGEST[options.task]),
                 stopping_criteria=[watch],
                 repetition_penalty=self._model.generation_config.repetition_penalty or 1.0,
             )
-        rows = [generation.written(row, self._ends, self._read) for row in ids[:, prompt:].tolist()]
+        rows = [generation.hypothesis(row, self._ends, self._read) for row in ids[:, prompt:].tolist()]
         prompts = inputs["attention_mask"].sum(dim=-1).tolist()
         outputs = [self._output(options.task, row, count) for row, count in zip(rows, prompts, strict=True)]
         watch.finish([output.text for output in outputs])
         if options.task != "analyze":
             return list(outputs)
         counts = [-(-len(_samples(piece)) // audio_tower.WINDOW) for piece in pieces]
-        heard = audio_tower.joined(audio_tower.valid(self._tower, states[0], inputs["input_features_mask"]), counts)
+        windows = audio_tower.strip_padding(self._tower, states[0], inputs["input_features_mask"])
         return [
-            Analysis(caption, self._embedding(piece, rows_of))
-            for piece, caption, rows_of in zip(pieces, outputs, heard, strict=True)
+            Analysis(caption, self._embedding(piece, states_of_clip))
+            for piece, caption, states_of_clip in zip(
+                pieces, outputs, audio_tower.join_windows(windows, counts), strict=True
+            )
             if isinstance(caption, Caption)
         ]
 
-    def _output(self, task: str, row: generation.Written, prompt_tokens: int) -> Transcript | Reply | Caption:
+    def _output(self, task: str, row: generation.Hypothesis, prompt_tokens: int) -> Transcript | Reply | Caption:
         text, thinking = generation.split_thinking(row.text)
         if task == "transcribe":
-            return Transcript(_bare(text), tokens_generated=len(row.tokens))
+            return Transcript(_strip_preamble(text), tokens_generated=len(row.tokens))
         if task == "chat":
             return Reply(text, row.reason, prompt_tokens, len(row.tokens), thinking)
         return Caption(text, len(row.tokens), thinking)
 
     @staticmethod
-    def _shown(task: str, text: str) -> str:
-        """What a listener may see of a text so far. A transcript is told when it is whole: its framing must come
-        off."""
+    def _visible(task: str, text: str) -> str:
+        """Return the part of an unfinished text that may be streamed.
+
+        Nothing of a transcript may, because its preamble can only be stripped once the text is complete.
+        """
         return "" if task == "transcribe" else generation.split_thinking(text)[0]
 
     def _read(self, ids: list[int]) -> str:
         return str(self._processor.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _conversation(self, piece: Piece) -> list[dict[str, Any]]:
+        """Return the piece's messages in the format of the chat template, with the audio in one user turn."""
         options = piece.options
         audio = {"type": "audio", "audio": _samples(piece)}
         if not options.messages:
@@ -172,11 +183,12 @@ class Flamingo(Backend):
         ]
 
     @contextlib.contextmanager
-    def _overheard(self) -> Iterator[list[Any]]:
-        """The states that the audio tower gives while the context lasts."""
+    def _record_tower(self) -> Iterator[list[Any]]:
+        """Record the audio tower's states: the list gets one tensor, (windows, frames, width), for each forward
+        pass."""
         states: list[Any] = []
         hook = self._tower.register_forward_hook(
-            lambda _module, _given, output: states.append(output.last_hidden_state)
+            lambda _module, _inputs, output: states.append(output.last_hidden_state)
         )
         try:
             yield states
@@ -189,7 +201,7 @@ class Flamingo(Backend):
 
 
 def _samples(piece: Piece) -> np.ndarray:
-    """The clip, with no last window too short to hold a frame."""
+    """Return the clip's samples without a last window that is too short to hold a frame."""
     samples = piece.clip.samples
     if len(samples) <= 2 * TAIL:
         return np.pad(samples, (0, 2 * TAIL - len(samples)))
@@ -201,11 +213,11 @@ def _text(text: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": text}] if text else []
 
 
-def _bare(text: str) -> str:
-    """A transcript without the sentence and the quotes that the models were taught to put around it."""
-    for said in SAID_BEFORE:
-        if text.startswith(said):
-            quoted = text.removeprefix(said).strip().removesuffix(".").strip()
+def _strip_preamble(text: str) -> str:
+    """Return a transcript without the sentence and the quotes that the models are trained to put around it."""
+    for preamble in PREAMBLES:
+        if text.startswith(preamble):
+            quoted = text.removeprefix(preamble).strip().removesuffix(".").strip()
             return (
                 quoted[1:-1].strip() if len(quoted) > 1 and quoted[0] == quoted[-1] and quoted[0] in "'\"" else quoted
             )

@@ -1,11 +1,11 @@
-"""Higgs-Audio understanding, for scoring: features from its audio tower alone, transcripts from a Whisper beside it.
+"""Higgs-Audio understanding, for scoring: features from its audio tower, transcripts from a Whisper model.
 
-No public checkpoint under `bosonai/higgs-audio-v2-understanding-3B` could be found, so nothing here was tried on it.
-What is
-done is what scoring asks for: the tensors `audio_tower.*`, which are those of an AudioFlamingo3Encoder in Higgs's
-published
-encoder, are loaded and nothing else; mel features come as the row's `processor` makes them, text as its `transcriber`
-hears it.
+    pieces ── audio tower ──▶ embedding           (task embed)
+           ── the row's `transcriber` ──▶ text    (every other task)
+
+No public checkpoint named `bosonai/higgs-audio-v2-understanding-3B` could be found, so this backend has never run on
+one. It does what scoring requires: it loads only the tensors `audio_tower.*`, which in Higgs's published encoder are
+those of an AudioFlamingo3Encoder. The row's `processor` makes the mel features.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from worker.config import Settings
 from worker.errors import ModelUnavailable
 from worker.types import SAMPLE_RATE, Batch, Embedding, Output, Piece
 
-HEAD_WIDTH = 64  # of every Whisper encoder, where the checkpoint's configuration does not tell
+HEAD_WIDTH = 64  # that of every Whisper encoder; the default for a checkpoint without a configuration
 
 
 class Higgs(Backend):
+    """The audio tower of a Higgs-Audio checkpoint and a transcriber: embeds and transcribes audio."""
+
     def __init__(self, model: Model, settings: Settings) -> None:
         self._row, self._settings = model, settings
         self._transcriber = create(catalog.find(model.transcriber or ""), settings)
@@ -46,9 +48,10 @@ class Higgs(Backend):
             checkpoints.checkpoint(self._row.processor or "", self._settings, part=None)
         )
         config = _config(transformers, folder)
-        if (made := self._features.feature_size) != config.num_mel_bins:
+        if self._features.feature_size != config.num_mel_bins:
             raise ModelUnavailable(
-                f"{self._row.id} hears {config.num_mel_bins} mel bands, and its processor makes {made}"
+                f"{self._row.id} requires {config.num_mel_bins} mel bands, but its processor "
+                f"{self._row.processor} makes {self._features.feature_size}"
             )
         self._tower = audio_tower.load_tower(folder, config, self._dtype, self._device)
         self._transcriber.load()
@@ -59,8 +62,8 @@ class Higgs(Backend):
         if batch.options.task != "embed":
             return self._transcriber.infer(batch)
         with self._torch.inference_mode():
-            heard = audio_tower.states(self._tower, self._features, [piece.clip.samples for piece in batch.pieces])
-        return [self._embedding(piece, states) for piece, states in zip(batch.pieces, heard, strict=True)]
+            rows = audio_tower.states(self._tower, self._features, [piece.clip.samples for piece in batch.pieces])
+        return [self._embedding(piece, states) for piece, states in zip(batch.pieces, rows, strict=True)]
 
     def close(self) -> None:
         self._transcriber.close()
@@ -77,10 +80,10 @@ class Higgs(Backend):
 
 
 def _config(transformers: Any, folder: Path) -> Any:
-    """The tower's configuration: what the checkpoint says of it, else what its tensors' shapes say."""
-    said = json.loads((folder / "config.json").read_text())
-    known = said.get("audio_config") or said.get("audio_encoder_config")
-    if known:
+    """Return the tower's AudioFlamingo3EncoderConfig, from the checkpoint's configuration or the tensors' shapes."""
+    checkpoint_config = json.loads((folder / "config.json").read_text())
+    tower_config = checkpoint_config.get("audio_config") or checkpoint_config.get("audio_encoder_config")
+    if tower_config:
         names = set(transformers.AudioFlamingo3EncoderConfig().to_dict()) | {
             "d_model",
             "encoder_layers",
@@ -90,7 +93,7 @@ def _config(transformers: Any, folder: Path) -> Any:
         return transformers.AudioFlamingo3EncoderConfig(
             **{
                 name: value
-                for name, value in known.items()
+                for name, value in tower_config.items()
                 if name in names and name not in ("model_type", "architectures")
             }
         )

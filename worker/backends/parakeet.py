@@ -1,7 +1,9 @@
-"""Parakeet through NeMo: any .nemo of the family (TDT, RNNT, CTC, or a hybrid, whose transducer is used).
+"""Parakeet through NeMo: any .nemo file of the family (TDT, RNNT, CTC, or a hybrid, whose transducer is used).
 
-Token times come with greedy decoding at no cost, so words and segments are always there. Clips shorter than one encoder
-frame, and digital silence, hold no words and are answered without the model.
+    pieces ── encoder ──▶ states ── greedy transducer or CTC ──▶ timed tokens ──▶ words, segments, chars
+
+Greedy decoding yields token times for free, so every transcript has words and segments. The model is not run on
+silence, or on clips shorter than one encoder frame: their transcript is empty.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ log = logging.getLogger(__name__)
 
 
 class Parakeet(Backend):
-    overhead_sec = 100.0  # a GPU hears some 3,000 s a second and takes some 36 ms to start
+    """A Parakeet checkpoint: transcribes speech, with times."""
+
+    overhead_sec = 100.0  # a GPU transcribes some 3,000 s of audio a second, and a batch takes some 36 ms to start
 
     def __init__(self, model: Model, settings: Settings) -> None:
         self._row, self._settings = model, settings
@@ -43,8 +47,8 @@ class Parakeet(Backend):
         if self._transducer:
             decoding = model.cfg.decoding
             self._tdt_durations = list(decoding.get("durations") or []) if model.joint.num_extra_outputs else []
-            self._most = decoding.greedy.get("max_symbols", 10)
-            model.joint.log_softmax = False  # the largest is the largest; on a CPU the logarithm costs a third
+            self._max_symbols = decoding.greedy.get("max_symbols", 10)
+            model.joint.log_softmax = False  # the argmax is the same; on a CPU the logarithm takes a third of the time
             self._windowed = self._device.type == "cpu" and len(self._tdt_durations) == model.joint.num_extra_outputs
             self._decoders = {False: _decoder(model), True: _decoder(model)}
         self._local = LocalAttention(model.encoder) if model.encoder.self_attention_model == "rel_pos" else None
@@ -62,11 +66,11 @@ class Parakeet(Backend):
         spoken = [i for i, piece in enumerate(batch.pieces) if not is_silent(piece.clip.samples)]
         if spoken:
             try:
-                heard = self._hear([batch.pieces[i] for i in spoken], batch.long)
+                transcripts = self._transcribe([batch.pieces[i] for i in spoken], batch.long)
             except self._torch.OutOfMemoryError as error:
                 self._torch.cuda.empty_cache()
-                raise OutOfMemory("the device has not enough memory for this input") from error
-            for i, transcript in zip(spoken, heard, strict=True):
+                raise OutOfMemory("the device does not have enough memory for this input") from error
+            for i, transcript in zip(spoken, transcripts, strict=True):
                 outputs[i] = transcript
         return outputs
 
@@ -76,7 +80,7 @@ class Parakeet(Backend):
         if self._device.type == "cuda":
             self._torch.cuda.empty_cache()
 
-    def _hear(self, pieces: list[Piece], long: bool) -> list[Transcript]:
+    def _transcribe(self, pieces: list[Piece], long: bool) -> list[Transcript]:
         with self._torch.inference_mode(), self._attention(pieces):
             encoded, frames = self._nemo.encode(pieces)
             if self._transducer:
@@ -86,20 +90,25 @@ class Parakeet(Backend):
         return [self._transcript(piece, *row) for piece, row in zip(pieces, tokens, strict=True)]
 
     def _attention(self, pieces: list[Piece]) -> contextlib.AbstractContextManager[None]:
+        """Return the context to encode in: local attention if a piece is longer than LOCAL_ATTENTION_AFTER_SEC."""
         longest = max(piece.duration_sec for piece in pieces)
         if self._local is not None and longest > self._settings.local_attention_after_sec:
             return self._local
         return contextlib.nullcontext()
 
     def _transduce(self, encoded: Any, frames: Any, long: bool) -> list[tuple[str, list[int], list[int], list[int]]]:
-        """Text, token ids, first frames and frames of each row. Long clips have a decoder of their own, because a CUDA
-        graph is captured again whenever a batch outgrows the one before."""
+        """Return each row's text, token ids, first frames of the tokens, and frames that each token lasts.
+
+        `encoded` has shape (rows, width, frames), and `frames`, of shape (rows,), is the length of each row. Long clips
+        have a decoder of their own, because NeMo captures a decoder's CUDA graph again whenever a batch is larger than
+        every batch before it.
+        """
         if self._windowed:
-            found = greedy_transducer.decode(
-                self._model.decoder, self._model.joint, encoded, frames, self._tdt_durations, self._most
+            rows = greedy_transducer.decode(
+                self._model.decoder, self._model.joint, encoded, frames, self._tdt_durations, self._max_symbols
             )
             spell = self._model.decoding.decode_tokens_to_str_with_strip_punctuation
-            return [(spell(row.ids), *row) for row in found]
+            return [(spell(row.ids), *row) for row in rows]
         if long and self._device.type == "cuda" and not self._long_decoder_warm:
             self._capture(True, 1, self._settings.max_audio_sec)
             self._long_decoder_warm = True
@@ -110,12 +119,11 @@ class Parakeet(Backend):
         return [(h.text, *row) for h, *row in zip(hypotheses, ids, starts, lasts, strict=True)]
 
     def _durations(self, encoded: Any, ids: list[list[int]], starts: list[list[int]]) -> list[list[int]]:
-        """Frames that each token lasts: for a TDT model what its duration head says, else one.
+        """Return the frames that each token lasts: for a TDT model what its duration head predicts, else 1.
 
-        NeMo 3.0.0 reports durations too, but while one row of a batch looks for its next token it overwrites those of
-        the
-        others. So the duration head is asked again, for all tokens at once: the prediction network runs over the text
-        that was found, and the last layer of the joint is computed for the durations alone.
+        NeMo 3.0.0 reports durations too, but while one row of a batch searches for its next token, NeMo overwrites the
+        durations of the other rows. So this method computes them again, for all tokens at once: the prediction network
+        runs over the tokens, and the last layer of the joint is computed for the duration outputs only.
         """
         torch, joint = self._torch, self._model.joint
         count = len(self._tdt_durations)
@@ -128,8 +136,8 @@ class Parakeet(Backend):
             for table in (ids, starts)
         )
         before, _, _ = self._model.decoder(targets=targets, target_length=lengths)
-        heard = encoded.transpose(1, 2).gather(1, at[:, :, None].expand(-1, -1, encoded.shape[1]))
-        hidden = joint.project_encoder(heard) + joint.project_prednet(before.transpose(1, 2)[:, :longest])
+        states = encoded.transpose(1, 2).gather(1, at[:, :, None].expand(-1, -1, encoded.shape[1]))
+        hidden = joint.project_encoder(states) + joint.project_prednet(before.transpose(1, 2)[:, :longest])
         last = joint.joint_net[-1]
         logits = torch.nn.functional.linear(joint.joint_net[:-1](hidden), last.weight[-count:], last.bias[-count:])
         table = torch.tensor(self._tdt_durations, device=self._device)
@@ -151,19 +159,19 @@ class Parakeet(Backend):
         return piece.options.language or (self._row.languages[0] if len(self._row.languages) == 1 else None)
 
     def _capture(self, long: bool, items: int, seconds: float) -> None:
-        """Captures a decoder's CUDA graph at the largest shape it will see."""
+        """Capture a decoder's CUDA graph at its largest shape: `items` clips of `seconds` each."""
         torch = self._torch
         frames = int(seconds / self._frame_sec) + 2
         with torch.inference_mode():
             encoded = torch.zeros(
                 items, self._model.encoder._feat_out, frames, device=self._device, dtype=self._nemo.dtype
             )
-            one = torch.ones(items, dtype=torch.long, device=self._device)
-            self._decoders[long].rnnt_decoder_predictions_tensor(encoded, one)
+            lengths = torch.ones(items, dtype=torch.long, device=self._device)
+            self._decoders[long].rnnt_decoder_predictions_tensor(encoded, lengths)
 
 
 def _decoder(model: Any) -> Any:
-    """A decoder of the model's own strategy made greedy and batched."""
+    """Return a decoder of the model's own strategy, made greedy and batched."""
     from copy import deepcopy
 
     from omegaconf import open_dict
@@ -178,7 +186,10 @@ def _decoder(model: Any) -> Any:
 
 
 def _ctc(model: Any, encoded: Any, frames: Any) -> list[tuple[str, list[int], list[int], list[int]]]:
-    """Greedy CTC: the best label of each frame, repeats folded, blanks dropped."""
+    """Decode by greedy CTC: take the best label of each frame, merge repeated labels, drop blanks.
+
+    Return the same as `Parakeet._transduce`.
+    """
     best = model.decoder(encoder_output=encoded).argmax(dim=-1).cpu().numpy()
     blank = model.decoder.num_classes_with_blank - 1
     rows = []
@@ -194,7 +205,7 @@ def _ctc(model: Any, encoded: Any, frames: Any) -> list[tuple[str, list[int], li
 
 
 def _names(model: Any, ids: list[int]) -> list[str]:
-    """The tokens as they are spelt; a word begins with ▁, or after a space where the vocabulary is of characters."""
+    """Return the tokens as text. A word starts with ▁, or after a space if the vocabulary consists of characters."""
     if hasattr(model, "tokenizer"):
         return list(model.tokenizer.ids_to_tokens(ids))
     labels = model.joint.vocabulary if hasattr(model, "joint") else model.decoder.vocabulary

@@ -1,9 +1,9 @@
-"""The embedded engine: CMU pocketsphinx, whose English model is in its wheel. Real words on any CPU, no downloads.
+"""The embedded engine: CMU pocketsphinx, whose wheel contains an English model. Real words on any CPU, no downloads.
 
-It hears clear read English; it is for trying the worker and testing a pipeline, not for archives. It gives no
-punctuation.
-Clips of a batch run one after another, in a process of its own (pocketsphinx_process.py), which is begun anew if it
-ends.
+    Pocketsphinx ── PCM over stdin ──▶ pocketsphinx_process ── JSON over stdout ──▶ words with times
+
+It transcribes clear read English, without punctuation. It is meant for trying the worker and testing a pipeline, not
+for archives. The clips of a batch run one after another in a child process, which is restarted if it exits.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _CHILD = "worker.backends.pocketsphinx_process"
 
 
 class Pocketsphinx(Backend):
+    """The pocketsphinx engine in a child process: transcribes English, with times."""
+
     overhead_sec = 0.0
 
     def __init__(self, model: Model, settings: Settings) -> None:
@@ -41,15 +43,16 @@ class Pocketsphinx(Backend):
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        answer = self._answer()
-        if "ready" not in answer:
+        message = self._receive()
+        if "ready" not in message:
             self.close()
             raise ModelUnavailable(
-                f"pocketsphinx does not start ({answer.get('error', 'no reason given')}): pip install pocketsphinx"
+                f"pocketsphinx does not start ({message.get('error', 'it reported no reason')}). "
+                "Run: pip install pocketsphinx"
             )
 
     def infer(self, batch: Batch) -> list[Output]:
-        return [self._hear(piece) for piece in batch.pieces]
+        return [self._transcribe(piece) for piece in batch.pieces]
 
     def close(self) -> None:
         if self._process is not None:
@@ -57,9 +60,10 @@ class Pocketsphinx(Backend):
             process.kill()
             process.communicate()
 
-    def _hear(self, piece: Piece) -> Transcript:
+    def _transcribe(self, piece: Piece) -> Transcript:
+        """Return the piece's transcript. Raises Cancelled, and ModelError if the process exits."""
         if piece.cancelled():
-            raise Cancelled("cancelled")
+            raise Cancelled("the request was canceled")
         if is_silent(piece.clip.samples):
             return Transcript("", language="en")
         if self._process is None:
@@ -70,17 +74,17 @@ class Pocketsphinx(Backend):
         try:
             self._process.stdin.write(struct.pack("<I", len(pcm)) + pcm)
             self._process.stdin.flush()
-            heard = self._answer()
+            message = self._receive()
         except BrokenPipeError:
-            heard = {}
-        if "words" not in heard:
+            message = {}
+        if "words" not in message:
             self.close()
             raise ModelError("pocketsphinx crashed on this input")
-        words = tuple(Span(word, start, min(end, piece.duration_sec)) for word, start, end in heard["words"])
+        words = tuple(Span(word, start, min(end, piece.duration_sec)) for word, start, end in message["words"])
         return Transcript(" ".join(word.text for word in words), words, segments(words), chars(words), "en")
 
-    def _answer(self) -> dict[str, Any]:
-        """The process's next line; empty when it has ended."""
+    def _receive(self) -> dict[str, Any]:
+        """Return the process's next message, or an empty one if the process has exited."""
         assert self._process is not None
         assert self._process.stdout is not None
         line = self._process.stdout.readline()

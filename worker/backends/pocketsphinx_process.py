@@ -1,12 +1,17 @@
-"""The process in which pocketsphinx hears: it holds Python's interpreter lock all the while, which a server cannot
-spare.
+"""The child process that runs pocketsphinx.
 
-Run with -m, it answers on stdout to what comes on stdin: first {"ready": true} or {"error": text}, then for each clip
-(a little-endian uint32 of its bytes, and those: int16 at 16 kHz) a line of JSON, {"words": [[word, start, end] …]} in
-seconds. It ends when stdin does.
+Decoding holds Python's interpreter lock from start to end, so it must not run in the server's process.
 
-Each clip is heard by a decoder in its first state, because the engine adapts its noise tracking and its mean
-normalisation to what it heard before, and a text must not depend on that.
+Run with -m, the process writes a line of JSON to stdout for each message on stdin:
+
+    at the start       {"ready": true} or {"error": text}
+    for each clip      {"words": [[word, start, end] …]}, times in seconds
+
+A clip is a little-endian uint32, the count of bytes, and that many bytes of int16 samples at 16 kHz. The process exits
+at the end of stdin.
+
+Each clip is decoded from the decoder's initial state, because the engine adapts its noise tracking and its mean
+normalization to the clips before, and a transcript must not depend on those.
 """
 
 from __future__ import annotations
@@ -22,36 +27,41 @@ FILLER = ("<", "[", "+")
 
 
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever the engine prints is no answer
+    """Transcribe the clips on stdin until it ends."""
+    messages = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # the engine prints to stdout, which is for messages only
     try:
         import pocketsphinx
 
         decoder = pocketsphinx.Decoder(samprate=RATE, loglevel="FATAL")
-    except Exception as error:  # noqa: BLE001  the other side tells it
-        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=answers, flush=True)
+    except Exception as error:  # noqa: BLE001  the parent process reports it
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=messages, flush=True)
         return
-    fresh_cmn = decoder.get_cmn(False)
-    print(json.dumps({"ready": True}), file=answers, flush=True)
+    initial_cmn = decoder.get_cmn(False)
+    print(json.dumps({"ready": True}), file=messages, flush=True)
     while head := sys.stdin.buffer.read(4):
         pcm = sys.stdin.buffer.read(struct.unpack("<I", head)[0])
-        print(json.dumps({"words": hear(decoder, fresh_cmn, pcm)}), file=answers, flush=True)
+        print(json.dumps({"words": transcribe(decoder, initial_cmn, pcm)}), file=messages, flush=True)
 
 
-def hear(decoder: Any, fresh_cmn: str, pcm: bytes) -> list[tuple[str, float, float]]:
-    decoder.reinit_feat()  # noise tracking, which set_cmn leaves as the clip before left it
-    decoder.set_cmn(fresh_cmn)
+def transcribe(decoder: Any, initial_cmn: str, pcm: bytes) -> list[tuple[str, float, float]]:
+    """Return the words of a clip with their start and end in seconds.
+
+    `pcm` are int16 samples at 16 kHz. `initial_cmn` is the decoder's cepstral mean before the first clip.
+    """
+    decoder.reinit_feat()  # resets the noise tracking, which set_cmn does not
+    decoder.set_cmn(initial_cmn)
     decoder.start_utt()
     decoder.process_raw(pcm, full_utt=True)
     decoder.end_utt()
     if decoder.hyp() is None:
         return []
     frame_sec = 1 / decoder.config["frate"]
-    # Without the number of its pronunciation: 'the(2)' is 'the'.
+    # A word may carry the number of its pronunciation, which is dropped: 'the(2)' is 'the'.
     return [
-        (one.word.split("(", 1)[0], one.start_frame * frame_sec, (one.end_frame + 1) * frame_sec)
-        for one in decoder.seg()
-        if not one.word.startswith(FILLER)
+        (segment.word.split("(", 1)[0], segment.start_frame * frame_sec, (segment.end_frame + 1) * frame_sec)
+        for segment in decoder.seg()
+        if not segment.word.startswith(FILLER)
     ]
 
 

@@ -1,14 +1,16 @@
-"""Whisper through transformers: transcribe, translate into English, and the encoder's states as embeddings.
+"""Whisper through transformers: transcribe, translate into English, and embed (the encoder's states).
 
-The engine cuts long clips where it is quiet, so a piece of text work is at most the 30 s that the model hears, and the
-pieces of all clips share batches. The encoder runs once a batch: the language (where none is given), the text and the
-word times
-all come from its states. Generation is greedy unless a temperature is given. Segments come from the model's own time
-tokens;
-words from the attention of its alignment heads, where the checkpoint names them. Silence is answered without the model,
-which would invent words. `tokens_generated` counts the tokens of the text, not signs and times.
+    pieces ── encoder, once ──▶ states ──┬── language detection
+                                         ├── decoder ──▶ text with time tokens ──▶ segments
+                                         ├── attention of the alignment heads ──▶ words
+                                         └── without padding ──▶ embedding
 
-Embeddings are the states of the audio itself: what is padding, up to 30 s, is left out, of pooling too.
+The model accepts 30 s at a time. The engine splits longer clips at quiet places, and the pieces of all clips share
+batches. Generation is greedy unless a temperature is set. A checkpoint that does not name its alignment heads has no
+word times. The model is not run on silence, for which it would invent words. `tokens_generated` counts the tokens of
+the text, without control and time tokens.
+
+An embedding covers the audio itself: the padding up to 30 s is stripped, before pooling too.
 """
 
 from __future__ import annotations
@@ -33,13 +35,15 @@ from worker.types import SAMPLE_RATE, Batch, Embedding, Options, Output, Piece, 
 
 WINDOW = 30 * SAMPLE_RATE
 WINDOWS_AT_ONCE = 16
-SIGNS = 8  # ids that stand before a text, or after it, rounded up
-MULTILINGUAL = 51_865  # ids, or more; the vocabulary of a checkpoint for English alone has one less
+CONTROL_TOKENS = 8  # ids before and after a text, rounded up
+MULTILINGUAL = 51_865  # ids, or more; the vocabulary of a checkpoint for English only has one less
 _LANGUAGE = re.compile(r"<\|[a-z]{2,3}\|>")
-BY_LETTER = {"zh", "ja", "yue", "th", "lo", "my"}  # written without spaces: each letter is a word
+BY_LETTER = {"zh", "ja", "yue", "th", "lo", "my"}  # written without spaces: each character counts as a word
 
 
 class Whisper(Backend):
+    """A Whisper checkpoint: transcribes speech, translates it into English, and embeds audio."""
+
     def __init__(self, model: Model, settings: Settings) -> None:
         self._row, self._settings = model, settings
 
@@ -68,7 +72,7 @@ class Whisper(Backend):
         _complete(config, self._tokenizer, sizes.vocab_size)
         self._multilingual: bool = config.is_multilingual
         self._languages = (
-            {number: sign[2:-2] for sign, number in config.lang_to_id.items()} if self._multilingual else {}
+            {number: token[2:-2] for token, number in config.lang_to_id.items()} if self._multilingual else {}
         )
         self._heads = [
             (layer, head)
@@ -77,7 +81,7 @@ class Whisper(Backend):
         ]
         self._end, self._start = config.eos_token_id, config.decoder_start_token_id
         self._first_time = config.no_timestamps_token_id + 1
-        self._room = sizes.max_target_positions - SIGNS  # for a prompt's ids and the text's
+        self._room = sizes.max_target_positions - CONTROL_TOKENS  # ids, for the prompt and the text
         self._frame_rate = SAMPLE_RATE / self._features.hop_length / 2  # one convolution strides by two
 
     def infer(self, batch: Batch) -> list[Output]:
@@ -85,14 +89,15 @@ class Whisper(Backend):
             if batch.options.task == "embed":
                 return self._embeddings(batch.pieces)
             self._check(batch.options)
-            language = "en" if _translated(batch.options) else batch.options.language
-            nothing = Transcript("", language=language, tokens_generated=0)
-            outputs: list[Output] = [nothing] * len(batch.pieces)
+            language = "en" if _translates(batch.options) else batch.options.language
+            empty = Transcript("", language=language, tokens_generated=0)
+            outputs: list[Output] = [empty] * len(batch.pieces)
             spoken = [i for i, piece in enumerate(batch.pieces) if not is_silent(piece.clip.samples)]
             prompts = {(prompt := batch.pieces[i].options.prompt): self._prompt_ids(prompt) for i in spoken}
-            for prompt, ids in prompts.items():  # one prompt a call, and none before all are known to be good
-                alike = [i for i in spoken if batch.pieces[i].options.prompt == prompt]
-                for i, transcript in zip(alike, self._write([batch.pieces[i] for i in alike], ids), strict=True):
+            # `generate` accepts one prompt a call. All prompts are checked before the first call.
+            for prompt, ids in prompts.items():
+                rows = [i for i in spoken if batch.pieces[i].options.prompt == prompt]
+                for i, transcript in zip(rows, self._transcribe([batch.pieces[i] for i in rows], ids), strict=True):
                     outputs[i] = transcript
             return outputs
 
@@ -104,13 +109,14 @@ class Whisper(Backend):
     def _folder(self) -> Path:
         return checkpoints.checkpoint(self._row.id, self._settings)
 
-    def _write(self, pieces: list[Piece], prompt_ids: Any) -> list[Transcript]:
+    def _transcribe(self, pieces: list[Piece], prompt_ids: Any) -> list[Transcript]:
+        """Return the transcripts of pieces with the same prompt. `prompt_ids` has shape (ids,), or is None."""
         options = pieces[0].options
         states, frames = self._encode([piece.clip.samples for piece in pieces])
         spoken = self._spoken(options, states)
-        translated = _translated(options)
-        told = {"language": spoken, "task": "translate" if translated else "transcribe"} if self._multilingual else {}
-        watch = generation.Watch(pieces, 0, lambda ids: self._text(self._new(ids)))
+        translated = _translates(options)
+        task = {"language": spoken, "task": "translate" if translated else "transcribe"} if self._multilingual else {}
+        watch = generation.Watch(pieces, 0, lambda ids: self._text(self._new_ids(ids)))
         settings = generation.settings(options, longest=self._room)
         room = self._room - (0 if prompt_ids is None else len(prompt_ids))
         settings["max_new_tokens"] = min(settings["max_new_tokens"], room)
@@ -120,20 +126,23 @@ class Whisper(Backend):
             stopping_criteria=[watch],
             return_timestamps=options.timestamps,
             force_unique_generate_call=True,
-            **told,
+            **task,
             **settings,
         )
-        rows = [self._new(row) for row in out.tolist()]
+        rows = [self._new_ids(row) for row in out.tolist()]
         texts = [self._text(row) for row in rows]
         watch.finish(texts)
-        words = self._words(states, frames, rows, spoken, told) if options.timestamps else [()] * len(rows)
+        words = self._words(states, frames, rows, spoken, task) if options.timestamps else [()] * len(rows)
         return [
-            self._transcript(piece, row, text, of_row, "en" if translated else language)
-            for piece, row, text, of_row, language in zip(pieces, rows, texts, words, spoken, strict=True)
+            self._transcript(piece, row, text, words_of_row, "en" if translated else language)
+            for piece, row, text, words_of_row, language in zip(pieces, rows, texts, words, spoken, strict=True)
         ]
 
     def _encode(self, clips: Sequence[np.ndarray]) -> tuple[Any, list[int]]:
-        """The encoder's states of clips of at most 30 s each, and how many of them are not padding."""
+        """Return the encoder's states, of shape (clips, frames, width), and each clip's count of valid frames.
+
+        `clips` are samples of shape (samples,), each of at most 30 s.
+        """
         features = self._features(
             list(clips),
             sampling_rate=SAMPLE_RATE,
@@ -146,38 +155,46 @@ class Whisper(Backend):
         return self._model.model.encoder(mel).last_hidden_state, counts.tolist()
 
     def _check(self, options: Options) -> None:
-        """Raises Unsupported for what the checkpoint's row may not know that it cannot do."""
-        if not self._multilingual and _translated(options):
+        """Raise Unsupported for options that this checkpoint does not support, although its row may allow them."""
+        if not self._multilingual and _translates(options):
             raise Unsupported(
-                f"{self._row.id} hears English only, and translates nothing",
+                f"{self._row.id} supports English only and does not translate",
                 param="task" if options.task == "translate" else "target_language",
             )
         if not self._multilingual and (options.language or "en") != "en":
-            raise Unsupported(f"{self._row.id} hears English only", param="language")
+            raise Unsupported(f"{self._row.id} supports English only", param="language")
         if self._multilingual and options.language and options.language not in self._languages.values():
-            raise Unsupported(f"{self._row.id} does not know language {options.language!r}", param="language")
+            raise Unsupported(
+                f"unsupported language {options.language!r}; {self._row.id} supports "
+                f"{', '.join(sorted(self._languages.values()))}",
+                param="language",
+            )
 
     def _spoken(self, options: Options, states: Any) -> list[str]:
-        """The language of each row: the one that is given, else the likeliest."""
+        """Return the language of each row of `states`: the requested one, or the most likely one."""
         if options.language or not self._multilingual:
             return [options.language or "en"] * len(states)
         detected = self._model.detect_language(encoder_outputs=self._states_of(last_hidden_state=states))
         return [self._languages[int(number)] for number in detected]
 
     def _prompt_ids(self, prompt: str | None) -> Any:
-        """The prompt's ids, its beginning dropped where it is longer than the decoder has room for."""
+        """Return the prompt's ids, without its beginning if the prompt is longer than half of the decoder's positions.
+
+        Raises Unsupported if the prompt contains a control token.
+        """
         if not prompt:
             return None
         try:
             ids = self._tokenizer.get_prompt_ids(prompt, return_tensors="pt")
         except ValueError as error:
             raise Unsupported(
-                f"a prompt for {self._row.id} cannot hold a sign of its own, such as <|endoftext|>", param="prompt"
+                f"The prompt contains a control token of {self._row.id}, such as <|endoftext|>. Remove it.",
+                param="prompt",
             ) from error
         return self._torch.cat([ids[:1], ids[1:][-(self._room // 2 - 1) :]]).to(self._device)
 
-    def _new(self, row: list[int]) -> list[int]:
-        """What was written: the ids after the prompt and its signs, up to the end token."""
+    def _new_ids(self, row: list[int]) -> list[int]:
+        """Return the generated ids: those after the prompt and its control tokens, up to the end token."""
         after = itertools.takewhile(lambda token: token != self._end, row[row.index(self._start) + 1 :])
         return list(itertools.dropwhile(lambda token: self._end < token < self._first_time, after))
 
@@ -185,17 +202,17 @@ class Whisper(Backend):
         return str(self._tokenizer.decode([token for token in row if token < self._end])).strip()
 
     def _words(
-        self, states: Any, frames: list[int], rows: list[list[int]], spoken: list[str], told: dict[str, Any]
+        self, states: Any, frames: list[int], rows: list[list[int]], spoken: list[str], task: dict[str, Any]
     ) -> list[tuple[Span, ...]]:
-        """The words of each row with their times, if the checkpoint has heads that tell."""
+        """Return the words of each row with their times, or no words if the checkpoint has no alignment heads."""
         if not self._heads:
             return [()] * len(rows)
-        sign = self._tokenizer.convert_tokens_to_ids
+        id_of = self._tokenizer.convert_tokens_to_ids
         texts = [[token for token in row if token < self._end] for row in rows]
         prefixes = [
             [
                 self._start,
-                *([sign(f"<|{language}|>"), sign(f"<|{told['task']}|>")] if told else []),
+                *([id_of(f"<|{language}|>"), id_of(f"<|{task['task']}|>")] if task else []),
                 self._first_time - 1,
             ]
             for language in spoken
@@ -204,11 +221,11 @@ class Whisper(Backend):
         times = whisper_alignment.token_times(
             self._model, states, full, len(prefixes[0]), frames, self._heads, 1 / self._frame_rate
         )
-        written = ["en"] * len(rows) if told.get("task") == "translate" else spoken
-        return [self._spelt(text, edges, language) for text, edges, language in zip(texts, times, written, strict=True)]
+        written = ["en"] * len(rows) if task.get("task") == "translate" else spoken
+        return [self._spell(text, edges, language) for text, edges, language in zip(texts, times, written, strict=True)]
 
-    def _spelt(self, tokens: list[int], edges: list[tuple[float, float]], language: str) -> tuple[Span, ...]:
-        """Tokens, which may be parts of a letter, as words."""
+    def _spell(self, tokens: list[int], edges: list[tuple[float, float]], language: str) -> tuple[Span, ...]:
+        """Group tokens, each of which may be a part of a character, into words. `edges` are their start and end."""
         spans: list[Span] = []
         held: list[int] = []
         for i, token in enumerate(tokens):
@@ -230,7 +247,7 @@ class Whisper(Backend):
         return Transcript(text, words, segments, timestamps.chars(words), language, count)
 
     def _segments(self, row: list[int], end: float) -> tuple[Span, ...]:
-        """The text between time tokens. One that is not closed ends with the clip."""
+        """Return the segments: the texts between time tokens. A segment without an end token ends at `end`."""
         found: list[Span] = []
         start, held = 0.0, list[int]()
         for token in [*row, None]:
@@ -244,7 +261,7 @@ class Whisper(Backend):
         return tuple(found)
 
     def _embeddings(self, pieces: Sequence[Piece]) -> list[Output]:
-        """The windows of all clips share batches."""
+        """Return the embeddings. The windows of all clips share batches."""
         clips = [piece.clip.samples for piece in pieces]
         cuts = [[clip[at : at + WINDOW] for at in range(0, max(1, len(clip)), WINDOW)] for clip in clips]
         windows = [window for cut in cuts for window in cut]
@@ -264,21 +281,24 @@ class Whisper(Backend):
         ]
 
 
-def _translated(options: Options) -> bool:
+def _translates(options: Options) -> bool:
     return options.task == "translate" or (options.target_language == "en" != options.language)
 
 
 def _complete(config: Any, tokenizer: Any, vocabulary: int) -> None:
-    """Adds to the generation settings of an old checkpoint what generation asks of them."""
+    """Add the settings that generation requires to the generation config of an old checkpoint."""
     if getattr(config, "is_multilingual", None) is None:
         config.is_multilingual = vocabulary >= MULTILINGUAL
     ids = tokenizer.convert_tokens_to_ids
-    known = {"no_timestamps_token_id": ids("<|notimestamps|>"), "prev_sot_token_id": ids("<|startofprev|>")}
+    defaults: dict[str, Any] = {
+        "no_timestamps_token_id": ids("<|notimestamps|>"),
+        "prev_sot_token_id": ids("<|startofprev|>"),
+    }
     if config.is_multilingual:
-        known["lang_to_id"] = {
-            sign: number for sign, number in tokenizer.get_added_vocab().items() if _LANGUAGE.fullmatch(sign)
+        defaults["lang_to_id"] = {
+            token: number for token, number in tokenizer.get_added_vocab().items() if _LANGUAGE.fullmatch(token)
         }
-        known["task_to_id"] = {task: ids(f"<|{task}|>") for task in ("transcribe", "translate")}
-    for name, value in known.items():
+        defaults["task_to_id"] = {task: ids(f"<|{task}|>") for task in ("transcribe", "translate")}
+    for name, value in defaults.items():
         if getattr(config, name, None) is None:
             setattr(config, name, value)

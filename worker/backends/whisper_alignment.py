@@ -1,9 +1,13 @@
-"""When Whisper's tokens were said: from where its decoder looked while it wrote them.
+"""The times of Whisper's tokens, from the frames that its decoder attended to while it wrote them.
 
-The text is run through the decoder once more, with the attention of the alignment heads recorded and nothing else kept:
-transformers' own token times keep every attention map of the encoder, which is gigabytes for a large model. Each head's
-attention is normalised over the tokens and smoothed; the cheapest monotonic path through their mean gives each token's
-start.
+    text ── decoder ──▶ attention of the alignment heads ── normalize, smooth, mean ──▶ cost ── cheapest path ──▶ starts
+
+The decoder runs over the finished text once more, and only the attention of the alignment heads is kept. transformers'
+own token times keep every attention map of the encoder, which takes gigabytes for a large model.
+
+The method is that of OpenAI's Whisper (whisper/timing.py): the attention of each head is normalized over the tokens and
+smoothed by a median filter over the frames; the cheapest monotonic path (dynamic time warping) through the mean of all
+heads gives each token's start.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-SMOOTHED = 7  # frames
+SMOOTHED = 7  # frames, the width of the median filter
 
 
 def token_times(
@@ -28,16 +32,17 @@ def token_times(
     heads: Sequence[tuple[int, int]],
     frame_sec: float,
 ) -> list[list[tuple[float, float]]]:
-    """Start and end in seconds of each token of each row, after the `prefix` ids that stand before its text.
+    """Return the start and end in seconds of each text token of each row.
 
-    rows: prefix, text and the end token of each. states: the encoder's, of shape (rows, frames, width); frames: how
-    many of them are not padding. heads: (layer, head) pairs whose attention follows the audio.
+    `states` are the encoder's states, of shape (rows, frames, width), and `frames` counts the valid frames of each row.
+    Each of `rows` holds the ids of the control tokens before the text (`prefix` of them), of the text, and of the end
+    token. `heads` are the (layer, head) pairs whose attention follows the audio. `frame_sec` is the length of a frame.
     """
     import torch
 
     longest = max(map(len, rows))
     ids = torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in rows], device=states.device)
-    with _recorded(model.model.decoder, heads) as maps:
+    with _record(model.model.decoder, heads) as maps:
         model.model.decoder(input_ids=ids, encoder_hidden_states=states, use_cache=False)
     attention = torch.stack([maps[layer][:, head] for layer, head in heads], dim=1).float()
     return [
@@ -47,8 +52,8 @@ def token_times(
 
 
 @contextlib.contextmanager
-def _recorded(decoder: Any, heads: Sequence[tuple[int, int]]) -> Iterator[dict[int, Any]]:
-    """The cross-attention of the heads' layers, of shape (rows, heads, tokens, frames), by layer."""
+def _record(decoder: Any, heads: Sequence[tuple[int, int]]) -> Iterator[dict[int, Any]]:
+    """Record the cross-attention of the heads' layers: by layer, of shape (rows, heads, tokens, frames)."""
     maps: dict[int, Any] = {}
     undo = contextlib.ExitStack()
     with undo:
@@ -56,30 +61,36 @@ def _recorded(decoder: Any, heads: Sequence[tuple[int, int]]) -> Iterator[dict[i
             module = decoder.layers[layer].encoder_attn
             kept = module.config
             module.config = copy.copy(kept)
-            module.config._attn_implementation = "eager"  # the only one that tells its weights
+            module.config._attn_implementation = "eager"  # the only implementation that returns its weights
             undo.callback(setattr, module, "config", kept)
             undo.callback(
                 module.register_forward_hook(
-                    lambda _module, _given, output, layer=layer: maps.__setitem__(layer, output[1])
+                    lambda _module, _inputs, output, layer=layer: maps.__setitem__(layer, output[1])
                 ).remove
             )
         yield maps
 
 
 def _times(attention: Any, prefix: int, frame_sec: float) -> list[tuple[float, float]]:
-    """attention: (heads, tokens, frames) of one row."""
+    """Return the start and end in seconds of each text token of one row.
+
+    `attention` has shape (heads, tokens, frames).
+    """
     spread, mean = attention.std(dim=-2, keepdim=True, unbiased=False), attention.mean(dim=-2, keepdim=True)
     normal = ((attention - mean) / spread.clamp(min=1e-9)).cpu().numpy()
     edge = SMOOTHED // 2
     padded = np.pad(normal, ((0, 0), (0, 0), (edge, edge)), mode="reflect" if normal.shape[-1] > edge else "edge")
     smooth = np.median(np.lib.stride_tricks.sliding_window_view(padded, SMOOTHED, axis=-1), axis=-1)
-    starts = path_starts(-smooth.mean(axis=0)[prefix:])  # the end token, which is last, ends the text
+    starts = path_starts(-smooth.mean(axis=0)[prefix:])  # the last is that of the end token
     edges = [start * frame_sec for start in starts]
     return list(itertools.pairwise(edges))
 
 
 def path_starts(cost: np.ndarray) -> list[int]:
-    """The frame at which the cheapest monotonic path through (tokens, frames) enters each token."""
+    """Return the frame at which the cheapest monotonic path through `cost` enters each token.
+
+    `cost` has shape (tokens, frames).
+    """
     tokens, frames = cost.shape
     total = np.empty((tokens, frames))
     total[0] = np.cumsum(cost[0])

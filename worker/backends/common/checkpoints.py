@@ -1,8 +1,12 @@
-"""Where a model's weights are. Everything on disk is looked through before anything is downloaded, so that a worker
-whose model is cached starts with the hub unreachable.
+"""The location of a model's weights.
 
-In order: the path itself; MODEL_DIR; the caches (TRANSFORMERS_CACHE, HF_HOME, Runpod's cached models and the network
-volume, the user's own); the hub, unless HF_HUB_OFFLINE. Weights are a .nemo file or safetensors; pickles are not read.
+Everything on disk is searched before anything is downloaded, so a worker whose model is cached starts even if the hub
+is unreachable. The order of the search:
+
+    the path itself → MODEL_DIR → the caches → the Hugging Face hub, unless HF_HUB_OFFLINE is set
+
+The caches are TRANSFORMERS_CACHE, HF_HOME, Runpod's cached models, the network volume, and the user's own cache.
+Weights are a .nemo file or safetensors; pickles are never read.
 """
 
 from __future__ import annotations
@@ -21,52 +25,61 @@ SMALL = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
 def nemo_file(name: str, settings: Settings) -> Path:
-    """The .nemo file of a model, given as a path or as `owner/name`. Raises ModelUnavailable, saying what to do."""
+    """Return the .nemo file of a model that is named by its path or as `owner/name`.
+
+    Raises ModelUnavailable if it is neither on disk nor on the hub.
+    """
     if name.endswith(".nemo"):
-        given = Path(name).expanduser()
-        for path in (given, *([settings.model_dir / given] if settings.model_dir else [])):
+        file = Path(name).expanduser()
+        for path in (file, *([settings.model_dir / file] if settings.model_dir else [])):
             if path.is_file():
                 return path
         raise ModelUnavailable(f"no such file: {name}")
     for folder in (*_model_dirs(name, settings), *_snapshots(name, settings)):
-        found = sorted(folder.glob("*.nemo"))
-        if found:
-            return next((path for path in found if path.stem == name.rsplit("/", maxsplit=1)[-1]), found[0])
-    found = sorted(_download(name, settings, ["*.nemo"]).glob("*.nemo"))
-    if not found:
+        files = sorted(folder.glob("*.nemo"))
+        if files:
+            return next((path for path in files if path.stem == name.rsplit("/", maxsplit=1)[-1]), files[0])
+    files = sorted(_download(name, settings, ["*.nemo"]).glob("*.nemo"))
+    if not files:
         raise ModelUnavailable(f"{name} holds no .nemo file")
-    return found[0]
+    return files[0]
 
 
 def checkpoint(name: str, settings: Settings, *, part: str | None = "") -> Path:
-    """The folder of a checkpoint in Hugging Face's form, given as a path or as `owner/name`; `part`: only the weights
-    whose names hold it are needed, or none where it is None. Raises ModelUnavailable."""
-    given = Path(name).expanduser()
-    last = [settings.model_dir] if settings.model_dir and settings.model_dir.name == given.name else []
-    for folder in (given, *_model_dirs(name, settings), *last, *_snapshots(name, settings)):
+    """Return the folder of a checkpoint in Hugging Face's format that is named by its path or as `owner/name`.
+
+    Only the weight files with tensors whose names contain `part` must be in the folder; if `part` is None, no weights
+    must. Raises ModelUnavailable if no complete checkpoint is on disk or on the hub.
+    """
+    path = Path(name).expanduser()
+    last = [settings.model_dir] if settings.model_dir and settings.model_dir.name == path.name else []
+    for folder in (path, *_model_dirs(name, settings), *last, *_snapshots(name, settings)):
         if not _missing(folder, part):
             return folder
-    if given.is_dir():
-        raise ModelUnavailable(f"{name} is not a whole checkpoint: it lacks {', '.join(_missing(given, part))}")
+    if path.is_dir():
+        raise ModelUnavailable(f"{name} is not a complete checkpoint: it lacks {', '.join(_missing(path, part))}")
     if not _is_repository(name):
         raise ModelUnavailable(f"no such checkpoint: {name}")
     folder = _download(name, settings, SMALL)
     folder = _download(name, settings, [*SMALL, *_missing(folder, part)])
     if missing := _missing(folder, part):
         raise ModelUnavailable(
-            f"{name} lacks {', '.join(missing)}: a checkpoint is a config.json and weights as safetensors, "
-            "which save_pretrained of transformers makes of others"
+            f"{name} lacks {', '.join(missing)}. A checkpoint requires a config.json and weights as safetensors; "
+            "save_pretrained of transformers converts other weights."
         )
     return folder
 
 
 def checkpoint_bytes(folder: Path) -> int:
-    """Bytes of a checkpoint's weights."""
+    """Return the bytes of a checkpoint's weight files."""
     return sum((folder / file).stat().st_size for file in weight_files(folder))
 
 
 def weight_files(folder: Path, part: str = "") -> list[str]:
-    """The files that transformers would read weights from, there or not; of several, those with tensors of the part."""
+    """Return the names of the files that transformers reads weights from, whether or not they exist.
+
+    Of several files, return only those with tensors whose names contain `part`.
+    """
     index = folder / "model.safetensors.index.json"
     if (folder / SINGLE).is_file() or not index.is_file():
         return [SINGLE]
@@ -74,13 +87,13 @@ def weight_files(folder: Path, part: str = "") -> list[str]:
 
 
 def _missing(folder: Path, part: str | None) -> list[str]:
-    """What is not there, of the configuration and the weights of the part."""
+    """Return the files that the folder lacks: config.json and the weight files of the part."""
     files = ["config.json", *([] if part is None else weight_files(folder, part))]
     return [file for file in files if not (folder / file).is_file()]
 
 
 def caches(settings: Settings) -> list[Path]:
-    """The hub caches that exist, in the order they are looked through."""
+    """Return the hub caches that exist, in the order of the search."""
     volume = config.VOLUME
     candidates = [
         settings.transformers_cache,
@@ -93,6 +106,7 @@ def caches(settings: Settings) -> list[Path]:
 
 
 def _model_dirs(name: str, settings: Settings) -> Iterator[Path]:
+    """Yield the model's folders in MODEL_DIR: `owner/name`, then `name`."""
     if settings.model_dir:
         for folder in (settings.model_dir / name, settings.model_dir / name.rsplit("/", maxsplit=1)[-1]):
             if folder.is_dir():
@@ -100,7 +114,7 @@ def _model_dirs(name: str, settings: Settings) -> Iterator[Path]:
 
 
 def _snapshots(name: str, settings: Settings) -> Iterator[Path]:
-    """The model's folders in the caches, the one that refs/main names first."""
+    """Yield the model's snapshots in the caches; in each cache, the snapshot that refs/main names comes first."""
     for cache in caches(settings):
         repository = cache / f"models--{name.replace('/', '--')}"
         main = repository / "refs" / "main"
@@ -114,9 +128,13 @@ def _is_repository(name: str) -> bool:
 
 
 def _download(name: str, settings: Settings, patterns: list[str]) -> Path:
-    looked = ", ".join(str(path) for path in caches(settings)) or "no cache found"
+    """Download the files that match `patterns`, and return the snapshot's folder.
+
+    Raises ModelUnavailable, with advice, if the hub does not serve the model.
+    """
+    searched = ", ".join(str(path) for path in caches(settings)) or "there is none"
     if settings.hf_hub_offline:
-        raise ModelUnavailable(f"{name} is in no cache ({looked}) and HF_HUB_OFFLINE is set")
+        raise ModelUnavailable(f"{name} is in no cache ({searched}), and HF_HUB_OFFLINE forbids downloading it")
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -129,10 +147,12 @@ def _download(name: str, settings: Settings, patterns: list[str]) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, cache_dir=cache))
     except GatedRepoError as error:
-        raise ModelUnavailable(f"{name} is gated: accept its licence on the hub and set HF_TOKEN") from error
+        raise ModelUnavailable(f"{name} is gated. Accept its license on the hub, then set HF_TOKEN.") from error
     except RepositoryNotFoundError as error:
-        raise ModelUnavailable(f"{name} is not on the hub, or is private: set HF_TOKEN") from error
+        raise ModelUnavailable(
+            f"{name} does not exist on the hub, or is private. Check the name, or set HF_TOKEN."
+        ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelUnavailable(
-            f"{name} is in no cache ({looked}) and the hub cannot be reached", retryable=True
+            f"{name} is in no cache ({searched}), and the hub is unreachable", retryable=True
         ) from error

@@ -1,7 +1,7 @@
-"""Which device and number type the settings mean here, how much memory there is for weights, and the libraries
-themselves.
+"""The torch device, number type and memory budget that the settings select, and the libraries that run on them.
 
-torch and transformers are imported inside: this module is imported where there is neither.
+torch and transformers are imported inside the functions, because this module is also imported where neither is
+installed.
 """
 
 from __future__ import annotations
@@ -14,35 +14,39 @@ from worker.config import Settings
 from worker.errors import ModelUnavailable
 
 GIB = 1024**3
-FOR_WEIGHTS = 0.8  # the rest is for activations, caches and what else runs
+FOR_WEIGHTS = 0.8  # the rest is for activations, caches and other processes
 
 
 def libraries(model: str) -> tuple[Any, Any]:
-    """torch and transformers, the latter without its progress bars and advice. Raises ModelUnavailable if one is
-    missing."""
+    """Return the modules torch and transformers, with transformers' progress bars and advice switched off.
+
+    Raises ModelUnavailable, naming `model`, if either is missing.
+    """
     try:
         import torch
         import transformers
     except ImportError as error:
-        raise ModelUnavailable(f"{model} needs transformers and torch: {error}") from error
+        raise ModelUnavailable(f"{model} requires transformers and torch: {error}") from error
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return torch, transformers
 
 
 def device_of(settings: Settings) -> Any:
-    """The torch.device. Raises ModelUnavailable when a CUDA device is asked for and there is none."""
+    """Return the torch.device. Raises ModelUnavailable if DEVICE names a CUDA device and torch sees none."""
     import torch
 
     if settings.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelUnavailable(f"DEVICE={settings.device}, but torch sees no CUDA device")
+        raise ModelUnavailable(
+            f"DEVICE={settings.device}, but torch sees no CUDA device. Install torch for CUDA, or set DEVICE=auto."
+        )
     return torch.device(settings.device)
 
 
 def dtype_of(settings: Settings, device: Any) -> Any:
-    """The torch.dtype of the weights."""
+    """Return the torch.dtype of the weights on `device`."""
     import torch
 
     if settings.dtype == "auto":
@@ -51,7 +55,7 @@ def dtype_of(settings: Settings, device: Any) -> Any:
 
 
 def weights_budget(settings: Settings) -> float:
-    """Bytes that the weights of all models may take: MODELS_MEMORY_GB, else most of the device's memory."""
+    """Return the bytes that the weights of all models may take: MODELS_MEMORY_GB, or most of the device's memory."""
     if settings.models_memory_gb is not None:
         return settings.models_memory_gb * GIB
     if importlib.util.find_spec("torch") is not None:  # some models run without torch, on the CPU

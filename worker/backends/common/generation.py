@@ -1,7 +1,11 @@
-"""What every model that writes token by token shares: settings, counting, cancelling at the next token, and streaming.
+"""Shared parts of the models that generate text token by token.
 
-`Watch` is handed to transformers' `generate` as its only stopping criterion: it ends the rows whose piece was
-cancelled and tells each piece's listener what has been written since.
+    settings(options, longest=…)    the arguments of transformers' `generate`
+    Watch(pieces, …)                its stopping criterion: cancels rows, and streams the text of each row
+    hypothesis(ids, ends, read)     the ids of a finished row → Hypothesis
+    split_thinking(text)            an answer, and the thoughts before it
+
+torch is imported inside, because the module is also imported where torch is not installed.
 """
 
 from __future__ import annotations
@@ -14,8 +18,12 @@ from worker.types import Options, Piece
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Written:
-    """What a row came to. tokens: ids without the end token; reason: whether the model ended it or the limit did."""
+class Hypothesis:
+    """The generated text of one row.
+
+    `tokens` are its ids without the end token. `reason` is "stop" if the model ended the text and "length" if the limit
+    on new tokens did.
+    """
 
     text: str
     tokens: list[int]
@@ -23,39 +31,47 @@ class Written:
 
 
 class Watch:
-    """A stopping criterion over rows whose prompts are `prompt_length` ids long. `read` makes text of a row's new
-    ids."""
+    """A stopping criterion for `generate` that cancels and streams each row separately.
+
+    It ends the row of a canceled piece, and passes new text to each piece's `on_text`. Row i of the ids belongs to
+    `pieces[i]` and starts with `prompt_length` prompt ids. `read` decodes a row's new ids into text.
+    """
 
     def __init__(self, pieces: Sequence[Piece], prompt_length: int, read: Callable[[list[int]], str]) -> None:
         self._pieces, self._start, self._read = pieces, prompt_length, read
-        self._told = [""] * len(pieces)
+        self._sent = [""] * len(pieces)
 
     def __call__(self, ids: Any, scores: Any, **kwargs: Any) -> Any:
+        """Stream what is new in `ids`, of shape (rows, tokens). Return a bool tensor of shape (rows,): the rows to
+        end."""
         import torch
 
         for row, piece in enumerate(self._pieces):
             if piece.on_text is not None:
                 text = self._read(ids[row, self._start :].tolist())
-                if not text.endswith("\ufffd"):  # half a character: wait for the rest
-                    self._tell(row, piece.on_text, text)
+                if not text.endswith("\ufffd"):  # an incomplete character: the next token completes it
+                    self._send(row, piece.on_text, text)
         return torch.tensor([piece.cancelled() for piece in self._pieces], device=ids.device)
 
     def finish(self, texts: Sequence[str]) -> None:
-        """Tells what the last tokens added, once the texts are final."""
+        """Stream the end of each row's text, once the texts are final."""
         for row, (piece, text) in enumerate(zip(self._pieces, texts, strict=True)):
             if piece.on_text is not None:
-                self._tell(row, piece.on_text, text)
+                self._send(row, piece.on_text, text)
 
-    def _tell(self, row: int, listener: Callable[[str], None], text: str) -> None:
-        told = self._told[row]
-        if text.startswith(told) and len(text) > len(told):
-            self._told[row] = text
-            listener(text[len(told) :])
+    def _send(self, row: int, on_text: Callable[[str], None], text: str) -> None:
+        sent = self._sent[row]
+        if text.startswith(sent) and len(text) > len(sent):
+            self._sent[row] = text
+            on_text(text[len(sent) :])
 
 
 def settings(options: Options, *, longest: int) -> dict[str, Any]:
-    """`generate`'s arguments: greedy unless a temperature is given, at most `longest` new tokens unless told
-    otherwise."""
+    """Return the arguments of `generate`.
+
+    Generation is greedy unless the options set a temperature. It ends after `options.max_new_tokens` tokens, or after
+    `longest` tokens by default.
+    """
     sampling = (
         {"do_sample": True, "temperature": options.temperature, "top_p": options.top_p or 1.0, "top_k": 0}
         if options.temperature
@@ -64,16 +80,19 @@ def settings(options: Options, *, longest: int) -> dict[str, Any]:
     return {"max_new_tokens": options.max_new_tokens or longest, "num_beams": 1, **sampling}
 
 
-def written(ids: Sequence[int], ends: Sequence[int], read: Callable[[list[int]], str]) -> Written:
-    """A row's new ids, up to the first of the end tokens, as text."""
+def hypothesis(ids: Sequence[int], ends: Sequence[int], read: Callable[[list[int]], str]) -> Hypothesis:
+    """Return a row's new ids, up to the first of the end tokens `ends`, as a hypothesis. `read` decodes ids."""
     tokens = list(ids)
     stop = next((i for i, token in enumerate(tokens) if token in ends), None)
     kept = tokens if stop is None else tokens[:stop]
-    return Written(read(kept), kept, "length" if stop is None else "stop")
+    return Hypothesis(read(kept), kept, "length" if stop is None else "stop")
 
 
 def split_thinking(text: str) -> tuple[str, str | None]:
-    """The answer, and the thoughts a thinking model wrote before it; thoughts that were cut off leave no answer."""
+    """Return the answer, and the thoughts that a thinking model wrote before it (None if it wrote none).
+
+    Thoughts that were cut off leave an empty answer.
+    """
     if "<think>" not in text:
         return text.strip(), None
     before, _, rest = text.partition("<think>")

@@ -1,5 +1,7 @@
-"""Whether a clip holds anything to hear: of silence generative models invent words, and on very short clips some
-fail."""
+"""Detection of clips without anything to transcribe.
+
+Generative models invent words for silence, and some models fail on very short clips.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,8 @@ MIN_SAMPLES = 1_280  # one encoder frame, 80 ms
 
 
 def is_silent(samples: np.ndarray) -> bool:
-    """Whether the samples, float32 of shape (samples,), hold nothing to transcribe: too short, or no peak above -80
-    dBFS."""
+    """Return whether `samples` (float32 of shape (samples,)) hold nothing to transcribe.
+
+    A clip is silent if it is shorter than `MIN_SAMPLES` or if its peak is not above `SILENCE`.
+    """
     return len(samples) < MIN_SAMPLES or float(np.abs(samples).max()) <= SILENCE

@@ -1,6 +1,6 @@
-"""From timed tokens to words, and from words to segments. Pure functions; times in seconds.
+"""Timed tokens → words → segments. Pure functions; times are in seconds.
 
-NeMo can do this too, but only by a switch on its decoder that slows every batch and is never switched back.
+NeMo can group tokens too, but only through a switch on its decoder that slows every batch and is never switched back.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from collections.abc import Iterable, Sequence
 from worker.types import Span
 
 SENTENCE_END = (".", "?", "!", "。", "？", "！")
-# Without punctuation a pause this long ends a segment.
+# In text without punctuation, a pause longer than this ends a segment.
 PAUSE_SEC = 2.0
 _JOINS_LEFT = set(".,?!;:%)]}»”…。，？！")
 
 
 def words(tokens: Iterable[Span], *, marker: str = "▁") -> tuple[Span, ...]:
-    """Groups tokens into words. A token that begins with `marker` (or is a space) begins a word; lone punctuation joins
-    the word before it, as it does in the text."""
+    """Group tokens into words.
+
+    A token that starts with `marker` or with a space starts a word. Punctuation that forms a token by itself joins the
+    preceding word, as it does in the text.
+    """
     found: list[Span] = []
     begin = True
     for token in tokens:
@@ -38,7 +41,7 @@ def words(tokens: Iterable[Span], *, marker: str = "▁") -> tuple[Span, ...]:
 
 
 def chars(spans: Iterable[Span], *, marker: str = "▁") -> tuple[Span, ...]:
-    """The letters of tokens or words; those of one span share its time evenly."""
+    """Split tokens or words into characters. The characters of a span share its time evenly."""
     found: list[Span] = []
     for span in spans:
         letters = span.text.replace(marker, " ").strip()
@@ -47,10 +50,10 @@ def chars(spans: Iterable[Span], *, marker: str = "▁") -> tuple[Span, ...]:
     return tuple(found)
 
 
-def segments(spoken: Sequence[Span]) -> tuple[Span, ...]:
-    """Groups words into segments, which end with a sentence or before a long pause."""
+def segments(words: Sequence[Span]) -> tuple[Span, ...]:
+    """Group words into segments. A segment ends with a sentence or before a pause longer than `PAUSE_SEC`."""
     groups: list[list[Span]] = []
-    for word in spoken:
+    for word in words:
         if not groups or groups[-1][-1].text.endswith(SENTENCE_END) or word.start - groups[-1][-1].end > PAUSE_SEC:
             groups.append([])
         groups[-1].append(word)

@@ -1,7 +1,8 @@
-"""What the models of NeMo share: a checkpoint restored for inference, and clips → encoder states.
+"""The parts that NeMo's models share: a checkpoint restored for inference, and clips → encoder states.
 
-mel is computed in float32, the rest in the worker's dtype. The models are run directly, not through `transcribe()`,
-which reads files again, drops unreadable ones, pads short arrays and forgets to leave training mode.
+The mel spectrogram is computed in float32, the rest in the worker's dtype. The modules are called directly rather than
+through NeMo's `transcribe()`, which reads files again, drops unreadable files, pads short arrays and leaves the model
+in training mode.
 """
 
 from __future__ import annotations
@@ -20,9 +21,17 @@ from worker.types import Piece
 
 
 class NemoModel:
-    """A checkpoint on the device. `parts` are the modules that are cast to the worker's dtype."""
+    """A checkpoint on the device, ready for inference.
+
+    The attributes are `torch`, `model` (NeMo's ASRModel), `device`, `dtype`, and `frame_sec`, the seconds of audio in
+    one encoder frame.
+    """
 
     def __init__(self, name: str, settings: Settings, parts: Sequence[str]) -> None:
+        """Restore the checkpoint `name`, and cast its modules `parts` to the worker's dtype.
+
+        Raises ModelUnavailable if the checkpoint, NeMo or torch is missing.
+        """
         path = checkpoints.nemo_file(name, settings)
         try:
             import torch
@@ -31,7 +40,7 @@ class NemoModel:
             nemo_logging.setLevel(nemo_logging.ERROR)
             from nemo.collections.asr.models import ASRModel
         except ImportError as error:
-            raise ModelUnavailable(f"{name} needs nemo_toolkit[asr] and torch: {error}") from error
+            raise ModelUnavailable(f"{name} requires nemo_toolkit[asr] and torch: {error}") from error
         self.device = device_of(settings)
         self.dtype = dtype_of(settings, self.device)
         self.torch = torch
@@ -46,7 +55,7 @@ class NemoModel:
         self.frame_sec: float = featurizer.hop_length / featurizer.sample_rate * self.model.encoder.subsampling_factor
 
     def encode(self, pieces: Sequence[Piece]) -> tuple[Any, Any]:
-        """The encoder's states of shape (clips, width, frames), and the frames of each clip."""
+        """Return the encoder's states, of shape (pieces, width, frames), and each piece's count of valid frames."""
         torch = self.torch
         lengths = [len(piece.clip.samples) for piece in pieces]
         signal = np.zeros((len(pieces), max(lengths)), np.float32)
@@ -60,6 +69,9 @@ class NemoModel:
 
 
 def weight_bytes(name: str, settings: Settings) -> int:
-    """Bytes of the checkpoint, which are about those of its weights."""
+    """Return the bytes of the .nemo file, which approximate the bytes of its weights.
+
+    Raises ModelUnavailable if there is no such checkpoint.
+    """
     path: Path = checkpoints.nemo_file(name, settings)
     return path.stat().st_size

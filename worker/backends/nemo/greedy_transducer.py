@@ -1,10 +1,15 @@
-"""Greedy transducer decoding for a processor: the joint hears a window of frames at once, and blanks cost nothing.
+"""Greedy transducer decoding for a CPU: one call of the joint covers a window of frames, and blanks are free.
 
-NeMo's decoder calls the joint once for every step over a blank, which a GPU replays as a graph and a processor pays in
-full. Here one call covers the next WINDOW frames of every row; the walk over them is plain Python; the prediction
-network
-runs only when some row has found a token. The answers are NeMo's own, durations included (a TDT token's duration is
-what its head says where the token was found; an RNNT token stays on its frame).
+    encoded ── joint.project_encoder ──▶ frames ──┐
+                                                  ├── joint, WINDOW frames of each row ──▶ labels ── walk ──▶ Tokens
+    last token ── prediction network ─────────────┘
+
+NeMo's decoder calls the joint once for each step over a blank. A GPU replays that step as a graph; a CPU pays for it in
+full. Here one call covers the next WINDOW frames of every row, and the walk over the labels is plain Python. The
+prediction network runs only after some row has found a token.
+
+The result is the same as NeMo's, durations included: the duration of a TDT token is that which the model's duration
+head predicts at the token's frame; an RNNT token stays on its frame.
 """
 
 from __future__ import annotations
@@ -15,33 +20,38 @@ WINDOW = 16
 
 
 class Tokens(NamedTuple):
-    """The tokens of one row: ids, the frame each was found at, the frames the walk moved on by."""
+    """The tokens of one row: their ids, the frame on which each was found, and the frames that each advanced by."""
 
     ids: list[int]
     starts: list[int]
     durations: list[int]
 
 
-def decode(decoder: Any, joint: Any, encoded: Any, frames: Any, durations: list[int], most: int | None) -> list[Tokens]:
-    """Tokens of each row. `encoded` is [rows, width, frames], `frames` the length of each row; `durations` are those of
-    the TDT head, empty for RNNT; `most` is how many tokens one frame may hold before the walk is pushed on.
+def decode(
+    decoder: Any, joint: Any, encoded: Any, frames: Any, durations: list[int], max_symbols: int | None
+) -> list[Tokens]:
+    """Return the tokens of each row.
+
+    `encoded` has shape (rows, width, frames), and `frames`, of shape (rows,), is the length of each row. `durations`
+    are those of the TDT head, empty for RNNT. After `max_symbols` tokens on one frame the walk advances by a frame;
+    None sets no limit.
     """
     import torch
 
-    heard = joint.project_encoder(encoded.transpose(1, 2))
-    rows, longest, _ = heard.shape
-    heard = torch.nn.functional.pad(heard, (0, 0, 0, WINDOW))
+    projected = joint.project_encoder(encoded.transpose(1, 2))
+    rows, longest, _ = projected.shape
+    projected = torch.nn.functional.pad(projected, (0, 0, 0, WINDOW))
     every, window = torch.arange(rows)[:, None], torch.arange(WINDOW)
     lengths = frames.tolist()
     blank = decoder.blank_idx
     labels = torch.full((rows, 1), blank)
-    said, state, *_ = decoder.predict(labels, decoder.initialize_state(heard), add_sos=False, batch_size=rows)
-    said = joint.project_prednet(said)
+    predicted, state, *_ = decoder.predict(labels, decoder.initialize_state(projected), add_sos=False, batch_size=rows)
+    predicted = joint.project_prednet(predicted)
     found = [Tokens([], [], []) for _ in range(rows)]
     at = [0] * rows
     while any(here < length for here, length in zip(at, lengths, strict=True)):
         reached = torch.tensor(at).clamp(max=longest)[:, None] + window
-        logits = joint.joint_after_projection(heard[every, reached], said).squeeze(2)
+        logits = joint.joint_after_projection(projected[every, reached], predicted).squeeze(2)
         split = logits.shape[-1] - len(durations)
         best = logits[..., :split].argmax(dim=-1).tolist()
         moves = logits[..., split:].argmax(dim=-1).tolist() if durations else None
@@ -59,18 +69,23 @@ def decode(decoder: Any, joint: Any, encoded: Any, frames: Any, durations: list[
                 tokens.starts.append(here)
                 tokens.durations.append(move)
                 new.append(row)
-                full = most is not None and len(tokens.starts) >= most and tokens.starts[-most] == here
-                here += move or full
+                here += move or _push(tokens.starts, max_symbols)
                 break
             at[row] = here
         if new:
-            said_before, state_before = said, state
+            predicted_before, state_before = predicted, state
             labels = torch.tensor([tokens.ids[-1:] or [blank] for tokens in found])
-            said, state, *_ = decoder.predict(labels, state_before, add_sos=False, batch_size=rows)
-            said = joint.project_prednet(said)
+            predicted, state, *_ = decoder.predict(labels, state_before, add_sos=False, batch_size=rows)
+            predicted = joint.project_prednet(predicted)
             if len(new) < rows:
                 kept = torch.ones(rows, dtype=torch.bool)
                 kept[new] = False
                 decoder.batch_replace_states_mask(src_states=state_before, dst_states=state, mask=kept)
-                said = torch.where(kept[:, None, None], said_before, said)
+                predicted = torch.where(kept[:, None, None], predicted_before, predicted)
     return found
+
+
+def _push(starts: list[int], max_symbols: int | None) -> int:
+    """Return 1 if the last frame holds `max_symbols` tokens, so that the walk must leave it; else 0."""
+    full = max_symbols is not None and len(starts) >= max_symbols and starts[-max_symbols] == starts[-1]
+    return 1 if full else 0

@@ -1,10 +1,9 @@
-"""Local attention for a FastConformer encoder, as a context manager that restores exactly what was there.
+"""Local attention for a FastConformer encoder, as a context manager that restores the encoder exactly.
 
-NeMo's own `change_attention_model` rebuilds every attention layer: on a bias-free encoder the new layers get biases
-with
-random values, they are float32 and in training mode, and switching back keeps the local context. Here the local layers
-are built once around the encoder's own parameters (no copy, no new weights), and entering and leaving only swaps
-references.
+NeMo's own `change_attention_model` rebuilds every attention layer. On an encoder without biases the new layers get
+biases with random values, they are float32 and in training mode, and switching back keeps the local context. This
+module builds the local layers once, around the encoder's own parameters (no copies, no new weights). Entering and
+exiting the context only swaps references.
 """
 
 from __future__ import annotations
@@ -12,13 +11,17 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-WINDOW = (128, 128)  # frames of 80 ms to each side: 10.24 s, as the long-form results of the model cards use
+WINDOW = (128, 128)  # frames of 80 ms to each side: 10.24 s, as for the long-form results of the model cards
 
 
 class LocalAttention:
-    """`with local:` the encoder attends `WINDOW` frames to each side. Not reentrant; one thread at a time."""
+    """A context in which the encoder attends to `window` frames on each side.
+
+    Not reentrant, and for one thread at a time.
+    """
 
     def __init__(self, encoder: Any, window: tuple[int, int] = WINDOW) -> None:
+        """Build the local layers for a NeMo ConformerEncoder with relative-position attention ("rel_pos")."""
         from nemo.collections.asr.parts.submodules.multi_head_attention import LocalAttRelPositionalEncoding
 
         self._encoder = encoder
@@ -66,7 +69,7 @@ class LocalAttention:
 
 
 def _local(attention: Any, window: list[int]) -> Any:
-    """A sliding-window twin of a relative-position attention that shares its parameters."""
+    """Return a sliding-window layer that shares the parameters of a relative-position attention layer."""
     from nemo.collections.asr.parts.submodules.multi_head_attention import RelPositionMultiHeadAttentionLongformer
 
     twin = RelPositionMultiHeadAttentionLongformer(
