@@ -153,11 +153,11 @@ def test_the_python_api_types_it(task, name):
 @pytest.mark.parametrize(("task", "name"), [(task, name) for task, name in EACH if task != "translate"])
 def test_the_client_types_it(task, name):
     typed = {
-        "transcribe": calls.SpeechOptions,
-        "caption": calls.CaptionOptions,
-        "embed": calls.EmbedOptions,
-        "chat": calls.ChatOptions,
-        "analyze": calls.AnalyzeOptions,
+        "transcribe": calls.TranscribeFields,
+        "caption": calls.CaptionFields,
+        "embed": calls.EmbedFields,
+        "chat": calls.ChatFields,
+        "analyze": calls.AnalyzeFields,
     }[task]
     there("client", name, get_type_hints(typed))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypedDict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,6 +79,60 @@ class Options:
         return (
             replace(self, prompt=None, style=None, messages=()) if self.prompt or self.style or self.messages else self
         )
+
+
+# The options of a request as keyword arguments, for editors and type checkers. A test compares them with the list of
+# options in `worker.protocol.request`.
+
+
+class GenerationOptions(TypedDict, total=False):
+    """Options of models that generate text token by token."""
+
+    max_new_tokens: int
+    """The most tokens to generate."""
+    temperature: float
+    """The temperature of sampling. Unset or 0 always generates the same text."""
+    top_p: float
+    """Sampling takes the most likely tokens up to this total probability."""
+
+
+class SpeechOptions(GenerationOptions, total=False):
+    """Options of `transcribe` and `translate`."""
+
+    timestamps: bool | list[Level]
+    """Whether the transcript has the times of words and segments; or a list of the levels that it has."""
+    language: str
+    """ISO 639-1 code of the spoken language."""
+    target_language: str
+    """ISO 639-1 code of the language of the text."""
+    prompt: str
+    """An instruction or words to expect, depending on the model."""
+    punctuation: bool
+    """Whether the text has punctuation and capital letters."""
+
+
+class CaptionOptions(GenerationOptions, total=False):
+    """Options of `caption`."""
+
+    prompt: str
+    """The instruction, in place of the style's."""
+    style: Literal["detailed", "brief", "technical"]
+    """The style of the caption."""
+
+
+class EmbedOptions(TypedDict, total=False):
+    """Options of `embed`."""
+
+    pooling: Literal["none", "mean"]
+    """Whether the embedding is one vector per frame, or their mean."""
+
+
+class ChatOptions(GenerationOptions, total=False):
+    """Options of `chat`, besides its messages."""
+
+
+class AnalyzeOptions(CaptionOptions, EmbedOptions, total=False):
+    """Options of `analyze`: those of `caption` and `embed`."""
 
 
 @dataclass(frozen=True, slots=True)

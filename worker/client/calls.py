@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import httpx
 
@@ -19,6 +19,7 @@ from worker.client.runpod import Endpoint
 from worker.client.server import Server
 from worker.client.transport import Steps
 from worker.errors import RequestError
+from worker.types import AnalyzeOptions, CaptionOptions, ChatOptions, EmbedOptions, SpeechOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,50 +39,24 @@ class CallFields(TypedDict, total=False):
     sample_rate: int
 
 
-class GenerationFields(CallFields, total=False):
-    """The options of calls to models that generate tokens. Without a `temperature`, or at 0, decoding is greedy."""
-
-    prompt: str
-    max_new_tokens: int
-    temperature: float
-    top_p: float
+class TranscribeFields(SpeechOptions, CallFields, total=False):
+    """The options of `transcribe`."""
 
 
-class TranscribeFields(GenerationFields, total=False):
-    """The options of `transcribe`.
-
-    `timestamps` adds words and segments with their times. `language` is the code of the spoken language, and
-    `target_language` that of the text, if the text is to be a translation.
-    """
-
-    timestamps: bool
-    language: str
-    target_language: str
-    punctuation: bool
-
-
-class CaptionFields(GenerationFields, total=False):
+class CaptionFields(CaptionOptions, CallFields, total=False):
     """The options of `caption`."""
 
-    style: Literal["detailed", "brief", "technical"]
+
+class EmbedFields(EmbedOptions, CallFields, total=False):
+    """The options of `embed`."""
 
 
-class EmbedFields(CallFields, total=False):
-    """The options of `embed`. `pooling` "mean" averages the frames into one vector."""
-
-    pooling: Literal["none", "mean"]
-
-
-class AnalyzeFields(CaptionFields, EmbedFields, total=False):
+class AnalyzeFields(AnalyzeOptions, CallFields, total=False):
     """The options of `analyze`: those of `caption` and `embed`."""
 
 
-class ChatFields(CallFields, total=False):
+class ChatFields(ChatOptions, CallFields, total=False):
     """The options of `chat`."""
-
-    max_new_tokens: int
-    temperature: float
-    top_p: float
 
 
 class Calls:
