@@ -217,7 +217,7 @@ def test_closing_ends_a_process_that_is_at_work_and_is_no_loss(device):
     device.close()
     thread.join(5)
     assert raised
-    assert time.monotonic() - started < device.END_SEC
+    assert time.monotonic() - started < remote.device.END_SEC
     assert not device.lost
 
 

@@ -179,7 +179,7 @@ class _Remote(Backend):
         self._device, self._handle = device, handle
 
     def weight_bytes(self) -> int:
-        return int(self._device.call("weigh", self._handle))
+        return int(self._device.call("weight_bytes", self._handle))
 
     def load(self) -> None:
         self.overhead_sec = self._device.call("load", self._handle)

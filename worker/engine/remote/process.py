@@ -4,7 +4,7 @@
 others are (number of the call, what is asked, …):
 
     make row → handle                        a backend, not yet loaded
-    weigh, load handle → bytes, overhead     each on a thread of its own
+    weight_bytes, load handle → bytes, overhead  each on a thread of its own
     warm, infer, close handle …              one at a time, in their order
     cancel index                             of a call's pieces: no answer
 
