@@ -140,7 +140,7 @@ class Scheduler:
                     raise
                 runner.models.release(model)
                 pause = patience if pause is None else min(pause, patience)
-            if not self.closed and self.lost is None and not runner.models.due:
+            if not self.closed and self.lost is None and not runner.models.has_work:
                 self._idle.append(runner)
                 self._changed.wait(pause)
                 self._idle.remove(runner)
@@ -198,7 +198,7 @@ class Scheduler:
         if self._coming(batch.pieces[0].background):
             return (batch if patience <= 0 or is_full(batch, limits) else None), patience
         model = batch.options.model
-        sharing = 1 + sum(one is not runner and one.models.has(model) for one in self._idle)
+        sharing = 1 + sum(one is not runner and one.models.is_ready(model) for one in self._idle)
         if sharing == 1:
             return batch, patience
         share = max(sum(piece.duration_sec for piece in pieces) / sharing, limits.max_waste_sec)
