@@ -28,6 +28,7 @@ from typing import Literal
 
 from worker import catalog
 from worker.backends.base import Backend
+from worker.backends.common.device import GIB
 from worker.errors import AviaryError, Cancelled, DeviceLost, ModelUnavailable
 from worker.faults import RemoteTraceback, forget, translate_load
 
@@ -35,7 +36,6 @@ log = logging.getLogger(__name__)
 
 RETRY_SEC = 30.0
 KEEP_SEC = 1.0  # a model that became ready is not evicted sooner, so that it can be acquired first
-GIB = 1024**3
 
 State = Literal["ready", "loading", "failed"]
 
