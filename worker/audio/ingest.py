@@ -156,7 +156,6 @@ class Ingest:
         for thread in self._threads:
             thread.join(timeout=max(0.0, until - time.monotonic()))
         self._decoder.close()
-        self._fetcher.close()
         with self._changed:
             left, self._turns = [turns for waiting in self._turns.values() for turns in waiting], {}
         for turns in left:
@@ -165,22 +164,29 @@ class Ingest:
     def _run(self) -> None:
         done: Queue | None = None
         while not self._closed:
-            with self._changed:
-                if done is not None:
-                    self._count(done, -1)
-                started = self._start()
-            if done is not None and not self.active(done.background):
-                self._on_idle()
-            done = None
-            if started is None:
-                self._wait()
-                continue
-            unit, queue = started
-            try:
-                self._process(unit, queue)
-            except BaseException:  # a panic of a Rust library is no Exception; the thread must still free its place
-                log.exception("the outcome of an input could not be delivered")
-            done = queue
+            done = self._step(done)
+
+    def _step(self, done: Queue | None) -> Queue | None:
+        """Free the place of the unit that is done, if any, and process the next one or wait for one.
+
+        Return the queue of the unit that was processed. Nothing of the unit is held afterwards: its source may be an
+        array, and its thread may wait for hours.
+        """
+        with self._changed:
+            if done is not None:
+                self._count(done, -1)
+            started = self._start()
+        if done is not None and not self.active(done.background):
+            self._on_idle()
+        if started is None:
+            self._wait()
+            return None
+        unit, queue = started
+        try:
+            self._process(unit, queue)
+        except BaseException:  # a panic of a Rust library is no Exception; the thread must still free its place
+            log.exception("the outcome of an input could not be delivered")
+        return queue
 
     def _wait(self) -> None:
         with self._changed:
