@@ -44,7 +44,7 @@ class Fake(Backend):
 
 
 class House:
-    """A Residency whose backends can be looked at; `claim` waits as the lane would."""
+    """A ModelManager whose backends can be inspected; `acquire` waits as a runner does."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The lane: batches across requests, failures that cost only the culprit, a thread that never dies."""
+"""The runner: batches across requests, failures that affect only the piece at fault, a thread that never ends."""
 
 from __future__ import annotations
 

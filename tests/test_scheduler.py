@@ -1,4 +1,4 @@
-"""The pool with several lanes: work goes to whichever is free, and a device that fails costs nobody else."""
+"""The scheduler with several runners: a free device gets the work, and a device that fails affects no other."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Device(Backend):
 
 @contextlib.contextmanager
 def lanes(*devices: Device, max_items: int = 4, **options):
-    """The pool and the lanes of these devices, each with the same model loaded or loading."""
+    """A scheduler and the runners of these devices, each with the same model loaded or loading."""
     pool = Scheduler(**options)
     made = [
         Runner(

@@ -35,7 +35,7 @@ def into(target: Future[Any], step: Callable[[T], None]) -> Callable[[Future[T]]
         try:
             step(before.result())
         except CancelledError:
-            fail(target, Cancelled("cancelled"))
+            fail(target, Cancelled("the request was canceled"))
         except Exception as error:  # noqa: BLE001  the callers that wait for `target` get the error
             fail(target, report(error))
 
@@ -43,7 +43,7 @@ def into(target: Future[Any], step: Callable[[T], None]) -> Callable[[Future[T]]
 
 
 def when_all(futures: Collection[Future[Any]], then: Callable[[], None]) -> None:
-    """Call `then` once every future is done, failed or cancelled; at once if there are none.
+    """Call `then` once every future is done, failed or canceled; at once if there are none.
 
     The call is a done-callback of the last future, made on the thread that completes it.
     """
@@ -66,7 +66,7 @@ def when_all(futures: Collection[Future[Any]], then: Callable[[], None]) -> None
 def any_of(futures: Sequence[Future[Any]]) -> Future[None]:
     """Return a future that is done when all `futures` (at least one) are.
 
-    It fails, with the error of the first, only if all of them fail. It cannot be cancelled.
+    It fails, with the error of the first, only if all of them fail. It cannot be canceled.
     """
     target: Future[None] = Future()
     target.set_running_or_notify_cancel()
@@ -103,19 +103,19 @@ def all_of(futures: Sequence[Future[T]]) -> Future[list[T | AviaryError]]:
 
 
 def settle(target: Future[T], value: T) -> None:
-    """Set the result of a future, unless it is done or cancelled already."""
+    """Set the result of a future, unless it is done or canceled already."""
     with contextlib.suppress(InvalidStateError):
         target.set_result(value)
 
 
 def fail(target: Future[Any], error: Exception) -> None:
-    """Set the error of a future, unless it is done or cancelled already."""
+    """Set the error of a future, unless it is done or canceled already."""
     with contextlib.suppress(InvalidStateError):
         target.set_exception(error)
 
 
 def _error(done: Future[Any]) -> AviaryError | None:
     if done.cancelled():
-        return Cancelled("cancelled")
+        return Cancelled("the request was canceled")
     error = done.exception()
     return None if error is None else report(error)

@@ -70,7 +70,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a model is asked to do. Two pieces may share a batch if their `kind` is equal."""
+    """What a model must do. Two pieces may share a batch if their `kind` is equal."""
 
     model: str
     """The id of the model."""
@@ -202,7 +202,7 @@ class Piece:
     background: bool = False
     """Whether the piece is of a background request. Background and interactive pieces share no batch."""
     cancelled: Callable[[], bool] = _never
-    """Whether the request was cancelled. Backends call it while they generate text."""
+    """Whether the request was canceled. Backends call it while they generate text."""
     on_text: Callable[[str], None] | None = None
     """Called with each new part of a generated text."""
     begins: Callable[[], None] = _nothing

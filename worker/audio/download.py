@@ -30,7 +30,7 @@ ATTEMPTS = 4
 REDIRECTS = 5
 CONNECT_SEC = 10.0
 READ_SEC = 30.0
-SLEEP_SEC = 0.2  # how often a pause between attempts checks whether the request was cancelled
+SLEEP_SEC = 0.2  # how often a pause between attempts checks whether the request was canceled
 _NAME_CHARS = 120  # the longest name of a source in a message
 _BLOCK_BYTES = 1 << 18
 _BACK_OFF = tenacity.wait_exponential_jitter(initial=0.3, max=8, jitter=0.3)
@@ -184,7 +184,7 @@ class _Download:
     def _check(self) -> None:
         """Raise Cancelled or FetchFailed if the download must end."""
         if self._cancelled():
-            raise Cancelled("cancelled during the download")
+            raise Cancelled("the request was canceled during the download")
         if time.monotonic() > self._deadline:
             allowed_sec = self._settings.fetch_timeout_sec
             raise FetchFailed(f"{self._name} took longer than {allowed_sec:g} s (FETCH_TIMEOUT_SEC)")

@@ -78,7 +78,7 @@ class Fetcher:
             else:
                 file = io.FileIO(_reopen_descriptor(source.file.fileno()))
         except (OSError, ValueError) as error:
-            raise Cancelled("the file was closed before it was read") from error
+            raise Cancelled("the upload was closed before it was read") from error
         try:
             _rewind(file)
         except BaseException:

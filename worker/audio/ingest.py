@@ -1,8 +1,9 @@
 """Fetch and decode, ahead of the device: a few threads, a bound on the decoded seconds held, and turns between
 requests.
 
-A Unit is one source, opened and decoded once, however many inputs name it. Requests take turns, unit by unit, so that a
-request of ten thousand files does not delay one of a single file; a turn of the background is due BACKGROUND_SEC later.
+A Unit is one source, opened and decoded once, even if several inputs name it. Requests take turns, unit by unit, so
+that a request of ten thousand files does not delay a request of one file. A turn of the background is due
+BACKGROUND_SEC later.
 
 Decoded seconds are held from the moment when decoding starts (as estimated from the file's header or size) until
 `release`. Each model has two queues: one for interactive requests and one for the background. A queue that holds
@@ -34,11 +35,11 @@ from worker.types import SAMPLE_RATE, Clip, Source
 log = logging.getLogger(__name__)
 
 FETCHERS = 4  # threads for each decoder: a slow address blocks its thread, and should not keep files from the decoder
-BACKGROUND_SEC = 5.0  # while interactive requests wait, a turn of the background comes so much later
+BACKGROUND_SEC = 5.0  # while interactive requests wait, a turn of the background comes this much later
 CLOSE_SEC = 5.0  # how long `close` waits for threads that resolve a name or connect
 
 _CLOSING = "the worker is shutting down"
-_NOT_READ = "cancelled before it was read"
+_NOT_READ = "the request was canceled before this input was read"
 
 
 class Queue(NamedTuple):
@@ -69,7 +70,7 @@ class Unit:
     on_outcome: OnOutcome
     """Called exactly once, on an ingest thread."""
     cancelled: Callable[[], bool]
-    """Whether the request was cancelled."""
+    """Whether the request was canceled."""
 
 
 @dataclass(slots=True, order=True)
@@ -116,7 +117,7 @@ class Ingest:
         _cancel(units, _CLOSING)
 
     def drop_cancelled(self) -> None:
-        """Fail the units of cancelled requests that have not started, even those in a full queue or far from a turn."""
+        """Fail the units of canceled requests that have not started, even those in a full queue or far from a turn."""
         dropped: list[_Turns] = []
         with self._changed:
             for queue, waiting in list(self._turns.items()):
@@ -169,7 +170,7 @@ class Ingest:
     def _step(self, done: Queue | None) -> Queue | None:
         """Free the place of the unit that is done, if any, and process the next one or wait for one.
 
-        Return the queue of the unit that was processed. Nothing of the unit is held afterwards: its source may be an
+        Return the queue of the unit that was processed. Nothing of the unit is held afterward: its source may be an
         array, and its thread may wait for hours.
         """
         with self._changed:

@@ -1,12 +1,12 @@
 """Pieces → batches: pure functions, without a clock or a device.
 
 A batch holds one kind of work: equal `Options.kind`, and either only interactive pieces or only pieces of the
-background. Pieces are sorted by duration, so that a piece shares its batch with pieces of similar length, and packed up
-to `max_items` pieces and `max_padded_sec` seconds *counted with padding*: the longest piece times their number is what
-the device computes and what its memory must hold. Long pieces run alone.
+background. Pieces are sorted by duration, so that a piece shares its batch with pieces of similar length. A batch holds
+up to `max_items` pieces and `max_padded_sec` seconds *counted with padding*: the longest piece times their number is
+what the device computes and what its memory must hold. Long pieces run alone.
 
-`next_batch` serves the waiting piece of the lowest order first, whatever else waits, so that no piece starves. The rest
-of its batch are the pieces next to it by duration, from all requests.
+`next_batch` always serves the waiting piece of the lowest order first, so that no piece starves. The rest of its batch
+are the pieces next to it by duration, from all requests.
 """
 
 from __future__ import annotations

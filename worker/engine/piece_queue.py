@@ -108,7 +108,7 @@ class PieceQueue:
         return self.pop(batch.pieces)
 
     def pop_cancelled(self) -> list[QueuedPiece]:
-        """Take out the pieces whose request was cancelled."""
+        """Take out the pieces whose request was canceled."""
         return self.pop([piece for piece in self._queued if piece.cancelled()])
 
     def pop_all(self) -> list[QueuedPiece]:

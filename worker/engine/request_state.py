@@ -54,7 +54,7 @@ class RequestState:
                 self._seconds[stage] = self._seconds.get(stage, 0.0) + value
 
     def text_stream(self, items: Sequence[Item]) -> TextStream | None:
-        """Return what passes on the generated text of these inputs, or None if no caller wants it."""
+        """Return what passes on the generated text of these inputs, or None if there is no listener."""
         return None if self._on_text is None else TextStream(self._on_text, items)
 
     def finish(self, items: Iterable[Item], clip: Clip, output: Future[Output]) -> None:
@@ -86,7 +86,7 @@ class RequestState:
     def _set_future(self) -> None:
         timing = Timing(**self._seconds, total_sec=time.monotonic() - self._started)
         results = tuple(self._outcomes[index] for index in range(self.request.size))
-        with contextlib.suppress(InvalidStateError):  # the request was cancelled
+        with contextlib.suppress(InvalidStateError):  # the request was canceled
             self.future.set_result(Response(self.request.model, results, timing))
 
 

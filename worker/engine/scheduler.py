@@ -38,7 +38,7 @@ class Assignment(NamedTuple):
 
     group: list[QueuedPiece]
     model: Backend | AviaryError
-    """The acquired model to run the pieces on, to be released afterwards; or the error that the pieces fail with."""
+    """The acquired model to run the pieces on, to be released afterward; or the error that the pieces fail with."""
 
 
 class DeviceRunner(Protocol):
@@ -47,7 +47,9 @@ class DeviceRunner(Protocol):
     models: ModelManager
     name: str
 
-    def limits(self, model: str, backend: Backend) -> Limits: ...
+    def limits(self, model: str, backend: Backend) -> Limits:
+        """Return what a batch of the model may hold on the runner's device."""
+        ...
 
 
 class Scheduler:
@@ -87,7 +89,7 @@ class Scheduler:
             queued.deliver(self.lost or Cancelled("the worker is shutting down"))
 
     def wake(self) -> None:
-        """Wake the runners that wait: fewer pieces are incoming, a request was cancelled, or a model is loaded."""
+        """Wake the runners that wait: fewer pieces are incoming, a request was canceled, or a model is loaded."""
         with self._changed:
             self._changed.notify_all()
 
@@ -99,7 +101,7 @@ class Scheduler:
         with self._changed:
             cancelled = self._queue.pop_cancelled()
             if cancelled:
-                return Assignment(cancelled, Cancelled("cancelled"))
+                return Assignment(cancelled, Cancelled("the request was canceled"))
             for model, group in self._queue.by_model():
                 try:
                     backend = runner.models.acquire(model)

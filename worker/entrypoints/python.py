@@ -10,7 +10,7 @@
 Audio is a path, an http(s), s3, file or data URL, the bytes of a file, or an array with its `sample_rate`. A list or
 tuple is several inputs. They share batches: one call with many inputs is faster than many calls.
 
-If a single input fails, the call raises its AviaryError. Of several inputs, one that fails has a Failure in the place
+If a single input fails, the call raises its AviaryError. If one of several inputs fails, a Failure stands in the place
 of its answer, and the call raises only for an error that concerns all of them. Any path may be read.
 `worker.entrypoints.functions` has functions that return plain dicts.
 """

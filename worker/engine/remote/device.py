@@ -34,7 +34,7 @@ from worker.types import Batch, Output, Piece
 log = logging.getLogger(__name__)
 
 FACTORY = "worker.backends:create"
-LOOK_SEC = 0.1  # how often a running call checks whether one of its pieces was cancelled
+LOOK_SEC = 0.1  # how often a running call checks whether one of its pieces was canceled
 END_SEC = 5.0  # a process that has not ended by then is killed
 _CHILD = "worker.engine.remote.process"
 
