@@ -29,6 +29,8 @@ class Scripted(Backend):
         self.overhead_sec = 6.0
         if os.path.exists("gated"):
             raise ModelUnavailable("it is gated")
+        if os.path.exists("broken"):
+            raise OSError(CLUE)
         if os.path.exists("first"):  # whoever is second waits
             while os.path.exists("first"):
                 time.sleep(0.02)
@@ -36,6 +38,7 @@ class Scripted(Backend):
             os.rename("slow", "first")
 
     def infer(self, batch):
+        self.size = len(batch.pieces)
         return [getattr(self, f"_{(piece.options.prompt or 'sum').split()[0]}")(piece) for piece in batch.pieces]
 
     def _sum(self, piece):
@@ -62,6 +65,12 @@ class Scripted(Backend):
 
     def _fill(self, piece):
         raise MemoryError
+
+    def _crowd(self, piece):
+        """Only two fit into memory together."""
+        if self.size > 2:
+            raise MemoryError
+        return Transcript(str(self.size))
 
     def _ours(self, piece):
         raise OutOfMemory("too much of it") from RuntimeError(CLUE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import shutil
 import socket
@@ -250,7 +251,8 @@ def test_both_clients_say_the_same(dry):
         (WEEK, {"model": "nobody/nothing"}, errors.ModelNotFound),
         (WEEK, {"sample_rate": 8000}, errors.InputError),
         (np.zeros(9), {}, errors.InputError),
-        (np.zeros((2, 900)), {"sample_rate": 8000}, errors.InputError),
+        (np.zeros((900, 900)), {"sample_rate": 8000}, errors.InputError),
+        (np.zeros((2, 3, 900)), {"sample_rate": 8000}, errors.InputError),
         (np.zeros(0), {"sample_rate": 8000}, errors.EmptyAudio),
         (np.zeros(9, np.uint8), {"sample_rate": 8}, errors.InputError),
     ],
@@ -285,11 +287,23 @@ def test_a_base_url_that_is_none():
 )
 @settings(max_examples=60, deadline=None)
 def test_arrays_are_sent_exactly(samples, rate):
-    import io
-
+    one_channel = samples.ndim == 1 or 1 in samples.shape
+    if not one_channel and samples.shape[0] == samples.shape[1]:
+        with pytest.raises(errors.InputError, match=r"\(channels, samples\)"):
+            audio.wav(samples, rate)
+        return
     read, told = soundfile.read(io.BytesIO(audio.wav(samples, rate)), dtype=samples.dtype.name)
     assert told == rate
-    np.testing.assert_array_equal(read.reshape(samples.shape), samples)
+    channels_last = samples.reshape(-1) if one_channel else samples if len(samples) == max(samples.shape) else samples.T
+    np.testing.assert_array_equal(read, channels_last)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int16, np.int32])
+def test_channels_are_the_shorter_axis_as_in_the_python_api(kind):
+    stereo = np.arange(1800).reshape(900, 2).astype(kind)
+    for array in (stereo, stereo.T):
+        samples, _ = soundfile.read(io.BytesIO(audio.wav(array, 16_000)), dtype=np.dtype(kind).name)
+        np.testing.assert_array_equal(samples, stereo)
 
 
 @pytest.mark.parametrize("ask", [lambda c, path: c.transcribe(path), lambda c, path: c.chat(path, "What?")])

@@ -15,7 +15,7 @@ from conftest import encode, tone
 from worker.audio import ingest
 from worker.backends.base import Backend
 from worker.config import Settings
-from worker.engine import scheduler
+from worker.engine import piece_queue
 from worker.engine.engine import Engine
 from worker.protocol.request import parse
 from worker.types import Failure, Request, Result, Transcript
@@ -61,7 +61,7 @@ def engine(settings, tmp_path):
     with Engine(settings) as made:
         yield made
     assert not list((tmp_path / "data").glob("*"))
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("ingest", "lane"))]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("ingest", "runner"))]
 
 
 def ask(engine: Engine, payload: dict, **options):
@@ -335,7 +335,7 @@ def test_the_background_reads_far_ahead_only_while_nobody_waits(settings, tmp_pa
 
 
 def test_the_background_gets_its_turn_however_many_wait(settings, tmp_path, monkeypatch):
-    for module in (ingest, scheduler):
+    for module in (ingest, piece_queue):
         monkeypatch.setattr(module, "BACKGROUND_SEC", 0.3)
     model, stop = Slow(), threading.Event()
     model.gate.set()

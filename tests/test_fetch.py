@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.audio import fetch
+from worker.audio import download
 from worker.audio.fetch import Fetcher
 from worker.config import Settings
 from worker.errors import (
@@ -29,7 +29,6 @@ from worker.errors import (
     SourceNotFound,
     TooLarge,
 )
-from worker.net import safe_http
 from worker.types import S3Access, Source
 
 BODY = bytes(range(256)) * 400
@@ -184,7 +183,7 @@ def test_a_server_that_lies_about_its_length_gets_what_it_promised(server, setti
     ],
 )
 def test_failures_are_told_apart(server, settings, path, error, retryable, hits, monkeypatch):
-    monkeypatch.setattr(fetch, "_BACK_OFF", lambda _state: 0.01)
+    monkeypatch.setattr(download, "_BACK_OFF", lambda _state: 0.01)
     with pytest.raises(error) as caught:
         read(settings, server.url(path + "?signature=SECRET"))
     assert type(caught.value) is error
@@ -202,7 +201,7 @@ def test_a_drip_does_not_outlast_the_deadline(server, settings, path):
 
 
 def test_nobody_there(settings, monkeypatch):
-    monkeypatch.setattr(fetch, "_BACK_OFF", lambda _state: 0.01)
+    monkeypatch.setattr(download, "_BACK_OFF", lambda _state: 0.01)
     with pytest.raises(FetchFailed, match="could not be read") as caught:
         read(settings, "http://127.0.0.1:9/a.wav")
     assert caught.value.retryable
@@ -229,16 +228,16 @@ def test_private_addresses_are_refused_and_not_connected_to(server, settings):
 
 
 def test_a_redirect_to_the_metadata_address_is_refused(server, settings, monkeypatch):
-    real = safe_http.is_public
-    monkeypatch.setattr(safe_http, "is_public", lambda address: address == "127.0.0.1" or real(address))
+    real = download.safe_http.is_public
+    monkeypatch.setattr(download.safe_http, "is_public", lambda address: address == "127.0.0.1" or real(address))
     with pytest.raises(SourceForbidden):
         read(settings.model_copy(update={"allow_private_urls": False}), server.url("/to-metadata"))
 
 
 @pytest.mark.parametrize("url", ["http://", "http:///a", "http://[bad/a", "http://host:99999/", "http://a..b/"])
 def test_a_bad_url_is_an_error_of_ours(settings, url, monkeypatch):
-    monkeypatch.setattr(fetch, "_BACK_OFF", lambda _state: 0.01)
-    with pytest.raises((FetchFailed, fetch.InputError)):
+    monkeypatch.setattr(download, "_BACK_OFF", lambda _state: 0.01)
+    with pytest.raises((FetchFailed, InputError)):
         read(settings, url)
 
 
@@ -384,6 +383,36 @@ def test_an_upload_that_is_read_twice_at_once_is_read_whole_each_time(settings, 
 def test_an_upload_of_nothing_says_so(settings, kind):
     with kind() as upload, pytest.raises(EmptyAudio):
         Fetcher(settings).open(Source("file", "upload:0", file=upload))
+
+
+def test_audio_in_memory_is_written_when_it_is_read_and_left_to_nobody(settings):
+    written = []
+
+    def write(file):
+        written.append(file)
+        file.write(BODY)
+
+    source, fetcher = Source("memory", "input 0", write=write), Fetcher(settings)
+    assert not written
+    with fetcher.open(source) as one, fetcher.open(source) as other:
+        assert one.read(1000) == other.read(1000) == BODY[:1000]
+        assert one.read() == other.read() == BODY[1000:]
+    assert len(written) == 2
+    assert all(file.closed for file in written)
+
+
+def test_audio_in_memory_that_is_empty_or_cannot_be_written_says_so(settings):
+    written = []
+
+    def refuse(file):
+        written.append(file)
+        raise InputError("not audio")
+
+    with pytest.raises(InputError, match="not audio"):
+        Fetcher(settings).open(Source("memory", "input 0", write=refuse))
+    with pytest.raises(EmptyAudio):
+        Fetcher(settings).open(Source("memory", "input 0", write=written.append))
+    assert all(file.closed for file in written)
 
 
 def test_an_allowed_folder_may_be_a_link_that_is_changed(settings, tmp_path):

@@ -116,7 +116,8 @@ def free_port() -> int:
 
 def test_a_worker_that_hangs_is_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(worker_process, "ASK_SEC", 0.3)
-    monkeypatch.setattr(worker_process, "HUNG_SEC", (4, 60))
+    monkeypatch.setattr(worker_process, "HUNG_SEC", 4)
+    monkeypatch.setattr(worker_process, "HUNG_LOADING_SEC", 60)
 
     async def hang() -> None:
         settings = Settings(skip_model_load=True, data_dir=tmp_path, port=free_port())

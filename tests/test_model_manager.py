@@ -44,7 +44,7 @@ class Fake(Backend):
 
 
 class House:
-    """A Residency whose backends can be looked at; `claim` waits as the lane would."""
+    """A ModelManager whose backends can be inspected; `acquire` waits as a runner does."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ def test_a_model_that_is_always_busy_leaves_when_another_is_wanted(monkeypatch):
 def test_a_model_that_was_loaded_ahead_is_not_driven_out_before_it_is_ready():
     house = House(weight=GIB, budget=lambda: GIB)
     future = house.of.load(A)
-    while not house.of.due:
+    while not house.of.has_work:
         time.sleep(0.005)
     assert house.of.acquire(B) is None
     time.sleep(0.1)
@@ -203,7 +203,7 @@ def test_a_strange_failure_is_told_in_words_of_ours():
 def test_a_failure_while_warming_counts_as_one_of_loading():
     house = House()
     future = house.of.load(A)
-    while not house.of.due:
+    while not house.of.has_work:
         time.sleep(0.005)
     house.made[0][1].warm = lambda: 1 / 0
     house.of.warm()
@@ -345,4 +345,4 @@ def test_failures_are_forgotten_after_a_while(monkeypatch):
         house.of.load(A).result(5)
     monkeypatch.setattr(model_manager, "RETRY_SEC", 0.0)
     house.of.evict_idle()
-    assert not house.of._residents
+    assert not house.of._models

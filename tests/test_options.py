@@ -140,12 +140,12 @@ def test_the_openapi_document_has_it_for_chats(document, name):
 @pytest.mark.parametrize(("task", "name"), EACH)
 def test_the_python_api_types_it(task, name):
     typed = {
-        "transcribe": python.SpeechOptions,
-        "translate": python.SpeechOptions,
-        "caption": python.CaptionOptions,
-        "embed": python.EmbedOptions,
-        "chat": python.ChatOptions,
-        "analyze": python.AnalyzeOptions,
+        "transcribe": python.SpeechCall,
+        "translate": python.SpeechCall,
+        "caption": python.CaptionCall,
+        "embed": python.EmbedCall,
+        "chat": python.ChatCall,
+        "analyze": python.AnalyzeCall,
     }[task]
     there("python", name, get_type_hints(typed))
 

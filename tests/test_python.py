@@ -4,12 +4,14 @@ echoes."""
 from __future__ import annotations
 
 import ast
+import gc
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -245,8 +247,22 @@ def wave(rate: int, channels: int = 1, seconds: float = 0.5) -> np.ndarray:
         lambda x: np.stack([x] * 3, axis=1),
         lambda x: x[None],
         lambda x: (np.stack([x, x]) * 32_767).astype(np.int16),
+        lambda x: (x * (2**31 - 1)).astype(np.int32),
+        lambda x: (np.stack([x, x], axis=1) * (2**31 - 1)).astype(np.int32),
+        lambda x: (x * 32_767).astype(">i2"),
     ],
-    ids=["float64", "float32", "int16", "channels first", "channels last", "one channel", "int16 stereo"],
+    ids=[
+        "float64",
+        "float32",
+        "int16",
+        "channels first",
+        "channels last",
+        "one channel",
+        "int16 stereo",
+        "int32",
+        "int32 stereo",
+        "int16 big-endian",
+    ],
 )
 def test_an_array_is_heard_as_the_same_tone_at_16_khz(echo, rate, shape):
     heard = echo.embed(shape(wave(rate)), sample_rate=rate).output.values[:, 0]
@@ -265,7 +281,7 @@ def test_a_wrong_array_is_an_error_in_its_place(echo):
     wrong = [
         np.zeros((3, 4, 5)),
         np.zeros((7, 7)),
-        np.zeros(10, np.int32),
+        np.zeros(10, np.int64),
         np.array(["a"]),
         np.full(900, np.nan),
         np.zeros(0),
@@ -273,7 +289,7 @@ def test_a_wrong_array_is_an_error_in_its_place(echo):
     answers = echo.embed([*wrong, wave(16_000)], sample_rate=16_000)
     assert [one.error.code for one in answers[:-1]] == ["invalid_input"] * 4 + ["decode_failed", "empty_audio"]
     assert len(answers[-1].output.values) == 8_000
-    with pytest.raises(InputError, match="floats or int16, not int32"):
+    with pytest.raises(InputError, match="floats, int16 or int32, not int64"):
         echo.embed(wrong[2], sample_rate=16_000)
 
 
@@ -298,7 +314,7 @@ def test_channels_are_the_shorter_axis_and_mixed_by_their_mean(channels, samples
 def test_torchaudio_resamples_on_the_gpu():
     pytest.importorskip("torch")
     pytest.importorskip("torchaudio")
-    done = arrays._by_torchaudio(wave(48_000).astype(np.float32), 48_000)
+    done = arrays._resample_on_gpu(wave(48_000).astype(np.float32), 48_000)
     np.testing.assert_allclose(done[800:-800], wave(16_000)[800:-800], atol=2e-3)
 
 
@@ -319,6 +335,36 @@ def test_hundreds_of_arrays_need_few_open_files():
         timeout=60,
     )
     assert done.stdout == "300\n"
+
+
+def test_a_path_whose_bytes_are_no_utf8_is_read_in_its_place(dry, tmp_path):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.wav"
+    shutil.copy(WEEK, path)
+    first, missing, second = dry.transcribe([os.fsdecode(path), os.fsdecode(path + b"x"), WEEK])
+    assert (first.file, first.duration_sec) == (os.fsdecode(path), second.duration_sec)
+    assert missing.error.code == "source_not_found"
+    assert missing.error.message == f"no such file: {tmp_path}/caf?.wavx"
+
+
+def test_nothing_of_a_request_is_held_after_it(echo):
+    """Neither after it is done, nor after its caller has left early."""
+    clips = [wave(16_000, seconds=0.1) for _ in range(30)]
+    left = [weakref.ref(clip) for clip in clips]
+    assert len(echo.transcribe(clips, sample_rate=16_000)) == 30
+    del clips
+    gc.collect()
+    assert not [ref for ref in left if ref() is not None]
+
+    clips = [wave(16_000, seconds=0.1) for _ in range(30)]
+    left = [weakref.ref(clip) for clip in clips]
+    for _ in zip(echo.as_completed("transcribe", clips, sample_rate=16_000), range(1), strict=False):
+        pass
+    del clips
+    deadline = time.monotonic() + 10
+    while [ref for ref in left if ref() is not None]:
+        assert time.monotonic() < deadline, "an array is held"
+        gc.collect()
+        time.sleep(0.05)
 
 
 # Loading and closing

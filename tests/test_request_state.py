@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import Future
 
 from conftest import tone
 from hypothesis import given
@@ -12,24 +13,26 @@ from hypothesis import strategies as st
 from worker.backends.base import Backend
 from worker.config import Settings
 from worker.engine.engine import Engine
-from worker.engine.request_state import TextStream
+from worker.engine.piece_queue import PieceResult
+from worker.engine.request_state import RequestState, TextStream, WindowCollector
+from worker.errors import ModelError
 from worker.protocol.request import parse
-from worker.types import Failure, Item, Options, Source, Transcript, View
+from worker.types import Failure, Item, Options, Request, Source, Span, Transcript, View
 
 
 @given(st.text(), st.lists(st.lists(st.integers(0, 12))))
 def test_a_text_that_is_generated_again_is_told_once(text, runs):
     """Each run is cut into bits at will, and ends where it fails; the last one goes to the end."""
     told = []
-    teller = TextStream(
+    stream = TextStream(
         lambda index, bit: told.append((index, bit)),
         [Item(index, Source("path", "a"), Options("m"), View(()), None) for index in (3, 5)],
     )
     for cuts in [*runs, [len(text)]]:
-        teller.begins()
+        stream.restart()
         rest = text
         for cut in cuts:
-            teller(rest[:cut])
+            stream.write(rest[:cut])
             rest = rest[cut:]
     for index in (3, 5):
         assert "".join(bit for of, bit in told if of == index) == text
@@ -74,3 +77,31 @@ def test_a_batch_that_is_split_tells_no_word_twice(tmp_path):
     assert max(model.sizes) > 1, "a batch was split"
     assert not any(isinstance(one, Failure) for one in results)
     assert set(told.values()) == {"one two"}
+
+
+@given(st.permutations(range(5)), st.sets(st.integers(0, 4), max_size=2))
+def test_windows_in_any_order_give_one_output_or_the_first_error(order, failing):
+    bits, output = [], Future()
+    state = RequestState(Request("m", ()), None, None)
+    collector = WindowCollector(state, [10.0 * number for number in range(5)], output, bits.append)
+    for number in order:
+        assert not output.done()
+        outcome = PieceResult(Transcript(f"w{number}", words=(Span(f"w{number}", 1.0, 2.0),)), 0.5, 0.25)
+        collector.add(number, ModelError(f"window {number}") if number in failing else outcome)
+    if failing:
+        assert output.exception(0).message == f"window {min(failing)}"
+        assert "".join(bits) == " ".join(f"w{number}" for number in range(min(failing)))
+    else:
+        assert output.result(0).text == "".join(bits) == "w0 w1 w2 w3 w4"
+        assert [span.start for span in output.result(0).words] == [1.0, 11.0, 21.0, 31.0, 41.0]
+
+
+def test_a_clip_is_released_before_its_last_result_is_told(tmp_path):
+    """So that a caller who has all results finds no audio in memory."""
+    path, held = str(tone(tmp_path / "a.wav", 1)), []
+    settings = Settings(skip_model_load=True, data_dir=tmp_path / "data", allowed_paths=(tmp_path,))
+    with Engine(settings) as engine:
+        inputs = [path, {"source": path, "timestamps": True}, {"source": path, "language": "en"}]
+        future = engine.submit(parse({"inputs": inputs}, settings), on_result=lambda _one: held.append(engine.held_sec))
+        assert len(future.result(10).results) == 3
+    assert held[-1] == 0

@@ -1,4 +1,4 @@
-"""The lane: batches across requests, failures that cost only the culprit, a thread that never dies."""
+"""The runner: batches across requests, failures that affect only the piece at fault, a thread that never ends."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Harness:
     def __init__(self, limits, create, **options) -> None:
         self.pool = Scheduler(**options)
         self.put = self.pool.submit
-        self.models = ModelManager(create, changed=self.pool.nudge)
+        self.models = ModelManager(create, changed=self.pool.wake)
         self._runner = runner.Runner(self.pool, self.models, limits)
         self._runner.start()
 
@@ -200,7 +200,7 @@ def test_cancelled_pieces_are_dropped_before_they_run():
 
 def test_an_idle_device_waits_for_what_is_coming_but_not_long():
     model = Model()
-    lane = Harness(LIMITS, lambda _row: model, wait_sec=0.3, coming=lambda background: 1)
+    lane = Harness(LIMITS, lambda _row: model, wait_sec=0.3, incoming=lambda background: 1)
     lane.models.load(MODEL).result(5)
     futures = [Future() for _ in range(3)]
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""The pool with several lanes: work goes to whichever is free, and a device that fails costs nobody else."""
+"""The scheduler with several runners: a free device gets the work, and a device that fails affects no other."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class Device(Backend):
 
 @contextlib.contextmanager
 def lanes(*devices: Device, max_items: int = 4, **options):
-    """The pool and the lanes of these devices, each with the same model loaded or loading."""
+    """A scheduler and the runners of these devices, each with the same model loaded or loading."""
     pool = Scheduler(**options)
     made = [
         Runner(
             pool,
-            ModelManager(lambda _row, device=device: device, changed=pool.nudge),
+            ModelManager(lambda _row, device=device: device, changed=pool.wake),
             Limits(max_items, 100.0, 60.0),
             name=device.name,
         )
@@ -108,7 +108,7 @@ def test_idle_lanes_share_what_waits_where_a_part_is_worth_a_batch():
     for overhead, split_thinking in ((2.0, True), (100.0, False)):
         first, second = (Device(name, takes=0.05, overhead=overhead) for name in "ab")
         coming = [1]
-        with lanes(first, second, max_items=16, wait_sec=5, coming=lambda _background, coming=coming: coming[0]) as (
+        with lanes(first, second, max_items=16, wait_sec=5, incoming=lambda _background, coming=coming: coming[0]) as (
             pool,
             made,
         ):
@@ -117,17 +117,17 @@ def test_idle_lanes_share_what_waits_where_a_part_is_worth_a_batch():
             time.sleep(0.05)
             assert not first.batches + second.batches, "more is coming"
             coming[0] = 0
-            pool.nudge()
+            pool.wake()
             texts(futures)
         sizes = sorted(map(len, first.batches + second.batches))
         assert sizes == ([4, 4] if split_thinking else [8])
 
 
 def test_lanes_that_wait_do_nothing():
-    with lanes(*(Device(name) for name in "abcd"), wait_sec=5, coming=lambda _background: 1) as (pool, made):
+    with lanes(*(Device(name) for name in "abcd"), wait_sec=5, incoming=lambda _background: 1) as (pool, made):
         ready(made)
-        asked, coming = [], pool._coming
-        pool._coming = lambda background: asked.append(1) or coming(background)
+        asked, coming = [], pool._incoming
+        pool._incoming = lambda background: asked.append(1) or coming(background)
         put(pool, piece())
         time.sleep(0.3)
         assert len(asked) <= 2 * len(made)
@@ -207,7 +207,7 @@ def test_a_model_that_nobody_can_load_fails_its_pieces(monkeypatch, took):
 
 
 def test_the_background_ages_once_for_all(monkeypatch):
-    monkeypatch.setattr("worker.engine.scheduler.BACKGROUND_SEC", 0.3)
+    monkeypatch.setattr("worker.engine.piece_queue.BACKGROUND_SEC", 0.3)
     devices = [Device(name, takes=0.02) for name in "ab"]
     with lanes(*devices, max_items=1) as (pool, made):
         ready(made)

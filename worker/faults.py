@@ -1,8 +1,9 @@
-"""Any exception → an `AviaryError`: the one place where a stranger becomes one of ours.
+"""Any exception → an `AviaryError`: the one place where a foreign exception becomes an error of the tree.
 
-    translate(error)    what an exception of a backend (torch, NeMo, transformers) means for the request
-    report(error)       the error to answer with; one that nobody expected is logged under an id that the answer carries
-    forget(error)       releases the tensors and weights that the frames of a traceback hold
+    translate(error)              what an exception of a running model (torch, NeMo, transformers) means for its input
+    translate_load(error, model)  what an exception means that stopped a model from loading
+    report(error)                 the error to respond with; an unexpected one is logged under an id that it carries
+    forget(error)                 releases the tensors and weights that the frames of a traceback hold
 
 Clients see the id of an unexpected error and nothing else of it; the traceback is in the log.
 """
@@ -13,10 +14,13 @@ import logging
 import traceback
 import uuid
 
-from worker.errors import AviaryError, DeviceLost, InternalError, ModelError, OutOfMemory
+from worker.errors import AviaryError, DeviceLost, InternalError, ModelError, ModelUnavailable, OutOfMemory
 
 log = logging.getLogger(__name__)
 
+DEVICE_LOST = "the device failed and the worker restarts; send the request again"
+
+_LOGGED = " (the worker's log has the details under id "
 _OUT_OF_MEMORY = ("out of memory", "cublas_status_alloc_failed", "can't allocate memory", "cannot allocate memory")
 _LOST = (
     "cuda error",
@@ -31,25 +35,44 @@ _LOST = (
 )
 
 
+class RemoteTraceback(Exception):
+    """The traceback of an exception in another process, as text: the cause of the error that is raised in this one."""
+
+
 def translate(error: BaseException) -> AviaryError:
-    """Return the error of the tree that a backend's exception means; the exception becomes its cause."""
+    """Return the error of the tree that an exception of a running model means; the exception becomes its cause."""
     if isinstance(error, AviaryError):
         return error
-    ours = _of_the_device(error) or ModelError(f"the model failed on this input: {type(error).__name__}")
+    ours = _device_error(error) or ModelError(f"the model failed on this input: {type(error).__name__}")
+    ours.__cause__ = error
+    return ours
+
+
+def translate_load(error: BaseException, model: str) -> AviaryError:
+    """Return the error that an exception means which stopped `model` from loading; the exception becomes its cause.
+
+    The result is a ModelUnavailable, unless the exception is an AviaryError already or the device is lost.
+    """
+    ours = translate(error)
+    if isinstance(error, AviaryError) or isinstance(ours, DeviceLost):
+        return ours
+    if isinstance(ours, OutOfMemory):
+        ours = ModelUnavailable(f"{model} does not fit into the device's memory beside the models that are loaded")
+    else:
+        ours = ModelUnavailable(f"{model} could not be loaded: {type(error).__name__}: {error}")
     ours.__cause__ = error
     return ours
 
 
 def report(error: BaseException, *, during: str = "this request") -> AviaryError:
-    """Return the error to answer with, and log it if it is unexpected.
+    """Return the error to respond with, and log it if it is unexpected.
 
-    Unexpected are exceptions from outside the tree, `InternalError`, and a `ModelError` with a cause. Their message
-    gets the
-    id of the log entry, once. `during` says what failed, for the log and the message of an exception from outside the
-    tree.
+    Unexpected are exceptions from outside the tree, InternalError, and a ModelError with a cause. Their message gets
+    the id of the log entry, once. `during` says what failed, for the log and for the message of an exception from
+    outside the tree.
     """
     if not isinstance(error, AviaryError):
-        found = _of_the_device(error) or InternalError(f"an internal error during {during}")
+        found = _device_error(error) or InternalError(f"an internal error during {during}")
         found.__cause__ = error
         error = found
     if isinstance(error, InternalError) or (type(error) is ModelError and error.__cause__ is not None):
@@ -63,26 +86,23 @@ def report(error: BaseException, *, during: str = "this request") -> AviaryError
 def forget(error: BaseException) -> None:
     """Clear the frames that the error and its causes passed through.
 
-    They hold the tensors of the failed batch, or the weights of a model that did not load.
+    The frames hold the tensors of the failed batch, or the weights of a model that did not load.
     """
     seen: set[int] = set()
     left: list[BaseException | None] = [error]
     while left:
-        one = left.pop()
-        if one is not None and id(one) not in seen:
-            seen.add(id(one))
-            traceback.clear_frames(one.__traceback__)
-            left += [one.__cause__, one.__context__]
+        current = left.pop()
+        if current is not None and id(current) not in seen:
+            seen.add(id(current))
+            traceback.clear_frames(current.__traceback__)
+            left += [current.__cause__, current.__context__]
 
 
-_LOGGED = " (the worker's log has the details under id "
-
-
-def _of_the_device(error: BaseException) -> AviaryError | None:
-    """The error that the device is to blame for, if it is."""
+def _device_error(error: BaseException) -> AviaryError | None:
+    """Return OutOfMemory or DeviceLost if the exception is the device's fault, else None."""
     text = f"{type(error).__name__}: {error}".lower()
     if isinstance(error, MemoryError) or "outofmemory" in text or any(sign in text for sign in _OUT_OF_MEMORY):
         return OutOfMemory("the device does not have enough memory for this input")
     if type(error).__name__ == "AcceleratorError" or any(sign in text for sign in _LOST):
-        return DeviceLost("the device failed and the worker restarts; send the request again")
+        return DeviceLost(DEVICE_LOST)
     return None

@@ -1,10 +1,19 @@
-"""One future after another, or of several, without a thread that waits."""
+"""One future after another, or after several, without a thread that waits.
+
+    into(target, step)        a callback that hands a future's result to `step`, and a failure to `target`
+    when_all(futures, then)   call `then` once every future is done
+    any_of(futures)           a future that fails only if all of them fail
+    all_of(futures)           a future of all outcomes, errors included
+    settle, fail              complete a future that may be done already
+
+Callbacks run on the thread that completes the last future they wait for.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from typing import Any, TypeVar
 
@@ -15,8 +24,10 @@ T = TypeVar("T")
 
 
 def into(target: Future[Any], step: Callable[[T], None]) -> Callable[[Future[T]], None]:
-    """A done-callback that hands the result to `step`, unless `target` is done by then. What fails, there or in the
-    step, fails `target`, as an error of ours."""
+    """Return a done-callback that passes the future's result to `step`, unless `target` is done already.
+
+    An exception of the future or of the step fails `target`, as an AviaryError.
+    """
 
     def proceed(before: Future[T]) -> None:
         if target.done():
@@ -24,77 +35,87 @@ def into(target: Future[Any], step: Callable[[T], None]) -> Callable[[Future[T]]
         try:
             step(before.result())
         except CancelledError:
-            fail(target, Cancelled("cancelled"))
-        except Exception as error:  # noqa: BLE001  whoever waits is told
+            fail(target, Cancelled("the request was canceled"))
+        except Exception as error:  # noqa: BLE001  the callers that wait for `target` get the error
             fail(target, report(error))
 
     return proceed
 
 
-def any_of(several: Sequence[Future[T]]) -> Future[None]:
-    """Done when all are (one at least): fails, with the first one's error, only if all of them have."""
-    target: Future[None] = Future()
-    target.set_running_or_notify_cancel()
-    left, lock = len(several), threading.Lock()
+def when_all(futures: Collection[Future[Any]], then: Callable[[], None]) -> None:
+    """Call `then` once every future is done, failed or canceled; at once if there are none.
 
-    def count(_done: Future[T]) -> None:
+    The call is a done-callback of the last future, made on the thread that completes it.
+    """
+    left, lock = len(futures), threading.Lock()
+
+    def count(_done: Future[Any]) -> None:
         nonlocal left
         with lock:
             left -= 1
-            last = left == 0
-        if last:
-            errors = [error for one in several if (error := one.exception()) is not None]
-            if len(errors) == len(several):
-                target.set_exception(errors[0])
-            else:
-                target.set_result(None)
+            is_last = left == 0
+        if is_last:
+            then()
 
-    for one in several:
-        one.add_done_callback(count)
+    if not futures:
+        then()
+    for future in futures:
+        future.add_done_callback(count)
+
+
+def any_of(futures: Sequence[Future[Any]]) -> Future[None]:
+    """Return a future that is done when all `futures` (at least one) are.
+
+    It fails, with the error of the first, only if all of them fail. It cannot be canceled.
+    """
+    target: Future[None] = Future()
+    target.set_running_or_notify_cancel()
+
+    def finish() -> None:
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        if len(errors) == len(futures):
+            target.set_exception(errors[0])
+        else:
+            target.set_result(None)
+
+    when_all(futures, finish)
+    return target
+
+
+def all_of(futures: Sequence[Future[T]]) -> Future[list[T | AviaryError]]:
+    """Return a future of every outcome, in order, with an error in the place of each future that failed.
+
+    Cancelling it cancels all `futures`.
+    """
+    target: Future[list[T | AviaryError]] = Future()
+
+    def cancel(done: Future[Any]) -> None:
+        if done.cancelled():
+            for future in futures:
+                future.cancel()
+
+    def finish() -> None:
+        settle(target, [future.result() if (error := _error(future)) is None else error for future in futures])
+
+    target.add_done_callback(cancel)
+    when_all(futures, finish)
     return target
 
 
 def settle(target: Future[T], value: T) -> None:
-    """Sets the result of a future that may have been cancelled or failed meanwhile."""
+    """Set the result of a future, unless it is done or canceled already."""
     with contextlib.suppress(InvalidStateError):
         target.set_result(value)
 
 
 def fail(target: Future[Any], error: Exception) -> None:
-    """Fails a future that may be done already."""
+    """Set the error of a future, unless it is done or canceled already."""
     with contextlib.suppress(InvalidStateError):
         target.set_exception(error)
 
 
-def all_of(several: Sequence[Future[T]]) -> Future[list[T | AviaryError]]:
-    """Return a future of every outcome, in order, with an error in the place of each that failed.
-
-    Cancelling it cancels all of them.
-    """
-    target: Future[list[T | AviaryError]] = Future()
-    left, lock = len(several), threading.Lock()
-
-    def count(_done: Future[T]) -> None:
-        nonlocal left
-        with lock:
-            left -= 1
-            if left:
-                return
-        if target.set_running_or_notify_cancel():
-            outcomes = [_outcome(one) for one in several]
-            target.set_result(outcomes)
-
-    def cancel(done: Future[Any]) -> None:
-        if done.cancelled():
-            for one in several:
-                one.cancel()
-
-    target.add_done_callback(cancel)
-    for one in several:
-        one.add_done_callback(count)
-    return target
-
-
-def _outcome(done: Future[Any]) -> Any:
-    error = Cancelled("cancelled") if done.cancelled() else done.exception()
-    return done.result() if error is None else report(error)
+def _error(done: Future[Any]) -> AviaryError | None:
+    if done.cancelled():
+        return Cancelled("the request was canceled")
+    error = done.exception()
+    return None if error is None else report(error)

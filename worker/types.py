@@ -1,4 +1,4 @@
-"""What flows through the worker, from a payload's source to a response. Plain frozen records, no behaviour.
+"""What flows through the worker, from the source of a payload to a response. Plain frozen records, without behavior.
 
     Source ── fetch, decode ──▶ Clip ──▶ Piece ──▶ Batch ── backend ──▶ Output ──▶ Result or Failure ──▶ Response
 
@@ -24,61 +24,87 @@ Level = Literal["word", "segment", "char"]
 
 @dataclass(frozen=True, slots=True)
 class S3Access:
-    """Where a bucket is and how to open it. `trusted`: given by the operator, so a private endpoint is meant."""
+    """Where a bucket is, and the credentials to open it."""
 
     endpoint: str | None = None
+    """The URL of the S3 service. None: AWS."""
     key: str | None = None
+    """The access key id."""
     secret: str | None = field(default=None, repr=False)
+    """The secret access key."""
     bucket: str | None = None
+    """The bucket that results are stored in."""
     trusted: bool = False
+    """Whether the operator gave the endpoint, so that it may have a private address."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where audio is: an http(s) URL, an s3:// URL, a path, a data: URI, or a file that a door holds open (it may
-    close it once the request is done). `trusted`: any path may be read."""
+    """Where audio is. Equal sources of a request are read once."""
 
-    kind: Literal["url", "s3", "path", "data", "file"]
+    kind: Literal["url", "s3", "path", "data", "file", "memory"]
+    """An http(s) URL, an s3:// URL, a path or file:// URL, a data: URI, an open file, or audio in memory."""
     location: str = field(repr=False)
+    """The URL, path or URI. For an open file and for memory: a name for people."""
     s3: S3Access | None = None
+    """The request's own access to S3."""
     trusted: bool = False
+    """Whether a path outside ALLOWED_PATHS may be read."""
     file: BinaryIO | None = field(default=None, repr=False)
+    """The open file of an entry point, which may close it when the request is done."""
+    write: Callable[[BinaryIO], None] | None = field(default=None, repr=False)
+    """Writes audio in memory into an empty file. It is called when the source is read. Raises InputError."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat. `audio`: the turn that the input's audio belongs to; one at most, else the first of the
-    user's."""
+    """One turn of a chat."""
 
     role: Literal["system", "user", "assistant"]
+    """Who speaks."""
     content: str
+    """The text of the turn."""
     audio: bool = False
+    """Whether the input's audio belongs to this turn: one turn at most. If no turn has it, the user's first does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What is asked of a model. Two pieces may share a batch if their `kind` is equal."""
+    """What a model must do. Two pieces may share a batch if their `kind` is equal."""
 
     model: str
+    """The id of the model."""
     task: Task = "transcribe"
+    """The kind of output."""
     timestamps: bool = False
+    """Whether a transcript has the times of its words and segments, and of its characters if the model gives them."""
     language: str | None = None
+    """ISO 639-1 code of the spoken language. None: the model detects it, or takes its default."""
     target_language: str | None = None
+    """ISO 639-1 code of the language of the text. None: the spoken language; for `translate`: English."""
     prompt: str | None = None
+    """An instruction or words to expect, depending on the model."""
     style: Literal["detailed", "brief", "technical"] | None = None
+    """The style of a caption."""
     messages: tuple[Message, ...] = ()
+    """The turns of a chat, of which the last is the user's."""
     max_new_tokens: int | None = None
+    """The most tokens to generate. None: the model's default."""
     temperature: float | None = None
+    """The temperature of sampling. None or 0: the most likely token, always the same text."""
     top_p: float | None = None
+    """Sampling takes the most likely tokens up to this total probability. None: all tokens."""
     punctuation: bool = True
+    """Whether a transcript has punctuation and capital letters, if the model can leave them out."""
     pooling: Literal["none", "mean"] = "none"
+    """Whether an embedding is the mean over all frames."""
 
     @property
     def kind(self) -> Options:
-        """The options without what each piece of a batch may have of its own: words said to the model."""
-        return (
-            replace(self, prompt=None, style=None, messages=()) if self.prompt or self.style or self.messages else self
-        )
+        """The options without the texts (prompt, style, messages), in which the pieces of a batch may differ."""
+        if self.prompt or self.style or self.messages:
+            return replace(self, prompt=None, style=None, messages=())
+        return self
 
 
 # The options of a request as keyword arguments, for editors and type checkers. A test compares them with the list of
@@ -137,57 +163,75 @@ class AnalyzeOptions(CaptionOptions, EmbedOptions, total=False):
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How one result is shown; it changes nothing about the work."""
+    """How one result is rendered. It does not affect what the model does."""
 
     timestamps: tuple[Level, ...] = ()
+    """The levels of spans to render."""
     format: Literal["json", "verbose_json", "text", "srt", "vtt"] = "json"
+    """The format of a transcript."""
     encoding: Literal["float", "base64", "s3"] = "float"
+    """How the numbers of an embedding are rendered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One input of a request. `index` is its place in the request, `id` the caller's own name for it."""
+    """One input of a request."""
 
     index: int
+    """The input's place in the request, from 0."""
     source: Source
+    """Where its audio is."""
     options: Options
+    """What to do with it."""
     view: View = View()
+    """How to render its result."""
     id: str | int | None = None
+    """The caller's own name for the input."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Failure:
-    """An input that got no result, and why."""
+    """An input without a result."""
 
     index: int
+    """The input's place in the request, from 0."""
     error: AviaryError
+    """Why there is no result."""
     id: str | int | None = None
+    """The caller's own name for the input."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A validated request. `model` is the name the answer reports; `rejected` are inputs that were never any good.
-    `background`: nobody waits for it at this moment, so requests that somebody waits for go first."""
+    """A validated request."""
 
     model: str
+    """The id of the model, as the response reports it."""
     items: tuple[Item, ...]
+    """The inputs to run."""
     rejected: tuple[Failure, ...] = ()
+    """The inputs that failed validation."""
     background: bool = False
+    """Whether no client waits for the response at present. Interactive requests are then served first."""
 
     @property
     def size(self) -> int:
+        """The number of inputs."""
         return len(self.items) + len(self.rejected)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clip:
-    """Decoded audio: float32 of shape (samples,). `warning`: what the decoder complained of, where it went on."""
+    """Decoded audio."""
 
     samples: np.ndarray
+    """float32 of shape (samples,), 16 kHz."""
     warning: str | None = None
+    """An error after which the decoder could continue."""
 
     @property
     def duration_sec(self) -> float:
+        """The length of the audio."""
         return len(self.samples) / SAMPLE_RATE
 
 
@@ -201,96 +245,127 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
-    """One clip, or a part of one, to be run with one set of options.
-
-    `order`: the lower is served first; those of the background share no batch with the others. `cancelled` is asked
-    while a text is generated. `on_text` is told each new bit of a generated text; `begins` is called whenever that is
-    generated from its beginning, which is more than once where a batch fails.
-    """
+    """One clip, or one window of a clip, to be run with one set of options."""
 
     clip: Clip
+    """The audio of the piece alone."""
     options: Options
+    """What to do with it."""
     order: float = 0
+    """The piece of the lowest order is served first."""
     background: bool = False
+    """Whether the piece is of a background request. Background and interactive pieces share no batch."""
     cancelled: Callable[[], bool] = _never
+    """Whether the request was canceled. Backends call it while they generate text."""
     on_text: Callable[[str], None] | None = None
+    """Called with each new part of a generated text."""
     begins: Callable[[], None] = _nothing
+    """Called whenever the text is generated from its beginning: again, for example, after a batch has failed."""
 
     @property
     def duration_sec(self) -> float:
+        """The length of the audio."""
         return self.clip.duration_sec
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Pieces that run together, all of one kind. `long`: exactly one piece, run alone."""
+    """Pieces that run together. Their options are of one kind."""
 
     pieces: tuple[Piece, ...]
+    """At least one piece."""
     long: bool = False
+    """Whether the batch is one long piece, which runs alone."""
 
     @property
     def options(self) -> Options:
-        """What they have in common."""
+        """The options that all pieces have in common."""
         return self.pieces[0].options.kind
 
     @property
     def padded_sec(self) -> float:
+        """The length of the audio when all pieces are padded to the longest."""
         return len(self.pieces) * max(piece.duration_sec for piece in self.pieces)
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A char, word or segment with its start and end in seconds."""
+    """A character, word or segment, and when it is spoken."""
 
     text: str
+    """The text of the span."""
     start: float
+    """Seconds from the start of the input."""
     end: float
+    """Seconds from the start of the input."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """Text, and where the model gives them the spans of its chars, words and segments. `tokens_generated`: of a model
-    that writes token by token, without its prompt."""
+    """What is said in the audio, in its own or in another language."""
 
     text: str
+    """The whole text."""
     words: tuple[Span, ...] = ()
+    """The words with their times, if requested and known to the model."""
     segments: tuple[Span, ...] = ()
+    """Sentences or phrases with their times, if requested and known to the model."""
     chars: tuple[Span, ...] = ()
+    """The characters with their times, if requested and known to the model."""
     language: str | None = None
+    """ISO 639-1 code of the language of the text, if known."""
     tokens_generated: int | None = None
+    """Tokens that a model generated one by one, without its prompt. None: another kind of model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """`thinking`: what the model said to itself before it, where it does."""
+    """A description of the audio."""
 
     text: str
+    """The description."""
     tokens_generated: int | None = None
+    """Tokens that the model generated, without its prompt."""
     thinking: str | None = None
+    """The reasoning that the model wrote before the description, if it did."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
+    """The model's turn in a chat about the audio."""
+
     text: str
+    """The reply."""
     finish_reason: Literal["stop", "length"]
+    """Why the reply ends: the model ended it, or `max_new_tokens` did."""
     prompt_tokens: int
+    """Tokens of the conversation, those of the audio included."""
     completion_tokens: int
+    """Tokens that the model generated."""
     thinking: str | None = None
+    """The reasoning that the model wrote before the reply, if it did."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedding:
-    """float32 of shape (frames, width), or (width,) when pooled; `frame_rate` in frames a second before pooling."""
+    """Vectors that represent the audio."""
 
     values: np.ndarray
+    """float32 of shape (frames, width), or (width,) if pooled."""
     frame_rate: float
+    """Frames a second, before pooling."""
     pooling: Literal["none", "mean"]
+    """Whether the values are the mean over all frames."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Analysis:
+    """A caption and an embedding of the same audio, computed in one pass."""
+
     caption: Caption
+    """The description of the audio."""
     embedding: Embedding
+    """The vectors of the audio."""
 
 
 Output = Transcript | Caption | Reply | Embedding | Analysis
@@ -298,32 +373,50 @@ Output = Transcript | Caption | Reply | Embedding | Analysis
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
+    """An input and its output."""
+
     item: Item
+    """The input."""
     duration_sec: float
+    """The length of the audio."""
     output: Output
+    """What the model made of it."""
     warning: str | None = None
+    """An error after which the decoder could continue."""
 
     @property
     def index(self) -> int:
+        """The input's place in the request, from 0."""
         return self.item.index
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds. The stages overlap, so that fetch, decode, queue and model are each the sum over the inputs' own waits
-    (a batch's model time is shared out by duration) and may exceed total, which is the wall clock of the request."""
+    """Seconds that a request took.
+
+    The stages overlap. `fetch_sec`, `decode_sec`, `queue_sec` and `model_sec` are sums over the inputs, and may exceed
+    `total_sec`.
+    """
 
     fetch_sec: float = 0.0
+    """Opening or downloading sources."""
     decode_sec: float = 0.0
+    """Decoding audio."""
     queue_sec: float = 0.0
+    """Waiting for a device, after decoding."""
     model_sec: float = 0.0
+    """Running models. The seconds of a batch are shared out to its pieces by duration."""
     total_sec: float = 0.0
+    """From the submission of the request to its response, by the clock."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Response:
-    """What a request came to: one Result or Failure per item, in the request's order."""
+    """The outcome of a request."""
 
     model: str
+    """The id of the model."""
     results: tuple[Result | Failure, ...]
+    """One outcome per input, in the request's order."""
     timing: Timing
+    """How long the request took."""

@@ -1,143 +1,129 @@
-"""Audio in memory → files that the engine reads: arrays as WAV, bytes as they are, so that all of it is decoded one
-way.
+"""Audio in memory: arrays as WAV files, and the bytes of files, as the engine and the client read them.
 
-A file is written only when the engine asks for it, on the engine's own thread, and closed when that thread asks for
-the next: ten thousand arrays need no more open files, nor disk, than the engine has readers.
+    memory_source(audio, rate, name)   a Source of kind "memory", which writes its audio when the engine reads it
+    frames(array)                      any array as (samples,) or (samples, channels)
+    mono(array)                        any array as (samples,)
+    write_wav(file, samples, rate)     the writer of WAV files, for the engine and the client
 
-An array is (samples,), (samples, channels) as soundfile reads it, or (channels, samples) as torchaudio loads it: of
-two axes the
-shorter is the channels, which are mixed down to one. Floats are nominally in [-1, 1], int16 in [-32768, 32767].
+The engine gives a memory source an unnamed file when it reads the source, and closes the file when it has decoded it:
+ten thousand arrays need no more open files, nor disk space, than the engine has readers.
+
+An array is (samples,), (samples, channels) as soundfile returns it, or (channels, samples) as torchaudio does: of two
+axes, the shorter one is the channels. Its values are floats, nominally in [-1, 1], or integers of 16 or 32 bits, which
+use the whole range.
 """
 
 from __future__ import annotations
 
-import shutil
+import functools
 import sys
-import tempfile
-import threading
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from worker.errors import InputError, RequestError, SourceNotFound
-from worker.types import SAMPLE_RATE
+from worker.errors import EmptyAudio, InputError, RequestError
+from worker.types import SAMPLE_RATE, Source
 
 if TYPE_CHECKING:
     import numpy as np
 
-CHANNELS = 64  # most that an array may have: more is an axis of something else
-RATES = (1_000, 768_000)
+CHANNELS = 64  # the most channels of an array: a longer axis is not one of channels
+RATES = (1_000, 768_000)  # the lowest and the highest sample rate, in Hz
+_SUBTYPES = {"int16": "PCM_16", "int32": "PCM_32", "float32": "FLOAT"}
 
 
-class MemoryFiles:
-    """What one request holds in memory. `folder`: where its files pass through. `close` when the request is done."""
+def memory_source(audio: Any, sample_rate: int | None, name: str) -> Source:
+    """Return the source of an array, or of the bytes of a file.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._lent: dict[int, BinaryIO] = {}
-        self._closed = False
-        self._lock = threading.Lock()
-
-    def hold(self, audio: Any, sample_rate: int | None) -> BinaryIO:
-        """What the engine takes for an open file. Raises RequestError for an array without a sample rate."""
-        if isinstance(audio, bytes | bytearray | memoryview):
-            data = audio
-            return cast(BinaryIO, _Held(lambda: self._lend(lambda file: file.write(data))))
-        if sample_rate is None:
-            raise RequestError("an array needs its sample_rate", param="sample_rate")
-        if not RATES[0] <= sample_rate <= RATES[1]:
-            raise RequestError(
-                f"sample_rate is in Hz, from {RATES[0]} to {RATES[1]}, not {sample_rate}", param="sample_rate"
-            )
-        rate = sample_rate
-        return cast(BinaryIO, _Held(lambda: self._lend(lambda file: _write(file, audio, rate))))
-
-    def copy(self, path: str) -> BinaryIO:
-        """The same for a file whose name no payload can hold: its bytes are not UTF-8."""
-        return cast(BinaryIO, _Held(lambda: self._lend(lambda file: _copy(path, file))))
-
-    def close(self) -> None:
-        """Closes what is open; what the engine asks for afterwards is gone."""
-        with self._lock:
-            self._closed = True
-            for file in self._lent.values():
-                file.close()
-            self._lent.clear()
-
-    def _lend(self, write: Callable[[BinaryIO], Any]) -> int:
-        """A descriptor that lasts until this thread asks for the next. Raises ValueError when the request is over."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        file = cast(BinaryIO, tempfile.TemporaryFile(dir=self._folder))  # noqa: SIM115  it outlasts this call
-        try:
-            write(file)
-            file.flush()
-        except BaseException:
-            file.close()
-            raise
-        with self._lock:
-            if self._closed:
-                file.close()
-                raise ValueError("the request is over")
-            before = self._lent.get(threading.get_ident())
-            self._lent[threading.get_ident()] = file
-        if before is not None:
-            before.close()
-        return file.fileno()
+    sample_rate: of an array, in Hz. name: names the source for people.
+    Raises RequestError for an array with no sample rate or one that is out of range. Reading the source raises
+    InputError for an array that is not audio.
+    """
+    if isinstance(audio, bytes | bytearray | memoryview):
+        return Source("memory", name, write=functools.partial(_write_bytes, audio))
+    if sample_rate is None:
+        raise RequestError("an array needs its sample_rate", param="sample_rate")
+    if not RATES[0] <= sample_rate <= RATES[1]:
+        raise RequestError(
+            f"sample_rate is in Hz, from {RATES[0]} to {RATES[1]}, not {sample_rate}", param="sample_rate"
+        )
+    return Source("memory", name, write=functools.partial(_write_array, audio, sample_rate))
 
 
-class _Held:
-    """The part of a file that the engine uses."""
+def frames(audio: Any) -> np.ndarray:
+    """Return the array as float32, int16 or int32 of shape (samples,) or (samples, channels).
 
-    def __init__(self, fileno: Callable[[], int]) -> None:
-        self.fileno = fileno
-
-
-def mono(audio: Any) -> np.ndarray:
-    """The array as (samples,) of float32, or of int16 where it was that and had one channel. Raises InputError."""
+    Raises InputError for an array that is not audio, EmptyAudio for one without samples.
+    """
     import numpy as np
 
     try:
         array = np.asarray(audio)
-    except Exception as error:  # a tensor on another device, or one that needs a gradient
-        raise InputError(f"cannot be read as an array: {error}") from error
-    if array.dtype != np.int16 and array.dtype.kind != "f":
-        raise InputError(f"an array of audio holds floats or int16, not {array.dtype}")
+    except Exception as error:  # a tensor on another device, or one that requires a gradient
+        raise InputError(f"cannot be read as an array: {error}", param="audio") from error
+    if array.dtype.kind == "f":
+        array = array.astype(np.float32, copy=False)
+    if array.dtype.name not in _SUBTYPES:
+        raise InputError(f"an array of audio holds floats, int16 or int32, not {array.dtype}", param="audio")
+    array = array.astype(array.dtype.name, copy=False)  # in the byte order of this machine
+    if not array.size:
+        raise EmptyAudio("the array holds no samples")
     if array.ndim == 2 and 1 in array.shape:
         array = array.reshape(-1)
     if array.ndim == 1:
-        return array if array.dtype == np.int16 else array.astype(np.float32, copy=False)
+        return array
     if array.ndim != 2 or array.shape[0] == array.shape[1] or min(array.shape) > CHANNELS:
         raise InputError(
-            f"an array of audio is (samples,), (samples, channels) or (channels, samples), not {array.shape}"
+            f"an array of audio is (samples,), (samples, channels) or (channels, samples), not {array.shape}",
+            param="audio",
         )
-    mixed: np.ndarray = array.mean(axis=int(np.argmin(array.shape)), dtype=np.float32)
-    return mixed / 32_768 if array.dtype == np.int16 else mixed
+    return array if array.shape[0] > array.shape[1] else array.T
 
 
-def _copy(path: str, file: BinaryIO) -> None:
-    try:
-        with open(path, "rb") as original:
-            shutil.copyfileobj(original, file)
-    except OSError as error:
-        raise SourceNotFound(f"cannot read {path.encode('utf-8', 'replace').decode()}: {error.strerror}") from error
+def mono(audio: Any) -> np.ndarray:
+    """Return the array with its channels mixed by their mean, of shape (samples,). Raises as `frames`.
+
+    The result is float32, or integers if the array holds integers in one channel.
+    """
+    import numpy as np
+
+    array = frames(audio)
+    if array.ndim == 1:
+        return array
+    mixed: np.ndarray = array.mean(axis=1, dtype=np.float32)
+    return mixed / _full_scale(array)
 
 
-def _write(file: BinaryIO, audio: Any, rate: int) -> None:
-    """The array as a WAV file."""
+def write_wav(file: BinaryIO, samples: np.ndarray, sample_rate: int) -> None:
+    """Write samples, as `frames` returns them, into an empty file as WAV, without changing a value."""
     import soundfile
 
-    samples = mono(audio)
-    if rate != SAMPLE_RATE and (resampled := _by_torchaudio(samples, rate)) is not None:
-        samples, rate = resampled, SAMPLE_RATE
-    subtype = "PCM_16" if samples.dtype.kind == "i" else "FLOAT"
-    with soundfile.SoundFile(file.fileno(), "w", rate, 1, subtype, format="WAV", closefd=False) as wav:
+    channels = 1 if samples.ndim == 1 else samples.shape[1]
+    subtype = _SUBTYPES[samples.dtype.name]
+    with soundfile.SoundFile(file, "w", sample_rate, channels, subtype, format="WAV") as wav:
         wav.write(samples)
 
 
-def _by_torchaudio(samples: np.ndarray, rate: int) -> np.ndarray | None:
-    """The samples at 16 kHz, resampled on the GPU; None where there is none or no torchaudio, and the decoder does it.
+def _full_scale(array: np.ndarray) -> int:
+    """Return the value that stands for 1.0."""
+    return 1 if array.dtype.kind == "f" else 1 << (8 * array.dtype.itemsize - 1)
 
-    A model without torch brings none into the process for this.
+
+def _write_bytes(data: bytes | bytearray | memoryview, file: BinaryIO) -> None:
+    file.write(data)
+
+
+def _write_array(audio: Any, sample_rate: int, file: BinaryIO) -> None:
+    samples = mono(audio)
+    resampled = None if sample_rate == SAMPLE_RATE else _resample_on_gpu(samples, sample_rate)
+    if resampled is None:
+        write_wav(file, samples, sample_rate)
+    else:
+        write_wav(file, resampled, SAMPLE_RATE)
+
+
+def _resample_on_gpu(samples: np.ndarray, sample_rate: int) -> np.ndarray | None:
+    """Return the samples at 16 kHz, or None without a GPU or torchaudio: the decoder then resamples them.
+
+    torch is used only if a model has imported it already.
     """
     import numpy as np
 
@@ -146,8 +132,8 @@ def _by_torchaudio(samples: np.ndarray, rate: int) -> np.ndarray | None:
         return None
     try:
         from torchaudio.functional import resample
-    except (ImportError, OSError):  # it loads only beside the torch it was built for
+    except (ImportError, OSError):  # torchaudio loads only beside the version of torch that it was built for
         return None
-    floats = samples.astype(np.float32) / 32_768 if samples.dtype == np.int16 else samples
-    done: np.ndarray = resample(torch.from_numpy(floats).cuda(), rate, SAMPLE_RATE).cpu().numpy()
-    return done
+    floats = samples.astype(np.float32) / _full_scale(samples)
+    resampled: np.ndarray = resample(torch.from_numpy(floats).cuda(), sample_rate, SAMPLE_RATE).cpu().numpy()
+    return resampled

@@ -1,6 +1,6 @@
-"""What a caller calls audio → an upload, or a source that the other side fetches.
+"""What a caller passes as audio → an upload, or a source that the server fetches.
 
-A path is opened for each attempt and read in pieces; nothing holds the whole file.
+A path is opened for each attempt and read in parts; the whole file is never in memory.
 """
 
 from __future__ import annotations
@@ -16,33 +16,38 @@ from typing import BinaryIO
 
 import numpy as np
 
+from worker.audio.arrays import frames, write_wav
 from worker.errors import EmptyAudio, InputError, SourceNotFound
 
-# A path of this machine, a URL or data: URI, a file's bytes, or samples: (samples,) or (samples, channels).
+# A path of this machine, a URL or data: URI, the bytes of a file, or an array as worker.audio.arrays describes it.
 Audio = str | os.PathLike[str] | bytes | np.ndarray
 
 _REMOTE = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+://|data:)")
-_MOST_CHANNELS = 64
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A file to send. `open` gives it anew, at its start."""
+    """A file to send."""
 
     name: str
+    """The name of the file, without its folder."""
     size: int
+    """Bytes of the file."""
     open: Callable[[], BinaryIO]
+    """Opens the file, at its start, for each attempt to send it."""
 
 
 def take(audio: Audio, sample_rate: int | None = None) -> Upload | str:
-    """The upload; or the URL as it is (file:// is a path of the server's). Raises InputError, SourceNotFound,
-    EmptyAudio."""
+    """Return the upload, or a URL unchanged (a file:// URL is a path of the server).
+
+    sample_rate: of an array, in Hz. Raises InputError, SourceNotFound, EmptyAudio.
+    """
     if isinstance(audio, np.ndarray):
         if sample_rate is None:
             raise InputError("an array needs its sample_rate", param="sample_rate")
         return _of_bytes(wav(audio, sample_rate), "audio.wav")
     if sample_rate is not None:
-        raise InputError("sample_rate is for arrays: a file says its own", param="sample_rate")
+        raise InputError("sample_rate is for arrays; a file holds its own", param="sample_rate")
     if isinstance(audio, bytes):
         return _of_bytes(audio, "audio")
     text = os.fspath(audio)
@@ -50,33 +55,23 @@ def take(audio: Audio, sample_rate: int | None = None) -> Upload | str:
 
 
 def wav(samples: np.ndarray, sample_rate: int) -> bytes:
-    """Samples as a WAV file that holds them exactly: int16 and int32 as they are, anything else as float32."""
-    import soundfile
+    """Return a WAV file that holds the samples exactly; floats of other sizes become float32.
 
-    if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > _MOST_CHANNELS):
-        raise InputError(
-            f"an array has the shape (samples,) or (samples, channels), not {samples.shape}", param="audio"
-        )
-    if not samples.size:
-        raise EmptyAudio("the array holds no samples")
-    subtype = {"int16": "PCM_16", "int32": "PCM_32"}.get(samples.dtype.name, "FLOAT")
-    if subtype == "FLOAT":
-        if samples.dtype.kind != "f":
-            raise InputError(f"samples are float, int16 or int32, not {samples.dtype}", param="audio")
-        samples = samples.astype(np.float32)
+    Raises InputError for an array that is not audio, EmptyAudio for one without samples.
+    """
     file = io.BytesIO()
-    soundfile.write(file, samples, sample_rate, format="WAV", subtype=subtype)
+    write_wav(file, frames(samples), sample_rate)
     return file.getvalue()
 
 
 def _of_bytes(data: bytes, name: str) -> Upload:
     if not data:
-        raise EmptyAudio("holds no bytes")
+        raise EmptyAudio("the file holds no bytes")
     return Upload(name, len(data), lambda: io.BytesIO(data))
 
 
 def _of_path(path: Path) -> Upload:
-    def opened() -> BinaryIO:
+    def open_file() -> BinaryIO:
         try:
             return path.open("rb")
         except OSError as error:
@@ -84,13 +79,13 @@ def _of_path(path: Path) -> Upload:
 
     try:
         status = path.stat()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         raise _unreadable(path, error) from error
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"not a regular file: {path}", param="audio")
     if not status.st_size:
-        raise EmptyAudio(f"holds no bytes: {path}")
-    return Upload(path.name.encode("utf-8", "replace").decode(), status.st_size, opened)
+        raise EmptyAudio(f"the file holds no bytes: {path}")
+    return Upload(path.name.encode("utf-8", "replace").decode(), status.st_size, open_file)
 
 
 def _unreadable(path: Path, error: OSError | ValueError) -> InputError:

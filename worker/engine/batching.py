@@ -1,12 +1,12 @@
-"""Clips → Batches: pure functions, no clock, no device.
+"""Pieces → batches: pure functions, without a clock or a device.
 
-A batch holds one kind of work (equal `Options.kind`, all or none of the background). Clips are sorted by length, so
-that neighbours pad each other little, and packed up to `max_items` clips and `max_padded_sec` seconds *counted with
-padding*: the
-longest clip times their number is what the device computes and what its memory must hold. Long clips run alone.
+A batch holds one kind of work: equal `Options.kind`, and either only interactive pieces or only pieces of the
+background. Pieces are sorted by duration, so that a piece shares its batch with pieces of similar length. A batch holds
+up to `max_items` pieces and `max_padded_sec` seconds *counted with padding*: the longest piece times their number is
+what the device computes and what its memory must hold. Long pieces run alone.
 
-`next_batch` serves the waiting piece of the lowest order first, whatever else is waiting, so that nobody starves; its
-neighbours are those that sorting puts beside it, from whichever requests they came.
+`next_batch` always serves the waiting piece of the lowest order first, so that no piece starves. The rest of its batch
+are the pieces next to it by duration, from all requests.
 """
 
 from __future__ import annotations
@@ -20,16 +20,20 @@ from worker.types import Batch, Piece
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a batch may hold. `long_sec`: clips longer than this run alone. `max_waste_sec`: padding that one more
-    batch would cost less than, which depends on the device."""
+    """What a batch may hold."""
 
     max_items: int
+    """The most pieces."""
     max_padded_sec: float
+    """The most seconds, counted with padding."""
     long_sec: float
+    """Pieces that are longer, in seconds, run alone."""
     max_waste_sec: float = 100.0
+    """The most seconds of padding: more would cost the device more than a further batch."""
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
+        """Return the limits that the settings give, before the device and the model lower them."""
         total = settings.batch_max_total_sec
         return cls(
             settings.batch_max_items, total, min(settings.short_max_sec, settings.local_attention_after_sec, total)
@@ -37,11 +41,12 @@ class Limits:
 
 
 def is_long(piece: Piece, limits: Limits) -> bool:
+    """Whether the piece runs alone."""
     return piece.duration_sec > limits.long_sec
 
 
 def plan(pieces: Sequence[Piece], limits: Limits) -> list[Batch]:
-    """Every piece in exactly one batch, each batch within the limits and of one kind of work."""
+    """Return batches that hold every piece exactly once, each within the limits and of one kind of work."""
     batches: list[Batch] = []
     kinds: dict[object, list[Piece]] = {}
     for piece in pieces:
@@ -55,7 +60,7 @@ def plan(pieces: Sequence[Piece], limits: Limits) -> list[Batch]:
 
 
 def next_batch(waiting: Sequence[Piece], limits: Limits) -> Batch:
-    """The batch that holds the waiting piece of the lowest order. `waiting` must not be empty."""
+    """Return the batch that holds the waiting piece of the lowest order. `waiting` must not be empty."""
     first = min(waiting, key=lambda piece: piece.order)
     if is_long(first, limits):
         return Batch((first,), long=True)
@@ -65,7 +70,7 @@ def next_batch(waiting: Sequence[Piece], limits: Limits) -> Batch:
 
 
 def is_full(batch: Batch, limits: Limits) -> bool:
-    """Whether waiting for more pieces could not make the batch any larger."""
+    """Whether the batch cannot hold another piece like its own."""
     longest = max(piece.duration_sec for piece in batch.pieces)
     return batch.long or len(batch.pieces) >= limits.max_items or batch.padded_sec + longest > limits.max_padded_sec
 
@@ -75,6 +80,7 @@ def _kind(piece: Piece) -> tuple[object, bool]:
 
 
 def _pack(longest_first: Sequence[Piece], limits: Limits) -> list[Batch]:
+    """Fill one batch after another, and start a new one where the next piece would break a limit."""
     batches: list[Batch] = []
     group: list[Piece] = []
     waste_sec = 0.0

@@ -1,10 +1,10 @@
-"""The engine: runs a Request to its Response. Every door ends here, and everything else is built on `submit`.
+"""The engine: runs a Request to its Response. Every entry point ends here, and everything else is built on `submit`.
 
-    submit(request) ── distinct sources ──▶ ingest ── clips ──▶ pool ──▶ lanes ── outputs ──▶ Response, in the
-    request's order
+    submit(request) ── distinct sources ──▶ ingest ── clips ──▶ scheduler ── batches ──▶ runners ── outputs ──▶ Response
 
-`submit` returns at once; its Future never fails for one bad input, which becomes a Failure in its place. Cancelling the
-future (before its result is set) drops what is not yet on the device and stops downloads and decoding.
+The results of a Response are in the order of the request. `submit` returns at once. Its Future never fails because of
+one bad input, which becomes a Failure in its place. Cancelling the Future before its result is set drops the inputs
+that are not on a device yet, and stops downloads and decoding.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 
 from worker import catalog
@@ -28,136 +28,104 @@ from worker.engine.batching import Limits
 from worker.engine.model_manager import ModelManager
 from worker.engine.placement import device_placements
 from worker.engine.remote.device import Device
-from worker.engine.request_state import Countdown, OnResult, OnText, RequestState, WindowCollector, visible
+from worker.engine.request_state import OnResult, OnText, RequestState, WindowCollector
 from worker.engine.runner import OnBatch, Runner
-from worker.engine.scheduler import PieceResult, Scheduler
+from worker.engine.scheduler import Scheduler
 from worker.errors import AviaryError, DeviceLost, TooLong
 from worker.faults import report
-from worker.futures import any_of
-from worker.types import SAMPLE_RATE, Clip, Failure, Item, Options, Output, Piece, Request, Response, Result, Source
+from worker.futures import any_of, fail, when_all
+from worker.types import SAMPLE_RATE, Clip, Item, Options, Output, Piece, Request, Response, Source
 
 log = logging.getLogger(__name__)
 
+CreateBackend = Callable[[catalog.Model], Backend]
 OnResponse = Callable[[Request, Response], None]
-_STATES = ("ready", "loading", "failed")
+_STATES = ("ready", "loading", "failed")  # the best first
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Devices:
-    """How many there are, and how many of them are lost."""
+    """The number of devices."""
 
     count: int
+    """All devices that the engine started with."""
     lost: int
+    """Those that have failed since."""
 
 
 class Engine:
-    """The devices and what feeds them: one in this process, or several, each in a process of its own. Thread-safe;
-    `create_backend` is the seam through which a test puts its own models, which then are in this process, whatever
-    there is.
-    `on_batch` is told of each batch that was run, its seconds and its device's number, on the device's thread;
-    `on_response` of each request that was answered, whoever sent it, on a worker thread."""
+    """The devices and the threads that feed them: one device in this process, or several in a process each.
+
+    Thread-safe.
+
+    create_backend: makes the models in place of the registry, for tests. All devices are then in this process.
+    on_batch: called with each batch that ran, its seconds and the name of its device, on the thread of the device.
+    on_response: called with each request that was completed and its response, on a worker thread.
+    """
 
     def __init__(
         self,
         settings: Settings,
         *,
-        create_backend: Callable[[catalog.Model], Backend] | None = None,
+        create_backend: CreateBackend | None = None,
         on_batch: OnBatch = lambda batch, seconds, device: None,
         on_response: OnResponse = lambda request, response: None,
     ) -> None:
-        self.settings, self._on_response = settings, on_response
-        self._devices = (
-            [Device(placement) for placement in device_placements(settings)] if create_backend is None else []
-        )
-        self._ingest = Ingest(settings, idle=self._nudge)
-        self._scheduler = Scheduler(wait_sec=settings.batch_wait_sec, coming=self._ingest.coming)
-        loading = threading.Lock()
-
-        def runner(number: int, device: Device | None) -> Runner:
-            own = (
-                device.placement.settings
-                if device
-                else settings.model_copy(update={"device": settings.devices[number]})
-            )
-            make = device.create if device else create_backend or (lambda model: create(model, settings))
-            models = ModelManager(
-                make,
-                changed=self._nudge,
-                budget=lambda: weights_budget(own),
-                idle_sec=settings.model_idle_sec,
-                loading=loading,
-            )
-            if device:
-                device.watch(models.lose)
-            return Runner(
-                self._scheduler,
-                models,
-                Limits.of(settings),
-                name=str(number),
-                on_batch=on_batch,
-                ended=device.close if device else lambda: None,
-            )
-
-        here = len(settings.devices) if create_backend else 1
-        self._runners = [runner(number, device) for number, device in enumerate(self._devices or [None] * here)]
-        for one in self._runners:
-            one.start()
+        self.settings, self._on_batch, self._on_response = settings, on_batch, on_response
+        self._devices = [] if create_backend else [Device(placement) for placement in device_placements(settings)]
+        self._ingest = Ingest(settings, on_idle=self._wake)
+        self._scheduler = Scheduler(wait_sec=settings.batch_wait_sec, incoming=self._ingest.active)
+        self._loading = threading.Lock()
+        self._runners = self._make_runners(create_backend)
+        for runner in self._runners:
+            runner.start()
 
     def submit(
         self, request: Request, *, on_result: OnResult | None = None, on_text: OnText | None = None
     ) -> Future[Response]:
-        """Runs the request. `on_result` is called for each input as it is done, `on_text` with an input's index and
-        each
-        bit of a text as it is generated, or of a long clip as its windows are done; both on a worker thread: be quick
-        there."""
-        run = RequestState(request, on_result, on_text)
-        groups: dict[Source, list[Item]] = {}
+        """Run the request.
+
+        `on_result` is called with the outcome of each input when it is done. `on_text` is called with an input's index
+        and each new part of its text: as it is generated, or, for a long clip, as its windows are done. Both are called
+        on worker threads, which they must not block.
+        """
+        state = RequestState(request, on_result, on_text)
+        sources: dict[Source, list[Item]] = {}
         for item in request.items:
-            groups.setdefault(item.source, []).append(item)
-        if groups:
+            sources.setdefault(item.source, []).append(item)
+        if sources:
             queue = Queue(request.items[0].options.model, request.background)
-            self._ingest.submit(
-                (self._unit(run, queue, source, items) for source, items in groups.items()), queue, run.future.cancelled
-            )
-        run.future.add_done_callback(functools.partial(self._ended, request))
-        return run.future
-
-    def _ended(self, request: Request, future: Future[Response]) -> None:
-        if future.cancelled():
-            self._ingest.drop_cancelled()
-            self._scheduler.nudge()
-        else:
-            self._on_response(request, future.result())
-
-    def _nudge(self) -> None:
-        self._scheduler.nudge()
+            units = (self._unit(state, queue, source, items) for source, items in sources.items())
+            self._ingest.submit(units, queue, state.future.cancelled)
+        state.future.add_done_callback(functools.partial(self._on_done, request))
+        return state.future
 
     def load(self, model: str) -> Future[None]:
-        """Loads a model ahead of its first request, and starts the decoders. The future is done when the model is
-        ready on all devices, but for those that are lost or cannot load it, and fails when there is none but such."""
+        """Load a model ahead of its first request, and start the decoding processes.
+
+        The future is done when every device has loaded the model, is lost or cannot load it. It fails, with
+        ModelUnavailable or DeviceLost, if no device has loaded it.
+        """
         self._ingest.warm()
-        return any_of([runner.models.load(model) for runner in self._left or self._runners])
+        return any_of([runner.models.load(model) for runner in self._working or self._runners])
 
     @property
     def models(self) -> dict[str, str]:
-        """The models that are there: ready (on any device), loading or failed."""
-        found: dict[str, str] = {}
-        for runner in self._left or self._runners:
+        """The state of each model by its id: ready (on at least one device), loading or failed."""
+        best: dict[str, str] = {}
+        for runner in self._working or self._runners:
             for model, state in runner.models.states().items():
-                found[model] = min(state, found.get(model, state), key=_STATES.index)
-        return found
+                best[model] = min(state, best.get(model, state), key=_STATES.index)
+        return best
 
     @property
     def devices(self) -> Devices:
-        return Devices(len(self._runners), len(self._runners) - len(self._left))
-
-    @property
-    def _left(self) -> list[Runner]:
-        return [runner for runner in self._runners if runner.lost is None]
+        """How many devices there are, and how many of them are lost."""
+        return Devices(len(self._runners), len(self._runners) - len(self._working))
 
     @property
     def waiting(self) -> int:
-        """Pieces that are decoded and wait for a device."""
+        """The number of decoded pieces that wait for a device."""
         return len(self._scheduler)
 
     @property
@@ -167,11 +135,11 @@ class Engine:
 
     @property
     def lost(self) -> DeviceLost | None:
-        """Why this process must be replaced, or None: the last of its devices is lost."""
+        """Why this process must be replaced: its last device is lost. None while a device works."""
         return self._scheduler.lost
 
     def close(self) -> None:
-        """Ends the threads and the processes. What is queued is answered as cancelled."""
+        """End the threads and the processes. Inputs that are not done fail with Cancelled."""
         self._scheduler.close()
         for runner in self._runners:
             runner.join()
@@ -185,69 +153,113 @@ class Engine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _unit(self, run: RequestState, queue: Queue, source: Source, items: list[Item]) -> Unit:
-        def deliver(outcome: Decoded | AviaryError) -> None:
-            if isinstance(outcome, AviaryError):
-                for item in items:
-                    run.done(Failure(item.index, outcome, item.id))
-                return
-            run.spent(fetch_sec=outcome.fetch_sec, decode_sec=outcome.decode_sec)
-            kinds: dict[Options, list[Item]] = {}
-            for item in items:
-                kinds.setdefault(item.options, []).append(item)
-            using = Countdown(len(kinds), lambda: self._ingest.release(outcome.clip, queue))
-            for options, alike in kinds.items():
-                try:
-                    self._put(run, outcome.clip, options, alike, using)
-                except Exception as error:  # noqa: BLE001  a request is answered whatever happens
-                    self._answer(run, outcome.clip, alike, using, report(error))
+    # Devices
 
-        return Unit(source, deliver, run.future.cancelled)
+    @property
+    def _working(self) -> list[Runner]:
+        return [runner for runner in self._runners if runner.lost is None]
 
-    def _put(self, run: RequestState, clip: Clip, options: Options, items: list[Item], using: Countdown) -> None:
-        """Puts the clip on the lane, in windows where it is longer than the model hears at a time."""
-        row = catalog.find(options.model)
-        spans = [(0, len(clip.samples))]
-        if options.task in ("transcribe", "translate"):
-            spans = chunking.split(clip.samples, row.window_sec) if row.window_sec else spans
-        elif row.max_sec and clip.duration_sec > row.max_sec and options.task != "embed":
-            raise TooLong(
-                f"{clip.duration_sec:.1f} s is longer than the {row.max_sec:g} s that {row.id} hears for one "
-                f"{options.task}"
-            )
-        order = time.monotonic()
-        teller = run.teller(items)
-        parts = WindowCollector(
-            len(spans), functools.partial(self._answer, run, clip, items, using), teller if len(spans) > 1 else None
+    def _wake(self) -> None:
+        self._scheduler.wake()
+
+    def _make_runners(self, create_backend: CreateBackend | None) -> list[Runner]:
+        if self._devices:
+            return [self._remote(number, device) for number, device in enumerate(self._devices)]
+        if create_backend is None:
+            return [self._local(0, lambda row: create(row, self.settings))]
+        return [self._local(number, create_backend) for number in range(len(self.settings.devices))]
+
+    def _local(self, number: int, create_backend: CreateBackend) -> Runner:
+        """Return the runner of a device in this process."""
+        settings = self.settings.model_copy(update={"device": self.settings.devices[number]})
+        return self._runner(number, self._manager(create_backend, settings))
+
+    def _remote(self, number: int, device: Device) -> Runner:
+        """Return the runner of a device in a process of its own."""
+        models = self._manager(device.create, device.placement.settings)
+        device.watch(models.lose)
+        return self._runner(number, models, device.close)
+
+    def _manager(self, create_backend: CreateBackend, settings: Settings) -> ModelManager:
+        return ModelManager(
+            create_backend,
+            changed=self._wake,
+            budget=lambda: weights_budget(settings),
+            idle_sec=settings.model_idle_sec,
+            loading=self._loading,
         )
-        for number, (start, end) in enumerate(spans):
-            part = Clip(clip.samples[start:end]) if len(spans) > 1 else clip
-            piece = Piece(part, options, order, run.request.background, run.future.cancelled)
-            if teller is not None and len(spans) == 1:
-                piece = dataclasses.replace(piece, on_text=teller, begins=teller.begins)
-            self._scheduler.submit(piece, self._collect(run, parts, number, start))
 
-    @staticmethod
-    def _answer(
-        run: RequestState, clip: Clip, items: list[Item], using: Countdown, outcome: Output | AviaryError
-    ) -> None:
-        using.down()
-        for item in items:
-            run.done(
-                Failure(item.index, outcome, item.id)
-                if isinstance(outcome, AviaryError)
-                else Result(item, clip.duration_sec, visible(outcome, item.view), clip.warning)
-            )
+    def _runner(self, number: int, models: ModelManager, on_end: Callable[[], None] = lambda: None) -> Runner:
+        limits = Limits.of(self.settings)
+        return Runner(self._scheduler, models, limits, name=str(number), on_batch=self._on_batch, on_end=on_end)
 
-    @staticmethod
-    def _collect(
-        run: RequestState, parts: WindowCollector, number: int, start: int
-    ) -> Callable[[PieceResult | AviaryError], None]:
-        def deliver(outcome: PieceResult | AviaryError) -> None:
-            if isinstance(outcome, PieceResult):
-                run.spent(queue_sec=outcome.queue_sec, model_sec=outcome.model_sec)
-                parts.done(number, (start / SAMPLE_RATE, outcome.output))
+    # Requests
+
+    def _unit(self, state: RequestState, queue: Queue, source: Source, items: Sequence[Item]) -> Unit:
+        """Return the source as ingest takes it. Ingest calls this when it is the source's turn."""
+
+        def on_outcome(outcome: Decoded | AviaryError) -> None:
+            if isinstance(outcome, AviaryError):
+                state.fail(items, outcome)
             else:
-                parts.done(number, outcome)
+                self._infer(state, queue, outcome, items)
 
-        return deliver
+        return Unit(source, on_outcome, state.future.cancelled)
+
+    def _infer(self, state: RequestState, queue: Queue, decoded: Decoded, items: Iterable[Item]) -> None:
+        """Run a clip, once for each distinct set of options, and release its audio when all of these are done."""
+        state.add_seconds(fetch_sec=decoded.fetch_sec, decode_sec=decoded.decode_sec)
+        groups: dict[Options, list[Item]] = {}
+        for item in items:
+            groups.setdefault(item.options, []).append(item)
+        outputs: dict[Options, Future[Output]] = {options: Future() for options in groups}
+        when_all(outputs.values(), functools.partial(self._ingest.release, decoded.clip, queue))
+        for options, group in groups.items():
+            output = outputs[options]
+            output.add_done_callback(functools.partial(state.finish, group, decoded.clip))
+            try:
+                self._submit_pieces(state, decoded.clip, options, group, output)
+            except Exception as error:  # noqa: BLE001  every input gets an outcome
+                fail(output, report(error))
+
+    def _submit_pieces(
+        self, state: RequestState, clip: Clip, options: Options, items: Sequence[Item], output: Future[Output]
+    ) -> None:
+        """Queue the clip, in windows if it is longer than what the model accepts at a time. Raises TooLong."""
+        windows = _windows(clip, options)
+        is_whole = len(windows) == 1
+        stream = state.text_stream(items)
+        collector = WindowCollector(
+            state,
+            [start / SAMPLE_RATE for start, _end in windows],
+            output,
+            on_text=None if stream is None or is_whole else stream.write,
+        )
+        order = time.monotonic()
+        for number, (start, end) in enumerate(windows):
+            part = clip if is_whole else Clip(clip.samples[start:end])
+            piece = Piece(part, options, order, state.request.background, state.future.cancelled)
+            if stream is not None and is_whole:
+                piece = dataclasses.replace(piece, on_text=stream.write, begins=stream.restart)
+            self._scheduler.submit(piece, functools.partial(collector.add, number))
+
+    def _on_done(self, request: Request, future: Future[Response]) -> None:
+        if future.cancelled():
+            self._ingest.drop_cancelled()
+            self._scheduler.wake()
+        else:
+            self._on_response(request, future.result())
+
+
+def _windows(clip: Clip, options: Options) -> list[tuple[int, int]]:
+    """Return the (start, end) samples of the windows in which the model takes the clip. Raises TooLong."""
+    row = catalog.find(options.model)
+    if options.task in ("transcribe", "translate"):
+        if row.window_sec:
+            return chunking.split(clip.samples, row.window_sec)
+    elif row.max_sec and clip.duration_sec > row.max_sec and options.task != "embed":
+        raise TooLong(
+            f"{clip.duration_sec:.1f} s is longer than the {row.max_sec:g} s that {row.id} accepts for one "
+            f"{options.task}"
+        )
+    return [(0, len(clip.samples))]

@@ -1,18 +1,19 @@
-"""Which models are on the device: loaded on first use or ahead of it, each once, within a memory budget.
+"""Which models are on the device: each is loaded once, on first use or ahead of it, within a memory budget.
 
-    acquire(model)  the loaded backend, kept until release(model); None while it loads (the first call starts the load)
-    load(model)     a Future that is done when the model is ready
+    acquire(model)   the loaded backend, kept until release(model); None while it loads (the first call starts a load)
+    load(model)      a Future that is done when the model is ready
+    warm()           warms up the models that have been loaded
+    evict_idle()     closes the models that must make room or have been idle for `idle_sec`
 
-A load runs on a thread of its own, so that the models already there go on answering; one at a time, because two might
-not
-fit (downloads are not held up by it), nor into the machine's memory, which devices have in common: they share the lock
-`loading`. To make room, models that nobody is using leave, the one longest unused first; so do those unused for
-`idle_sec`. A
-model that cannot be loaded raises its own ModelUnavailable, at once for RETRY_SEC, then it is tried anew. A device
-that is lost meanwhile is remembered in `lost`.
+Each load runs on a thread of its own, so the models that are ready keep working. Only one model loads at a time
+(downloads may overlap), because two might not fit on the device, or in host memory, which all devices share; hence the
+shared `loading` lock. To make room, the least recently used model without users is evicted.
 
-`claim`, `release`, `warm` and `sweep` are for the lane's thread, on which models are warmed and closed; `load` and
-`close` for any.
+A model that cannot be loaded raises its ModelUnavailable from `acquire`, at once for RETRY_SEC; then it is loaded
+again. If the device is lost meanwhile, `lost` says why.
+
+`acquire`, `release`, `warm` and `evict_idle` are for the runner's thread, which warms and closes the models. Any thread
+may call `load`, `lose` and `close`.
 """
 
 from __future__ import annotations
@@ -23,36 +24,68 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Literal
 
 from worker import catalog
 from worker.backends.base import Backend
-from worker.errors import AviaryError, Cancelled, DeviceLost, ModelUnavailable, OutOfMemory
-from worker.faults import forget, translate
+from worker.backends.common.device import GIB
+from worker.errors import AviaryError, Cancelled, DeviceLost, ModelUnavailable
+from worker.faults import RemoteTraceback, forget, translate_load
 
 log = logging.getLogger(__name__)
 
 RETRY_SEC = 30.0
-KEEP_SEC = 1.0  # a model that became ready may be claimed for so long before it must make room
-GIB = 1024**3
+KEEP_SEC = 1.0  # a model that became ready is not evicted sooner, so that it can be acquired first
+
+State = Literal["ready", "loading", "failed"]
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _ManagedModel:
-    """A model that is loading, loaded (fresh: but not yet warmed; leaving: to be closed), or failed."""
+    """A model that is loading, loaded or failed."""
 
     backend: Backend | None = None
+    """None while the model loads, and after a failure."""
     needs_warmup: bool = True
     evicting: bool = False
+    """Whether the model is to be closed, and can no longer be acquired."""
     error: AviaryError | None = None
+    """Why the model could not be loaded."""
     bytes: int = 0
+    """Size of the weights."""
     users: int = 0
+    """How often the model is acquired."""
     keep_until: float = 0.0
-    since: float = dataclasses.field(default_factory=time.monotonic)  # last use, or the failure
+    """The time before which the model is not evicted, on time.monotonic()."""
+    since: float = dataclasses.field(default_factory=time.monotonic)
+    """The time of the last use or of the failure, on time.monotonic()."""
     futures: list[Future[None]] = dataclasses.field(default_factory=list)
+    """The futures of `load` that wait for the model."""
+
+    @property
+    def state(self) -> State:
+        if self.error is not None:
+            return "failed"
+        return "loading" if self.backend is None or self.needs_warmup else "ready"
+
+    @property
+    def is_loaded_but_cold(self) -> bool:
+        return self.backend is not None and self.needs_warmup
+
+    @property
+    def is_idle(self) -> bool:
+        return self.state == "ready" and not self.users and not self.evicting
 
 
 class ModelManager:
-    """`budget` gives the bytes that all weights together may take; `changed` is called when a load has ended."""
+    """The models of one device.
+
+    create: makes the backend of a catalog row.
+    budget: returns the bytes that the weights of all models together may take.
+    idle_sec: seconds without use after which a model is evicted; 0: never.
+    changed: called when a load has ended, a model must be evicted, or the device is lost.
+    loading: the lock that the managers of all devices share while they load.
+    """
 
     def __init__(
         self,
@@ -64,143 +97,141 @@ class ModelManager:
         loading: threading.Lock | None = None,
     ) -> None:
         self._create, self._budget, self._idle_sec, self._changed = create, budget, idle_sec, changed
-        self._residents: dict[str, _ManagedModel] = {}
+        self._models: dict[str, _ManagedModel] = {}
         self._lock, self._loading = threading.Condition(), loading or threading.Lock()
-        self._closed: AviaryError | None = None  # and why
+        self._closed: AviaryError | None = None  # why the manager is closed
         self._waiting_for_room = False
         self.lost: DeviceLost | None = None
 
     def acquire(self, model: str) -> Backend | None:
-        """The backend, which stays until `release`; None while it loads. Raises ModelUnavailable when it cannot be
-        loaded."""
+        """Return the backend, which is then kept until `release`; None while the model loads.
+
+        Raises ModelUnavailable or another AviaryError if the model cannot be loaded.
+        """
         with self._lock:
-            resident = self._residents.get(model)
-            if resident is None or (resident.error and time.monotonic() - resident.since > RETRY_SEC):
+            managed = self._models.get(model)
+            if managed is None or (managed.error and time.monotonic() - managed.since > RETRY_SEC):
                 self._start(model)
                 return None
-            if resident.error:
-                raise resident.error.with_traceback(None)  # an error that is raised again keeps every frame it passed
-            if (
-                resident.backend is None
-                or resident.needs_warmup
-                or resident.evicting
-                or (self._waiting_for_room and time.monotonic() >= resident.keep_until)
-            ):
+            if managed.error:
+                raise managed.error.with_traceback(None)  # an error that is raised again keeps every frame it passed
+            must_wait = self._waiting_for_room and time.monotonic() >= managed.keep_until
+            if managed.state != "ready" or managed.evicting or must_wait:
                 return None
-            resident.users += 1
-            return resident.backend
+            managed.users += 1
+            return managed.backend
 
     def release(self, model: str) -> None:
-        """Ends a claim that gave a backend."""
+        """End the use of a backend that `acquire` returned."""
         with self._lock:
-            resident = self._residents[model]
-            resident.users -= 1
-            resident.since = time.monotonic()
+            managed = self._models[model]
+            managed.users -= 1
+            managed.since = time.monotonic()
             self._lock.notify_all()
 
     @property
-    def due(self) -> bool:
-        """Whether a model waits for `warm` or has to leave in `sweep`, or the device is lost."""
+    def has_work(self) -> bool:
+        """Whether the runner has something to do here: a model to warm up or to evict, or the loss of the device."""
         with self._lock:
             return self.lost is not None or any(
-                one.evicting or (one.backend is not None and one.needs_warmup) for one in self._residents.values()
+                managed.evicting or managed.is_loaded_but_cold for managed in self._models.values()
             )
 
     def warm(self) -> None:
-        """Makes ready what has been loaded since."""
+        """Warm up the models that have been loaded since the last call."""
         with self._lock:
-            needs_warmup = [
-                (name, one) for name, one in self._residents.items() if one.backend is not None and one.needs_warmup
-            ]
-        for name, resident in needs_warmup:
-            self._warm(name, resident)
+            cold = {name: managed for name, managed in self._models.items() if managed.is_loaded_but_cold}
+        for name, managed in cold.items():
+            self._warm(name, managed)
 
     def load(self, model: str) -> Future[None]:
-        """Starts loading; the future is done when the model is ready, and fails with ModelUnavailable."""
+        """Start to load the model. The future is done when the model is ready, and fails with ModelUnavailable."""
         future: Future[None] = Future()
-        future.set_running_or_notify_cancel()  # so that nobody can cancel what others wait for
+        future.set_running_or_notify_cancel()  # several callers may wait for it, so none of them can cancel it
         with self._lock:
             if self._closed:
                 future.set_exception(self._closed)
                 return future
-            resident = self._residents.get(model)
-            if resident is None or resident.error:
-                resident = self._start(model)
-            if resident.backend is not None and not resident.needs_warmup:
+            managed = self._models.get(model)
+            if managed is None or managed.error:
+                managed = self._start(model)
+            if managed.state == "ready":
                 future.set_result(None)
             else:
-                resident.futures.append(future)
+                managed.futures.append(future)
         return future
 
-    def states(self) -> dict[str, str]:
-        """Each model's state: ready, loading or failed."""
+    def states(self) -> dict[str, State]:
+        """Return the state of each model, by its id."""
         with self._lock:
-            return {
-                name: "failed" if one.error else "loading" if one.backend is None or one.needs_warmup else "ready"
-                for name, one in self._residents.items()
-            }
+            return {name: managed.state for name, managed in self._models.items()}
 
-    def has(self, model: str) -> bool:
-        """Whether the model is ready."""
+    def is_ready(self, model: str) -> bool:
+        """Whether the model is loaded and warm."""
         return self.states().get(model) == "ready"
 
     def lose(self, error: DeviceLost) -> None:
-        """The device is lost, as whoever watches it says."""
+        """Record that the device is lost, and why."""
         self.lost = error
         self._changed()
 
     def evict_idle(self) -> float | None:
-        """Closes what has to make room or has been unused for `idle_sec`. Seconds until there may be more to do, or
-        None."""
+        """Close the models that must make room or have been idle for `idle_sec`, and forget old failures.
+
+        Return the seconds until the next model will have been idle for long enough, or None.
+        """
         now = time.monotonic()
         with self._lock:
-            for name, resident in list(self._residents.items()):
-                if resident.error and now - resident.since > RETRY_SEC:
-                    del self._residents[name]
+            self._forget_failures(now)
             idle = self._idle()
-            for resident in idle.values():
-                resident.evicting |= bool(self._idle_sec) and now - resident.since >= self._idle_sec
-            evicting = {name: one for name, one in self._residents.items() if one.evicting}
-        for name, resident in evicting.items():
-            assert resident.backend is not None
-            _close(resident.backend)
+            for managed in idle.values():
+                if self._idle_sec and now - managed.since >= self._idle_sec:
+                    managed.evicting = True
+            evicting = {name: managed for name, managed in self._models.items() if managed.evicting}
+        for name, managed in evicting.items():
+            assert managed.backend is not None
+            _close(managed.backend)
             log.info("unloaded %s", name)
         if evicting:
             with self._lock:
                 for name in evicting:
-                    self._residents.pop(name, None)
+                    self._models.pop(name, None)
                 self._lock.notify_all()
-        left = [self._idle_sec - (now - resident.since) for resident in idle.values() if not resident.evicting]
+        left = [self._idle_sec - (now - managed.since) for managed in idle.values() if not managed.evicting]
         return min(left, default=None) if self._idle_sec else None
 
     def close(self, why: AviaryError | None = None) -> None:
-        """Unloads everything. A load under way is abandoned to its thread; who waits for it is told `why`."""
+        """Unload all models; the futures of loads that have not ended fail with `why`.
+
+        A load cannot be stopped: its thread closes the model once it is loaded.
+        """
         with self._lock:
             self._closed = closed = why or Cancelled("the worker is shutting down")
-            residents, self._residents = list(self._residents.values()), {}
-            futures = [future for resident in residents for future in resident.futures]
-            for resident in residents:
-                resident.futures = []
+            models, self._models = list(self._models.values()), {}
+            futures = [future for managed in models for future in managed.futures]
+            for managed in models:
+                managed.futures = []
             self._lock.notify_all()
         for future in futures:
             future.set_exception(closed)
-        for resident in residents:
-            if resident.backend is not None:
-                _close(resident.backend)
+        for managed in models:
+            if managed.backend is not None:
+                _close(managed.backend)
 
     def _start(self, model: str) -> _ManagedModel:
-        resident = self._residents[model] = _ManagedModel()
-        threading.Thread(target=self._load, args=(model, resident), name=f"load {model}", daemon=True).start()
-        return resident
+        managed = self._models[model] = _ManagedModel()
+        threading.Thread(target=self._load, args=(model, managed), name=f"load {model}", daemon=True).start()
+        return managed
 
     def _idle(self) -> dict[str, _ManagedModel]:
-        return {
-            name: one
-            for name, one in self._residents.items()
-            if one.backend is not None and not one.users and not one.needs_warmup and not one.evicting
-        }
+        return {name: managed for name, managed in self._models.items() if managed.is_idle}
 
-    def _load(self, model: str, resident: _ManagedModel) -> None:
+    def _forget_failures(self, now: float) -> None:
+        for name, managed in list(self._models.items()):
+            if managed.error and now - managed.since > RETRY_SEC:
+                del self._models[name]
+
+    def _load(self, model: str, managed: _ManagedModel) -> None:
         started = time.monotonic()
         try:
             backend = self._create(catalog.find(model))
@@ -210,12 +241,12 @@ class ModelManager:
                 backend.load()
                 with self._lock:
                     if self._closed is None:
-                        resident.backend, resident.bytes, resident.since = backend, weight, time.monotonic()
-            if resident.backend is None:
+                        managed.backend, managed.bytes, managed.since = backend, weight, time.monotonic()
+            if managed.backend is None:
                 _close(backend)
                 return
-        except BaseException as error:  # noqa: BLE001  whatever it is (a panic of a Rust library is no Exception), others go on
-            self._failed(resident, _unavailable(model, error))
+        except BaseException as error:  # noqa: BLE001  a panic of a Rust library is no Exception; other models keep working
+            self._fail(managed, _unavailable(model, error))
             return
         log.info("loaded %s in %.1f s", model, time.monotonic() - started)
         self._changed()
@@ -225,10 +256,10 @@ class ModelManager:
             raise self._closed
 
     def _make_room(self, model: str, weight: int) -> None:
-        """Unloads the longest unused until the weight fits. Raises ModelUnavailable if it never can.
+        """Evict the least recently used models until the weights fit. Raises ModelUnavailable if they never can.
 
-        Where all are in use it waits, and nobody may claim a model meanwhile: else one that is always busy would never
-        leave.
+        While all models are in use this waits, and no model can be acquired: a model that is always in use would
+        otherwise never be evicted.
         """
         budget = self._budget() if weight else float("inf")
         if weight > budget:
@@ -237,46 +268,48 @@ class ModelManager:
                 "(MODELS_MEMORY_GB)"
             )
         with self._lock:
-            while weight + sum(one.bytes for one in self._residents.values()) > budget:
+            while weight + sum(managed.bytes for managed in self._models.values()) > budget:
                 self._refuse_if_closed()
-                idlest = min(self._idle().values(), key=lambda one: one.since, default=None)
-                if (
-                    idlest
-                    and time.monotonic() >= idlest.keep_until
-                    and not any(one.evicting for one in self._residents.values())
-                ):
-                    idlest.evicting = True
-                    self._changed()
+                self._evict_one()
                 self._waiting_for_room = True
                 self._lock.wait(0.1)
             self._waiting_for_room = False
             self._refuse_if_closed()
         self._changed()
 
-    def _warm(self, model: str, resident: _ManagedModel) -> None:
-        assert resident.backend is not None
+    def _evict_one(self) -> None:
+        """Mark the least recently used idle model for eviction, unless a model is being evicted already."""
+        oldest = min(self._idle().values(), key=lambda managed: managed.since, default=None)
+        if oldest is None or time.monotonic() < oldest.keep_until:
+            return
+        if not any(managed.evicting for managed in self._models.values()):
+            oldest.evicting = True
+            self._changed()
+
+    def _warm(self, model: str, managed: _ManagedModel) -> None:
+        assert managed.backend is not None
         try:
-            resident.backend.warm()
-        except BaseException as error:  # noqa: BLE001  the lane never dies
+            managed.backend.warm()
+        except BaseException as error:  # noqa: BLE001  the runner's thread never ends by an exception
             with self._lock:
-                backend, resident.backend = resident.backend, None
+                backend, managed.backend = managed.backend, None
             _close(backend)
-            self._failed(resident, _unavailable(model, error))
+            self._fail(managed, _unavailable(model, error))
             return
         with self._lock:
-            resident.needs_warmup, resident.since = False, time.monotonic()
-            resident.keep_until = resident.since + KEEP_SEC
-            futures, resident.futures = resident.futures, []
+            managed.needs_warmup, managed.since = False, time.monotonic()
+            managed.keep_until = managed.since + KEEP_SEC
+            futures, managed.futures = managed.futures, []
             self._lock.notify_all()
         for future in futures:
             future.set_result(None)
 
-    def _failed(self, resident: _ManagedModel, error: AviaryError) -> None:
+    def _fail(self, managed: _ManagedModel, error: AviaryError) -> None:
         with self._lock:
             if isinstance(error, DeviceLost):
                 self.lost = error
-            resident.error, resident.since, resident.bytes = error, time.monotonic(), 0
-            futures, resident.futures = resident.futures, []
+            managed.error, managed.since, managed.bytes = error, time.monotonic(), 0
+            futures, managed.futures = managed.futures, []
             self._lock.notify_all()
         for future in futures:
             future.set_exception(error)
@@ -287,19 +320,14 @@ def _close(backend: Backend) -> None:
     try:
         backend.close()
     except BaseException:
-        log.exception("a model did not close")
+        log.exception("a model could not be closed")
 
 
 def _unavailable(model: str, error: BaseException) -> AviaryError:
+    """Return the error that a failed load means. The traceback of a foreign exception is logged."""
     if not isinstance(error, AviaryError):
         log.error("%s could not be loaded", model, exc_info=error)
+    elif isinstance(error.__cause__, RemoteTraceback):  # of a foreign exception in the process of a device
+        log.error("%s could not be loaded", model, exc_info=error.__cause__)
     forget(error)
-    ours = translate(error)
-    if isinstance(error, AviaryError) or isinstance(ours, DeviceLost):
-        return ours
-    if isinstance(ours, OutOfMemory):
-        ours = ModelUnavailable(f"{model} does not fit into the device's memory beside what is there")
-    else:
-        ours = ModelUnavailable(f"{model} could not be loaded: {type(error).__name__}: {error}")
-    ours.__cause__ = error
-    return ours
+    return translate_load(error, model)

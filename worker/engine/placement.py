@@ -1,10 +1,11 @@
-"""Where each of several processes runs: one GPU each, or, without GPUs, some of the cores each.
+"""Where each of several processes runs: on a GPU of its own, or, on a machine without GPUs, on some of the cores.
 
-    seats(settings)     of WORKERS servers; with WORKERS=0 one a GPU, one where there is none
-    devices(settings)   of the devices of one engine
+    placements(settings)          of WORKERS server processes; with WORKERS=0 one a GPU, or one without GPUs
+    device_placements(settings)   of the devices of one engine
+    place(settings, count, …)     `count` placements on given GPUs or cores
 
-GPUs are named by their UUIDs, which mean the same whatever CUDA_VISIBLE_DEVICES this process was started with. torch
-is asked for them in a process of its own: the one that starts the others never holds a CUDA context, nor torch.
+GPUs are named by their UUIDs, which mean the same for every value of CUDA_VISIBLE_DEVICES. A process of its own asks
+torch for them: the process that starts the others never holds a CUDA context, nor torch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from worker.backends.common.device import FOR_WEIGHTS, GIB
 from worker.config import Settings
 from worker.errors import ConfigError
 
-_ASK = """
+_LIST_GPUS = """
 import torch
 for i in range(torch.cuda.device_count()):
     card = torch.cuda.get_device_properties(i)
@@ -32,61 +33,87 @@ for i in range(torch.cuda.device_count()):
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """`name` for people; what the process's environment, CPU affinity (none: all cores) and settings are."""
+    """Where and how a process runs."""
 
     name: str
+    """The GPU or the cores, for people."""
     environment: dict[str, str]
+    """Variables to add to the environment of the process."""
     cores: tuple[int, ...]
+    """The CPU cores that the process is bound to. Empty: all cores."""
     settings: Settings
+    """The settings of the process."""
 
     def with_settings(self, **changes: Any) -> Placement:
-        """The same with other settings."""
+        """Return the placement with some settings changed."""
         return dataclasses.replace(self, settings=self.settings.model_copy(update=changes))
 
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
+    """A GPU that torch sees."""
+
     uuid: str
+    """`GPU-` and the UUID, as CUDA_VISIBLE_DEVICES takes it."""
     bytes: int
+    """Size of the memory."""
 
 
 def placements(settings: Settings) -> list[Placement]:
-    """The seats, at least one. Raises ConfigError for a DEVICE that is not there."""
-    gpus, named = _wanted(settings), len(settings.devices)
-    return place(settings, settings.workers or len(gpus) or named, gpus, _cores())
+    """Return the placements of the server processes, at least one. Raises ConfigError for a DEVICE that is missing."""
+    gpus = _select_gpus(settings)
+    return place(settings, settings.workers or len(gpus) or len(settings.devices), gpus, _cores())
 
 
 def device_placements(settings: Settings) -> list[Placement]:
-    """The seats of the devices that DEVICE names, or finds; none where it is one, which needs no process of its own.
-    Raises ConfigError for one that is not there."""
+    """Return the placements of the devices of one engine; none for a single device, which needs no process of its own.
+
+    The devices are those that DEVICE names; with `auto`, all GPUs. Raises ConfigError for a device that is missing.
+    """
     several = len(settings.devices) > 1
-    if settings.device == "auto":  # torch takes seconds to ask, which a machine with one GPU need not wait for
+    if settings.device == "auto":  # asking torch takes seconds, which a machine with one GPU can save
         several = not settings.skip_model_load and _nodes() > 1
-    gpus = _wanted(settings) if several else []
+    gpus = _select_gpus(settings) if several else []
     count = len(gpus) if settings.device == "auto" else len(settings.devices)
     return place(settings, count, gpus, _cores()) if count > 1 else []
 
 
 def place(settings: Settings, count: int, gpus: list[Gpu], cores: list[int]) -> list[Placement]:
-    """`count` seats on these GPUs, in turn; without any, on these cores, in blocks that do not overlap, or, where
-    there are fewer cores than seats, on all of them."""
-    own = settings.model_copy(update={"workers": 1})
+    """Return `count` placements on these GPUs, in turn.
+
+    Without GPUs the placements are on these cores, in blocks that do not overlap; if there are fewer cores than
+    placements, each has all cores.
+    """
+    changes: dict[str, Any] = {"workers": 1}
     if "decode_workers" not in settings.model_fields_set:
-        own = own.model_copy(update={"decode_workers": max(2, min(8, len(cores) // count))})
-    if not gpus:
-        own = own.model_copy(update={"device": own.devices[0]})
-        own, threads = _sharing(own, _memory(), count), {"OMP_NUM_THREADS": str(max(1, len(cores) // count))}
-        return [Placement(f"cores {','.join(map(str, block))}", threads, block, own) for block in _blocks(cores, count)]
-    placed = list(itertools.islice(itertools.cycle(gpus), count))
-    own = own.model_copy(update={"device": "cuda"})  # the only one that its process sees
+        changes["decode_workers"] = max(2, min(8, len(cores) // count))
+    if gpus:
+        changes["device"] = "cuda"  # the only GPU that the process sees
+        return _on_gpus(settings.model_copy(update=changes), count, gpus)
+    changes["device"] = settings.devices[0]
+    return _on_cores(settings.model_copy(update=changes), count, cores)
+
+
+def _on_gpus(settings: Settings, count: int, gpus: list[Gpu]) -> list[Placement]:
+    chosen = list(itertools.islice(itertools.cycle(gpus), count))
     return [
-        Placement(gpu.uuid, {"CUDA_VISIBLE_DEVICES": gpu.uuid}, (), _sharing(own, gpu.bytes, placed.count(gpu)))
-        for gpu in placed
+        Placement(
+            gpu.uuid, {"CUDA_VISIBLE_DEVICES": gpu.uuid}, (), _share_memory(settings, gpu.bytes, chosen.count(gpu))
+        )
+        for gpu in chosen
     ]
 
 
-def _sharing(settings: Settings, memory: int, sharers: int) -> Settings:
-    """Processes that share a memory divide what one of them alone would take."""
+def _on_cores(settings: Settings, count: int, cores: list[int]) -> list[Placement]:
+    settings = _share_memory(settings, _memory(), count)
+    threads = {"OMP_NUM_THREADS": str(max(1, len(cores) // count))}
+    return [
+        Placement(f"cores {','.join(map(str, block))}", threads, block, settings) for block in _blocks(cores, count)
+    ]
+
+
+def _share_memory(settings: Settings, memory: int, sharers: int) -> Settings:
+    """Return the settings of processes that share `memory` bytes: each may take its part of what one alone would."""
     if settings.models_memory_gb is not None:
         return settings
     return settings.model_copy(update={"models_memory_gb": FOR_WEIGHTS * memory / GIB / sharers})
@@ -106,8 +133,8 @@ def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _wanted(settings: Settings) -> list[Gpu]:
-    """The GPUs to use, of those that there are."""
+def _select_gpus(settings: Settings) -> list[Gpu]:
+    """Return the GPUs that DEVICE names; with `auto`, all GPUs. Raises ConfigError for a GPU that is missing."""
     if settings.devices[0] == "cpu" or settings.skip_model_load:
         return []
     gpus = _gpus() if _nodes() else []
@@ -120,11 +147,14 @@ def _wanted(settings: Settings) -> list[Gpu]:
 
 
 def _nodes() -> int:
-    """How many GPUs there are at most: torch may see fewer. That of WSL stands for any number."""
-    return len(list(Path("/dev").glob("nvidia[0-9]*"))) or int(Path("/dev/dxg").exists())
+    """Return how many GPUs the machine has at most; torch may see fewer. The one node of WSL stands for any number."""
+    nodes = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return nodes or (1 if Path("/dev/dxg").exists() else 0)
 
 
 def _gpus() -> list[Gpu]:
-    asked = subprocess.run([sys.executable, "-c", _ASK], check=False, capture_output=True, text=True, timeout=300)  # noqa: S603
-    rows = [line.split() for line in asked.stdout.splitlines() if line.startswith("GPU-")]
+    """Return the GPUs that torch sees in a process of its own; none if torch is missing."""
+    command = [sys.executable, "-c", _LIST_GPUS]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)  # noqa: S603
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("GPU-")]
     return [Gpu(uuid, int(memory)) for uuid, memory in rows]

@@ -1,19 +1,26 @@
-"""A request under way: what its inputs come to, collected in whatever order it comes, and told to who listens."""
+"""The state of a request that runs: the outcomes of its inputs, collected in any order, and the text they generate.
+
+    piece outcomes ──▶ WindowCollector ── output of the clip ──▶ RequestState ── Response ──▶ future
+    generated text ──▶ TextStream ──▶ on_text
+
+Thread-safe: outcomes arrive on the threads of ingest and of the devices.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 
 from worker.engine import chunking
+from worker.engine.piece_queue import PieceResult
 from worker.errors import AviaryError
-from worker.types import Failure, Item, Output, Request, Response, Result, Timing, Transcript, View
+from worker.futures import fail, settle
+from worker.types import Clip, Failure, Item, Output, Request, Response, Result, Timing, Transcript, View
 
 log = logging.getLogger(__name__)
 
@@ -21,127 +28,169 @@ OnResult = Callable[[Result | Failure], None]
 OnText = Callable[[int, str], None]
 
 
-class WindowCollector:
-    """What came of a clip's windows: delivered as one output when the last is in, or as the first window's error.
-    `tell` is given the text of the windows in their order, each as soon as those before it are in."""
-
-    def __init__(
-        self, count: int, deliver: Callable[[Output | AviaryError], None], tell: Callable[[str], None] | None
-    ) -> None:
-        self._outcomes: list[tuple[float, Output] | AviaryError | None] = [None] * count
-        self._missing, self._deliver, self._tell = count, deliver, tell
-        self._told, self._lock = "", threading.Lock()
-
-    def done(self, number: int, outcome: tuple[float, Output] | AviaryError) -> None:
-        with self._lock:
-            self._outcomes[number] = outcome
-            self._missing -= 1
-            if self._tell is not None:
-                self._tell_more(self._tell)
-            if self._missing:
-                return
-        error = next((one for one in self._outcomes if isinstance(one, AviaryError)), None)
-        parts = [one for one in self._outcomes if isinstance(one, tuple)]
-        self._deliver(error or (parts[0][1] if len(parts) == 1 else chunking.merge(parts)))
-
-    def _tell_more(self, tell: Callable[[str], None]) -> None:
-        ready = list(itertools.takewhile(lambda one: isinstance(one, tuple), self._outcomes))
-        text = chunking.merge([one for one in ready if isinstance(one, tuple)]).text if ready else ""
-        if len(text) > len(self._told):
-            tell(text[len(self._told) :])
-            self._told = text
-
-
-def visible(output: Output, view: View) -> Output:
-    """The output without the spans that its view leaves out: ten thousand results should not hold every letter's
-    time."""
-    if not isinstance(output, Transcript):
-        return output
-    timed = bool(view.timestamps) or view.format not in ("json", "text")
-    return dataclasses.replace(
-        output,
-        words=output.words if timed else (),
-        segments=output.segments if timed else (),
-        chars=output.chars if "char" in view.timestamps else (),
-    )
-
-
 class RequestState:
-    """A request under way: collects what is done, in any order, and sets the future when all is."""
+    """The outcomes and the seconds of a request. `future` is set once every input has its outcome.
+
+    on_result: called with each outcome, before the future is set. Its exceptions are logged.
+    on_text: called with an input's index and each new part of its generated text. Its exceptions are logged.
+    """
 
     def __init__(self, request: Request, on_result: OnResult | None, on_text: OnText | None) -> None:
         self.future: Future[Response] = Future()
         self.request, self._on_result, self._on_text = request, on_result, on_text
         self._started = time.monotonic()
-        self._slots: dict[int, Result | Failure] = {}
-        self._spent: dict[str, float] = {}
+        self._outcomes: dict[int, Result | Failure] = {}  # by index
+        self._seconds: dict[str, float] = {}
         self._lock = threading.Lock()
         for failure in request.rejected:
-            self.done(failure)
+            self._add(failure)
         if not request.size:
-            self._finish()
+            self._set_future()
 
-    def spent(self, **seconds: float) -> None:
+    def add_seconds(self, **seconds: float) -> None:
+        """Add to the seconds that the request spent in stages, by the names of the fields of Timing."""
         with self._lock:
             for stage, value in seconds.items():
-                self._spent[stage] = self._spent.get(stage, 0.0) + value
+                self._seconds[stage] = self._seconds.get(stage, 0.0) + value
 
-    def teller(self, items: list[Item]) -> TextStream | None:
-        """What passes on the text of these inputs as it is generated, if anybody listens."""
+    def text_stream(self, items: Sequence[Item]) -> TextStream | None:
+        """Return what passes on the generated text of these inputs, or None if there is no listener."""
         return None if self._on_text is None else TextStream(self._on_text, items)
 
-    def done(self, outcome: Result | Failure) -> None:
+    def finish(self, items: Iterable[Item], clip: Clip, output: Future[Output]) -> None:
+        """Give these inputs, which share the clip and the options, the output or the error of a future that is done."""
+        error = output.exception()
+        if isinstance(error, AviaryError):
+            self.fail(items, error)
+            return
+        for item in items:
+            self._add(Result(item, clip.duration_sec, visible(output.result(), item.view), clip.warning))
+
+    def fail(self, items: Iterable[Item], error: AviaryError) -> None:
+        """Give these inputs the error."""
+        for item in items:
+            self._add(Failure(item.index, error, item.id))
+
+    def _add(self, outcome: Result | Failure) -> None:
         if self._on_result is not None and not self.future.cancelled():
             try:
                 self._on_result(outcome)
             except Exception:
                 log.exception("on_result failed")
         with self._lock:
-            self._slots[outcome.index] = outcome
-            finished = len(self._slots) == self.request.size
-        if finished:
-            self._finish()
+            self._outcomes[outcome.index] = outcome
+            is_complete = len(self._outcomes) == self.request.size
+        if is_complete:
+            self._set_future()
 
-    def _finish(self) -> None:
-        timing = Timing(**self._spent, total_sec=time.monotonic() - self._started)
-        results = tuple(self._slots[index] for index in range(self.request.size))
-        with contextlib.suppress(InvalidStateError):  # cancelled in the meantime
+    def _set_future(self) -> None:
+        timing = Timing(**self._seconds, total_sec=time.monotonic() - self._started)
+        results = tuple(self._outcomes[index] for index in range(self.request.size))
+        with contextlib.suppress(InvalidStateError):  # the request was canceled
             self.future.set_result(Response(self.request.model, results, timing))
 
 
+class WindowCollector:
+    """Merges the outcomes of a clip's windows into the future `output`.
+
+    `output` is set when the last window is done: to the merged output, or to the error of the first window that failed.
+
+    starts_sec: where each window starts in the clip.
+    on_text: receives the text of the windows in order, each as soon as the windows before it are done.
+    """
+
+    def __init__(
+        self,
+        state: RequestState,
+        starts_sec: Sequence[float],
+        output: Future[Output],
+        on_text: Callable[[str], None] | None = None,
+    ) -> None:
+        self._state, self._starts_sec, self._output, self._on_text = state, starts_sec, output, on_text
+        self._outcomes: list[Output | AviaryError | None] = [None] * len(starts_sec)
+        self._missing = len(starts_sec)
+        self._streamed = 0  # characters that `on_text` has received
+        self._lock = threading.Lock()
+
+    def add(self, number: int, outcome: PieceResult | AviaryError) -> None:
+        """Record the outcome of a window, by its number."""
+        if isinstance(outcome, PieceResult):
+            self._state.add_seconds(queue_sec=outcome.queue_sec, model_sec=outcome.model_sec)
+        with self._lock:
+            self._outcomes[number] = outcome.output if isinstance(outcome, PieceResult) else outcome
+            self._missing -= 1
+            if self._on_text is not None:
+                self._stream(self._on_text)
+            if self._missing:
+                return
+        error = next((outcome for outcome in self._outcomes if isinstance(outcome, AviaryError)), None)
+        if error is not None:
+            fail(self._output, error)
+        else:
+            settle(self._output, self._merge(self._parts()))
+
+    def _parts(self) -> list[tuple[float, Output]]:
+        """Return the start and the output of each window, up to the first that failed or is not done."""
+        parts: list[tuple[float, Output]] = []
+        for start_sec, outcome in zip(self._starts_sec, self._outcomes, strict=True):
+            if outcome is None or isinstance(outcome, AviaryError):
+                break
+            parts.append((start_sec, outcome))
+        return parts
+
+    @staticmethod
+    def _merge(parts: Sequence[tuple[float, Output]]) -> Output:
+        return parts[0][1] if len(parts) == 1 else chunking.merge(parts)
+
+    def _stream(self, on_text: Callable[[str], None]) -> None:
+        parts = self._parts()
+        text = chunking.merge(parts).text if parts else ""
+        if len(text) > self._streamed:
+            on_text(text[self._streamed :])
+            self._streamed = len(text)
+
+
 class TextStream:
-    """Tells the listener of an input's text, bit by bit, and each bit once, though the text `begins` anew where a
-    batch has failed."""
+    """Passes on the generated text of inputs, each part once.
 
-    def __init__(self, on_text: OnText, items: list[Item]) -> None:
+    The text of a batch that fails is generated again from its beginning. As many characters as the listener has
+    received are then skipped.
+    """
+
+    def __init__(self, on_text: OnText, items: Sequence[Item]) -> None:
         self._on_text, self._items = on_text, items
-        self._told = self._at = 0  # letters: those that were told, and those of this run
+        self._position = 0  # characters of the present generation
+        self._passed_on = 0  # characters that the listener has received
 
-    def __call__(self, text: str) -> None:
-        new = text[max(0, self._told - self._at) :]
-        self._at += len(text)
+    def write(self, text: str) -> None:
+        """Pass on the part of the text that is new. Exceptions of the listener are logged."""
+        new = text[max(0, self._passed_on - self._position) :]
+        self._position += len(text)
         if not new:
             return
-        self._told = self._at
+        self._passed_on = self._position
         try:
             for item in self._items:
                 self._on_text(item.index, new)
         except Exception:
             log.exception("on_text failed")
 
-    def begins(self) -> None:
-        self._at = 0
+    def restart(self) -> None:
+        """Note that the text is generated from its beginning."""
+        self._position = 0
 
 
-class Countdown:
-    """Calls `then` at the last of `count` calls of `down`."""
+def visible(output: Output, view: View) -> Output:
+    """Return the output without the spans that the view leaves out.
 
-    def __init__(self, count: int, then: Callable[[], None]) -> None:
-        self._count, self._then, self._lock = count, then, threading.Lock()
-
-    def down(self) -> None:
-        with self._lock:
-            self._count -= 1
-            last = self._count == 0
-        if last:
-            self._then()
+    A request may have ten thousand results, which should not hold the times of every character.
+    """
+    if not isinstance(output, Transcript):
+        return output
+    is_timed = bool(view.timestamps) or view.format not in ("json", "text")
+    return dataclasses.replace(
+        output,
+        words=output.words if is_timed else (),
+        segments=output.segments if is_timed else (),
+        chars=output.chars if "char" in view.timestamps else (),
+    )

@@ -1,9 +1,8 @@
-"""The one thread on a device: takes batches from the pool, runs them, and survives what they do.
+"""The one thread of a device: takes batches from the scheduler and runs them, and outlives their failures.
 
-A batch that fails is split in halves until only the culprit fails. Out of memory does the same and lowers the model's
-budget on
-this device. A lost device ends the lane, and what it was running goes back to the pool. Whatever else happens, the
-thread goes on.
+A batch that fails is run again in halves, until only the piece at fault fails. Running out of memory does the same, and
+lowers the model's budget on this device. The loss of the device ends the thread, and the pieces that it was running go
+back to the scheduler. No other exception ends the thread.
 """
 
 from __future__ import annotations
@@ -12,24 +11,33 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from worker.backends.base import Backend
 from worker.engine.batching import Limits
 from worker.engine.model_manager import ModelManager
-from worker.engine.scheduler import Assignment, PieceResult, QueuedPiece, Scheduler, deliver, deliver_all
+from worker.engine.piece_queue import PieceResult, QueuedPiece, deliver_all
+from worker.engine.scheduler import Assignment, Scheduler
 from worker.errors import AviaryError, Cancelled, DeviceLost, InternalError, ModelUnavailable, OutOfMemory
 from worker.faults import forget, report, translate
-from worker.types import Batch
+from worker.types import Batch, Output
 
 log = logging.getLogger(__name__)
 
 OnBatch = Callable[[Batch, float, str], None]
+JOIN_SEC = 30.0
 
 
 class Runner:
-    """One device. `residency` holds its models; `on_batch` is told of each batch that was run, its seconds, and the
-    lane's `name`; `ended` gives the device up: called once its models are closed, before that where it is lost."""
+    """One device.
+
+    models: the models on the device.
+    limits: what a batch may hold, before a model runs out of memory.
+    name: the name of the device.
+    on_batch: called with each batch that ran, its seconds and `name`, on the device's thread.
+    on_end: called to give up the device, when its models are closed. If the device is lost, it is called before that
+        too, because models on a lost device might not close.
+    """
 
     def __init__(
         self,
@@ -39,103 +47,121 @@ class Runner:
         *,
         name: str = "0",
         on_batch: OnBatch = lambda batch, seconds, device: None,
-        ended: Callable[[], None] = lambda: None,
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self.models, self.name = models, name
         self.lost: DeviceLost | None = None
-        self._scheduler, self._limits, self._on_batch, self._ended = scheduler, limits, on_batch, ended
-        self._budgets: dict[str, Limits] = {}
-        self._thread = threading.Thread(target=self._live, name=f"lane {name}", daemon=True)
+        self._scheduler, self._limits, self._on_batch, self._on_end = scheduler, limits, on_batch, on_end
+        self._budgets: dict[str, Limits] = {}  # by model
+        self._thread = threading.Thread(target=self._run, name=f"runner {name}", daemon=True)
         scheduler.add_runner(self)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def join(self) -> None:
-        """Waits for the end of the batch that is running, after the pool is closed."""
+        """Wait until the running batch has ended, for JOIN_SEC at most. The scheduler must be closed."""
         if threading.current_thread() is not self._thread:
-            self._thread.join(timeout=30)
+            self._thread.join(timeout=JOIN_SEC)
 
     def limits(self, model: str, backend: Backend) -> Limits:
-        """What a batch of the model may hold here."""
+        """Return what a batch of the model may hold on this device."""
         return self._budgets.setdefault(model, dataclasses.replace(self._limits, max_waste_sec=backend.overhead_sec))
 
-    def _live(self) -> None:
+    def _run(self) -> None:
         while not self._scheduler.closed and self.lost is None:
             try:
-                self.models.warm()
-                pause = self.models.evict_idle()
-                if self.models.lost is not None:
-                    self._lose(self.models.lost)
-                elif taken := self._scheduler.next_assignment(self, pause):
-                    self._act(taken)
-                    del taken  # it holds the batch and its model
-            except BaseException as error:  # noqa: BLE001  the lane never dies
-                fault = InternalError("the batch could not be planned")
-                fault.__cause__ = error
-                self._scheduler.abandon(report(fault))
+                self._step()
+            except BaseException as error:  # noqa: BLE001  no exception ends the thread
+                self._fail_all(error)
         if self.lost is not None:
-            self._ended()  # a model might not close on a device like that
+            self._on_end()
         self.models.close(self.lost or Cancelled("the worker is shutting down"))
-        self._ended()
+        self._on_end()
 
-    def _act(self, taken: Assignment) -> None:
-        if isinstance(taken.model, AviaryError):
-            deliver_all(taken.group, report(taken.model))
+    def _step(self) -> None:
+        self.models.warm()
+        pause = self.models.evict_idle()
+        if self.models.lost is not None:
+            self._lose(self.models.lost)
+            return
+        assignment = self._scheduler.next_assignment(self, pause)
+        if assignment is not None:
+            self._execute(assignment)
+
+    def _fail_all(self, error: BaseException) -> None:
+        fault = InternalError("the batch could not be planned")
+        fault.__cause__ = error
+        self._scheduler.fail_all(report(fault))
+
+    def _execute(self, assignment: Assignment) -> None:
+        group, model = assignment
+        if isinstance(model, AviaryError):
+            deliver_all(group, report(model))
             return
         try:
-            self._run(taken.model, taken.group)
+            self._run_batch(model, group)
         finally:
-            self.models.release(taken.group[0].piece.options.model)
+            self.models.release(group[0].piece.options.model)
 
-    def _run(self, backend: Backend, group: list[QueuedPiece]) -> None:
-        """Runs the group as one batch, or in halves if it fails, and delivers every piece."""
+    def _run_batch(self, backend: Backend, group: Sequence[QueuedPiece]) -> None:
+        """Run the group as one batch, or in halves if it fails, and deliver an outcome to every piece."""
         limits = self._budgets[group[0].piece.options.model]
-        batch = Batch(
-            tuple(w.piece for w in group), long=len(group) == 1 and group[0].piece.duration_sec > limits.long_sec
-        )
-        for piece in batch.pieces:
+        pieces = tuple(queued.piece for queued in group)
+        batch = Batch(pieces, long=len(pieces) == 1 and pieces[0].duration_sec > limits.long_sec)
+        for piece in pieces:
             piece.begins()
         started = time.monotonic()
         try:
             outputs = backend.infer(batch)
             if len(outputs) != len(group):
-                raise InternalError(f"the backend gave {len(outputs)} outputs for {len(group)} pieces")
-        except BaseException as error:  # noqa: BLE001  the lane never dies, not of a Rust library's panic either
+                raise InternalError(f"the backend returned {len(outputs)} outputs for {len(group)} pieces")
+        except BaseException as error:  # noqa: BLE001  no exception ends the thread, not even a Rust library's panic
             forget(error)
             self._recover(backend, group, batch, translate(error))
             return
-        took, total = time.monotonic() - started, sum(piece.duration_sec for piece in batch.pieces) or 1.0
-        for waiting, output in zip(group, outputs, strict=True):
-            share = took * waiting.piece.duration_sec / total
-            deliver(waiting, PieceResult(output, started - waiting.since, share))
-        self._on_batch(batch, took, self.name)
+        took_sec = time.monotonic() - started
+        _deliver_outputs(group, outputs, started, took_sec)
+        self._on_batch(batch, took_sec, self.name)
 
-    def _recover(self, backend: Backend, group: list[QueuedPiece], batch: Batch, error: AviaryError) -> None:
+    def _recover(self, backend: Backend, group: Sequence[QueuedPiece], batch: Batch, error: AviaryError) -> None:
         if isinstance(error, DeviceLost):
             self._lose(error)
-            deliver_all(self._scheduler.requeue(group, error, ran=True), error)
+            deliver_all(self._scheduler.requeue(group, ran=True), error)
             return
         if isinstance(error, OutOfMemory) and len(group) > 1:
-            limits = self._budgets[batch.options.model]
-            lower = dataclasses.replace(limits, max_padded_sec=min(limits.max_padded_sec, batch.padded_sec / 2))
-            self._budgets[batch.options.model] = lower
-            log.warning(
-                "out of memory with %.0f padded seconds: batches of %s now hold %.0f",
-                batch.padded_sec,
-                batch.options.model,
-                lower.max_padded_sec,
-            )
+            self._lower_budget(batch)
         if len(group) == 1 or isinstance(error, ModelUnavailable):
             deliver_all(group, report(error))
             return
         middle = len(group) // 2
         for half in (group[:middle], group[middle:]):
             if self.lost is None:
-                self._run(backend, half)
+                self._run_batch(backend, half)
             else:
-                deliver_all(self._scheduler.requeue(half, self.lost, ran=False), self.lost)
+                deliver_all(self._scheduler.requeue(half, ran=False), self.lost)
+
+    def _lower_budget(self, batch: Batch) -> None:
+        model = batch.options.model
+        limits = self._budgets[model]
+        padded_sec = min(limits.max_padded_sec, batch.padded_sec / 2)
+        self._budgets[model] = dataclasses.replace(limits, max_padded_sec=padded_sec)
+        log.warning(
+            "out of memory with %.0f padded seconds; batches of %s are now limited to %.0f",
+            batch.padded_sec,
+            model,
+            padded_sec,
+        )
 
     def _lose(self, error: DeviceLost) -> None:
         self.lost = error
         self._scheduler.remove_runner(self, error)
+
+
+def _deliver_outputs(group: Sequence[QueuedPiece], outputs: Sequence[Output], started: float, took_sec: float) -> None:
+    """Deliver each output, and share out the batch's seconds by duration."""
+    total_sec = sum(queued.piece.duration_sec for queued in group) or 1.0
+    for queued, output in zip(group, outputs, strict=True):
+        share_sec = took_sec * queued.piece.duration_sec / total_sec
+        queued.deliver(PieceResult(output, started - queued.since, share_sec))

@@ -1,17 +1,17 @@
-"""What waits for the devices, and which of it a free one is given: one pool, however many lanes take from it.
+"""Which batch a free device runs next: one scheduler for all runners.
 
-`put(piece, deliver)` queues a piece; `take(lane)` gives a lane its next batch, with the model that it has claimed on
-its
-device. What somebody waits for goes before the background, which still has a batch every BACKGROUND_SEC. While more is
-coming a batch waits to be filled; when nothing is, lanes that are idle share what is there, in parts that are worth a
-batch of their own.
+    submit(piece, on_outcome)      queues a piece
+    next_assignment(runner)        the runner's next batch, with its model acquired on the runner's device
+    requeue(group)                 takes back the pieces that a lost device did not finish
+    remove_runner(runner, error)   takes a lost device out of service
 
-A lane whose device is lost gives back what it was running, once: what comes back runs alone, so that a piece which
-takes
-devices with it takes no other piece, and after the second device it fails. When the last lane has left, `lost` says
-why, and
-everything fails. A model that cannot be loaded on one device is left to the others; pieces fail with it when no lane
-has it.
+While more pieces are about to be submitted, a batch waits to be filled, for `wait_sec` at most. Otherwise the idle
+runners share the pieces that wait, in parts that are each worth a batch.
+
+Pieces that a lost device was running are returned to the queue once. Returned pieces run alone, so one that crashes
+devices takes no others down with it; after its second crash it fails. When the last runner is removed, `lost` says
+why, and all pieces fail. A model that does not load on one device is left to the other devices; its pieces fail if it
+loads on none.
 """
 
 from __future__ import annotations
@@ -20,227 +20,222 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol
 
 from worker.backends.base import Backend
 from worker.engine.batching import Limits, is_full, next_batch
 from worker.engine.model_manager import ModelManager
+from worker.engine.piece_queue import OnOutcome, PieceQueue, QueuedPiece, deliver_all
 from worker.errors import AviaryError, Cancelled, DeviceLost
-from worker.types import Batch, Output, Piece
+from worker.types import Batch, Piece
 
 log = logging.getLogger(__name__)
 
-BACKGROUND_SEC = 5.0  # the background waits for all that somebody waits for, but its next batch no longer than so
-
-
-class PieceResult(NamedTuple):
-    """What came of a piece: the output, how long the piece waited for the device, its share of the device's time."""
-
-    output: Output
-    queue_sec: float
-    model_sec: float
-
-
-Deliver = Callable[[PieceResult | AviaryError], None]
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class QueuedPiece:
-    """A piece, since when it waits, and whether a device was lost that was running it."""
-
-    piece: Piece
-    deliver: Deliver
-    since: float
-    suspect: bool = False
-
 
 class Assignment(NamedTuple):
-    """Pieces to run with the claimed model, to be released then, or to be answered with an error."""
+    """What a runner does next."""
 
     group: list[QueuedPiece]
     model: Backend | AviaryError
+    """The acquired model to run the pieces on, to be released afterward; or the error that the pieces fail with."""
 
 
 class DeviceRunner(Protocol):
-    """A lane, as the pool sees it."""
+    """A runner, as the scheduler uses it."""
 
     models: ModelManager
     name: str
 
-    def limits(self, model: str, backend: Backend) -> Limits: ...
+    def limits(self, model: str, backend: Backend) -> Limits:
+        """Return what a batch of the model may hold on the runner's device."""
+        ...
 
 
 class Scheduler:
-    """`coming` tells how many pieces, of the background or not of it, are about to be put; a batch waits `wait_sec`
-    for them at most. Thread-safe."""
+    """The queue of pieces, and the runners that take batches from it. Thread-safe.
 
-    def __init__(self, *, wait_sec: float = 0.05, coming: Callable[[bool], int] = lambda background: 0) -> None:
-        self._wait_sec, self._coming = wait_sec, coming
-        self._waiting: dict[Piece, QueuedPiece] = {}
+    wait_sec: the longest time that a batch waits for more pieces.
+    incoming: returns how many pieces, of the background (True) or interactive (False), are about to be submitted.
+    """
+
+    def __init__(self, *, wait_sec: float = 0.05, incoming: Callable[[bool], int] = lambda background: 0) -> None:
+        self._wait_sec, self._incoming = wait_sec, incoming
+        self._queue = PieceQueue()
         self._changed = threading.Condition()
         self._runners: list[DeviceRunner] = []
-        self._idle: list[DeviceRunner] = []  # those that wait for something to do
-        self._without: dict[str, set[DeviceRunner]] = {}  # who could not load a model
-        self._background_at = 0.0  # when a batch of the background was last taken
+        self._idle: list[DeviceRunner] = []  # the runners that wait for an assignment
+        self._refusals = _Refusals()
         self.closed = False
         self.lost: DeviceLost | None = None
 
+    def __len__(self) -> int:
+        """Return how many pieces wait."""
+        return len(self._queue)
+
     def add_runner(self, runner: DeviceRunner) -> None:
-        """All that share the work join before any begins to take."""
+        """Add a runner. All runners are added before the first asks for an assignment."""
         self._runners.append(runner)
 
-    def submit(self, piece: Piece, deliver: Deliver) -> None:
-        """`deliver(outcome)` is called exactly once, with a Done or an error, on the thread that has it."""
+    def submit(self, piece: Piece, on_outcome: OnOutcome) -> None:
+        """Queue a piece. `on_outcome` is called once, with its result or an error, on the thread that has it."""
+        queued = QueuedPiece(piece, on_outcome, time.monotonic())
         with self._changed:
-            if self.lost is None and not self.closed:
-                self._waiting[piece] = QueuedPiece(piece, deliver, time.monotonic())
+            is_open = self.lost is None and not self.closed
+            if is_open:
+                self._queue.put(queued)
                 self._changed.notify_all()
-                return
-        deliver(self.lost or Cancelled("the worker is shutting down"))
+        if not is_open:
+            queued.deliver(self.lost or Cancelled("the worker is shutting down"))
 
-    def __len__(self) -> int:
-        """How many pieces wait."""
-        return len(self._waiting)
-
-    def nudge(self) -> None:
-        """Something the gathering depends on has changed: fewer pieces are coming, one was cancelled, a model is
-        loaded."""
+    def wake(self) -> None:
+        """Wake the runners that wait: fewer pieces are incoming, a request was canceled, or a model is loaded."""
         with self._changed:
             self._changed.notify_all()
-
-    def close(self) -> None:
-        """Nothing more is taken; what waits is delivered as cancelled."""
-        with self._changed:
-            self.closed = True
-            self._changed.notify_all()
-        self.abandon(Cancelled("the worker is shutting down"))
 
     def next_assignment(self, runner: DeviceRunner, pause: float | None) -> Assignment | None:
-        """What this lane is to do next; if there is nothing, waits for a change, `pause` seconds at most."""
+        """Return what the runner does next.
+
+        If there is nothing to do, wait for a change, `pause` seconds at most (None: without a limit), and return None.
+        """
         with self._changed:
-            gone = self._pop(piece for piece in list(self._waiting) if piece.cancelled())
-            if gone:
-                return Assignment(gone, Cancelled("cancelled"))
-            for model, own in self._groups():
+            cancelled = self._queue.pop_cancelled()
+            if cancelled:
+                return Assignment(cancelled, Cancelled("the request was canceled"))
+            for model, group in self._queue.by_model():
                 try:
                     backend = runner.models.acquire(model)
                 except AviaryError as error:
-                    if self._refused(runner, model, error):
-                        return Assignment(self._pop(waiting.piece for waiting in own), error.with_traceback(None))
+                    if self._refused_by_all(model, runner, error):
+                        return Assignment(self._pop(group), error.with_traceback(None))
                     continue
                 if backend is None:
                     continue
-                try:
-                    batch, patience = self._next(runner, own, runner.limits(model, backend))
-                    if batch is not None:
-                        return self._assign(runner, batch, backend)
-                except BaseException:
-                    runner.models.release(model)
-                    raise
-                runner.models.release(model)
-                pause = patience if pause is None else min(pause, patience)
-            if not self.closed and self.lost is None and not runner.models.due:
+                assignment, patience_sec = self._assign(runner, backend, group)
+                if assignment is not None:
+                    return assignment
+                pause = patience_sec if pause is None else min(pause, patience_sec)
+            if not self.closed and self.lost is None and not runner.models.has_work:
                 self._idle.append(runner)
                 self._changed.wait(pause)
                 self._idle.remove(runner)
         return None
 
+    def requeue(self, group: Sequence[QueuedPiece], *, ran: bool) -> list[QueuedPiece]:
+        """Take back the pieces that a lost device did not finish, and return those that must fail.
+
+        `ran`: whether the device was running the pieces. Of those, a piece that was running on another lost device
+        before must fail. All pieces must fail if no runner is left.
+        """
+        with self._changed:
+            if self.lost is not None or self.closed:
+                return list(group)
+            failing = [queued for queued in group if ran and queued.suspect]
+            again = [queued for queued in group if not (ran and queued.suspect)]
+            for queued in again:
+                queued.suspect = queued.suspect or ran
+            self._queue.put_back(again)
+            self._changed.notify_all()
+        return failing
+
     def remove_runner(self, runner: DeviceRunner, error: DeviceLost) -> None:
-        """The lane's device is lost."""
+        """Take a runner out of service whose device is lost."""
         with self._changed:
             self._runners.remove(runner)
             if not self._runners:
                 self.lost = error
             self._changed.notify_all()
-        log.error("device %s is lost, %d left: %r", runner.name, len(self._runners), error.__cause__)
+        log.error("device %s is lost; %d left", runner.name, len(self._runners), exc_info=error.__cause__ or error)
         if self.lost is not None:
-            self.abandon(error)
+            self.fail_all(error)
 
-    def requeue(self, group: list[QueuedPiece], error: DeviceLost, *, ran: bool) -> list[QueuedPiece]:
-        """Takes back what a lane that has left did not finish. Returns what is to fail with the error: what was running
-        (`ran`) when it lost its second device, and everything where no lane is left."""
+    def fail_all(self, error: AviaryError) -> None:
+        """Deliver the error to all pieces that wait."""
         with self._changed:
-            if self.lost is not None or self.closed:
-                return group
-            again = {one.piece: one for one in group if not (ran and one.suspect)}
-            for one in again.values():
-                one.suspect |= ran
-            self._waiting = {**again, **self._waiting}
+            group = self._queue.pop_all()
+        deliver_all(group, error)
+
+    def close(self) -> None:
+        """Stop: no piece is assigned any more, and those that wait fail with Cancelled."""
+        with self._changed:
+            self.closed = True
             self._changed.notify_all()
-        return [one for one in group if one.piece not in again]
+        self.fail_all(Cancelled("the worker is shutting down"))
 
-    def abandon(self, error: AviaryError) -> None:
-        """Answers all that waits with the error."""
-        with self._changed:
-            waiting, self._waiting = list(self._waiting.values()), {}
-        deliver_all(waiting, error)
+    def _assign(
+        self, runner: DeviceRunner, backend: Backend, group: Sequence[QueuedPiece]
+    ) -> tuple[Assignment | None, float]:
+        """Return the assignment of a batch out of the group; or None, and the seconds that it may still wait.
 
-    def _groups(self) -> list[tuple[str, list[QueuedPiece]]]:
-        """What waits by model, in the order in which the models are to be served."""
-        models: dict[str, list[QueuedPiece]] = {}
-        for waiting in self._waiting.values():
-            models.setdefault(waiting.piece.options.model, []).append(waiting)
-        aged = time.monotonic() - self._background_at > BACKGROUND_SEC
-        groups = models.items() if aged else [(model, _waited_for(own) or own) for model, own in models.items()]
-        return sorted(
-            groups, key=lambda group: min((one.piece.background and not aged, one.piece.order) for one in group[1])
-        )
+        The model of the group is acquired, and is released here if there is no assignment.
+        """
+        model = group[0].piece.options.model
+        assignment = None
+        try:
+            batch, patience_sec = self._next_batch(runner, group, runner.limits(model, backend))
+            if batch is not None:
+                self._refusals.remove(model, runner)
+                assignment = Assignment(self._queue.pop_batch(batch), backend)
+                if self._queue and self._idle:
+                    self._changed.notify_all()
+            return assignment, patience_sec
+        finally:
+            if assignment is None:
+                runner.models.release(model)
 
-    def _next(self, runner: DeviceRunner, own: list[QueuedPiece], limits: Limits) -> tuple[Batch | None, float]:
-        """The batch to be run now, or None and for how many seconds it may still be filled."""
-        suspect = next((one.piece for one in own if one.suspect), None)
+    def _next_batch(
+        self, runner: DeviceRunner, group: Sequence[QueuedPiece], limits: Limits
+    ) -> tuple[Batch | None, float]:
+        """Return the batch to run now; or None, and the seconds that it may still wait to be filled."""
+        suspect = next((queued.piece for queued in group if queued.suspect), None)
         if suspect is not None:
             return Batch((suspect,)), 0.0
-        pieces = [one.piece for one in own]
+        pieces = [queued.piece for queued in group]
         batch = next_batch(pieces, limits)
-        patience = own[0].since + self._wait_sec - time.monotonic()
-        if self._coming(batch.pieces[0].background):
-            return (batch if patience <= 0 or is_full(batch, limits) else None), patience
-        model = batch.options.model
-        sharing = 1 + sum(one is not runner and one.models.has(model) for one in self._idle)
-        if sharing == 1:
-            return batch, patience
-        share = max(sum(piece.duration_sec for piece in pieces) / sharing, limits.max_waste_sec)
-        return next_batch(
-            pieces, dataclasses.replace(limits, max_padded_sec=min(share, limits.max_padded_sec))
-        ), patience
+        patience_sec = group[0].since + self._wait_sec - time.monotonic()
+        if self._incoming(batch.pieces[0].background):
+            return (batch if patience_sec <= 0 or is_full(batch, limits) else None), patience_sec
+        sharers = self._idle_runners_with(batch.options.model, besides=runner)
+        if not sharers:
+            return batch, patience_sec
+        share_sec = sum(piece.duration_sec for piece in pieces) / (1 + len(sharers))
+        share = min(max(share_sec, limits.max_waste_sec), limits.max_padded_sec)
+        return next_batch(pieces, dataclasses.replace(limits, max_padded_sec=share)), patience_sec
 
-    def _assign(self, runner: DeviceRunner, batch: Batch, backend: Backend) -> Assignment:
-        if batch.pieces[0].background:
-            self._background_at = time.monotonic()
-        self._without.get(batch.options.model, set()).discard(runner)
-        group = self._pop(batch.pieces)
-        if self._waiting and self._idle:
-            self._changed.notify_all()
-        return Assignment(group, backend)
+    def _idle_runners_with(self, model: str, *, besides: DeviceRunner) -> list[DeviceRunner]:
+        return [runner for runner in self._idle if runner is not besides and runner.models.is_ready(model)]
 
-    def _refused(self, runner: DeviceRunner, model: str, error: AviaryError) -> bool:
-        """Notes that the model cannot be loaded for this lane; whether it cannot for any."""
-        without = self._without.setdefault(model, set())
-        if runner not in without and len(self._runners) > 1:
-            log.warning("device %s goes without %s: %s", runner.name, model, error.message)
-        without.add(runner)
-        if without.issuperset(self._runners):
-            del self._without[model]
+    def _refused_by_all(self, model: str, runner: DeviceRunner, error: AviaryError) -> bool:
+        """Record that the model does not load on the runner's device. Return whether it loads on no device."""
+        is_new = self._refusals.add(model, runner)
+        if is_new and len(self._runners) > 1:
+            log.warning("device %s cannot load %s: %s", runner.name, model, error.message)
+        return self._refusals.are_complete(model, self._runners)
+
+    def _pop(self, group: Sequence[QueuedPiece]) -> list[QueuedPiece]:
+        return self._queue.pop(queued.piece for queued in group)
+
+
+class _Refusals:
+    """Which models do not load on which devices."""
+
+    def __init__(self) -> None:
+        self._runners: dict[str, set[DeviceRunner]] = {}
+
+    def add(self, model: str, runner: DeviceRunner) -> bool:
+        """Record a refusal. Return whether it is new."""
+        runners = self._runners.setdefault(model, set())
+        is_new = runner not in runners
+        runners.add(runner)
+        return is_new
+
+    def remove(self, model: str, runner: DeviceRunner) -> None:
+        """Forget a refusal: the model has loaded."""
+        self._runners.get(model, set()).discard(runner)
+
+    def are_complete(self, model: str, runners: Collection[DeviceRunner]) -> bool:
+        """Return whether all runners refuse the model; its refusals are then forgotten, as it may be loaded again."""
+        if self._runners[model].issuperset(runners):
+            del self._runners[model]
             return True
         return False
-
-    def _pop(self, pieces: Iterable[Piece]) -> list[QueuedPiece]:
-        return [self._waiting.pop(piece) for piece in pieces]
-
-
-def _waited_for(group: list[QueuedPiece]) -> list[QueuedPiece]:
-    return [one for one in group if not one.piece.background]
-
-
-def deliver_all(group: list[QueuedPiece], outcome: AviaryError) -> None:
-    for waiting in group:
-        deliver(waiting, outcome)
-
-
-def deliver(waiting: QueuedPiece, outcome: PieceResult | AviaryError) -> None:
-    try:
-        waiting.deliver(outcome)
-    except Exception:
-        log.exception("a delivery failed")

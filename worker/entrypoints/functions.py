@@ -1,7 +1,10 @@
-"""The Python API as plain functions of paths, which answer in plain dicts: on a bundle that
-`worker.entrypoints.python.load_model` gave.
+"""The Python API as plain functions that take paths and return plain dicts.
 
-    transcribe_file(path, bundle), transcribe_files(paths, bundle), evaluate_folder(audio_dir, gt_dir, bundle)
+    transcribe_file(path, bundle)                  one file
+    transcribe_files(paths, bundle)                many files, which share batches
+    evaluate_folder(audio_dir, gt_dir, bundle)     a folder of audio, against labels
+
+A bundle is what `worker.load_model` returns.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from worker.types import Failure, Transcript
 
 if TYPE_CHECKING:
-    from worker.entrypoints.python import Answer, ModelBundle, SpeechOptions
+    from worker.entrypoints.python import Answer, ModelBundle, SpeechCall
 
 Json = dict[str, Any]
 
@@ -21,10 +24,12 @@ Json = dict[str, Any]
 def transcribe_file(
     path: str | os.PathLike[str], model_bundle: ModelBundle, prompt: str | None = None, max_new_tokens: int = 128
 ) -> Json:
-    """{"file", "text", "tokens_generated", "elapsed_sec"}. Raises AviaryError, as a model that takes no prompt does
-    for one.
+    """Return the transcript of a file as {"file", "text", "tokens_generated", "elapsed_sec"}.
 
-    max_new_tokens is for models that write token by token; tokens_generated is theirs, and None for others.
+    max_new_tokens: the most tokens, for a model that generates text token by token. For another kind of model it has
+        no effect, and tokens_generated is None.
+    elapsed_sec: seconds from the call until the text was ready.
+    Raises AviaryError; for example, Unsupported if a prompt is given to a model that takes none.
     """
     answer = model_bundle.transcribe(path, **_options(model_bundle, prompt, max_new_tokens))
     return _file_json(os.fspath(path), answer)
@@ -38,8 +43,11 @@ def transcribe_files(
     *,
     progress: bool = False,
 ) -> list[Json]:
-    """The same for many at once, in their order. A file that failed has `error` (`code`, `message`, `retryable`) in
-    place of the rest. elapsed_sec counts from the call."""
+    """Return the transcripts of many files, in the order of `paths`, each as `transcribe_file` returns it.
+
+    A file that fails is {"file", "error"}; the error has `code`, `message` and `retryable`.
+    progress: whether to show a progress bar.
+    """
     options = _options(model_bundle, prompt, max_new_tokens)
     options["progress"] = progress
     answers = model_bundle.transcribe(list(paths), **options)
@@ -57,10 +65,11 @@ def evaluate_folder(
     normalizer: str = "basic",
     progress: bool = False,
 ) -> Json:
-    """{"summary", "details"}: what is heard in a folder's audio, against the .txt files of another; see
-    worker.evaluation.
+    """Transcribe the audio of a folder, and compare the transcripts with the .txt files of another folder.
 
-    Raises RequestError for folders that are not there, and where no audio has a label.
+    Return {"summary", "details"}, as worker.evaluation describes them.
+    progress: whether to show a progress bar.
+    Raises RequestError for a folder that does not exist, and if no audio has a label.
     """
     from worker.entrypoints.progress import bar
     from worker.evaluation import evaluate, read_folder
@@ -78,9 +87,9 @@ def evaluate_folder(
         )
 
 
-def _options(bundle: ModelBundle, prompt: str | None, max_new_tokens: int | None) -> SpeechOptions:
-    """The options that were given, but for a bound on new tokens where the model writes none."""
-    options: SpeechOptions = {}
+def _options(bundle: ModelBundle, prompt: str | None, max_new_tokens: int | None) -> SpeechCall:
+    """Return the options that are set. `max_new_tokens` is left out for a model without that option."""
+    options: SpeechCall = {}
     if prompt is not None:
         options["prompt"] = prompt
     if max_new_tokens is not None and "max_new_tokens" in bundle.row.options:

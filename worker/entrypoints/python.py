@@ -1,42 +1,59 @@
-"""The Python API. Blocking calls, no asyncio; safe to call from several threads and as often as one likes.
+"""The Python API: blocking calls, without asyncio. Any thread may call a bundle, as often as it likes.
 
     import worker as runner
 
     with runner.load_model(model="whisper") as bundle:          # or model_dir="/path/to/checkpoint"
         bundle.transcribe("a.wav", timestamps=True).output.words
-        bundle.transcribe(samples, sample_rate=48_000)          # an array, as worker.audio.arrays has it
-        for one in bundle.as_completed("caption", paths): ...
+        bundle.transcribe(samples, sample_rate=48_000)          # an array, as worker.audio.arrays describes it
+        for answer in bundle.as_completed("caption", paths): ...
 
-Audio is a path, an http(s), s3, file or data URL, the bytes of a file, or an array with its `sample_rate`; a list or
-tuple of
-them is many. Of one, what is wrong raises an AviaryError; of many, it stands as a Failure in the place of the answer,
-and only
-what is wrong with the call as a whole raises. Paths are trusted. Many share batches: one call with many is faster than
-many calls. `worker.entrypoints.functions` has functions that answer in plain dicts.
+Audio is a path, an http(s), s3, file or data URL, the bytes of a file, or an array with its `sample_rate`. A list or
+tuple is several inputs. They share batches: one call with many inputs is faster than many calls.
+
+If a single input fails, the call raises its AviaryError. If one of several inputs fails, a Failure stands in the place
+of its answer, and the call raises only for an error that concerns all of them. Any path may be read.
+`worker.entrypoints.functions` has functions that return plain dicts.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import os
 import queue
 import time
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Literal, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, overload
 
 from worker import catalog
 from worker.config import Settings
 from worker.errors import ModelUnavailable, RequestError
-from worker.types import Analysis, Caption, Embedding, Failure, Level, Output, Reply, Request, Result, Task, Transcript
+from worker.types import (
+    Analysis,
+    AnalyzeOptions,
+    Caption,
+    CaptionOptions,
+    ChatOptions,
+    Embedding,
+    EmbedOptions,
+    Failure,
+    Output,
+    Reply,
+    Request,
+    Result,
+    Source,
+    SpeechOptions,
+    Task,
+    Transcript,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     from typing_extensions import Unpack
 
-    from worker.audio.arrays import MemoryFiles
     from worker.engine.engine import Engine
     from worker.scoring.scorer import Score
 
@@ -46,70 +63,70 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 T = TypeVar("T", bound=Output)
 
-LOOK_SEC = 0.05  # how often a load looks whether a first device is ready
+LOOK_SEC = 0.05  # how often `load` checks whether the first of several devices is ready
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer(Generic[T]):
-    """What a model made of one input. index: its place in the call; file: its path or URL, or `input N` for what has
-    none; elapsed_sec: from the call until it was done; warning: what the decoder complained of, where it went on."""
+    """The output of a model for one input."""
 
     index: int
+    """The input's place in the call, from 0."""
     file: str
+    """The input's path or URL; `input N` for bytes and arrays."""
     output: T
+    """What the model made of the audio."""
     duration_sec: float
+    """The length of the audio."""
     elapsed_sec: float
+    """Seconds from the call until the output was ready."""
     warning: str | None = None
+    """An error after which the decoder could continue."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FinishedInput:
-    """An input that is done. `elapsed_sec`: since the request was sent."""
+    """The outcome of one input."""
 
     outcome: Result | Failure
+    """The result, or the error."""
     elapsed_sec: float
+    """Seconds from the call until the outcome was known."""
 
 
-class _Given(TypedDict, total=False):
-    """sample_rate: of arrays, in Hz. progress: shows a bar on stderr, or in the notebook."""
+class CallOptions(TypedDict, total=False):
+    """Options of every call."""
 
     sample_rate: int
+    """The sample rate of all arrays of the call, in Hz."""
     progress: bool
+    """Whether to show a progress bar, on stderr or in the notebook."""
 
 
-class Writing(_Given, total=False):
-    """Of models that write token by token. Without a temperature, or at 0, they always write the same."""
-
-    max_new_tokens: int
-    temperature: float
-    top_p: float
+class SpeechCall(SpeechOptions, CallOptions, total=False):
+    """The keyword arguments of `transcribe` and `translate`."""
 
 
-class SpeechOptions(Writing, total=False):
-    timestamps: bool | list[Level]
-    language: str
-    target_language: str
-    prompt: str
-    punctuation: bool
+class CaptionCall(CaptionOptions, CallOptions, total=False):
+    """The keyword arguments of `caption`."""
 
 
-class CaptionOptions(Writing, total=False):
-    prompt: str
-    style: Literal["detailed", "brief", "technical"]
+class EmbedCall(EmbedOptions, CallOptions, total=False):
+    """The keyword arguments of `embed`."""
 
 
-class EmbedOptions(_Given, total=False):
-    pooling: Literal["none", "mean"]
+class ChatCall(ChatOptions, CallOptions, total=False):
+    """The keyword arguments of `chat`."""
 
 
-class AnalyzeOptions(CaptionOptions, total=False):
-    pooling: Literal["none", "mean"]
+class AnalyzeCall(AnalyzeOptions, CallOptions, total=False):
+    """The keyword arguments of `analyze`."""
 
 
 class ModelBundle:
-    """A model that is loaded. Closing it twice is fine; one that is dropped is closed too.
+    """A loaded model. It closes when it is garbage-collected, at the latest; it may be closed more than once.
 
-    `named`: the name by which the caller chose the model; None where settings did.
+    named: the name by which the caller chose the model; None if the settings chose it.
     """
 
     def __init__(self, engine: Engine, named: str | None = None) -> None:
@@ -120,113 +137,112 @@ class ModelBundle:
 
     @property
     def model(self) -> str:
-        """The model's id."""
+        """The id of the model."""
         return self.row.id
 
     @overload
-    def transcribe(self, audio: Audio, **options: Unpack[SpeechOptions]) -> Answer[Transcript]: ...
+    def transcribe(self, audio: Audio, **options: Unpack[SpeechCall]) -> Answer[Transcript]: ...
     @overload
-    def transcribe(self, audio: Many, **options: Unpack[SpeechOptions]) -> list[Answer[Transcript] | Failure]: ...
+    def transcribe(self, audio: Many, **options: Unpack[SpeechCall]) -> list[Answer[Transcript] | Failure]: ...
     def transcribe(self, audio: Any, **options: Any) -> Any:
-        """What is said. Spans are there where `timestamps` asks for them."""
+        """Return what is said. The transcript has spans if `timestamps` is set."""
         return self._ask("transcribe", audio, options)
 
     @overload
-    def translate(self, audio: Audio, **options: Unpack[SpeechOptions]) -> Answer[Transcript]: ...
+    def translate(self, audio: Audio, **options: Unpack[SpeechCall]) -> Answer[Transcript]: ...
     @overload
-    def translate(self, audio: Many, **options: Unpack[SpeechOptions]) -> list[Answer[Transcript] | Failure]: ...
+    def translate(self, audio: Many, **options: Unpack[SpeechCall]) -> list[Answer[Transcript] | Failure]: ...
     def translate(self, audio: Any, **options: Any) -> Any:
-        """What is said, in another language: `target_language`, by default English."""
+        """Return what is said in another language: `target_language`, by default English."""
         return self._ask("translate", audio, options)
 
     @overload
-    def caption(self, audio: Audio, **options: Unpack[CaptionOptions]) -> Answer[Caption]: ...
+    def caption(self, audio: Audio, **options: Unpack[CaptionCall]) -> Answer[Caption]: ...
     @overload
-    def caption(self, audio: Many, **options: Unpack[CaptionOptions]) -> list[Answer[Caption] | Failure]: ...
+    def caption(self, audio: Many, **options: Unpack[CaptionCall]) -> list[Answer[Caption] | Failure]: ...
     def caption(self, audio: Any, **options: Any) -> Any:
-        """What is to be heard, in words."""
+        """Return a description of the audio."""
         return self._ask("caption", audio, options)
 
     @overload
-    def embed(self, audio: Audio, **options: Unpack[EmbedOptions]) -> Answer[Embedding]: ...
+    def embed(self, audio: Audio, **options: Unpack[EmbedCall]) -> Answer[Embedding]: ...
     @overload
-    def embed(self, audio: Many, **options: Unpack[EmbedOptions]) -> list[Answer[Embedding] | Failure]: ...
+    def embed(self, audio: Many, **options: Unpack[EmbedCall]) -> list[Answer[Embedding] | Failure]: ...
     def embed(self, audio: Any, **options: Any) -> Any:
-        """Vectors: (frames, width), or (width,) with pooling="mean"."""
+        """Return vectors that represent the audio: (frames, width), or (width,) with pooling="mean"."""
         return self._ask("embed", audio, options)
 
     @overload
     def chat(
-        self, audio: Audio, messages: str | Sequence[Mapping[str, Any]], **options: Unpack[Writing]
+        self, audio: Audio, messages: str | Sequence[Mapping[str, Any]], **options: Unpack[ChatCall]
     ) -> Answer[Reply]: ...
     @overload
     def chat(
-        self, audio: Many, messages: str | Sequence[Mapping[str, Any]], **options: Unpack[Writing]
+        self, audio: Many, messages: str | Sequence[Mapping[str, Any]], **options: Unpack[ChatCall]
     ) -> list[Answer[Reply] | Failure]: ...
     def chat(self, audio: Any, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Any:
-        """The reply to a question, or to turns of `role` and `content`, the last the user's."""
+        """Return the reply to a question; or to turns with `role` and `content`, the last of which is the user's."""
         turns = (
             [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(turn) for turn in messages]
         )
         return self._ask("chat", audio, {**options, "messages": turns})
 
     @overload
-    def analyze(self, audio: Audio, **options: Unpack[AnalyzeOptions]) -> Answer[Analysis]: ...
+    def analyze(self, audio: Audio, **options: Unpack[AnalyzeCall]) -> Answer[Analysis]: ...
     @overload
-    def analyze(self, audio: Many, **options: Unpack[AnalyzeOptions]) -> list[Answer[Analysis] | Failure]: ...
+    def analyze(self, audio: Many, **options: Unpack[AnalyzeCall]) -> list[Answer[Analysis] | Failure]: ...
     def analyze(self, audio: Any, **options: Any) -> Any:
-        """A caption and an embedding, from one pass."""
+        """Return a caption and an embedding, computed in one pass."""
         return self._ask("analyze", audio, options)
 
     @overload
-    def score(self, audio: Audio, reference: Audio, **options: Unpack[_Given]) -> Score: ...
+    def score(self, audio: Audio, reference: Audio, **options: Unpack[CallOptions]) -> Score: ...
     @overload
-    def score(self, audio: Many, reference: Audio, **options: Unpack[_Given]) -> list[Score | Failure]: ...
+    def score(self, audio: Many, reference: Audio, **options: Unpack[CallOptions]) -> list[Score | Failure]: ...
     def score(self, audio: Any, reference: Any, **options: Any) -> Any:
-        """How alike recordings and a reference sound, and what is said in them: `model`, `sim_score`,
-        `audio_sim_score`,
-        `text_sim_score`, as worker.scoring has them. The model must both transcribe and embed; what is wrong with the
-        reference raises."""
+        """Return how similar recordings are to a reference, in sound and in words.
+
+        A score has `model`, `sim_score`, `audio_sim_score` and `text_sim_score`, as worker.scoring describes them. The
+        model must both transcribe and embed. Raises AviaryError if the reference fails.
+        """
         from worker.scoring import compare
 
-        many = isinstance(audio, list | tuple)
-        shown = options.pop("progress", False)
-        with self._request({"inputs": [reference, *(audio if many else [audio])], **options}) as given:
-            for failure in given.rejected:
-                raise failure.error
-            asked = compare.request(self.row, [item.source for item in given.items])
-            outcomes = [done.outcome for done in self._run(asked, shown=shown)]
-        scores = compare.scores(self.row, sorted(outcomes, key=lambda one: one.index))
-        if many:
-            return scores
-        (one,) = scores
-        if isinstance(one, Failure):
-            raise one.error
-        return one
+        is_single = not isinstance(audio, list | tuple)
+        show_progress = options.pop("progress", False)
+        inputs = self._request({"inputs": [reference, *([audio] if is_single else audio)], **options})
+        for failure in inputs.rejected:
+            raise failure.error
+        request = compare.request(self.row, [item.source for item in inputs.items])
+        outcomes = [finished.outcome for finished in self._run(request, show_progress=show_progress)]
+        scores = compare.scores(self.row, sorted(outcomes, key=lambda outcome: outcome.index))
+        return _single(scores) if is_single else scores
 
     def as_completed(self, task: Task, audio: Sequence[Any], **options: Any) -> Iterator[Answer[Any] | Failure]:
-        """Each answer as it is done, in any order; `index` says whose it is. The options are those of the task's own
-        method. Ending early drops what is left to do."""
-        names = [_name(index, one) for index, one in enumerate(audio)]
+        """Yield each answer when it is ready, in any order; its `index` is the input's place.
+
+        The options are those of the task's own method. Closing the iterator cancels the inputs that are not done.
+        """
+        names = [_name(index, entry) for index, entry in enumerate(audio)]
         with contextlib.closing(self.outcomes({"task": task, "inputs": list(audio), **options})) as running:
-            for done in running:
-                yield _answer(done, names)
+            for finished in running:
+                yield _answer(finished, names)
 
     def outcomes(self, payload: Mapping[str, Any]) -> Generator[FinishedInput, None, None]:
-        """Runs a payload whose `inputs` are any audio; gives each outcome as it is done. Closing it drops what is left
-        to do. Raises RequestError before anything is begun."""
+        """Run a payload whose `inputs` are any audio, and yield each outcome when it is known.
+
+        Closing the generator cancels the inputs that are not done. Raises RequestError before any input is read.
+        """
         fields = dict(payload)
-        shown = fields.pop("progress", False)
-        with self._request(fields) as request:
-            yield from self._run(request, shown=shown)
+        show_progress = fields.pop("progress", False)
+        yield from self._run(self._request(fields), show_progress=show_progress)
 
     def naming(self, options: Mapping[str, Any]) -> Json:
-        """The options that are not None, as a payload for this model."""
-        given = {name: value for name, value in options.items() if value is not None}
-        return {"model": self._named, **given} if self._named else given
+        """Return the options that are not None, as a payload for this model."""
+        fields = {name: value for name, value in options.items() if value is not None}
+        return {"model": self._named, **fields} if self._named else fields
 
     def close(self) -> None:
-        """Ends the engine. What is under way is answered as cancelled."""
+        """End the engine. Inputs that are not done fail with Cancelled."""
         self._close()
 
     def __enter__(self) -> ModelBundle:
@@ -237,43 +253,44 @@ class ModelBundle:
 
     def _ask(self, task: Task, audio: Any, options: Mapping[str, Any]) -> Any:
         if not isinstance(audio, list | tuple):
-            (one,) = self._ask(task, [audio], options)
-            if isinstance(one, Failure):
-                raise one.error
-            return one
+            return _single(self._ask(task, [audio], options))
         answers = self.as_completed(task, audio, **options) if audio else iter(())
         return sorted(answers, key=lambda answer: answer.index)
 
-    @contextlib.contextmanager
-    def _request(self, payload: Mapping[str, Any]) -> Iterator[Request]:
-        """The payload's request, whose audio lasts until the end of the block."""
-        from worker.audio.arrays import MemoryFiles
+    def _request(self, payload: Mapping[str, Any]) -> Request:
+        """Return the request of a payload whose `inputs` are any audio."""
         from worker.protocol.request import parse
 
         fields = self.naming(payload)
         audio, rate = fields.pop("inputs"), fields.pop("sample_rate", None)
+        sources = {
+            index: source for index, entry in enumerate(audio) if (source := _source(index, entry, rate)) is not None
+        }
+        # A payload holds strings alone: a name stands for each input that has its source already.
+        names = [f"input {index}" if index in sources else os.fsdecode(entry) for index, entry in enumerate(audio)]
         settings = self.settings.model_copy(update={"max_inputs": max(self.settings.max_inputs, len(audio))})
-        files: dict[str, BinaryIO] = {}
-        with contextlib.closing(MemoryFiles(settings.data_dir)) as shelf:
-            inputs = [_source(index, one, rate, shelf, files) for index, one in enumerate(audio)]
-            yield parse({**fields, "inputs": inputs}, settings, trusted=True, files=files)
+        request = parse({**fields, "inputs": names}, settings, trusted=True)
+        items = [dataclasses.replace(item, source=sources.get(item.index, item.source)) for item in request.items]
+        return dataclasses.replace(request, items=tuple(items))
 
-    def _run(self, request: Request, *, shown: bool) -> Generator[FinishedInput, None, None]:
+    def _run(self, request: Request, *, show_progress: bool) -> Generator[FinishedInput, None, None]:
         from worker.entrypoints.progress import bar
 
         if not self._close.alive:
-            raise ModelUnavailable("this bundle is closed")
+            raise ModelUnavailable("this bundle is closed; load the model again")
         finished: queue.SimpleQueue[FinishedInput | None] = queue.SimpleQueue()
         started = time.monotonic()
-        with bar(request.size, shown=shown) as add:
-            future = self.engine.submit(
-                request, on_result=lambda one: finished.put(FinishedInput(one, time.monotonic() - started))
-            )
+
+        def on_result(outcome: Result | Failure) -> None:
+            finished.put(FinishedInput(outcome, time.monotonic() - started))
+
+        with bar(request.size, shown=show_progress) as add:
+            future = self.engine.submit(request, on_result=on_result)
             future.add_done_callback(lambda _future: finished.put(None))
             try:
-                while (done := finished.get()) is not None:
-                    add(done.outcome)
-                    yield done
+                while (entry := finished.get()) is not None:
+                    add(entry.outcome)
+                    yield entry
             finally:
                 future.cancel()
 
@@ -285,27 +302,29 @@ def load_model(
     device: str | None = None,
     dtype: str | None = None,
 ) -> ModelBundle:
-    """Loads a model and waits until it is ready; the rest are the environment's settings.
+    """Load a model and wait until it is ready. The environment holds the other settings.
 
-    model_dir: a checkpoint's own folder, which then is the model unless one is named, or a folder of checkpoints.
-    model: an
-    alias or id of the catalog, a repository, a .nemo file or a folder; by default MODEL. device, dtype: as DEVICE and
-    DTYPE. Raises ModelNotFound, ModelUnavailable (missing, gated, too big: the message says what to do), ConfigError.
+    model_dir: the folder of a checkpoint, which is the default model; or a folder of checkpoints.
+    model: an alias or id of the catalog, a repository, a .nemo file or a folder. By default: MODEL.
+    device, dtype: as DEVICE and DTYPE.
+    Raises ModelNotFound; ModelUnavailable for a model that is missing, gated or too large; ConfigError.
     """
     return load(Settings.of(model=model, model_dir=model_dir, device=device, dtype=dtype), named=model)
 
 
 def load(settings: Settings, named: str | None = None) -> ModelBundle:
-    """The default model of the settings, loaded. `named`: what the caller called it, if they did. Raises as
-    `load_model`."""
+    """Load the default model of the settings. `named`: the name by which the caller chose it. Raises as `load_model`.
+
+    Of several devices, the first that is ready is enough.
+    """
     from worker.engine.engine import Engine
 
     row = catalog.find(settings.default_model)
     engine = Engine(settings)
     try:
         loading = engine.load(row.id)
-        while engine.models.get(row.id) != "ready" and not concurrent.futures.wait([loading], timeout=LOOK_SEC).done:
-            pass  # of several devices the first that is ready may begin
+        while engine.models.get(row.id) != "ready" and not loading.done():
+            concurrent.futures.wait([loading], timeout=LOOK_SEC)
         if loading.done():
             loading.result()
     except BaseException:
@@ -314,30 +333,45 @@ def load(settings: Settings, named: str | None = None) -> ModelBundle:
     return ModelBundle(engine, named)
 
 
-def _source(index: int, audio: Any, rate: int | None, shelf: MemoryFiles, files: dict[str, BinaryIO]) -> str:
-    """What stands in the payload for an input: its path or URL, or a name that no path can have."""
-    name = f"\0{index}"
+def _source(index: int, audio: Any, rate: int | None) -> Source | None:
+    """Return the source of an input that no string of a payload can name, or None for a path or URL.
+
+    Raises RequestError for a value that is not audio, and for an array without a sample rate.
+    """
+    from worker.audio.arrays import memory_source
+
     if isinstance(audio, str | os.PathLike):
         path = os.fsdecode(audio)
-        if path.isascii() or path.encode("utf-8", "replace").decode() == path:
-            return path
-        files[name] = shelf.copy(path)
-    elif isinstance(audio, bytes | bytearray | memoryview) or hasattr(audio, "__array__"):
-        files[name] = shelf.hold(audio, rate)
-    else:
-        raise RequestError(
-            f"{_name(index, audio)} must be a path, a URL, bytes or an array, not {type(audio).__name__}",
-            param="inputs",
-        )
-    return name
+        is_text = path.isascii() or path.encode("utf-8", "replace").decode() == path
+        return None if is_text else Source("path", path, trusted=True)  # bytes of the path are not UTF-8
+    if isinstance(audio, bytes | bytearray | memoryview) or hasattr(audio, "__array__"):
+        return memory_source(audio, rate, _name(index, audio))
+    raise RequestError(
+        f"{_name(index, audio)} must be a path, a URL, bytes or an array, not {type(audio).__name__}", param="inputs"
+    )
 
 
 def _name(index: int, audio: Any) -> str:
     return os.fsdecode(audio) if isinstance(audio, str | os.PathLike) else f"input {index}"
 
 
-def _answer(done: FinishedInput, names: Sequence[str]) -> Answer[Any] | Failure:
-    one = done.outcome
-    if isinstance(one, Failure):
-        return one
-    return Answer(one.index, names[one.index], one.output, one.duration_sec, done.elapsed_sec, one.warning)
+def _single(outcomes: Sequence[Any]) -> Any:
+    """Return the only outcome, or raise its error."""
+    (outcome,) = outcomes
+    if isinstance(outcome, Failure):
+        raise outcome.error
+    return outcome
+
+
+def _answer(finished: FinishedInput, names: Sequence[str]) -> Answer[Any] | Failure:
+    outcome = finished.outcome
+    if isinstance(outcome, Failure):
+        return outcome
+    return Answer(
+        outcome.index,
+        names[outcome.index],
+        outcome.output,
+        outcome.duration_sec,
+        finished.elapsed_sec,
+        outcome.warning,
+    )

@@ -1,2 +1,4 @@
-"""Devices in processes of their own, where an engine has several: one interpreter could not generate on all of them at
-once."""
+"""Devices in processes of their own, for an engine with several devices.
+
+In one process, Python's global interpreter lock would keep the devices from generating text at the same time.
+"""

@@ -1,11 +1,12 @@
-"""A device in a process of its own, from the engine's side: backends that are asked over a socket.
+"""A device in a process of its own, from the engine's side: backends whose calls go over a socket.
 
-`Device.create(row)` gives a Backend like any other. What is raised over there is raised here: errors of ours as they
-are, a
-stranger's under its own name, so that `translate` reads it as ever, with the traceback of the other side as its cause.
-When the
-process ends, every call raises DeviceLost, and who watches is told. While a call runs, its listeners are told of text
-on the thread that called, and what was cancelled is passed on.
+    device = Device(placement)     starts the process
+    device.watch(on_lost)          starts to read its responses
+    device.create(row)             a Backend like any other, whose model is in the process
+
+The process translates the exceptions of its models. A call raises the error that the process sent, with the traceback
+of the process as its cause. When the process ends, every call raises DeviceLost and `on_lost` is called. While a call
+runs, text arrives on the thread that made the call, and the cancellation of a piece is passed on to the process.
 """
 
 from __future__ import annotations
@@ -25,30 +26,29 @@ from worker import child
 from worker.backends.base import Backend
 from worker.catalog import Model
 from worker.engine.placement import Placement
-from worker.engine.remote.wire import Failed, Plan, Sent, Wire, pack
+from worker.engine.remote.wire import PieceMessage, Plan, Wire, pack
 from worker.errors import DeviceLost
+from worker.faults import DEVICE_LOST, RemoteTraceback
 from worker.types import Batch, Output, Piece
 
 log = logging.getLogger(__name__)
 
 FACTORY = "worker.backends:create"
-_CHILD = "worker.engine.remote.process"
-LOOK_SEC = 0.1  # how often a running call looks whether it was cancelled
+LOOK_SEC = 0.1  # how often a running call checks whether one of its pieces was canceled
 END_SEC = 5.0  # a process that has not ended by then is killed
+_CHILD = "worker.engine.remote.process"
 
-
-class RemoteTraceback(Exception):
-    """The traceback of an exception that was raised in the process."""
+_Responses = queue.SimpleQueue[tuple[Any, ...]]
 
 
 class Device:
-    """The process, started at once."""
+    """The process of a device. It starts at once; `watch` must be called before the first call."""
 
     def __init__(self, placement: Placement) -> None:
         self.placement = placement
         self._lock, self._numbers = threading.Lock(), itertools.count()
-        self._answers: dict[int, queue.SimpleQueue[tuple[Any, ...]]] = {}
-        self._why: str | None = None  # nothing is answered any more
+        self._responses: dict[int, _Responses] = {}  # by the number of the call
+        self._end: str | None = None  # how the process ended
         self._closed = False
         ours, theirs = socket.socketpair()
         with theirs:
@@ -58,43 +58,48 @@ class Device:
                 cwd=child.ROOT,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=2,
-            )  # results alone go to stdout
+                stdout=2,  # stdout is for results alone
+            )
         self._wire = Wire(ours)
         self._send(
             Plan(placement.settings, os.getcwd(), FACTORY, bool(logging.getLogger("worker").handlers), placement.cores)
         )
 
-    def watch(self, lost: Callable[[DeviceLost], None]) -> None:
-        """Begins to listen, before anything is asked. `lost` is called, on a thread of its own, when the process ends
-        and was not closed."""
-        threading.Thread(target=self._listen, args=(lost,), name=f"device {self.placement.name}", daemon=True).start()
+    def watch(self, on_lost: Callable[[DeviceLost], None]) -> None:
+        """Start to read responses. `on_lost` is called, on a thread of its own, if the process ends before `close`."""
+        name = f"device {self.placement.name}"
+        threading.Thread(target=self._listen, args=(on_lost,), name=name, daemon=True).start()
 
     @property
     def pid(self) -> int:
+        """The id of the process."""
         return self._process.pid
 
     def create(self, row: Model) -> Backend:
-        """A backend of that process, not yet loaded."""
-        return _Remote(self, self.call("make", row))
+        """Return a backend of the process, not loaded yet. Raises ModelUnavailable, DeviceLost."""
+        return _Remote(self, self.call("create", row))
 
-    def call(self, asked: str, *given: object, pieces: Sequence[Piece] = ()) -> Any:
-        """What the process answers. `pieces`: whose cancelling is passed on, and who is told of text."""
-        answers: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+    def call(self, operation: str, *arguments: object, pieces: Sequence[Piece] = ()) -> Any:
+        """Return the result of an operation of the process; see process.py.
+
+        `pieces`: the pieces of the call, whose text and cancellation are passed on while it runs.
+        Raises the AviaryError that the process sent, and DeviceLost if it ends.
+        """
+        responses: _Responses = queue.SimpleQueue()
         with self._lock:
-            if self._why is not None:
+            if self._end is not None:
                 raise self._lost()
             number = next(self._numbers)
-            self._answers[number] = answers
+            self._responses[number] = responses
         try:
-            self._send((number, asked, *given))
-            return self._await(number, answers, pieces)
+            self._send((number, operation, *arguments))
+            return self._await(number, responses, pieces)
         finally:
             with self._lock:
-                del self._answers[number]
+                del self._responses[number]
 
     def close(self) -> None:
-        """Ends the process, whatever it is doing."""
+        """End the process, even if a call is running."""
         self._closed = True
         self._wire.hang_up()
         try:
@@ -103,62 +108,63 @@ class Device:
             self._process.kill()
             self._process.wait()
 
-    def _await(self, number: int, answers: queue.SimpleQueue[tuple[Any, ...]], pieces: Sequence[Piece]) -> Any:
+    def _await(self, number: int, responses: _Responses, pieces: Sequence[Piece]) -> Any:
         running = dict(enumerate(pieces))
         while True:
             for index in [index for index, piece in running.items() if piece.cancelled()]:
                 del running[index]
                 self._send((number, "cancel", index))
             try:
-                kind, *said = answers.get(timeout=LOOK_SEC)
+                kind, *content = responses.get(timeout=LOOK_SEC)
             except queue.Empty:
-                if self._process.poll() is not None:  # though a child of its may hold the socket open
+                if self._process.poll() is not None:  # a child of the process may still hold the socket open
                     self._wire.hang_up()
                 continue
             if kind == "text":
-                index, text = said
-                listener = pieces[index].on_text
-                assert listener is not None
-                listener(text)
+                index, text = content
+                on_text = pieces[index].on_text
+                assert on_text is not None
+                on_text(text)
             elif kind == "failed":
-                raise _raised(said[0])
+                raise content[0].restore()
             elif kind == "lost":
                 raise self._lost()
             else:
-                return said[0]
+                return content[0]
 
     def _send(self, message: object) -> None:
         parts = pack(message)
         try:
             self._wire.send(parts)
         except OSError:
-            self._wire.hang_up()  # whoever listens says why
+            self._wire.hang_up()  # the listening thread then finds out how the process ended
 
-    def _listen(self, lost: Callable[[DeviceLost], None]) -> None:
-        """Hands out what the process says, until it ends."""
+    def _listen(self, on_lost: Callable[[DeviceLost], None]) -> None:
+        """Pass each response to its call, until the process ends."""
         try:
             while True:
-                number, *said = self._wire.receive()
-                with self._lock:
-                    waiting = self._answers.get(number)
-                if waiting is not None:
-                    waiting.put(tuple(said))
-                del said, waiting  # they hold the answer
+                self._pass_on(*self._wire.receive())
         except (EOFError, OSError):
-            pass
+            pass  # the process has ended, or `close` was called
         except Exception:
-            log.exception("the process of %s said what nobody understands", self.placement.name)
+            log.exception("unexpected message from the process of device %s", self.placement.name)
         self._wire.hang_up()
-        why = f"the process of {self.placement.name} ended, code {self._code()}"
+        end = f"the process of device {self.placement.name} ended with exit code {self._exit_code()}"
         with self._lock:
-            self._why = why
-            for waiting in self._answers.values():
-                waiting.put(("lost",))
+            self._end = end
+            for responses in self._responses.values():
+                responses.put(("lost",))
         self._wire.close()
         if not self._closed:
-            lost(self._lost())
+            on_lost(self._lost())
 
-    def _code(self) -> int:
+    def _pass_on(self, number: int, *content: Any) -> None:
+        with self._lock:
+            responses = self._responses.get(number)
+        if responses is not None:  # the call may have ended
+            responses.put(content)
+
+    def _exit_code(self) -> int:
         try:
             return self._process.wait(END_SEC)
         except subprocess.TimeoutExpired:
@@ -166,20 +172,20 @@ class Device:
             return self._process.wait()
 
     def _lost(self) -> DeviceLost:
-        """A new one for each who asks: an error that is raised again keeps every frame that it passed."""
-        error = DeviceLost("the device failed; the worker restarts, send the request again")
-        error.__cause__ = RemoteTraceback(self._why)
+        """Return a new error for each call: an error that is raised again keeps every frame that it passed."""
+        error = DeviceLost(DEVICE_LOST)
+        error.__cause__ = RemoteTraceback(self._end)
         return error
 
 
 class _Remote(Backend):
-    """A backend of the device's process, by its handle there."""
+    """A backend in the process of a device, known there by its handle."""
 
     def __init__(self, device: Device, handle: int) -> None:
         self._device, self._handle = device, handle
 
     def weight_bytes(self) -> int:
-        return int(self._device.call("weigh", self._handle))
+        return int(self._device.call("weight_bytes", self._handle))
 
     def load(self) -> None:
         self.overhead_sec = self._device.call("load", self._handle)
@@ -188,22 +194,12 @@ class _Remote(Backend):
         self._device.call("warm", self._handle)
 
     def infer(self, batch: Batch) -> list[Output]:
-        sent = [Sent(piece.clip.samples, piece.options, piece.on_text is not None) for piece in batch.pieces]
-        outputs: list[Output] = self._device.call("infer", self._handle, sent, batch.long, pieces=batch.pieces)
+        messages = [
+            PieceMessage(piece.clip.samples, piece.options, piece.on_text is not None) for piece in batch.pieces
+        ]
+        outputs: list[Output] = self._device.call("infer", self._handle, messages, batch.long, pieces=batch.pieces)
         return outputs
 
     def close(self) -> None:
-        with contextlib.suppress(DeviceLost):  # then its memory is free as well
+        with contextlib.suppress(DeviceLost):  # the memory of a process that ended is free as well
             self._device.call("close", self._handle)
-
-
-def _raised(failed: Failed) -> BaseException:
-    """The exception as it was raised over there."""
-    error: BaseException
-    if failed.ours is not None:
-        error = failed.ours
-    else:
-        error = type(failed.name, (MemoryError if failed.name == "MemoryError" else Exception,), {})(failed.text)
-    if failed.trace is not None:
-        error.__cause__ = RemoteTraceback(failed.trace)
-    return error

@@ -1,12 +1,17 @@
-"""Messages between an engine and the process of a device: any object that pickles, over a Unix socket, arrays without
-a copy.
+"""Messages between an engine and the process of a device, over a Unix socket.
 
-A message is a uint32 count, as many uint64 sizes, and the parts of these sizes: the pickle and its out-of-band
-buffers, all little-endian. Both ends are Aviary's own processes, started by one another, so a pickle is trusted.
+A message is any object that pickles. Its arrays travel as out-of-band buffers of pickle protocol 5, without a copy:
+
+    count   uint32       number of parts
+    sizes   count × uint64   bytes of each part
+    parts   the pickle, then its buffers
+
+All integers are little-endian. Both ends are Aviary's own processes, one started by the other, so pickles are trusted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pickle
 import socket
@@ -14,97 +19,110 @@ import struct
 import threading
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worker.config import Settings
 from worker.errors import AviaryError
+from worker.faults import RemoteTraceback
 from worker.types import Options
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What the process of a device is told first. factory: `module:name` of what makes a backend of a model and the
-    settings. logs: whether it is to write any. cores: those it is kept on; none: all."""
+    """How the process of a device runs: the first message it receives."""
 
     settings: Settings
+    """The settings of its backends."""
     folder: str
+    """The working directory."""
     factory: str
+    """`module:name` of the function that makes a backend from a catalog row and the settings."""
     logs: bool
+    """Whether the process writes log records to stderr."""
     cores: tuple[int, ...] = ()
+    """The CPU cores that the process is bound to. Empty: all cores."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Sent:
-    """A piece on its way: what a backend needs of it. heard: somebody listens to its text."""
+class PieceMessage:
+    """What a backend needs of a Piece."""
 
-    samples: Any
+    samples: np.ndarray
+    """Audio: float32 of shape (samples,), 16 kHz."""
     options: Options
-    heard: bool
+    streams_text: bool
+    """Whether the engine passes on the piece's text while it is generated."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Failed:
-    """An exception: itself, if it is one of ours, else its class and what it says. trace: its traceback, where a
-    stranger is in it."""
+class CallFailure:
+    """The error that a call raised in the process of a device."""
 
-    ours: AviaryError | None
-    name: str
-    text: str
+    error: AviaryError
     trace: str | None
+    """The traceback of the error and its cause; None if the error has no cause."""
 
     @classmethod
-    def of(cls, error: BaseException) -> Failed:
-        ours = error if isinstance(error, AviaryError) else None
-        trace = "".join(traceback.format_exception(error)) if ours is None or ours.__cause__ is not None else None
-        return cls(ours, type(error).__name__, str(error), trace)
+    def of(cls, error: AviaryError) -> CallFailure:
+        """Return the error as it is sent. A pickled exception loses its cause, hence the traceback as text."""
+        trace = None if error.__cause__ is None else "".join(traceback.format_exception(error))
+        return cls(error, trace)
+
+    def restore(self) -> AviaryError:
+        """Return the error to raise in the engine's process, with the traceback as its cause."""
+        if self.trace is not None:
+            self.error.__cause__ = RemoteTraceback(self.trace)
+        return self.error
 
 
 Parts = Sequence[bytes | memoryview]
 
 
 def pack(message: object) -> Parts:
-    """The message as it is sent, which holds on to its arrays. Raises whatever pickling does."""
+    """Return the message as the parts to send, which refer to its arrays. Raises the exceptions of pickle."""
     buffers: list[memoryview] = []
-    head = pickle.dumps(message, protocol=5, buffer_callback=lambda one: buffers.append(one.raw()))
+    head = pickle.dumps(message, protocol=5, buffer_callback=lambda buffer: buffers.append(buffer.raw()))
     sizes = [len(head), *map(len, buffers)]
     return [struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes), head, *buffers]
 
 
 class Wire:
-    """One end. Any thread may send; one receives."""
+    """One end of the socket. Any thread may send; one thread receives."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock, self._sending = sock, threading.Lock()
 
     def send(self, parts: Parts) -> None:
-        """Raises OSError when the other end is gone."""
+        """Send a packed message. Raises OSError if the other end has closed the socket."""
         with self._sending:
             for part in parts:
                 self._sock.sendall(part)
 
     def receive(self) -> Any:
-        """The next message. Raises EOFError or OSError when the other end is gone."""
+        """Return the next message. Raises EOFError or OSError if the other end has closed the socket."""
         (count,) = struct.unpack("<I", self._read(4))
         sizes = struct.unpack(f"<{count}Q", self._read(8 * count))
         head, *buffers = [self._read(size) for size in sizes]
-        return pickle.loads(head, buffers=buffers)  # noqa: S301  of our own making
+        return pickle.loads(head, buffers=buffers)  # noqa: S301  the other end is a process of Aviary's own
 
     def hang_up(self) -> None:
-        """Both ends read no further than what has been sent."""
-        try:
+        """End the connection: both ends can still read what was sent, and nothing after it."""
+        with contextlib.suppress(OSError):  # the connection has ended already
             self._sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return  # it is already
 
     def close(self) -> None:
+        """Close the socket."""
         self._sock.close()
 
     def _read(self, size: int) -> bytearray:
         data = bytearray(size)
         view = memoryview(data)
         while view:
-            got = self._sock.recv_into(view)
-            if not got:
+            count = self._sock.recv_into(view)
+            if not count:
                 raise EOFError
-            view = view[got:]
+            view = view[count:]
         return data

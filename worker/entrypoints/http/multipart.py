@@ -96,7 +96,8 @@ class _Room:
     def take(self, size: int) -> bool:
         with self._lock:
             there = size <= min(IN_MEMORY, self._left)
-            self._left -= size * there
+            if there:
+                self._left -= size
         return there
 
     def give(self, size: int) -> None:

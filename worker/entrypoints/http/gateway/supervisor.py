@@ -39,7 +39,8 @@ log = logging.getLogger(__name__)
 GIVE_UP = 5
 LONGEST_PAUSE_SEC = 30.0
 STABLE_SEC = 60.0  # a worker that lived so long was not about to die anyway
-LOOK_SEC = (0.1, 2.0)  # how often a worker is looked at, until it has loaded and after
+LOOK_LOADING_SEC = 0.1  # how often the supervisor checks a worker that is loading
+LOOK_SEC = 2.0  # how often the supervisor checks a worker that has loaded
 _PATH_BYTES = 100  # of a Unix socket: 103 on macOS, 107 on Linux
 
 
@@ -100,7 +101,8 @@ class Supervisor:
             ending = asyncio.create_task(self._end.wait())
             await asyncio.wait({ending, *tasks}, return_when=asyncio.FIRST_COMPLETED)
             self._end.set()
-            self._code |= any(task.done() for task in tasks)  # none of them ends but by a fault
+            if any(task.done() for task in tasks):  # a task ends only if it fails
+                self._code = 1
             for task in [*tasks, *([self._rolling] if self._rolling else [])]:
                 task.cancel()
             for outcome in await asyncio.gather(*tasks, return_exceptions=True):
@@ -121,7 +123,7 @@ class Supervisor:
                 watch = asyncio.create_task(self._watch(worker))
                 ended = asyncio.create_task(worker.wait())
                 while not ended.done() and worker.loading:
-                    await asyncio.wait({ended}, timeout=LOOK_SEC[0])
+                    await asyncio.wait({ended}, timeout=LOOK_LOADING_SEC)
             try:
                 code = await ended
             finally:
@@ -151,7 +153,7 @@ class Supervisor:
             elif worker.lost:
                 log.error("worker %d has lost its device, and is replaced", worker.number)
                 await worker.stop()
-            await asyncio.sleep(LOOK_SEC[not worker.loading])
+            await asyncio.sleep(LOOK_LOADING_SEC if worker.loading else LOOK_SEC)
 
     async def _on_exit(self, worker: Worker, code: int, deaths: int) -> None:
         how = f"by signal {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
@@ -183,7 +185,7 @@ class Supervisor:
                 self._list()
                 await worker.stop(patiently=True)
             while worker.starts == before or worker.loading:
-                await asyncio.sleep(LOOK_SEC[0])
+                await asyncio.sleep(LOOK_LOADING_SEC)
             if not worker.ready:
                 log.error("worker %d is %s: the others are left as they are", worker.number, worker.state)
                 return

@@ -26,7 +26,8 @@ State = Literal["down", "starting", "loading", "ready", "unhealthy", "leaving"]
 _STATES: dict[str, State] = {"healthy": "ready", "loading": "loading", "unhealthy": "unhealthy"}
 KILL_SEC = 10
 ASK_SEC = 10.0
-HUNG_SEC = (60.0, 600.0)  # of silence; while it loads, when the interpreter may be held for long
+HUNG_SEC = 60.0  # a loaded worker that is silent for longer is hung
+HUNG_LOADING_SEC = 600.0  # the same for a worker that loads, because loading may hold the interpreter
 
 
 class Worker:
@@ -123,7 +124,8 @@ class Worker:
             state = _STATES[json.loads(body)["status"]]
         except (OSError, http.client.HTTPException, ValueError, KeyError):
             silent_sec = time.monotonic() - self._heard  # not listening yet, too busy to say, or hung
-            self.hung = silent_sec > HUNG_SEC[self.loading] and not self.sent_away
+            allowed_sec = HUNG_LOADING_SEC if self.loading else HUNG_SEC
+            self.hung = silent_sec > allowed_sec and not self.sent_away
             if self.ready and silent_sec > ASK_SEC:
                 self.state = "unhealthy"
             return
