@@ -1,2 +1,1 @@
-"""Measurements of what the project promises, side by side with what they are compared to. `make bench` runs them
-all."""
+"""The measurements of what the project promises, side by side with what it is compared with. `make bench` runs them."""

@@ -1,5 +1,7 @@
-"""`python -m benchmarks [NAME …]`: runs the measurements (all, or those named; `gpu` is another) and prints one
-table."""
+"""Run measurements and print one table: `python -m benchmarks [NAME …]`.
+
+Without names, all measurements run except `gpu`, which a full-size model and a CUDA device require.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,15 @@ import sys
 
 
 def main() -> None:
+    """Run the measurements that the command line names. Exit with a message for an unknown name."""
     from benchmarks import doors, gpu, http, measures, models, scaling
 
     known = {**measures.ALL, **models.ALL, **http.ALL, **doors.ALL, **scaling.ALL, "gpu": gpu.measure}
-    wanted = sys.argv[1:] or list(known)
-    if unknown := set(wanted) - set(known):
-        sys.exit(f"unknown: {', '.join(unknown)}; there are {', '.join(known)}")
+    names = sys.argv[1:] or list(known)
+    if unknown := set(names) - set(known):
+        sys.exit(f"unknown measurements: {', '.join(unknown)}; the measurements are {', '.join(known)}")
     rows = []
-    for name in wanted:
+    for name in names:
         print(f"{name} …", file=sys.stderr, flush=True)
         rows += known[name]()
     print("| what | measured | promised | kept |\n|---|---|---|---|")

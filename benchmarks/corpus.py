@@ -1,4 +1,4 @@
-"""The clips that are measured on: spoken digits of the test fixtures, joined with pauses and encoded by ffmpeg."""
+"""The clips for measurements: spoken digits of the test fixtures, joined with pauses and encoded by ffmpeg."""
 
 from __future__ import annotations
 
@@ -25,20 +25,23 @@ ENCODINGS = {
 
 
 def readings() -> list[tuple[np.ndarray, str]]:
-    """The committed digit strings as (samples, text)."""
+    """Return the committed recordings of digits as (samples, text); the samples are float32 at 16 kHz."""
     labels: dict[str, str] = json.loads((FIXTURES / "digits" / "labels.json").read_text())
     return [(soundfile.read(FIXTURES / "digits" / name, dtype="float32")[0], text) for name, text in labels.items()]
 
 
 def mixed(folder: Path, count: int = 120, seconds: float = 460.0) -> list[tuple[Path, str]]:
-    """`count` short files in five formats, of about `seconds` in all, in no order of length, with their texts."""
+    """Make `count` short files in five formats, in no order of length, and return them with their texts.
+
+    The files have some `seconds` of audio in all.
+    """
     rng, spoken = random.Random(0), readings()
     files: list[tuple[Path, str]] = []
     mean = seconds / count
     for i in range(count):
-        wanted = rng.uniform(0.4, 1.6) * mean
+        target = rng.uniform(0.4, 1.6) * mean
         parts: list[tuple[np.ndarray, str]] = []
-        while not parts or sum(len(audio) for audio, _ in parts) < (wanted - mean / 3) * RATE:
+        while not parts or sum(len(audio) for audio, _ in parts) < (target - mean / 3) * RATE:
             parts.append(rng.choice(spoken))
         audio = np.concatenate([audio for audio, _ in parts])
         suffix = list(ENCODINGS)[i % len(ENCODINGS)]
@@ -47,7 +50,7 @@ def mixed(folder: Path, count: int = 120, seconds: float = 460.0) -> list[tuple[
 
 
 def mp3s(folder: Path, count: int = 200, seconds: float = 5.0) -> list[Path]:
-    """`count` mp3 files of `seconds` each."""
+    """Make `count` mp3 files of `seconds` each."""
     rng, spoken = random.Random(1), readings()
     paths = []
     for i in range(count):
@@ -57,6 +60,7 @@ def mp3s(folder: Path, count: int = 200, seconds: float = 5.0) -> list[Path]:
 
 
 def encode(audio: np.ndarray, path: Path) -> Path:
+    """Write the samples to `path`, in the format of its suffix, and return the path."""
     source = path.with_suffix(".source.wav")
     soundfile.write(source, audio, RATE)
     options = ENCODINGS[path.suffix[1:]]

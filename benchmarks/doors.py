@@ -1,4 +1,4 @@
-"""Measurements of the other doors: the command line beside the engine, scoring beside what it is made of."""
+"""Measurements of other entry points: the command line against the engine, scoring against the calls it consists of."""
 
 from __future__ import annotations
 
@@ -25,26 +25,25 @@ with Engine(settings) as engine:
     engine.load(settings.default_model).result()
     started = time.monotonic()
     response = engine.submit(parse({"inputs": sys.argv[1:]}, settings, trusted=True)).result()
-    taken = time.monotonic() - started
-    assert not any(hasattr(one, "error") for one in response.results)
-    print(taken)
+    elapsed = time.monotonic() - started
+    assert not any(hasattr(outcome, "error") for outcome in response.results)
+    print(elapsed)
 """
 
 
 def command() -> list[Row]:
-    """120 short files by `aviary transcribe` and by the engine called directly, each in a process of its own, in turns.
+    """Compare `aviary transcribe` on 120 short files with direct calls of the engine, in alternating processes.
 
-    What is compared begins where the model is loaded and the request is sent, in both: the engine's process takes that
-    time
-    itself, the command tells it in its answer, as the `elapsed_sec` of the input that was done last. Start-up, which
-    is imports and loading, is reported beside it; the writing of the last line is in that too.
+    In both, the time starts after the model is loaded, when the request is sent. The engine's process measures it; for
+    the command it is the `elapsed_sec` of the input that finished last. Start-up (imports and loading) and the writing
+    of the last line are excluded.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = [str(path) for path, _ in corpus.mixed(folder)]
         variables = os.environ | {"MODEL": NAME, "DEVICE": "cpu", "LOG_LEVEL": "ERROR"}
 
-        def printed(*arguments: str) -> str:
+        def run(*arguments: str) -> str:
             return subprocess.run(
                 [sys.executable, *arguments, *paths],
                 cwd=ROOT,
@@ -55,16 +54,16 @@ def command() -> list[Row]:
                 text=True,
             ).stdout
 
-        def typed() -> float:
+        def by_command() -> float:
             return max(
                 json.loads(line)["elapsed_sec"]
-                for line in printed("-m", "worker", "transcribe", "--format", "jsonl").splitlines()
+                for line in run("-m", "worker", "transcribe", "--format", "jsonl").splitlines()
             )
 
-        def called() -> float:
-            return float(printed("-c", _ENGINE).splitlines()[-1])
+        def by_engine() -> float:
+            return float(run("-c", _ENGINE).splitlines()[-1])
 
-        pairs = [(typed(), called()) for _ in range(6)][1:]
+        pairs = [(by_command(), by_engine()) for _ in range(6)][1:]
     ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
     ratio = statistics.median(mine / other for mine, other in pairs)
     return [
@@ -78,8 +77,10 @@ def command() -> list[Row]:
 
 
 def scoring() -> list[Row]:
-    """A score against a cached reference, and a transcription and an embedding of the same recording one after the
-    other, in turns through one server; the tiny Whisper of the tests, which writes the same few words each time."""
+    """Compare a score against a cached reference with a transcription and an embedding of the same recording.
+
+    The requests alternate on one server with the tests' tiny Whisper, which writes the same few words each time.
+    """
     from tests.fixtures import tiny_whisper
 
     with tempfile.TemporaryDirectory() as name:
@@ -111,10 +112,10 @@ def scoring() -> list[Row]:
             AUDIO_SCORE_CONFIG=str(folder / "config.json"),
         ) as url:
 
-            def spent(*asks: Ask) -> float:
+            def seconds(*asks: Ask) -> float:
                 return sum(asyncio.run(ask_all(url, ask, 1, 1)) for ask in asks)
 
-            pairs = [(spent(score), spent(transcribe, embed)) for _ in range(66)][6:]
+            pairs = [(seconds(score), seconds(transcribe, embed)) for _ in range(66)][6:]
     ratio = statistics.median(mine / other for mine, other in pairs)
     mine, other = (statistics.median(column) * 1000 for column in zip(*pairs, strict=True))
     return [

@@ -1,8 +1,8 @@
-"""Full-size Parakeet, Canary and Audio Flamingo with random weights on a CUDA device: speed, memory, and Parakeet's
-graph captures after warm-up.
+"""Measurements on a CUDA device: full-size Parakeet, Canary and Audio Flamingo with random weights.
 
-Random weights emit unreal numbers of tokens: Parakeet's encoder is timed apart, and its figure is the one to compare;
-the others write a fixed number. Written without a GPU at hand: it has not been run yet.
+The rows report speed, memory, and Parakeet's graph captures after the warm-up. Random weights emit unrealistic numbers
+of tokens. So Parakeet's encoder is timed separately, and its figure is the one to compare; the other models generate a
+fixed number of tokens. This file was written without access to a GPU and has not run yet.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def measure() -> list[Row]:
+    """Measure all models, or return one row that says that there is no CUDA device."""
     from benchmarks.measures import Row
 
     try:
@@ -31,6 +32,7 @@ def measure() -> list[Row]:
 
 
 def parakeet() -> list[Row]:
+    """Measure batches of several sizes and lengths through a model of parakeet-tdt-0.6b's shape."""
     import torch
 
     from benchmarks.measures import Row
@@ -68,7 +70,7 @@ def parakeet() -> list[Row]:
 
 
 def canary() -> list[Row]:
-    """canary-1b-flash's shape: 32 encoder layers of 1024, four decoder layers."""
+    """Measure a model of canary-1b-flash's shape: 32 encoder layers of width 1024, four decoder layers."""
     from tests.fixtures import train_canary as tiny
 
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +81,9 @@ def canary() -> list[Row]:
 
 
 def flamingo() -> list[Row]:
-    """audio-flamingo-3's shape: the tower of 640 million and the language model of 7.6 billion."""
+    """Measure a model of audio-flamingo-3's shape: 640 million parameters in the tower, 7.6 billion in the language
+    model.
+    """
     import torch
     import transformers
 
@@ -107,7 +111,7 @@ def flamingo() -> list[Row]:
 
 
 def _generation(name: str, path: str, task: Any, seconds: int, sizes: tuple[int, ...], tokens: int = 128) -> list[Row]:
-    """Clips and tokens a second of a model that writes, by the size of its batches."""
+    """Measure the clips and tokens per second of a model that generates text, for each batch size."""
     import torch
 
     from benchmarks.measures import Row
@@ -127,16 +131,16 @@ def _generation(name: str, path: str, task: Any, seconds: int, sizes: tuple[int,
         started = time.perf_counter()
         outputs: list[Any] = backend.infer(batch)
         torch.cuda.synchronize()
-        took, written = time.perf_counter() - started, sum(output.tokens_generated for output in outputs)
+        took, tokens_out = time.perf_counter() - started, sum(output.tokens_generated for output in outputs)
         peak = torch.cuda.max_memory_allocated() / 2**30
-        shown = f"{size / took:.1f} clips/s, {written / took:.0f} tokens/s, peak {peak:.1f} GiB"
+        shown = f"{size / took:.1f} clips/s, {tokens_out / took:.0f} tokens/s, peak {peak:.1f} GiB"
         rows.append(Row(f"{name}, {size} x {seconds} s on {torch.cuda.get_device_name()}", shown, "reported", None))
     backend.close()
     return rows
 
 
 def _full_size(folder: Path) -> str:
-    """parakeet-tdt-0.6b's shape with random weights, saved as a .nemo file."""
+    """Save a model of parakeet-tdt-0.6b's shape with random weights as a .nemo file, and return its path."""
     import nemo.collections.asr as nemo_asr
 
     from tests.fixtures import train_parakeet as tiny
@@ -157,7 +161,7 @@ def _full_size(folder: Path) -> str:
 
 
 def _count_captures(backend: Any) -> Any:
-    """How often the decoders have captured their graphs so far."""
+    """Return a function that returns how often the decoders have captured their graphs since this call."""
     count = 0
     for decoder in backend._decoders.values():
         computer = decoder.decoding.decoding_computer

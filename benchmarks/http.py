@@ -1,5 +1,4 @@
-"""Measurements of the HTTP server, in a process of its own, asked by clients in another: what it costs beside the
-engine."""
+"""Measurements of the HTTP server against the engine. The server runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -45,7 +44,11 @@ Ask = Callable[[aiohttp.ClientSession, int], Awaitable[None]]
 
 @contextlib.contextmanager
 def served(folder: Path, *command: str, **environment: str) -> Iterator[str]:
-    """A server's base URL; `{port}` in the command is its port."""
+    """Run a server and yield its base URL.
+
+    `command` are the arguments for Python, in which `{port}` stands for the server's port; the default is Aviary's
+    server. `environment` adds settings.
+    """
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
@@ -61,20 +64,21 @@ def served(folder: Path, *command: str, **environment: str) -> Iterator[str]:
         | environment
     )
     running = subprocess.Popen(
-        [sys.executable, *(one.replace("{port}", str(port)) for one in command or _OURS)],
+        [sys.executable, *(argument.replace("{port}", str(port)) for argument in command or _OURS)],
         env=variables,
         stderr=subprocess.DEVNULL,
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        asyncio.run(_up(url))
+        asyncio.run(_until_up(url))
         yield url
     finally:
         running.send_signal(signal.SIGTERM)
         running.wait(60)
 
 
-async def _up(url: str) -> None:
+async def _until_up(url: str) -> None:
+    """Wait until the server responds. Raises TimeoutError after some 60 s."""
     async with aiohttp.ClientSession() as http:
         for _ in range(600):
             with contextlib.suppress(aiohttp.ClientError):
@@ -86,7 +90,7 @@ async def _up(url: str) -> None:
 
 
 async def ask_all(url: str, ask: Ask, count: int, at_once: int) -> float:
-    """Seconds for so many requests, so many of them at a time."""
+    """Return the seconds for `count` requests, `at_once` of them at a time."""
     numbers = iter(range(count))
 
     async def client(http: aiohttp.ClientSession) -> None:
@@ -100,7 +104,7 @@ async def ask_all(url: str, ask: Ask, count: int, at_once: int) -> float:
 
 
 def upload(path: str, clips: list[bytes], field: str = "file", **fields: str) -> Ask:
-    """Sends the clips in turn, in a form with these other fields."""
+    """Return an `Ask` that uploads the clips in turn, each in the form field `field`, with the other `fields`."""
 
     async def ask(http: aiohttp.ClientSession, number: int) -> None:
         form = aiohttp.FormData(fields)
@@ -113,7 +117,7 @@ def upload(path: str, clips: list[bytes], field: str = "file", **fields: str) ->
 
 
 def speech(folder: Path, count: int) -> list[Path]:
-    """Clips of five seconds, of digits and silence."""
+    """Make `count` WAV files of 5 s, each a recording of digits followed by silence."""
     rng, paths = np.random.default_rng(0), []
     digits = [soundfile.read(path, dtype="float32")[0] for path in sorted((corpus.FIXTURES / "digits").glob("*.flac"))]
     for number in range(count):
@@ -126,8 +130,11 @@ def speech(folder: Path, count: int) -> list[Path]:
 
 
 def throughput() -> list[Row]:
-    """Clips of 5 s by upload against the same engine called in process, on the tiny Parakeet: the median of five
-    servers, each fresh, since one process may run a model a fifth slower than the next for as long as it lives."""
+    """Compare uploads of 5 s clips with calls of the same engine in process, on the tiny Parakeet.
+
+    The result is the median of five fresh servers, because one process may run a model a fifth slower than another for
+    its whole life.
+    """
     count, pairs = 240, []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -152,8 +159,7 @@ def throughput() -> list[Row]:
 
 
 def uploads() -> list[Row]:
-    """Two hundred uploads at once in the dry run against a route that stores them and does nothing else: files of 5 s
-    and of a minute."""
+    """Compare 200 concurrent dry-run uploads with a route that only stores the files, of 5 s and of 60 s."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -187,7 +193,7 @@ def uploads() -> list[Row]:
 
 
 def _longer(path: Path, seconds: int) -> bytes:
-    """The clip of 5 s, over and over."""
+    """Return the 5 s clip, repeated to `seconds`, as a WAV file."""
     samples, rate = soundfile.read(path, dtype="int16")
     whole = io.BytesIO()
     soundfile.write(whole, np.tile(samples, seconds // 5), rate, format="WAV", subtype="PCM_16")
@@ -195,7 +201,10 @@ def _longer(path: Path, seconds: int) -> bytes:
 
 
 def backlog() -> list[Row]:
-    """What somebody waits for beside 3,000 clips in the background, whose batches are timed while nobody waits."""
+    """Measure interactive requests beside 3,000 clips in the background.
+
+    The background's batches are timed while no interactive request runs.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = speech(folder, 60)
@@ -212,14 +221,14 @@ def backlog() -> list[Row]:
                     sent = {"input": {"inputs": [str(path) for path in paths]}}
                     for _ in range(50):
                         await (await http.post("/run", json=sent)).read()
-                    await asyncio.sleep(2)  # by now all that may be read ahead is
+                    await asyncio.sleep(2)  # until the server has read ahead as much as it may
                     before = await (await http.get("/stats")).json()
                     await asyncio.sleep(2)
                     after = await (await http.get("/stats")).json()
                     busy = await times(60)
                     left = (await (await http.get("/jobs?limit=1")).json())["counts"]
-                spent = [one["batches"]["device_busy_sec"] for one in (before, after)]
-                batches = [one["batches"]["count"] for one in (before, after)]
+                spent = [stats["batches"]["device_busy_sec"] for stats in (before, after)]
+                batches = [stats["batches"]["count"] for stats in (before, after)]
                 return (
                     idle,
                     busy,
@@ -228,7 +237,7 @@ def backlog() -> list[Row]:
                 )
 
             idle, busy, batch, still = asyncio.run(measure())
-    alone, beside = (float(np.percentile(one, 95)) for one in (idle, busy))
+    alone, beside = (float(np.percentile(times, 95)) for times in (idle, busy))
     limit = 1.5 * alone + batch
     shown = (
         f"{beside * 1000:.0f} ms against {alone * 1000:.0f} ms alone; a batch of the backlog took {batch * 1000:.0f} ms"
@@ -239,8 +248,7 @@ def backlog() -> list[Row]:
 
 
 def stored_jobs() -> list[Row]:
-    """A thousand dry-run jobs sent and finished, against the same sent to be waited for; and how quickly their status
-    is told."""
+    """Compare 1,000 stored dry-run jobs with 1,000 synchronous requests, and time requests for a job's status."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = speech(folder, 1)[0]
@@ -259,7 +267,7 @@ def stored_jobs() -> list[Row]:
                 while (await (await http.get("/jobs?limit=1")).json())["counts"]["completed"] < count:
                     await asyncio.sleep(0.02)
 
-        async def told(url: str, job: str, for_sec: float) -> list[float]:
+        async def status_times(url: str, job: str, for_sec: float) -> list[float]:
             times: list[float] = []
             until = time.perf_counter() + for_sec
             async with aiohttp.ClientSession(url) as http:
@@ -288,12 +296,12 @@ def stored_jobs() -> list[Row]:
 
             job = asyncio.run(first())
             asyncio.run(finished(url, 1))
-            quiet = asyncio.run(told(url, job, 4))
+            quiet = asyncio.run(status_times(url, job, 4))
             asyncio.run(ask_all(url, post("/run"), 1000, 32))
-            busy = asyncio.run(told(url, job, 3))
+            busy = asyncio.run(status_times(url, job, 3))
             asyncio.run(finished(url, 1001))
     took, waited = sorted(pairs, key=lambda pair: pair[0] / pair[1])[2]
-    idle, loaded = (float(np.percentile(one, 99)) * 1000 for one in (quiet, busy))
+    idle, loaded = (float(np.percentile(times, 99)) * 1000 for times in (quiet, busy))
     return [
         Row(
             "1,000 jobs through HTTP",

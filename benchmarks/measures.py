@@ -1,4 +1,6 @@
-"""The measurements, one function each. A Row says what was measured, what was promised, and whether it was kept."""
+"""Measurements of the engine and its parts, one function each. A Row holds what was measured, what is promised, and
+whether the promise is kept.
+"""
 
 from __future__ import annotations
 
@@ -31,24 +33,26 @@ NAME = str(corpus.MODEL)
 
 
 class Row(NamedTuple):
+    """A row of the table. `kept` says whether the promise is kept; None if the value is reported, not promised."""
+
     name: str
     measured: str
     promised: str
-    kept: bool | None  # None: reported, not promised
+    kept: bool | None
 
 
 def seconds(work: Callable[[], Any], times: int = 1) -> float:
-    """The median wall time of `work`."""
-    taken = []
+    """Return the median wall time of `times` calls of `work`, in seconds."""
+    elapsed = []
     for _ in range(times):
         started = time.perf_counter()
         work()
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
+        elapsed.append(time.perf_counter() - started)
+    return statistics.median(elapsed)
 
 
 def plain_model() -> Any:
-    """The model as `transcribe()` users have it."""
+    """Return the model as users of NeMo's `transcribe()` load it."""
     from nemo.collections.asr.models import ASRModel
     from nemo.utils import logging
 
@@ -57,12 +61,13 @@ def plain_model() -> Any:
 
 
 def ask(engine: Engine, paths: list[Path]) -> list[str]:
+    """Transcribe the files as one request, and return their texts."""
     response = engine.submit(parse({"inputs": [str(path) for path in paths]}, engine.settings)).result()
-    return [one.output.text for one in response.results]
+    return [result.output.text for result in response.results]
 
 
 def mix() -> list[Row]:
-    """120 short files end to end: the engine against the naive worker."""
+    """Compare the engine with the naive worker on 120 short files, end to end."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = corpus.mixed(folder)
@@ -82,14 +87,13 @@ def mix() -> list[Row]:
         audio = sum(naive.duration(folder / f"{path.name}.wav") for path in paths)
     shown = (
         f"{ratio:.1f} x ({statistics.median(ours):.2f} s against {statistics.median(theirs):.2f} s for {audio:.0f} s "
-        "of "
-        f"audio; {right[0]} and {right[1]} of {len(texts)} texts right)"
+        f"of audio; {right[0]} and {right[1]} of {len(texts)} texts right)"
     )
     return [Row("120 mixed files end to end", shown, "at least 6 x the naive worker's rate", ratio >= 6)]
 
 
 def decoding() -> list[Row]:
-    """200 five-second mp3: the decoder's own processes against one ffmpeg and one probe a file."""
+    """Compare the decoding processes with one ffmpeg and one probe per file, on 200 mp3 files of 5 s."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = corpus.mp3s(folder)
@@ -110,7 +114,7 @@ def decoding() -> list[Row]:
 
 
 def padding() -> list[Row]:
-    """2,000 lognormal clips, as the lane takes them."""
+    """Measure the padding of 2,000 clips of lognormal length, batched as the scheduler does."""
     limits = Limits.of(Settings())
     lengths = np.exp(np.random.default_rng(0).normal(math.log(6), 1, 2000))
     waiting = [
@@ -122,15 +126,15 @@ def padding() -> list[Row]:
     while waiting:
         batch = next_batch(waiting, limits)
         padded, largest = padded + batch.padded_sec, max(largest, batch.padded_sec)
-        gone = set(map(id, batch.pieces))
-        waiting = [piece for piece in waiting if id(piece) not in gone]
+        batched = set(map(id, batch.pieces))
+        waiting = [piece for piece in waiting if id(piece) not in batched]
     shown = f"{padded / real - 1:.1%} (largest batch {largest:.0f} padded s)"
     kept = padded <= 1.1 * real and planned <= 1.1 * real and largest <= limits.max_padded_sec
     return [Row("padding of 2,000 lognormal clips", shown, "at most 10%, no batch over 1,200 padded s", kept)]
 
 
 def batches() -> list[Row]:
-    """A batch on ready arrays against transcribe(paths) on the same clips, each with its own copy of the model."""
+    """Compare a batch of arrays with transcribe(paths) on the same clips, each on its own copy of the model."""
     import soundfile
 
     spoken = [audio for audio, _ in corpus.readings()]
@@ -140,7 +144,7 @@ def batches() -> list[Row]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for size in (1, 4, 16):
-            clips = sorted(spoken, key=len)[8 : 8 + size]  # neighbours in length, as the planner makes batches
+            clips = sorted(spoken, key=len)[8 : 8 + size]  # of similar length, as in the planner's batches
             paths = []
             for i, audio in enumerate(clips):
                 paths.append(f"{folder}/{i}.wav")
@@ -160,7 +164,7 @@ def batches() -> list[Row]:
 
 
 def jobs() -> list[Row]:
-    """32 one-clip jobs sent at once against one job of the same 32 clips."""
+    """Compare 32 concurrent jobs of one clip with one job of the same 32 clips."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = [path for path, _ in corpus.mixed(folder, 32, 120)]
@@ -193,14 +197,16 @@ settings = Settings(skip_model_load=True, max_inputs=10_000, allowed_paths=(fold
 with Engine(settings) as engine:
     request = parse({"inputs": [f"{folder}/{i}.wav" for i in range(count)]}, settings)
     response = engine.submit(request).result()
-    assert len(response.results) == count and not any(hasattr(one, "error") for one in response.results)
-print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])    # ru_maxrss would be the parent's
+    assert len(response.results) == count and not any(hasattr(outcome, "error") for outcome in response.results)
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])  # ru_maxrss: the parent's
 """
 
 
 def memory() -> list[Row]:
-    """Peak memory of the worker with 10,000 inputs against 100, in the dry run; each input a 5 s file of its own
-    name."""
+    """Compare the worker's peak memory for 10,000 inputs with that for 100, in the dry run.
+
+    Each input is a 5 s file with a name of its own.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         first = folder / "0.wav"
@@ -220,7 +226,7 @@ def memory() -> list[Row]:
 
 
 def imports() -> list[Row]:
-    """`import handler` against `import runpod`, in fresh processes, in turn."""
+    """Compare the time of `import handler` with that of `import runpod`, in alternating fresh processes."""
 
     def start(module: str) -> float:
         return seconds(lambda: subprocess.run([sys.executable, "-c", f"import {module}"], cwd=ROOT, check=True))

@@ -1,5 +1,6 @@
-"""Measurements of the models that write: captions in batches, analysis in one pass, the tower alone, long speech in
-windows."""
+"""Measurements of the models that generate text: captions in batches, analysis in one pass, the audio tower alone, and
+long speech in windows.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ CANARY = str(corpus.FIXTURES / "canary-digits.nemo")
 
 
 def _flamingo(folder: str) -> Any:
+    """Return the backend of a tiny Flamingo, loaded on the CPU."""
     from tests.fixtures import tiny_flamingo
 
     tiny_flamingo.save(Path(folder))
@@ -33,6 +35,7 @@ def _flamingo(folder: str) -> Any:
 
 
 def _pieces(count: int, task: Any, tokens: int = 64) -> list[Piece]:
+    """Return `count` pieces of noise of 5 to 25 s."""
     rng = np.random.default_rng(0)
     options = Options("m", task, max_new_tokens=tokens)
     return [
@@ -42,8 +45,10 @@ def _pieces(count: int, task: Any, tokens: int = 64) -> list[Piece]:
 
 
 def captions() -> list[Row]:
-    """Eight captions together against one by one: as long as captions are, and short ones, where hearing outweighs
-    writing."""
+    """Compare eight captions in a batch with eight one by one.
+
+    The captions have a typical length (200 tokens) or are short, so that the audio tower outweighs the generation.
+    """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         backend = _flamingo(folder)
@@ -66,7 +71,7 @@ def captions() -> list[Row]:
 
 
 def analyze() -> list[Row]:
-    """Caption and embedding from one pass against the caption alone."""
+    """Compare a caption and an embedding from one pass with the caption alone."""
     with tempfile.TemporaryDirectory() as folder:
         backend = _flamingo(folder)
         batches = [Batch(tuple(_pieces(8, task))) for task in ("caption", "analyze")]
@@ -79,7 +84,7 @@ def analyze() -> list[Row]:
 
 
 def tower() -> list[Row]:
-    """The audio tower out of a full-size checkpoint whose files have the true headers and, being sparse, no content."""
+    """Load the audio tower of a full-size checkpoint, whose sparse files have the real headers and no content."""
     import torch
     import transformers
 
@@ -96,20 +101,23 @@ def tower() -> list[Row]:
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         read = tower_bytes(folder)
         alone = load_tower(folder, config.audio_config, torch.bfloat16, torch.device("cpu"))
-        held = sum(parameter.numel() for parameter in alone.parameters())
+        loaded = sum(parameter.numel() for parameter in alone.parameters())
     shown = (
-        f"{held / everything:.1%} of {everything / 1e9:.2f} billion parameters held, {read / size:.1%} of "
+        f"{loaded / everything:.1%} of {everything / 1e9:.2f} billion parameters held, {read / size:.1%} of "
         f"{size / 1e9:.1f} GB read"
     )
     return [
         Row(
-            "the audio tower alone, full size", shown, "at most 10% of each", max(held / everything, read / size) <= 0.1
+            "the audio tower alone, full size",
+            shown,
+            "at most 10% of each",
+            max(loaded / everything, read / size) <= 0.1,
         )
     ]
 
 
 def _sparse(folder: Path, shapes: dict[str, Any], shards: int = 4) -> None:
-    """A sharded bfloat16 checkpoint of these shapes, all zeros, that takes no room on disk."""
+    """Write a sharded bfloat16 checkpoint of these shapes, all zeros, that takes no room on disk."""
     names, places = list(shapes), {}
     for shard in range(shards):
         header, at = {}, 0
@@ -125,7 +133,7 @@ def _sparse(folder: Path, shapes: dict[str, Any], shards: int = 4) -> None:
 
 
 def long_canary() -> list[Row]:
-    """Ten minutes of digits in windows, batched against one after another."""
+    """Compare the windows of ten minutes of digits in batches with the same windows one by one."""
     spoken = [audio for audio, _ in corpus.readings()]
     rng = np.random.default_rng(0)
     pause = np.zeros(6400, np.float32)

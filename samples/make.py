@@ -1,10 +1,11 @@
-"""Makes the sample clips beside this file: flite speaks, ffmpeg encodes, pocketsphinx must hear every word.
+"""Make the sample clips in this folder: flite speaks, ffmpeg encodes, and pocketsphinx must transcribe every word.
 
-Takes nothing, gives one file a clip and `texts.json` {file name: words}; exits 1 when a clip is misheard.
-    python samples/make.py          make, then check
-    python samples/make.py --check  only check what is there
-Needs flite with the voices slt and rms for making (a package of most distributions); checking needs only Python's.
-Another version of flite or ffmpeg gives other bytes, and may give a clip that is misheard: change its sentence then.
+    python samples/make.py            make the clips and texts.json {file name: words}, then check them
+    python samples/make.py --check    only check the clips in the folder
+
+The exit code is 1 if a clip is transcribed wrongly or is too large. Making clips requires flite with the voices slt and
+rms, a package of most distributions; checking requires only Python packages. Another version of flite or ffmpeg yields
+other bytes and may yield a clip that is transcribed wrongly: change its sentence then.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ RATE = 16_000
 
 @dataclass(frozen=True)
 class Sample:
-    """One clip: its name, who says what, and how ffmpeg encodes it."""
+    """A clip: its file name, the voice and the text, ffmpeg's arguments, and whether it has a video track."""
 
     name: str
     voice: str
@@ -47,7 +48,7 @@ SAMPLES = (
     Sample("people.mp3", "rms", "there were more than two hundred people in the room", (*MP3, "-b:a", "40k")),
     Sample("monday.m4a", "slt", "we will meet again on monday at nine o'clock", (*CD, *AAC, "-b:a", "64k")),
     Sample("window.ogg", "rms", "she opened the window and looked out at the water", (*OPUS, "-b:a", "24k")),
-    # ADPCM: the same as PCM would be four times the size.
+    # ADPCM, because PCM would take four times the size.
     Sample("week.wav", "slt", "see you next week", (*CD, "-c:a", "adpcm_ima_wav")),
     Sample(
         "train.mp4",
@@ -60,25 +61,25 @@ SAMPLES = (
 
 
 def ffmpeg() -> str:
-    """The ffmpeg on PATH, else the one in imageio-ffmpeg's wheel."""
+    """Return the path of ffmpeg: the one on PATH, or the one in imageio-ffmpeg's wheel."""
     return shutil.which("ffmpeg") or str(imageio_ffmpeg.get_ffmpeg_exe())
 
 
 def make(sample: Sample, folder: Path) -> Path:
-    """Writes the clip into the folder."""
-    spoken, made = folder / "spoken.wav", folder / sample.name
+    """Write the clip to the folder, and return its path."""
+    spoken, clip = folder / "spoken.wav", folder / sample.name
     subprocess.run(["flite", "-voice", sample.voice, "-t", sample.text, "-o", str(spoken)], check=True)
     command = [ffmpeg(), "-v", "error", "-y", "-i", str(spoken)]
     if sample.picture:
         seconds = soundfile.info(spoken).duration
         command += ["-f", "lavfi", "-t", f"{seconds:.3f}", "-i", "color=c=navy:size=64x64:rate=5", "-c:v", "mpeg4"]
-    command += ["-map_metadata", "-1", "-fflags", "+bitexact", "-flags", "+bitexact", *sample.encoding, str(made)]
+    command += ["-map_metadata", "-1", "-fflags", "+bitexact", "-flags", "+bitexact", *sample.encoding, str(clip)]
     subprocess.run(command, check=True)
-    return made
+    return clip
 
 
-def heard(path: Path) -> str:
-    """What pocketsphinx's own English model hears in the file, in one utterance."""
+def transcribe(path: Path) -> str:
+    """Return the text of the file, as one utterance, according to pocketsphinx's own English model."""
     command = [ffmpeg(), "-v", "error", "-i", str(path), "-ac", "1", "-ar", str(RATE), "-f", "s16le", "-"]
     pcm = subprocess.run(command, check=True, capture_output=True).stdout
     decoder = pocketsphinx.Decoder(loglevel="FATAL")
@@ -90,21 +91,23 @@ def heard(path: Path) -> str:
 
 
 def check() -> int:
-    """Compares every clip with its text; the number of faults, each told on stderr."""
+    """Compare every clip with its text, report each on stderr, and return the number of faults."""
     faults = 0
     for name, text in json.loads(TEXTS.read_text(encoding="utf-8")).items():
         path = HERE / name
-        words, size = heard(path), path.stat().st_size
-        fault = f"misheard as {words!r}" if words != text else f"over {MAX_BYTES} bytes" if size > MAX_BYTES else None
-        sys.stderr.write(f"{name:12} {size:6} bytes  {text}: {fault or 'heard'}\n")
+        words, size = transcribe(path), path.stat().st_size
+        fault = (
+            f"transcribed as {words!r}" if words != text else f"over {MAX_BYTES} bytes" if size > MAX_BYTES else None
+        )
+        sys.stderr.write(f"{name:12} {size:6} bytes  {text}: {fault or 'ok'}\n")
         faults += fault is not None
     return faults
 
 
 def main() -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Make the sample clips and check that they are understood.")
-    parser.add_argument("--check", action="store_true", help="only check the clips that are there")
+    """Run the command line, and return the exit code."""
+    parser = argparse.ArgumentParser(description="Make the sample clips and check their transcripts.")
+    parser.add_argument("--check", action="store_true", help="only check the clips in the folder")
     if not parser.parse_args().check:
         if shutil.which("flite") is None:
             parser.error("flite is not on PATH; only --check works without it")

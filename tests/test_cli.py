@@ -167,8 +167,8 @@ def test_what_an_evaluation_could_not_use_is_told(data):
     shutil.copy(WEEK, data / "audio/heard.wav")
     done = aviary("evaluate", "--audio-dir", "audio", "--gt-dir", "labels", cwd=data)
     assert done.stderr == (
-        "aviary: cut.wav: the file breaks off after 0.46 of 1.30 s\n"
-        "aviary: heard.wav: has no label\naviary: left.txt: has no audio\n"
+        "aviary: cut.wav: the file is truncated after 0.46 of 1.30 s\n"
+        "aviary: heard.wav: the audio has no label\naviary: left.txt: the label has no audio\n"
     )
 
 
@@ -190,7 +190,7 @@ def test_a_bad_input_stands_in_its_place_and_makes_the_exit_code_1():
 def test_a_file_that_breaks_off_is_told_whatever_the_format(tmp_path):
     (tmp_path / "cut.wav").write_bytes(Path(WEEK).read_bytes()[:20_000])
     done = aviary("transcribe", WEEK, "cut.wav", "--format", "txt", "--output", tmp_path / "texts/", cwd=tmp_path)
-    assert done.stderr == "aviary: cut.wav: the file breaks off after 0.46 of 1.30 s\n"
+    assert done.stderr == "aviary: cut.wav: the file is truncated after 0.46 of 1.30 s\n"
 
 
 def test_lines_of_a_list_on_stdin_and_nothing_else_in_a_pipe():
@@ -356,7 +356,7 @@ def test_a_folder_of_inputs_is_read_with_linked_folders_or_refused(tmp_path, mon
         (["transcribe", WEEK, "--model", "nonesuch"], "unknown model 'nonesuch'"),
         (["transcribe", WEEK, "--format", "mp3"], "invalid choice: 'mp3'"),
         (["transcribe", WEEK, "--timestamps", "word,sentence"], "'sentence' is not one of word, segment, char"),
-        (["transcribe", WEEK, WEEK, "--format", "srt"], "srt of 2 inputs needs a folder"),
+        (["transcribe", WEEK, WEEK, "--format", "srt"], "srt of 2 inputs requires a folder"),
         (["transcribe", WEEK, "--output", "/nowhere/results.json"], "cannot write /nowhere/results.json"),
         (["transcribe", WEEK, "--output", "/dev/null/"], "cannot write to /dev/null"),
         (["transcribe", WEEK, "--model", "pocketsphinx", "--language", "de"], "unsupported language 'de'"),
@@ -457,7 +457,7 @@ def test_ctrl_c_keeps_what_is_done(tmp_path):
             process.send_signal(signal.SIGINT)
             _, said = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert said == "aviary: interrupted: 1 of 2 inputs are done, and written\n"
+    assert said == "aviary: interrupted; the results of 1 of 2 inputs are written\n"
     (result,) = json.loads((tmp_path / "out.json").read_text())["results"]
     assert result["text"] == "[dry-run] transcribe of 1.27 s"
 
@@ -476,8 +476,8 @@ def test_a_manifest_is_answered_line_by_line_and_goes_on_where_it_stopped(tmp_pa
         file.write(json.dumps(rows[1]) + "\n")
     done = aviary(*typed, code=1)
     assert re.fullmatch(
-        r"aviary: 2 lines, 1 of them from before, in [\d.]+ s\n"
-        r"aviary: 1 lines failed \(source_not_found 1\); --retry-failed asks about them again\n",
+        r"aviary: 2 lines, 1 of them from an earlier run, in [\d.]+ s\n"
+        r"aviary: 1 lines failed \(source_not_found 1\); --retry-failed processes them again\n",
         done.stderr,
     )
     first, second = map(json.loads, (tmp_path / "out" / "in.transcribe.jsonl").read_text().splitlines())

@@ -189,7 +189,8 @@ def decode(descriptor: int, memory: int, limit: int) -> dict[str, Any]:
 
 def keep_memory() -> None:
     """Make the allocator keep freed memory, because requesting the pages again for every file takes longer than
-    decoding it."""
+    decoding it.
+    """
     allocator = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc; other C libraries do not have it
     if allocator is not None:
         for option, size in ((-3, 1 << 25), (-1, 1 << 26)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD

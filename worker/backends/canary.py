@@ -40,9 +40,11 @@ class Canary(Backend):
         self._row, self._settings = model, settings
 
     def weight_bytes(self) -> int:
+        """Return the bytes of the .nemo file. Raises ModelUnavailable if there is none."""
         return weight_bytes(self._row.id, self._settings)
 
     def load(self) -> None:
+        """Restore the checkpoint, and its aligner if it has one. Raises ModelUnavailable."""
         with _aligner_on(self._settings):
             self._nemo = NemoModel(
                 self._row.id,
@@ -68,6 +70,7 @@ class Canary(Backend):
         )
 
     def infer(self, batch: Batch) -> list[Output]:
+        """Transcribe or translate the pieces. Raises Unsupported for a language or for timestamps."""
         spoken, written = languages(batch.options)
         prompt = self._prompt(batch.options, spoken, written)
         outputs: list[Output] = [Transcript("", language=written) for _ in batch.pieces]
@@ -79,6 +82,7 @@ class Canary(Backend):
         return outputs
 
     def close(self) -> None:
+        """Free the device's memory."""
         self._model = self._nemo.model = self._aligner = None
         if self._device.type == "cuda":
             self._torch.cuda.empty_cache()

@@ -27,13 +27,14 @@ class DryRun(Backend):
         self._model = model
 
     def load(self) -> None:
-        pass
+        """Load nothing."""
 
     def infer(self, batch: Batch) -> list[Output]:
+        """Return an output for each piece, of the type that its task requires."""
         return [self._output(piece) for piece in batch.pieces]
 
     def close(self) -> None:
-        pass
+        """Free nothing."""
 
     def _output(self, piece: Piece) -> Output:
         options, seconds = piece.options, piece.duration_sec

@@ -65,11 +65,13 @@ class Flamingo(Backend):
         self._captions = CAPTIONS["music" if model.music else "audio"]
 
     def weight_bytes(self) -> int:
+        """Return the bytes of the weights that the row loads. Raises ModelUnavailable if there are none."""
         return (
             audio_tower.tower_bytes(self._folder()) if self._row.part else checkpoints.checkpoint_bytes(self._folder())
         )
 
     def load(self) -> None:
+        """Load the checkpoint, or only its audio tower. Raises ModelUnavailable."""
         folder = self._folder()
         self._torch, transformers = libraries(self._row.id)
         self._device = device_of(self._settings)
@@ -95,6 +97,7 @@ class Flamingo(Backend):
         self._frame_rate = SAMPLE_RATE / self._features.hop_length / 4
 
     def infer(self, batch: Batch) -> list[Output]:
+        """Run the task of the batch on its pieces."""
         with self._torch.inference_mode():
             if batch.options.task == "embed":
                 rows = audio_tower.states(self._tower, self._features, [_samples(piece) for piece in batch.pieces])
@@ -102,6 +105,7 @@ class Flamingo(Backend):
             return self._generate(batch)
 
     def close(self) -> None:
+        """Free the device's memory."""
         self._model = self._tower = None
         if self._device.type == "cuda":
             self._torch.cuda.empty_cache()
@@ -184,8 +188,7 @@ class Flamingo(Backend):
 
     @contextlib.contextmanager
     def _record_tower(self) -> Iterator[list[Any]]:
-        """Record the audio tower's states: the list gets one tensor, (windows, frames, width), for each forward
-        pass."""
+        """Record the audio tower's states: a tensor of shape (windows, frames, width) for each forward pass."""
         states: list[Any] = []
         hook = self._tower.register_forward_hook(
             lambda _module, _inputs, output: states.append(output.last_hidden_state)

@@ -37,9 +37,11 @@ class Higgs(Backend):
         self._transcriber = create(catalog.find(model.transcriber or ""), settings)
 
     def weight_bytes(self) -> int:
+        """Return the bytes of the audio tower and the transcriber. Raises ModelUnavailable."""
         return audio_tower.tower_bytes(self._folder()) + self._transcriber.weight_bytes()
 
     def load(self) -> None:
+        """Load the audio tower and the transcriber. Raises ModelUnavailable."""
         folder = self._folder()
         self._torch, transformers = libraries(self._row.id)
         self._device = device_of(self._settings)
@@ -59,6 +61,7 @@ class Higgs(Backend):
         self._frame_rate = SAMPLE_RATE / self._features.hop_length / 4
 
     def infer(self, batch: Batch) -> list[Output]:
+        """Embed the pieces, or pass any other task to the transcriber."""
         if batch.options.task != "embed":
             return self._transcriber.infer(batch)
         with self._torch.inference_mode():
@@ -66,6 +69,7 @@ class Higgs(Backend):
         return [self._embedding(piece, states) for piece, states in zip(batch.pieces, rows, strict=True)]
 
     def close(self) -> None:
+        """Free the device's memory."""
         self._transcriber.close()
         self._tower = None
         if self._device.type == "cuda":

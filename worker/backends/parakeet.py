@@ -38,6 +38,7 @@ class Parakeet(Backend):
         self._model: Any = None
 
     def load(self) -> None:
+        """Restore the checkpoint, and make its decoders. Raises ModelUnavailable."""
         self._nemo = NemoModel(self._row.id, self._settings, ("encoder", "decoder", "joint", "ctc_decoder"))
         self._torch, self._model, self._device = self._nemo.torch, self._nemo.model, self._nemo.device
         self._frame_sec, model = self._nemo.frame_sec, self._model
@@ -55,13 +56,16 @@ class Parakeet(Backend):
         self._long_decoder_warm = False
 
     def weight_bytes(self) -> int:
+        """Return the bytes of the .nemo file. Raises ModelUnavailable if there is none."""
         return weight_bytes(self._row.id, self._settings)
 
     def warm(self) -> None:
+        """Capture the CUDA graph for batches of short clips."""
         if self._device.type == "cuda" and self._transducer:
             self._capture(False, self._settings.batch_max_items, self._settings.short_max_sec)
 
     def infer(self, batch: Batch) -> list[Output]:
+        """Transcribe the pieces. Raises OutOfMemory."""
         outputs: list[Output] = [Transcript("", language=self._language(piece)) for piece in batch.pieces]
         spoken = [i for i, piece in enumerate(batch.pieces) if not is_silent(piece.clip.samples)]
         if spoken:
@@ -75,6 +79,7 @@ class Parakeet(Backend):
         return outputs
 
     def close(self) -> None:
+        """Free the device's memory."""
         self._model = self._nemo.model = self._local = None
         self._decoders = {}
         if self._device.type == "cuda":

@@ -36,6 +36,7 @@ class Pocketsphinx(Backend):
         self._process: subprocess.Popen[bytes] | None = None
 
     def load(self) -> None:
+        """Start the child process. Raises ModelUnavailable if pocketsphinx is not installed."""
         self._process = subprocess.Popen(  # noqa: S603
             child.command(_CHILD),
             cwd=child.ROOT,
@@ -52,9 +53,11 @@ class Pocketsphinx(Backend):
             )
 
     def infer(self, batch: Batch) -> list[Output]:
+        """Transcribe the pieces one after another. Raises Cancelled and ModelError."""
         return [self._transcribe(piece) for piece in batch.pieces]
 
     def close(self) -> None:
+        """Kill the child process."""
         if self._process is not None:
             process, self._process = self._process, None
             process.kill()

@@ -48,9 +48,11 @@ class Whisper(Backend):
         self._row, self._settings = model, settings
 
     def weight_bytes(self) -> int:
+        """Return the bytes of the weight files. Raises ModelUnavailable if there are none."""
         return checkpoints.checkpoint_bytes(self._folder())
 
     def load(self) -> None:
+        """Load the checkpoint. Raises ModelUnavailable."""
         folder = self._folder()
         self._torch, transformers = libraries(self._row.id)
         self._device = device_of(self._settings)
@@ -85,6 +87,7 @@ class Whisper(Backend):
         self._frame_rate = SAMPLE_RATE / self._features.hop_length / 2  # one convolution strides by two
 
     def infer(self, batch: Batch) -> list[Output]:
+        """Transcribe, translate or embed the pieces. Raises Unsupported for a language, a translation or a prompt."""
         with self._torch.inference_mode():
             if batch.options.task == "embed":
                 return self._embeddings(batch.pieces)
@@ -102,6 +105,7 @@ class Whisper(Backend):
             return outputs
 
     def close(self) -> None:
+        """Free the device's memory."""
         self._model = None
         if self._device.type == "cuda":
             self._torch.cuda.empty_cache()

@@ -42,8 +42,10 @@ class Watch:
         self._sent = [""] * len(pieces)
 
     def __call__(self, ids: Any, scores: Any, **kwargs: Any) -> Any:
-        """Stream what is new in `ids`, of shape (rows, tokens). Return a bool tensor of shape (rows,): the rows to
-        end."""
+        """Stream the new text, and return the rows to end: a bool tensor of shape (rows,).
+
+        `ids` has shape (rows, tokens).
+        """
         import torch
 
         for row, piece in enumerate(self._pieces):

@@ -1,0 +1,1 @@
+"""The parts of the backends that run on NeMo."""

@@ -1,17 +1,19 @@
-"""The command line: `aviary COMMAND`, or `python -m worker COMMAND`. It trusts the paths it is given.
+"""The command line: `aviary COMMAND`, or `python -m worker COMMAND`. It may read every path that the user may read.
 
     transcribe, translate, caption, embed, chat, analyze     any number of files, folders and URLs, as one request
     score        recordings against a reference clip
-    evaluate     labelled audio: error rates
-    manifest     a JSONL manifest of any length, by this machine or a server
+    evaluate     error rates on labeled audio
+    manifest     a JSONL manifest of any length, on this machine or through a server
     serve        the HTTP server
     models       the catalog
-    doctor       whether this machine is set up, and what to do about it
+    doctor       a check of this machine's setup, with advice
 
-Results are on stdout, or where --output says; what is said about them (progress, failures) is on stderr. Exit codes:
-0, 1 (some
-inputs failed, or their results could not be written), 2 (usage or configuration; nothing was done), 130 (interrupted;
-what was done is written).
+Results go to stdout or to --output; progress, warnings and failures go to stderr. Exit codes:
+
+    0      success
+    1      some inputs failed, or their results could not be written
+    2      wrong usage or configuration; nothing was done
+    130    interrupted; the finished results are written
 """
 
 from __future__ import annotations
@@ -26,19 +28,19 @@ from worker.errors import AviaryError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code."""
+    """Run a command, and return the exit code. `argv` defaults to the arguments of the process."""
     parser = arguments.parser()
-    given = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     try:
-        code = _run(parser, given)
+        code = _run(parser, args)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `| head` has seen enough: nothing more may be written, not even at exit
+    except BrokenPipeError:  # the reader, such as `| head`, has exited
         _silence()
         return 1
-    except OSError as error:  # the disk that results go to is full, or gone
+    except OSError as error:  # for example, the disk for the results is full
         print(f"{parser.prog}: {error.strerror}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
         _silence()
         return 1
@@ -46,12 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _silence() -> None:
+    """Discard the rest of stdout, which Python would otherwise flush at exit and fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _run(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
+def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     try:
-        code: int = given.run(given)
+        code: int = args.run(args)
     except AviaryError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2

@@ -1,5 +1,6 @@
-"""What may be typed. Building it imports nothing but argparse: `--help` is quick, and works where a library is
-missing."""
+"""The arguments of every command. Building the parser imports only argparse, so `--help` is fast and works even if a
+library is missing.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ STYLES = ("detailed", "brief", "technical")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Each command's namespace has `run`: what takes the namespace and returns the exit code."""
+    """Return the parser. Each command's namespace has `run`, which takes the namespace and returns the exit code."""
     top = argparse.ArgumentParser(prog="aviary", description="One worker for NVIDIA's speech and audio models.")
     top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     _model(top, default=None)
@@ -42,115 +43,138 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _transcribe(commands: Any) -> None:
-    command = _asks(commands, "transcribe", "what is said", ("txt", "srt", "vtt", "verbose_json"))
+    command = _asks(commands, "transcribe", "transcribe speech", ("txt", "srt", "vtt", "verbose_json"))
     _speech(command)
     _writing(command)
 
 
 def _translate(commands: Any) -> None:
-    command = _asks(commands, "translate", "what is said, in another language", ("txt", "srt", "vtt", "verbose_json"))
+    command = _asks(
+        commands, "translate", "translate speech into another language", ("txt", "srt", "vtt", "verbose_json")
+    )
     _speech(command)
     _writing(command)
 
 
 def _caption(commands: Any) -> None:
-    command = _asks(commands, "caption", "what is to be heard, in words", ("txt",))
+    command = _asks(commands, "caption", "describe the audio", ("txt",))
     _captions(command)
     _writing(command)
 
 
 def _embed(commands: Any) -> None:
-    command = _asks(commands, "embed", "vectors", ("npy",))
+    command = _asks(commands, "embed", "compute embedding vectors", ("npy",))
     _vectors(command)
 
 
 def _chat(commands: Any) -> None:
-    command = _asks(commands, "chat", "the answer to a question about each input", ("txt",))
-    command.add_argument("--prompt", required=True, help="the question")
-    command.add_argument("--system", help="what the model is told beforehand")
+    command = _asks(commands, "chat", "answer a question about each input", ("txt",))
+    command.add_argument("--prompt", required=True, help="the question to answer")
+    command.add_argument("--system", help="instructions for the model, before the question")
     _writing(command)
 
 
 def _analyze(commands: Any) -> None:
-    command = _asks(commands, "analyze", "a caption and vectors, from one pass", ())
+    command = _asks(commands, "analyze", "describe the audio and compute embedding vectors, in one pass", ())
     _captions(command)
     _writing(command)
     _vectors(command)
 
 
 def _score(commands: Any) -> None:
-    command = commands.add_parser("score", help="how alike recordings and a reference sound, and what is said in them")
+    command = commands.add_parser("score", help="compare how recordings and a reference clip sound, and what they say")
     _model(command)
     _inputs(command)
     _results(command, ("json", "jsonl"))
     command.add_argument("--reference", metavar="FILE", help="the clip to compare with")
     command.add_argument(
-        "--config", type=Path, metavar="config.json", help="a folder of clips, in place of --reference"
+        "--config",
+        type=Path,
+        metavar="config.json",
+        help="a configured folder of reference clips, instead of --reference",
     )
-    command.add_argument("--uid", help="with --config: the clip's video")
-    command.add_argument("--cid", help="with --config: the clip")
+    command.add_argument("--uid", help="with --config: the video of the reference clip")
+    command.add_argument("--cid", help="with --config: the reference clip")
     command.set_defaults(run=_lazily("worker.entrypoints.cli.score"))
 
 
 def _evaluate(commands: Any) -> None:
-    command = commands.add_parser("evaluate", help="labelled audio: error rates")
+    command = commands.add_parser("evaluate", help="measure error rates on labeled audio")
     _model(command)
-    command.add_argument("--audio-dir", metavar="FOLDER", help="audio, with all subfolders")
+    command.add_argument("--audio-dir", metavar="FOLDER", help="the folder of the audio; subfolders are included")
     command.add_argument(
-        "--gt-dir", metavar="FOLDER", help="its labels: a .txt file for each; by default the same folder"
+        "--gt-dir",
+        metavar="FOLDER",
+        help="the folder of the labels, one .txt file for each audio file (default: the audio folder)",
     )
-    command.add_argument("--manifest", metavar="FILE", help="NeMo's manifest, in place of the folders")
+    command.add_argument("--manifest", metavar="FILE", help="a manifest in NeMo's format, instead of the folders")
     command.add_argument(
-        "--match-mode", default="exact", help="when a text counts as right: exact (default), normalized"
+        "--match-mode", default="exact", help="how to compare a text with its label: exact (default) or normalized"
     )
     command.add_argument(
-        "--normalizer", default="basic", help="what error rates are counted on: basic (default), whisper"
+        "--normalizer", default="basic", help="the normalizer for error rates: basic (default) or whisper"
     )
-    command.add_argument("--language", help="what is spoken (ISO code)")
-    command.add_argument("--prompt", help="what the model is told")
-    command.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens written, by models that do so")
-    command.add_argument("--output", metavar="FILE", help="in place of stdout")
-    command.add_argument("--html", metavar="FILE", help="also a page with every file beside its label")
+    command.add_argument("--language", help="the spoken language (ISO code)")
+    command.add_argument("--prompt", help="a prompt for the model")
+    command.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="the maximum number of new tokens, for models that generate tokens",
+    )
+    command.add_argument("--output", metavar="FILE", help="write here instead of stdout")
+    command.add_argument(
+        "--html", metavar="FILE", help="also write an HTML page with each file's text beside its label"
+    )
     command.set_defaults(run=_lazily("worker.entrypoints.cli.evaluate"))
 
 
 def _manifest(commands: Any) -> None:
-    command = commands.add_parser("manifest", help="a JSONL manifest of any length; goes on where it stopped")
+    command = commands.add_parser("manifest", help="process a JSONL manifest of any length; a second run resumes it")
     _model(command)
-    command.add_argument("manifest", metavar="FILE.jsonl", help="a JSON object a line, with audio_filepath")
-    command.add_argument("--output", required=True, metavar="FOLDER", help="where <manifest>.<task>.jsonl goes")
-    command.add_argument("--task", default="transcribe", help="transcribe (default), caption, embed, analyze")
-    whom = command.add_mutually_exclusive_group()
-    whom.add_argument("--server", metavar="URL", help="ask this server, or Runpod endpoint; by default this machine")
-    whom.add_argument(
+    command.add_argument(
+        "manifest", metavar="FILE.jsonl", help="the manifest: one JSON object per line, with audio_filepath"
+    )
+    command.add_argument("--output", required=True, metavar="FOLDER", help="the folder for <manifest>.<task>.jsonl")
+    command.add_argument("--task", default="transcribe", help="transcribe (default), caption, embed or analyze")
+    engine = command.add_mutually_exclusive_group()
+    engine.add_argument(
+        "--server", metavar="URL", help="use this server or Runpod endpoint (default: an engine on this machine)"
+    )
+    engine.add_argument(
         "--ray",
         nargs="?",
         const="local",
         metavar="ADDRESS",
-        help="ask engines on this Ray cluster (auto, ray://host:port); without an address, on one of this machine",
+        help="use engines on this Ray cluster (auto, ray://host:port), or on a local one without an ADDRESS",
     )
-    command.add_argument("--api-key", help="the server's")
+    command.add_argument("--api-key", help="the API key of the server")
     command.add_argument(
-        "--engines", type=_at_least_1, metavar="N", help="--ray: how many; by default one a GPU, or machine"
+        "--engines",
+        type=_at_least_1,
+        metavar="N",
+        help="with --ray: how many engines (default: one per GPU, or per machine without GPUs)",
     )
     command.add_argument(
         "--concurrency",
         type=_at_least_1,
         default=16,
         metavar="N",
-        help="lines asked about at a time (16); --ray: by each engine",
+        help="lines in flight at a time (default: 16); with --ray: per engine",
     )
-    command.add_argument("--retry-failed", action="store_true", help="ask about lines that failed again")
+    command.add_argument("--retry-failed", action="store_true", help="process failed lines again")
     command.add_argument(
-        "--timestamps", action="store_true", default=None, help="transcribe: times of words and segments too"
+        "--timestamps", action="store_true", default=None, help="transcribe: add the times of words and segments"
     )
-    command.add_argument("--language", help="what is spoken (ISO code)")
-    command.add_argument("--target-language", help="transcribe: what is to be written")
-    command.add_argument("--prompt", help="what the model is told")
+    command.add_argument("--language", help="the spoken language (ISO code)")
+    command.add_argument("--target-language", help="transcribe: the language to write")
+    command.add_argument("--prompt", help="a prompt for the model")
     command.add_argument("--style", choices=STYLES, help="caption, analyze: detailed unless said otherwise")
     _punctuation(command)
     command.add_argument(
-        "--pooling", choices=("none", "mean"), help="embed, analyze: none (default): one a frame; or mean"
+        "--pooling",
+        choices=("none", "mean"),
+        help="embed, analyze: none (default) for one vector per frame, mean for one per input",
     )
     _writing(command)
     command.set_defaults(run=_lazily("worker.entrypoints.cli.manifest"))
@@ -159,21 +183,25 @@ def _manifest(commands: Any) -> None:
 def _serve(commands: Any) -> None:
     command = commands.add_parser("serve", help="start the HTTP server")
     _model(command)
-    command.add_argument("--host", help="address to bind to (HOST)")
-    command.add_argument("--port", type=int, help="port (PORT)")
+    command.add_argument("--host", help="the address to bind to (HOST)")
+    command.add_argument("--port", type=int, help="the port to bind to (PORT)")
     command.add_argument(
-        "--config", type=Path, metavar="FILE.yaml", help="settings, below the environment and the flags"
+        "--config", type=Path, metavar="FILE.yaml", help="a file of settings; the environment and flags override it"
     )
-    command.add_argument("--workers", metavar="N", help="server processes (WORKERS); auto, or 0: one a GPU")
+    command.add_argument(
+        "--workers", metavar="N", help="the number of server processes; auto or 0: one per GPU (WORKERS)"
+    )
     command.set_defaults(run=_lazily("worker.entrypoints.cli.serve"))
 
 
 def _models(commands: Any) -> None:
-    commands.add_parser("models", help="list the catalog").set_defaults(run=_lazily("worker.entrypoints.cli.models"))
+    commands.add_parser("models", help="list the models of the catalog").set_defaults(
+        run=_lazily("worker.entrypoints.cli.models")
+    )
 
 
 def _doctor(commands: Any) -> None:
-    command = commands.add_parser("doctor", help="whether this machine is set up, and what to do about it")
+    command = commands.add_parser("doctor", help="check this machine's setup, and advise on problems")
     _model(command)
     command.set_defaults(run=_lazily("worker.entrypoints.cli.doctor"))
 
@@ -183,7 +211,7 @@ def _doctor(commands: Any) -> None:
 
 def _asks(commands: Any, task: str, help_: str, forms: tuple[str, ...]) -> Any:
     command = commands.add_parser(
-        task, help=help_, description=f"{help_[0].upper()}{help_[1:]}, of any number of inputs."
+        task, help=help_, description=f"{help_[0].upper()}{help_[1:]}, for any number of inputs."
     )
     _model(command)
     _inputs(command)
@@ -193,8 +221,13 @@ def _asks(commands: Any, task: str, help_: str, forms: tuple[str, ...]) -> Any:
 
 
 def _model(command: Any, default: Any = SUPPRESS) -> None:
-    """These may also stand before the command: what a command is not given must not hide it."""
-    command.add_argument("--model", default=default, help="alias, id, .nemo file or checkpoint folder (MODEL)")
+    """Add the options of the model, which may also precede the command.
+
+    The default suppresses an option that does not follow the command, so that it keeps its value from before.
+    """
+    command.add_argument(
+        "--model", default=default, help="the model: an alias, id, .nemo file or checkpoint folder (MODEL)"
+    )
     command.add_argument(
         "--model-dir",
         default=default,
@@ -203,34 +236,43 @@ def _model(command: Any, default: Any = SUPPRESS) -> None:
         help="a checkpoint, or a folder of checkpoints (MODEL_DIR)",
     )
     command.add_argument(
-        "--device", default=default, help="auto, cpu, cuda, cuda:N, or several: cuda:0,cuda:1 (DEVICE)"
+        "--device",
+        default=default,
+        help="the device: auto, cpu, cuda, cuda:N, or several, such as cuda:0,cuda:1 (DEVICE)",
     )
 
 
 def _inputs(command: Any) -> None:
-    command.add_argument("inputs", nargs="*", metavar="INPUT", help="files, folders, URLs; - for a list on stdin")
-    command.add_argument("--path", metavar="FILE", help="one more")
-    command.add_argument("--paths", nargs="+", default=[], metavar="FILE", help="more of them")
+    command.add_argument(
+        "inputs", nargs="*", metavar="INPUT", help="files, folders and URLs; - reads a list from stdin"
+    )
+    command.add_argument("--path", metavar="FILE", help="another input")
+    command.add_argument("--paths", nargs="+", default=[], metavar="FILE", help="more inputs")
 
 
 def _results(command: Any, forms: tuple[str, ...]) -> None:
     command.add_argument(
-        "--output", metavar="FILE|FOLDER", help="in place of stdout; a folder (end it with /): a file an input"
+        "--output",
+        metavar="FILE|FOLDER",
+        help="write here instead of stdout; a path that ends with / is a folder, with one file per input",
     )
     command.add_argument(
         "--format",
         default="json",
         type=lambda form: "txt" if form == "text" else form,
         choices=forms,
-        help=", ".join(("json (default)", "jsonl (a line an input, as it is done)", *forms[2:])),
+        help=", ".join(("json (default)", "jsonl (one line per input, in the order of completion)", *forms[2:])),
     )
 
 
 def _speech(command: Any) -> None:
-    command.add_argument("--language", help="what is spoken (ISO code)")
-    command.add_argument("--target-language", help="what is to be written; translates where it is another")
+    command.add_argument("--language", help="the spoken language (ISO code)")
     command.add_argument(
-        "--timestamps", type=_levels, metavar="LEVELS", help="word, segment, char, separated by commas"
+        "--target-language",
+        help="the language to write; the speech is translated if it differs from the spoken language",
+    )
+    command.add_argument(
+        "--timestamps", type=_levels, metavar="LEVELS", help="word, segment and char, separated by commas"
     )
     _punctuation(command)
     command.add_argument("--prompt", help="Flamingo: what is asked; Whisper: words to expect")
@@ -242,29 +284,39 @@ def _punctuation(command: Any) -> None:
         dest="punctuation",
         action="store_false",
         default=None,
-        help="Canary: without punctuation and capitals",
+        help="Canary: write without punctuation and capital letters",
     )
 
 
 def _captions(command: Any) -> None:
-    command.add_argument("--style", choices=STYLES, help="detailed unless said otherwise")
-    command.add_argument("--prompt", help="what is asked, in place of the style's own words")
+    command.add_argument("--style", choices=STYLES, help="the style of the caption (default: detailed)")
+    command.add_argument("--prompt", help="the request to the model, instead of the style's own")
 
 
 def _vectors(command: Any) -> None:
-    command.add_argument("--pooling", choices=("none", "mean"), help="none (default): one a frame; mean: one an input")
     command.add_argument(
-        "--encoding", choices=("float", "base64", "s3"), help="float (default); base64: float32 little-endian"
+        "--pooling", choices=("none", "mean"), help="none (default): one vector per frame; mean: one per input"
+    )
+    command.add_argument(
+        "--encoding",
+        choices=("float", "base64", "s3"),
+        help="float (default): numbers; base64: little-endian float32; s3: files in the bucket",
     )
 
 
 def _writing(command: Any) -> None:
-    command.add_argument("--max-new-tokens", type=int, metavar="N", help="most tokens written, by models that do so")
-    command.add_argument("--temperature", type=float, help="0 (default): always the same")
-    command.add_argument("--top-p", type=float, help="of sampling")
+    command.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="the maximum number of new tokens, for models that generate tokens",
+    )
+    command.add_argument("--temperature", type=float, help="the sampling temperature; 0 (default) is deterministic")
+    command.add_argument("--top-p", type=float, help="the probability mass to sample from")
 
 
 def _levels(text: str) -> list[str]:
+    """Return the timestamp levels of a comma-separated list. Raises ArgumentTypeError for an unknown level."""
     levels = [level.strip() for level in text.split(",")]
     if unknown := [level for level in levels if level not in LEVELS]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(LEVELS)}")
@@ -272,6 +324,7 @@ def _levels(text: str) -> list[str]:
 
 
 def _at_least_1(text: str) -> int:
+    """Return the text as a positive integer. Raises ArgumentTypeError or ValueError if it is none."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is below 1")
@@ -279,12 +332,12 @@ def _at_least_1(text: str) -> int:
 
 
 def _lazily(module: str) -> Any:
-    """The `run` of a module that is imported when it is called."""
+    """Return a function that imports `module` and calls its `run`."""
 
-    def run(given: argparse.Namespace) -> int:
+    def run(args: argparse.Namespace) -> int:
         import importlib
 
-        code: int = importlib.import_module(module).run(given)
+        code: int = importlib.import_module(module).run(args)
         return code
 
     return run

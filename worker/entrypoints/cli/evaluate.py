@@ -1,4 +1,4 @@
-"""evaluate: what a model hears in labelled audio, counted against the labels."""
+"""evaluate: the transcripts of labeled audio, compared with the labels."""
 
 from __future__ import annotations
 
@@ -15,41 +15,45 @@ from worker.errors import RequestError
 from worker.evaluation import Corpus, evaluate, prepare, read_folder, read_manifest, to_html
 
 
-def run(given: argparse.Namespace) -> int:
-    """Raises RequestError, ConfigError and ModelUnavailable."""
-    corpus = _corpus(given)
-    for output in (given.output, given.html):
+def run(args: argparse.Namespace) -> int:
+    """Evaluate a corpus, write the report, and return the exit code.
+
+    Raises RequestError, ConfigError and ModelUnavailable.
+    """
+    corpus = _corpus(args)
+    for output in (args.output, args.html):
         if output is not None:
             outputs.check_writable(output)
-    settings = Settings.of(model=given.model, model_dir=given.model_dir, device=given.device)
-    options = {"model": given.model, "language": given.language, "prompt": given.prompt}
+    settings = Settings.of(model=args.model, model_dir=args.model_dir, device=args.device)
+    options = {"model": args.model, "language": args.language, "prompt": args.prompt}
     if "max_new_tokens" in catalog.find(settings.default_model).options:
-        options["max_new_tokens"] = given.max_new_tokens
+        options["max_new_tokens"] = args.max_new_tokens
     options = {name: value for name, value in options.items() if value is not None}
-    how = {"match_mode": given.match_mode, "normalizer": given.normalizer}
-    prepare(corpus, settings, options, trusted=True, **how)  # what is wrong is told before the model is loaded
+    how = {"match_mode": args.match_mode, "normalizer": args.normalizer}
+    prepare(corpus, settings, options, trusted=True, **how)  # reports errors before the model is loaded
     with (
         session.quiet_stdout(),
-        python.load(settings, given.model) as bundle,
-        bar(len(corpus.pairs), shown=session.bar_shown(given)) as add,
+        python.load(settings, args.model) as bundle,
+        bar(len(corpus.pairs), shown=session.bar_shown(args)) as add,
     ):
-        answer = evaluate(bundle.engine, corpus, options, trusted=True, on_result=add, **how)
-    if given.html is not None:
-        Path(given.html).write_text(to_html(answer), encoding="utf-8")
-    outputs.write(given.output, outputs.dumps(answer), sys.stdout.buffer)
-    for detail in answer["details"]:
+        report = evaluate(bundle.engine, corpus, options, trusted=True, on_result=add, **how)
+    if args.html is not None:
+        Path(args.html).write_text(to_html(report), encoding="utf-8")
+    outputs.write(args.output, outputs.dumps(report), sys.stdout.buffer)
+    for detail in report["details"]:
         if warning := detail.get("warning"):
             session.say(f"{detail['file']}: {warning}")
         if error := detail.get("error"):
             session.say(f"{detail['file']}: {error['code']}: {error['message']}")
-    for name in answer["summary"]["unlabelled"]:
-        session.say(f"{name}: has no label")
-    for name in answer["summary"]["missing_audio"]:
-        session.say(f"{name}: has no audio")
-    return 1 if answer["summary"]["failed"] else 0
+    for name in report["summary"]["unlabelled"]:
+        session.say(f"{name}: the audio has no label")
+    for name in report["summary"]["missing_audio"]:
+        session.say(f"{name}: the label has no audio")
+    return 1 if report["summary"]["failed"] else 0
 
 
-def _corpus(given: argparse.Namespace) -> Corpus:
-    if bool(given.manifest) == bool(given.audio_dir):
-        raise RequestError("give either --audio-dir (and --gt-dir) or --manifest")
-    return read_manifest(given.manifest) if given.manifest else read_folder(given.audio_dir, given.gt_dir)
+def _corpus(args: argparse.Namespace) -> Corpus:
+    """Return the audio to evaluate and its labels. Raises RequestError."""
+    if bool(args.manifest) == bool(args.audio_dir):
+        raise RequestError("specify either --audio-dir (and --gt-dir) or --manifest")
+    return read_manifest(args.manifest) if args.manifest else read_folder(args.audio_dir, args.gt_dir)

@@ -1,5 +1,9 @@
-"""transcribe, translate, caption, embed, chat, analyze: one request for all inputs, each result written as its sink
-does."""
+"""transcribe, translate, caption, embed, chat, analyze: one request for all inputs.
+
+    inputs ── expand ──▶ one request ──▶ engine ── each outcome as it finishes ──▶ sink (stdout, file or folder)
+
+Errors in the arguments are reported before the model is loaded.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,10 @@ _FORMS = {"jsonl": "json", "txt": "text", "npy": "json"}
 
 
 def run(given: argparse.Namespace) -> int:
-    """Raises RequestError, ConfigError and ModelUnavailable before anything is written."""
+    """Run the task on all inputs, write the results, and return the exit code.
+
+    Raises RequestError, ConfigError and ModelUnavailable, all before anything is written.
+    """
     inputs = expand(session.typed(given))
     sink = outputs.create(given.format, given.output, inputs, sys.stdout.buffer)
     settings = Settings.of(model=given.model, model_dir=given.model_dir, device=given.device)
@@ -53,8 +60,8 @@ def _payload(given: argparse.Namespace, row: catalog.Model) -> Json:
         session.say(f"{row.id} does not write token by token: --max-new-tokens changes nothing")
         payload["max_new_tokens"] = None
     if given.command == "chat":
-        told = [{"role": "system", "content": given.system}] if given.system else []
-        payload["messages"] = [*told, {"role": "user", "content": payload.pop("prompt")}]
+        system = [{"role": "system", "content": given.system}] if given.system else []
+        payload["messages"] = [*system, {"role": "user", "content": payload.pop("prompt")}]
     if given.format == "npy":
         payload["encoding"] = "base64"
     payload |= {"task": given.command, "format": _FORMS.get(given.format, given.format)}
@@ -62,7 +69,7 @@ def _payload(given: argparse.Namespace, row: catalog.Model) -> Json:
 
 
 def _result(task: str, file: str, shape: Json, elapsed_sec: float) -> Json:
-    """A result as people read it here: by its file."""
+    """Return the result in the form of the command line, with the input's file instead of its id."""
     result = {
         "index": shape["index"],
         "file": file,

@@ -1,5 +1,9 @@
-"""What is typed as inputs → the sources, in order: files, URLs, folders (their audio, with all subfolders), patterns
-that the shell left alone (each file once), and `-` for a list on stdin, one a line.
+"""The inputs of a command, expanded to sources in their order.
+
+file or URL    itself
+folder         its audio files, with all subfolders
+pattern        the matches of a pattern that the shell did not expand, each file once
+-              a list on stdin, one input per line
 """
 
 from __future__ import annotations
@@ -17,44 +21,51 @@ from urllib.parse import urlsplit
 from worker.audio.files import below, is_audio
 from worker.errors import RequestError
 
-_NAME_BYTES = 255  # the longest name that file systems take
+_NAME_BYTES = 255  # the longest file name that file systems allow
 
 
 class Input(NamedTuple):
-    """`place`: where its result belongs in a folder of results, with the input's own suffix."""
+    """A source, and `place`, the path of its result in a folder of results, with the input's own suffix."""
 
     source: str
     place: PurePath
 
 
-def expand(given: Sequence[str]) -> list[Input]:
-    """The inputs. Raises RequestError for a folder or pattern that gives none, for a folder that cannot be read, and
-    where there is nothing at all."""
-    inputs = [found for text in given for found in _expand(text)]
+def expand(texts: Sequence[str]) -> list[Input]:
+    """Return the inputs.
+
+    Raises RequestError for a folder or pattern without audio, for a folder that cannot be read, and if there are no
+    inputs.
+    """
+    inputs = [found for text in texts for found in _expand(text)]
     if not inputs:
-        raise RequestError("no inputs: give files, folders or URLs")
+        raise RequestError("no inputs; specify files, folders or URLs")
     return inputs
 
 
 def places(inputs: Sequence[Input], suffix: str) -> list[PurePath]:
-    """A file for each input's result: a/b.wav → a/b.srt; b.wav.srt where b.mp3 is there too; b.wav-2.srt if that is
-    taken. Names that would be too long for a file system lose their end."""
-    short = [one.place.with_suffix(suffix) for one in inputs]
+    """Return the path of each input's result in a folder of results, without duplicates.
+
+    The result of a/b.wav is a/b.srt. If another input is called a/b.mp3, it is a/b.wav.srt, and if that is taken,
+    a/b.wav-2.srt. Names that are too long for a file system are truncated.
+    """
+    short = [source.place.with_suffix(suffix) for source in inputs]
     shared = {place for place, count in Counter(short).items() if count > 1}
     taken: set[str] = set()
     chosen: list[PurePath] = []
-    for one, place in zip(inputs, short, strict=True):
-        name = one.place.name if place in shared else one.place.stem
-        number, free = 1, place.with_name(_cut(name, suffix))
+    for source, place in zip(inputs, short, strict=True):
+        name = source.place.name if place in shared else source.place.stem
+        number, free = 1, place.with_name(_truncate(name, suffix))
         while str(free).casefold() in taken:
             number += 1
-            free = place.with_name(_cut(name, f"-{number}{suffix}"))
+            free = place.with_name(_truncate(name, f"-{number}{suffix}"))
         taken.add(str(free).casefold())
         chosen.append(free)
     return chosen
 
 
-def _cut(name: str, suffix: str) -> str:
+def _truncate(name: str, suffix: str) -> str:
+    """Return the name and the suffix, in at most _NAME_BYTES bytes."""
     room = _NAME_BYTES - len(suffix)
     return (name if len(os.fsencode(name)) <= room else os.fsencode(name)[:room].decode("utf-8", "ignore")) + suffix
 
@@ -80,6 +91,8 @@ def _file(text: str) -> Input:
 
 
 def _folder(folder: Path) -> list[Input]:
+    """Return the audio files of the folder and its subfolders. Raises RequestError if a folder cannot be read."""
+
     def fail(error: OSError) -> None:
         raise RequestError(f"cannot read {error.filename}: {error.strerror}") from error
 
@@ -87,20 +100,24 @@ def _folder(folder: Path) -> list[Input]:
 
 
 def _pattern(text: str) -> list[Input]:
-    """`**` matches folders and what is in them: a file is what has one name in one folder, links to folders
-    followed."""
+    """Return the files that match a pattern, and the audio files of the folders that match. Raises RequestError.
+
+    `**` matches both a folder and its files, so a file may match twice. Two matches are the same file if they have the
+    same name in the same folder, after links to folders are resolved.
+    """
     matches = sorted(glob.glob(text, recursive=True))
     if not matches:
         raise RequestError(f"nothing matches {text}")
     found: dict[tuple[str, str], Input] = {}
     for match in matches:
-        for one in _folder(Path(match)) if os.path.isdir(match) else [_file(match)]:
-            where, name = os.path.split(one.source)
-            found.setdefault((os.path.realpath(where), name), one)
+        for source in _folder(Path(match)) if os.path.isdir(match) else [_file(match)]:
+            folder, name = os.path.split(source.source)
+            found.setdefault((os.path.realpath(folder), name), source)
     return list(found.values())
 
 
 def _some(found: list[Input], text: str) -> list[Input]:
+    """Return the inputs. Raises RequestError if there are none."""
     if not found:
         raise RequestError(f"there is no audio in {text}")
     return found

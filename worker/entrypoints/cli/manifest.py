@@ -1,5 +1,4 @@
-"""manifest: the same is asked about every line of a JSONL manifest, of the engine of this process, of a Ray cluster's,
-or of a server."""
+"""manifest: every line of a JSONL manifest, processed by this process's engine, a Ray cluster, or a server."""
 
 from __future__ import annotations
 
@@ -17,8 +16,11 @@ from worker.manifest import Asker, Summary, on_ray, output_path, process, proces
 
 
 def run(given: argparse.Namespace) -> int:
-    """Prints the output's path. What ends a run (RequestError, ModelUnavailable, a server that does not answer) is
-    raised; what is done is written, and the same command goes on there."""
+    """Process the manifest, print the path of the output, and return the exit code.
+
+    Raises the error that ends a run, such as RequestError, ModelUnavailable or ServerUnreachable. The finished lines
+    are written by then, and the same command resumes after them.
+    """
     output = output_path(given.manifest, given.output, given.task)
     options = session.options(given)
     options |= {"model": given.model} if given.model else {}
@@ -31,18 +33,18 @@ def run(given: argparse.Namespace) -> int:
     with session.quiet_stdout(), contextlib.ExitStack() as stack:
         if given.server is None:
             ask, concurrency = _asks(given, options, stack)
-            told = stack.enter_context(_bar(note))
+            progress = stack.enter_context(_bar(note))
             process(
                 given.manifest,
                 output,
                 ask,
                 concurrency=concurrency,
                 retry_failed=given.retry_failed,
-                progress=told,
+                progress=progress,
                 options=options,
             )
         else:
-            told = stack.enter_context(_bar(note))
+            progress = stack.enter_context(_bar(note))
             asyncio.run(
                 process_manifest(
                     given.manifest,
@@ -52,21 +54,21 @@ def run(given: argparse.Namespace) -> int:
                     task=given.task,
                     api_key=given.api_key,
                     retry_failed=given.retry_failed,
-                    progress=told,
+                    progress=progress,
                     **options,
                 )
             )
     print(output)
-    assert last is not None  # it is told at the end
-    session.say(f"{last.lines} lines, {last.resumed} of them from before, in {last.elapsed_sec:.1f} s")
+    assert last is not None  # every run ends with a summary
+    session.say(f"{last.lines} lines, {last.resumed} of them from an earlier run, in {last.elapsed_sec:.1f} s")
     if last.failed:
         codes = ", ".join(f"{code} {count}" for code, count in last.errors.most_common())
-        session.say(f"{last.failed} lines failed ({codes}); --retry-failed asks about them again")
+        session.say(f"{last.failed} lines failed ({codes}); --retry-failed processes them again")
     return 1 if last.failed else 0
 
 
 def _asks(given: argparse.Namespace, options: Mapping[str, Any], stack: contextlib.ExitStack) -> tuple[Asker, int]:
-    """Who is asked, for as long as the stack is open, and about how many lines at a time."""
+    """Return the asker, which works until the stack is closed, and the number of lines in flight at a time."""
     settings = Settings.of(model=given.model, model_dir=given.model_dir, device=given.device)
     if given.ray is None:
         bundle = stack.enter_context(python.load(settings, given.model))
@@ -79,15 +81,18 @@ def _asks(given: argparse.Namespace, options: Mapping[str, Any], stack: contextl
 
 @contextlib.contextmanager
 def _bar(note: Callable[[Summary], None]) -> Iterator[Callable[[Summary], None]]:
-    """What a run is to tell about itself: shown on a terminal, by the part of the manifest that is read."""
+    """Yield a function to call with each summary of a run. It calls `note`, and moves a progress bar on a terminal.
+
+    The bar shows the part of the manifest that has been read.
+    """
     from tqdm import tqdm
 
     form = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
     with tqdm(total=1.0, bar_format=form, dynamic_ncols=True, disable=not sys.stderr.isatty()) as line:
 
-        def told(summary: Summary) -> None:
+        def show(summary: Summary) -> None:
             note(summary)
             line.set_postfix_str(f"{summary.lines} lines, {summary.failed} failed", refresh=False)
             line.update(summary.done - line.n)
 
-        yield told
+        yield show

@@ -1,4 +1,4 @@
-"""models: the catalog."""
+"""models: the models of the catalog."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import argparse
 from worker import catalog
 
 
-def run(_given: argparse.Namespace) -> int:
-    """A line a model: what it is called, its id, its tasks."""
+def run(_args: argparse.Namespace) -> int:
+    """Print the name, id and tasks of each model, one per line, and return the exit code."""
     for model in catalog.MODELS:
         print(f"{model.name:28} {model.id:48} {', '.join(model.tasks)}")
     return 0

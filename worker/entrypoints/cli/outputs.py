@@ -1,8 +1,9 @@
-"""Where results go, and in what form: stdout, a file, or a folder with a file for each input.
+"""The destinations and formats of results: stdout, a file, or a folder with one file per input.
 
-`create` gives the sink for a format. Each result is added as it is done: jsonl and a folder write it there and then,
-the others
-write all at `close`, in the inputs' order. Results are plain JSON; `formatted` in them is the text, srt, vtt or
+    create(form, …) ──▶ Sink:    add(index, result) for each result    close(summary) at the end
+
+Results are added as they finish. The jsonl sink and the folder write each result at once; the document sinks write all
+results at `close`, in the order of the inputs. Results are plain JSON. Their field `formatted` is the text, srt, vtt or
 verbose_json.
 """
 
@@ -30,40 +31,50 @@ SUFFIXES = {
     "verbose_json": ".json",
     "npy": ".npy",
 }
-_OF_ONE = ("srt", "vtt", "npy")  # no two of them fit into one file
+_OF_ONE = ("srt", "vtt", "npy")  # a file of such a format can hold only one result
 
 
 class Sink(ABC):
-    """`add` is called for each result, by the place of its input; a failure has `error`."""
+    """The destination of the results of one command."""
 
     @abstractmethod
-    def add(self, index: int, result: Json) -> None: ...
+    def add(self, index: int, result: Json) -> None:
+        """Add the result of the input at `index`. The result of a failed input has `error`."""
 
     def close(self, summary: Json) -> None:
-        """After the last, or when interrupted. summary: what an answer holds beside its results."""
+        """Finish, after the last result or an interruption.
+
+        `summary` holds the fields of the document beside `results`.
+        """
         return
 
 
 def create(form: str, output: str | None, inputs: Sequence[Input], stdout: BinaryIO) -> Sink:
-    """Raises RequestError where the output cannot be written, or cannot hold so many results."""
+    """Return the sink for a format.
+
+    `output` is a file, a folder, or None for stdout. Raises RequestError if it cannot be written, or if a file cannot
+    hold so many results of the format.
+    """
     if output is not None and (output.endswith(os.sep) or os.path.isdir(output)):
         return _Folder(Path(output), form, places(inputs, SUFFIXES[form]))
     if form in _OF_ONE and len(inputs) > 1:
-        raise RequestError(f"{form} of {len(inputs)} inputs needs a folder: --output FOLDER/", param="output")
+        raise RequestError(
+            f"{form} of {len(inputs)} inputs requires a folder; specify --output FOLDER/", param="output"
+        )
     if output is not None:
         check_writable(output)
     return _Lines(output, stdout) if form == "jsonl" else _Document(form, output, stdout, len(inputs))
 
 
 def check_writable(output: str) -> None:
-    """Raises RequestError unless a file can be written there: better told now than when the work is done."""
+    """Raise RequestError if the file `output` cannot be written. Commands check this before the work starts."""
     target = output if os.path.exists(output) else os.path.dirname(output) or "."
     if os.path.isdir(output) or not os.path.exists(target) or not os.access(target, os.W_OK):
         raise RequestError(f"cannot write {output}", param="output")
 
 
 def write(output: str | None, data: bytes, stdout: BinaryIO) -> None:
-    """To the file, or to stdout where there is none."""
+    """Write the data to the file `output`, or to stdout if it is None."""
     if output is None:
         stdout.write(data)
         stdout.flush()
@@ -72,11 +83,16 @@ def write(output: str | None, data: bytes, stdout: BinaryIO) -> None:
 
 
 def dumps(value: Any, indent: int | None = 2) -> bytes:
-    """Strict JSON and a line's end. Bytes of a file's name that are not UTF-8 become question marks."""
+    """Return the value as strict JSON with a final newline.
+
+    Bytes of a file name that are not UTF-8 become question marks.
+    """
     return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent).encode("utf-8", "replace") + b"\n"
 
 
 class _Lines(Sink):
+    """A sink that writes one line of JSON per result."""
+
     def __init__(self, output: str | None, stdout: BinaryIO) -> None:
         self._output, self._stream, self._stdout = output, stdout, stdout
 
@@ -92,6 +108,8 @@ class _Lines(Sink):
 
 
 class _Document(Sink):
+    """A sink that writes all results as one document at the end."""
+
     def __init__(self, form: str, output: str | None, stdout: BinaryIO, count: int) -> None:
         self._form, self._output, self._stdout, self._count = form, output, stdout, count
         self._results: dict[int, Json] = {}
@@ -103,7 +121,7 @@ class _Document(Sink):
         results = [result for _, result in sorted(self._results.items())]
         good = [result for result in results if "error" not in result]
         if self._form == "json":
-            vectors = any("embedding" in result for result in results)  # one number a line helps nobody
+            vectors = any("embedding" in result for result in results)  # an indented vector has one number per line
             data = dumps({"results": results, **summary}, indent=None if vectors else 2)
         elif self._count == 1:
             data = _one(self._form, good[0]) if good else b""
@@ -123,7 +141,7 @@ class _Document(Sink):
 
 
 class _Folder(Sink):
-    """A failed input has no file. A file is there whole or not at all."""
+    """A sink that writes one file per result. A failed input gets no file. Each file is written atomically."""
 
     def __init__(self, folder: Path, form: str, names: Sequence[PurePath]) -> None:
         self._folder, self._form, self._names = folder, form, names
@@ -139,13 +157,13 @@ class _Folder(Sink):
             return
         path = self._folder / self._names[index]
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{index}.part")  # the name itself may have no room for more
+        part = path.with_name(f".{index}.part")  # short, because the final name may have the longest length allowed
         part.write_bytes(_one(self._form, result))
         os.replace(part, path)
 
 
 def _one(form: str, result: Mapping[str, Any]) -> bytes:
-    """One result as the whole content of a file."""
+    """Return one result as the content of a file."""
     if form in ("json", "jsonl"):
         return dumps(result, indent=None if form == "jsonl" or "embedding" in result else 2)
     if form == "npy":
@@ -158,6 +176,7 @@ def _text(text: str) -> bytes:
 
 
 def _npy(result: Mapping[str, Any]) -> bytes:
+    """Return the embedding, which is base64 in the result, in NumPy's file format."""
     import base64
 
     import numpy as np

@@ -1,4 +1,6 @@
-"""score: recordings against one reference, a file (--reference) or a clip of a config.json (--config, --uid, --cid)."""
+"""score: recordings against one reference clip, a file (--reference) or a clip of a config.json (--config, --uid,
+--cid).
+"""
 
 from __future__ import annotations
 
@@ -17,46 +19,47 @@ from worker.types import Failure
 Json = dict[str, Any]
 
 
-def run(given: argparse.Namespace) -> int:
-    """Raises RequestError, ConfigError, ModelUnavailable, and what is wrong with the reference."""
-    if bool(given.reference) == bool(given.config):
-        raise RequestError("give either --reference, or --config with --uid and --cid")
-    if given.config and not (given.uid and given.cid):
-        raise RequestError("--config needs --uid and --cid")
-    inputs = expand(session.typed(given))
-    sink = outputs.create(given.format, given.output, inputs, sys.stdout.buffer)
+def run(args: argparse.Namespace) -> int:
+    """Score all inputs, write the results, and return the exit code.
+
+    Raises RequestError, ConfigError, ModelUnavailable, and InputError for a reference that cannot be read.
+    """
+    if bool(args.reference) == bool(args.config):
+        raise RequestError("specify either --reference, or --config with --uid and --cid")
+    if args.config and not (args.uid and args.cid):
+        raise RequestError("--config requires --uid and --cid")
+    inputs = expand(session.typed(args))
+    sink = outputs.create(args.format, args.output, inputs, sys.stdout.buffer)
     tally = session.Tally(len(inputs))
-    sources = [one.source for one in inputs]
+    sources = [source.source for source in inputs]
     with session.quiet_stdout(), tally.until_interrupted():
-        for index, result in enumerate(_by_config(given, sources) if given.config else _by_reference(given, sources)):
+        for index, result in enumerate(_by_config(args, sources) if args.config else _by_reference(args, sources)):
             shape = {"index": index, "file": sources[index], **result}
             tally.add(shape)
             sink.add(index, shape)
-    sink.close(
-        {"usage": {name: count for name, count in tally.usage.items() if name != "audio_sec"}}
-    )  # no score tells it
+    # A score does not contain the duration of its audio.
+    sink.close({"usage": {name: count for name, count in tally.usage.items() if name != "audio_sec"}})
     return tally.report()
 
 
-def _by_reference(given: argparse.Namespace, sources: list[str]) -> Iterator[Json]:
-    with python.load_model(given.model_dir, given.model, device=given.device) as bundle:
-        for one in bundle.score(sources, given.reference, progress=session.bar_shown(given)):
-            yield {"error": render.error_json(one.error)} if isinstance(one, Failure) else {**one}
+def _by_reference(args: argparse.Namespace, sources: list[str]) -> Iterator[Json]:
+    """Yield the scores against the file of --reference, in the order of the sources."""
+    with python.load_model(args.model_dir, args.model, device=args.device) as bundle:
+        for score in bundle.score(sources, args.reference, progress=session.bar_shown(args)):
+            yield {"error": render.error_json(score.error)} if isinstance(score, Failure) else {**score}
 
 
-def _by_config(given: argparse.Namespace, sources: list[str]) -> Iterator[Json]:
-    """`--model` is a key of the config."""
+def _by_config(args: argparse.Namespace, sources: list[str]) -> Iterator[Json]:
+    """Yield the scores against a clip of the config, in the order of the sources. --model is a key of the config."""
     from worker.config import Settings
     from worker.engine.engine import Engine
     from worker.protocol.request import source_of
     from worker.scoring.scorer import Scorer
 
-    settings = Settings.of(model_dir=given.model_dir, device=given.device)
-    with Engine(settings) as engine, Scorer.open(given.config, engine, settings) as scorer:
-        scorer.check(given.uid, given.cid, given.model)
-        scores = [
-            scorer.score(given.uid, given.cid, source_of(source, trusted=True), given.model) for source in sources
-        ]
+    settings = Settings.of(model_dir=args.model_dir, device=args.device)
+    with Engine(settings) as engine, Scorer.open(args.config, engine, settings) as scorer:
+        scorer.check(args.uid, args.cid, args.model)
+        scores = [scorer.score(args.uid, args.cid, source_of(source, trusted=True), args.model) for source in sources]
         for score in scores:
             try:
                 yield {**score.result()}

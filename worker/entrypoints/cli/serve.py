@@ -9,29 +9,32 @@ if TYPE_CHECKING:
     from worker.config import Settings
 
 
-def run(given: argparse.Namespace) -> int:
-    """Serve until told to end, and return the exit code. Raises ConfigError if the settings do not allow it."""
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal ends the server, and return the exit code. Raises ConfigError for unusable settings."""
     from worker.config import Settings
 
     return serve(
         Settings.of(
-            given.config,
-            model=given.model,
-            model_dir=given.model_dir,
-            device=given.device,
-            host=given.host,
-            port=given.port,
-            workers=given.workers,
+            args.config,
+            model=args.model,
+            model_dir=args.model_dir,
+            device=args.device,
+            host=args.host,
+            port=args.port,
+            workers=args.workers,
         )
     )
 
 
 def serve(settings: Settings) -> int:
-    """Serve in this process or, as WORKERS says, behind the gateway. Raises ConfigError."""
+    """Serve in this process or, if WORKERS selects several, in processes behind the gateway. Return the exit code.
+
+    Raises ConfigError for unusable settings.
+    """
     from worker import logs
     from worker.entrypoints.http.auth import check_address
 
-    settings = _addressed(settings)
+    settings = _with_legacy_address(settings)
     if settings.audio_score_server_socket is None:
         check_address(settings)
     logs.configure(settings)
@@ -48,8 +51,8 @@ def serve(settings: Settings) -> int:
     return serve_here(settings, uds=settings.audio_score_server_socket)
 
 
-def _addressed(settings: Settings) -> Settings:
-    """Return the settings with HOST and PORT taken from AUDIO_SCORE_SERVER_HOST and _PORT where they are not set."""
+def _with_legacy_address(settings: Settings) -> Settings:
+    """Return the settings, with AUDIO_SCORE_SERVER_HOST and _PORT as HOST and PORT if those are not set."""
     others = {"host": settings.audio_score_server_host, "port": settings.audio_score_server_port}
     return settings.model_copy(
         update={

@@ -1,5 +1,6 @@
-"""What commands over many inputs share: what was typed, stdout kept for results, what is said on stderr, the exit
-code."""
+"""The parts that commands over many inputs share: the inputs, stdout for results only, messages on stderr, the exit
+code.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ INTERRUPTED = 130
 
 
 def typed(given: argparse.Namespace) -> list[str]:
-    """The inputs, wherever they stood."""
+    """Return the inputs: the positional arguments, --path and --paths."""
     return [*given.inputs, *([given.path] if given.path else []), *given.paths]
 
 
@@ -25,12 +26,15 @@ def options(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def quiet_stdout() -> contextlib.AbstractContextManager[Any]:
-    """Libraries that print do so on stderr; results are written to stdout's own buffer."""
+    """Redirect prints to stderr while the context lasts, because libraries print.
+
+    Results are written to stdout's own buffer, which the redirection does not change.
+    """
     return contextlib.redirect_stdout(sys.stderr)
 
 
 def bar_shown(given: argparse.Namespace) -> bool:
-    """On a terminal, unless results come to the same terminal one by one."""
+    """Return whether to show a progress bar: on a terminal, unless results are printed to it one by one."""
     lines = (
         getattr(given, "format", None) == "jsonl"
         and given.output is None
@@ -41,11 +45,12 @@ def bar_shown(given: argparse.Namespace) -> bool:
 
 
 def say(text: str) -> None:
+    """Print a message to stderr."""
     print(f"aviary: {text}", file=sys.stderr)
 
 
 class Tally:
-    """What has been done of `total` inputs, and what came of it."""
+    """The finished ones of `total` inputs, their warnings and their failures."""
 
     def __init__(self, total: int) -> None:
         self._total, self._done, self._audio_sec = total, 0, 0.0
@@ -54,6 +59,7 @@ class Tally:
         self._interrupted = False
 
     def add(self, result: dict[str, Any]) -> None:
+        """Count the result of an input."""
         self._done += 1
         self._audio_sec += result.get("duration_sec", 0.0)
         if warning := result.get("warning"):
@@ -63,7 +69,7 @@ class Tally:
 
     @contextlib.contextmanager
     def until_interrupted(self) -> Iterator[None]:
-        """Ctrl-C ends the block, not the command: what is done is still to be written."""
+        """Make Ctrl-C end only the block, so that the command can write the finished results."""
         try:
             yield
         except KeyboardInterrupt:
@@ -71,15 +77,16 @@ class Tally:
 
     @property
     def usage(self) -> dict[str, Any]:
+        """The counts of finished and failed inputs, and the seconds of audio."""
         return {"inputs": self._done, "failed": len(self._failures), "audio_sec": round(self._audio_sec, 3)}
 
     def report(self) -> int:
-        """Says on stderr what was damaged and what failed; returns the exit code."""
+        """Print the warnings and failures to stderr, and return the exit code."""
         for line in (*self._warnings, *self._failures):
             say(line)
         if self._failures:
             say(f"{len(self._failures)} of {self._total} inputs failed")
         if self._interrupted:
-            say(f"interrupted: {self._done} of {self._total} inputs are done, and written")
+            say(f"interrupted; the results of {self._done} of {self._total} inputs are written")
             return INTERRUPTED
         return 1 if self._failures else 0

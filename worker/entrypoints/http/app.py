@@ -42,7 +42,7 @@ _POLICY = (
 
 
 def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
-    """The application. `engine`: made of the settings, and closed with the app, unless given."""
+    """Return the application on `engine`, or on an engine of its own that it makes from the settings and closes."""
     metrics = Metrics()
     ours = engine is None
     running = engine or Engine(settings, on_batch=metrics.batch, on_response=metrics.response)
@@ -88,7 +88,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
 
     @app.get("/", tags=["Health"])
     async def root() -> JSONResponse:
-        """What this is and where to go on."""
+        """Return the server's name, its default model, and the paths of its documentation, page and health check."""
         return JSONResponse(
             {"name": "Aviary", "model": service.default, "docs": "/docs", "page": "/ui", "health": "/health"}
         )
@@ -104,13 +104,13 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
 
 
 class _Page:
-    """The page's files, which may load nothing from elsewhere."""
+    """ASGI application: the files of the page, with headers that forbid loading anything from another site."""
 
     def __init__(self, files: ASGIApp) -> None:
         self._files = files
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def guarded(message: Message) -> None:
+        async def send_with_policy(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [
                     *message["headers"],
@@ -121,4 +121,4 @@ class _Page:
                 ]
             await send(message)
 
-        await self._files(scope, receive, guarded)
+        await self._files(scope, receive, send_with_policy)

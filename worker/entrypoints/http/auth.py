@@ -1,6 +1,7 @@
-"""What every HTTP request passes before a route: its API key, its rate, and a limit on the bytes of its body.
+"""The checks that every HTTP request passes before it reaches a route: API key, rate limit, size of the body.
 
-Plain ASGI, so that a streamed answer stays streamed. Health checks, the page and the documentation need no key.
+The middleware is plain ASGI, so a streamed response stays streamed. Health checks, the page and the API documentation
+require no key.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from worker.config import Settings
 from worker.entrypoints.http import responses
 from worker.errors import AviaryError, ConfigError, RateLimited, TooLarge, Unauthorized
 
-FORM_BYTES = 1 << 20  # what a form may have beside its file
+FORM_BYTES = 1 << 20  # what a form may have besides its file
+SEND_KEY = "Send the API key as a bearer token: Authorization: Bearer <key>."
 _OPEN = (
     "/",
     "/health",
@@ -35,20 +37,23 @@ _OPEN = (
 
 
 def check_address(settings: Settings) -> None:
-    """Raises ConfigError where strangers could reach a server that asks nobody for a key."""
+    """Raise ConfigError if other machines can reach the server and it requires no key."""
     try:
         loopback = ipaddress.ip_address(settings.host).is_loopback
     except ValueError:
         loopback = settings.host == "localhost"
     if not loopback and settings.api_key != "off" and not keys(settings):
         raise ConfigError(
-            f"HOST={settings.host!r} can be reached from outside: set API_KEY to the key that clients must send, "
-            "or to off if something before this server checks them"
+            f"Binding to HOST={settings.host!r} requires API_KEY: set API_KEY to the key that clients must send. "
+            "Set API_KEY=off if a proxy in front of the server authenticates clients."
         )
 
 
 class AuthMiddleware:
-    """`settings.api_key`: the keys taken, separated by commas; `off` or none: nobody is asked."""
+    """ASGI middleware that rejects requests without a valid key, above RATE_LIMIT, or with too large a body.
+
+    `settings.api_key` holds the valid keys, separated by commas. No request requires a key if it is `off` or not set.
+    """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app, self._settings = app, settings
@@ -57,11 +62,12 @@ class AuthMiddleware:
             self._rate = parse_rate(settings.rate_limit) if settings.rate_limit else None
         except ValueError:
             raise ConfigError(
-                f"RATE_LIMIT={settings.rate_limit!r} is not a rate: write for instance 60/minute"
+                f"RATE_LIMIT={settings.rate_limit!r} is not a rate. Set a rate such as 60/minute."
             ) from None
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Reject the request with an error response, or pass it on with a limit on its body."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -73,18 +79,22 @@ class AuthMiddleware:
         await self._app(scope, _limited(receive, limit), send)
 
     def _admit(self, scope: Scope) -> int:
-        """How many bytes the body may have. Raises Unauthorized, RateLimited, TooLarge."""
+        """Return the most bytes that the body may have. Raises Unauthorized, RateLimited, TooLarge."""
         headers, path = Headers(scope=scope), scope["path"]
-        who = scope["client"][0] if scope.get("client") else "unix"
+        client = scope["client"][0] if scope.get("client") else "unix"
         if self._keys and path not in _OPEN and not path.startswith("/ui/"):
             scheme, _, key = headers.get("authorization", "").partition(" ")
-            given = key.strip().encode()
-            if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, mine) for mine in self._keys):
-                raise Unauthorized("send the API key as a bearer token: Authorization: Bearer <key>")
-            who = key.strip()
-        if self._rate and scope["method"] == "POST" and not self._limiter.hit(self._rate, who):
-            again = self._limiter.get_window_stats(self._rate, who).reset_time - time.time()
-            raise RateLimited(f"more than {self._settings.rate_limit} (RATE_LIMIT)", retry_after_sec=max(1.0, again))
+            candidate = key.strip().encode()
+            # `sum` compares with every key, so that the time of the comparison reveals nothing.
+            if scheme.lower() != "bearer" or not sum(hmac.compare_digest(candidate, valid) for valid in self._keys):
+                raise Unauthorized(SEND_KEY)
+            client = key.strip()
+        if self._rate and scope["method"] == "POST" and not self._limiter.hit(self._rate, client):
+            wait = self._limiter.get_window_stats(self._rate, client).reset_time - time.time()
+            raise RateLimited(
+                f"Too many requests: the limit is {self._settings.rate_limit} (RATE_LIMIT). Try again later.",
+                retry_after_sec=max(1.0, wait),
+            )
         form = headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data"
         limit = self._settings.max_audio_bytes + FORM_BYTES if form else self._settings.max_json_bytes
         length = headers.get("content-length", "0")
@@ -94,25 +104,30 @@ class AuthMiddleware:
 
 
 def keys(settings: Settings) -> list[bytes]:
-    """Those that are taken. Raises ConfigError for an API_KEY that is set and holds none: an empty secret must not
-    open the server."""
-    given = settings.api_key
-    if given is None or given == "off":
+    """Return the valid keys, or none if the server requires no key.
+
+    Raises ConfigError if API_KEY is set and holds no key, because an empty secret must not open the server.
+    """
+    value = settings.api_key
+    if value is None or value == "off":
         return []
-    found = [key.strip().encode() for key in given.split(",") if key.strip()]
-    if not found:
-        raise ConfigError("API_KEY is set, but holds no key")
-    return found
+    valid = [key.strip().encode() for key in value.split(",") if key.strip()]
+    if not valid:
+        raise ConfigError("API_KEY is set, but holds no key. Set a key, or API_KEY=off to require none.")
+    return valid
 
 
 def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"the body may have {limit} bytes (MAX_JSON_BYTES for JSON, MAX_AUDIO_BYTES for uploads)")
+    return TooLarge(
+        f"The body is larger than the {limit} bytes allowed (MAX_JSON_BYTES for JSON, MAX_AUDIO_BYTES for uploads)."
+    )
 
 
 def _limited(receive: Receive, limit: int) -> Receive:
+    """Return a `receive` that raises TooLarge once the body exceeds `limit` bytes."""
     got = 0
 
-    async def take() -> Message:
+    async def receive_limited() -> Message:
         nonlocal got
         message = await receive()
         got += len(message.get("body", b""))
@@ -120,4 +135,4 @@ def _limited(receive: Receive, limit: int) -> Receive:
             raise _too_large(limit)
         return message
 
-    return take
+    return receive_limited

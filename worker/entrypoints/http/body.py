@@ -1,5 +1,7 @@
-"""A request's body, JSON or a multipart form, → its fields as one dict, in which uploaded files are names of open
-files."""
+"""The body of a request, JSON or a multipart form → its fields as one dict.
+
+An uploaded file becomes a field whose value is a name, and `Body.files` maps the name to the open file.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,16 @@ from starlette.requests import ClientDisconnect
 from worker.entrypoints.http import multipart
 from worker.errors import Cancelled, DiskFull, NotReadable, RequestError
 
-_LARGE = 1 << 18  # JSON that takes some milliseconds to read is not read on the event loop
+_LARGE = 1 << 18  # bytes; JSON this large takes milliseconds to parse, so it is parsed on a thread
 
 
 @dataclass
 class Body:
-    """`fields`: as sent; a field named `x[]` is the list `x`. `files`: what the fields' values of that name stand for;
-    whoever takes the body closes them. `names`: the files' own names, as the client gave them."""
+    """The fields of a request and its uploaded files.
+
+    `fields` are the fields as sent; a form's fields named `x[]` become the list `x`. `files` maps the value of a file's
+    field to the open file; the caller closes the files. `names` maps the same value to the client's name of the file.
+    """
 
     fields: dict[str, Any]
     files: dict[str, BinaryIO] = field(default_factory=dict)
@@ -38,12 +43,14 @@ class Body:
         return self.files[value], self.names[value]
 
     def close(self) -> None:
+        """Close all files."""
         with ExitStack() as stack:
             for file in self.files.values():
                 stack.callback(file.close)
 
 
 def is_form(request: Request) -> bool:
+    """Return whether the body is a multipart form."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data"
 
 
@@ -65,25 +72,25 @@ RequestBody = Annotated[Body, Depends(read)]  # a route's parameter of this type
 async def _json(request: Request) -> Body:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise NotReadable("send application/json or multipart/form-data")
+        raise NotReadable(f"Unsupported content type {kind!r}. Send application/json or multipart/form-data.")
     data = await request.body()
     try:
         fields = json.loads(data) if len(data) < _LARGE else await asyncio.to_thread(json.loads, data)
     except (ValueError, RecursionError) as error:
-        raise RequestError("the body is not JSON") from error
+        raise RequestError("The body is not valid JSON.") from error
     if b"\\ud" in data.lower():
         _refuse_surrogates(fields)
     if not isinstance(fields, dict):
-        raise RequestError(f"the body must be a JSON object, not {type(fields).__name__}")
+        raise RequestError(f"The body must be a JSON object, not {type(fields).__name__}.")
     return Body(fields)
 
 
 def _refuse_surrogates(fields: Any) -> None:
-    """Half characters, which JSON can spell and no answer could repeat. Raises RequestError."""
+    """Raise RequestError for a lone surrogate, which JSON can express and UTF-8, and so a response, cannot."""
     try:
         json.dumps(fields, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise RequestError("the body holds half a character (a lone surrogate)") from error
+        raise RequestError("The body contains an incomplete character (a lone surrogate). Remove it.") from error
 
 
 async def _form(request: Request) -> Body:
@@ -91,27 +98,28 @@ async def _form(request: Request) -> Body:
         return _gather(await multipart.read(request))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull("there is no room for this upload") from error
+            raise DiskFull("The server's disk has no room for this upload.") from error
         raise
 
 
 def _gather(parts: list[multipart.Part]) -> Body:
-    body, twice = Body({}), None
+    """Return the parts as a body. Raises RequestError, and closes the files, if a field is sent twice."""
+    body, repeated = Body({}), None
     for part in parts:
-        given: Any = part.text
+        value: Any = part.text
         if part.file is not None:
-            given = f"upload:{len(body.files)}"
-            body.files[given] = part.file
-            body.names[given] = part.filename
-        plain = part.name.removesuffix("[]")
-        kept = body.fields.get(plain)
-        if plain != part.name and isinstance(kept, list):
-            kept.append(given)
-        elif plain in body.fields:
-            twice = plain
+            value = f"upload:{len(body.files)}"
+            body.files[value] = part.file
+            body.names[value] = part.filename
+        name = part.name.removesuffix("[]")
+        values = body.fields.get(name)
+        if name != part.name and isinstance(values, list):
+            values.append(value)
+        elif name in body.fields:
+            repeated = name
         else:
-            body.fields[plain] = given if plain == part.name else [given]
-    if twice is not None:
+            body.fields[name] = value if name == part.name else [value]
+    if repeated is not None:
         body.close()
-        raise RequestError(f"{twice} is given twice", param=twice)
+        raise RequestError(f"{repeated} is sent twice", param=repeated)
     return body

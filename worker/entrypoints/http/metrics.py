@@ -1,7 +1,7 @@
-"""Numbers to watch: what Prometheus reads at /metrics, and the same for people at /stats.
+"""The metrics of one server process: /metrics for Prometheus, and the same as /stats for people.
 
-One registry an app. Labels are few and bounded: models of the catalog and MODELS, devices, tasks, error codes, route
-templates.
+Each application has a registry of its own. Labels are few and bounded: models of the catalog and MODELS, devices,
+tasks, error codes, route templates.
 """
 
 from __future__ import annotations
@@ -26,68 +26,78 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:
-    """`batch` is called on the devices' threads, `response` and `request` on the event loop."""
+    """The counters and histograms of one application.
+
+    `batch` is called on the threads of the devices, `response` and `request` on the event loop.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         counter = functools.partial(Counter, registry=self.registry)
         histogram = functools.partial(Histogram, registry=self.registry)
         self._started = time.time()
-        self._requests = counter("aviary_http_requests", "HTTP requests answered", ["route", "method", "status"])
+        self._requests = counter("aviary_http_requests", "HTTP requests served", ["route", "method", "status"])
         self._latency = histogram(
-            "aviary_http_request_seconds", "HTTP request to the end of its answer", ["route"], buckets=_SECONDS
+            "aviary_http_request_seconds",
+            "Time from an HTTP request to the end of its response",
+            ["route"],
+            buckets=_SECONDS,
         )
-        self._inputs = counter("aviary_inputs", "Inputs answered", ["task", "outcome"])
-        self._audio = counter("aviary_audio_seconds", "Seconds of audio answered", ["task"])
+        self._inputs = counter("aviary_inputs", "Inputs finished", ["task", "outcome"])
+        self._audio = counter("aviary_audio_seconds", "Seconds of audio in successful inputs", ["task"])
         self._tokens = counter("aviary_generated_tokens", "Tokens generated")
         self._stages = counter("aviary_stage_seconds", "Seconds spent by stage, summed over inputs", ["stage"])
         self._wait = histogram(
-            "aviary_queue_wait_seconds", "A request's inputs' mean wait for the device", buckets=_SECONDS
+            "aviary_queue_wait_seconds", "Mean wait of a request's inputs for the device", buckets=_SECONDS
         )
         self._batches = counter("aviary_batches", "Batches run", ["model", "device"])
         self._sizes = histogram("aviary_batch_size", "Pieces in a batch", buckets=(1, 2, 4, 8, 16, 32, 64))
         self._device = counter("aviary_device_seconds", "Seconds the device was busy", ["model", "device"])
-        self._heard = counter("aviary_device_audio_seconds", "Seconds of audio the device was given", ["model"])
-        self._padding = counter("aviary_padding_seconds", "Seconds of padding the device was given", ["model"])
-        self._in_flight = Gauge("aviary_inputs_in_flight", "Inputs taken and not yet answered", registry=self.registry)
-        self._taken = 0
+        self._device_audio = counter("aviary_device_audio_seconds", "Seconds of audio run on the device", ["model"])
+        self._padding = counter("aviary_padding_seconds", "Seconds of padding run on the device", ["model"])
+        self._in_flight = Gauge("aviary_inputs_in_flight", "Inputs accepted and not finished", registry=self.registry)
+        self._accepted = 0
 
     def watch(self, engine: Engine) -> None:
-        """Adds what only the engine knows, asked for at each reading."""
+        """Add the engine's own numbers, which are read at each request to /metrics."""
         self.registry.register(_EngineCollector(engine))
 
     def in_flight(self, inputs: int) -> None:
-        self._taken = inputs
+        """Set the number of accepted inputs that are not finished."""
+        self._accepted = inputs
         self._in_flight.set(inputs)
 
     def batch(self, batch: Batch, seconds: float, device: str) -> None:
+        """Count a batch that took `seconds` on `device`."""
         model = batch.options.model
-        heard = sum(piece.duration_sec for piece in batch.pieces)
+        audio_sec = sum(piece.duration_sec for piece in batch.pieces)
         self._batches.labels(model, device).inc()
         self._sizes.observe(len(batch.pieces))
         self._device.labels(model, device).inc(seconds)
-        self._heard.labels(model).inc(heard)
-        self._padding.labels(model).inc(max(0.0, batch.padded_sec - heard))
+        self._device_audio.labels(model).inc(audio_sec)
+        self._padding.labels(model).inc(max(0.0, batch.padded_sec - audio_sec))
 
     def response(self, request: Request, response: Response) -> None:
+        """Count the inputs of a finished request."""
         task = request.items[0].options.task if request.items else "none"
-        for one in response.results:
-            self._inputs.labels(task, one.error.code if isinstance(one, Failure) else "ok").inc()
-            if isinstance(one, Result):
-                self._audio.labels(task).inc(one.duration_sec)
-                self._tokens.inc(_tokens(one))
+        for outcome in response.results:
+            self._inputs.labels(task, outcome.error.code if isinstance(outcome, Failure) else "ok").inc()
+            if isinstance(outcome, Result):
+                self._audio.labels(task).inc(outcome.duration_sec)
+                self._tokens.inc(_tokens(outcome))
         timing = response.timing
         for stage in ("fetch", "decode", "queue", "model"):
             self._stages.labels(stage).inc(getattr(timing, f"{stage}_sec"))
         self._wait.observe(timing.queue_sec / max(1, len(response.results)))
 
     def request(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count an HTTP request by the template of its route."""
         self._requests.labels(route, method, str(status)).inc()
         self._latency.labels(route).observe(seconds)
 
     def stats(self, engine: Engine) -> dict[str, Any]:
-        """The sums since the start, for people."""
-        busy, heard, padding = (_total(one) for one in (self._device, self._heard, self._padding))
+        """Return the sums since the start, for people."""
+        busy, audio, padding = (_total(counter) for counter in (self._device, self._device_audio, self._padding))
         batches = _total(self._batches)
         outcomes = {sample.labels["outcome"]: 0.0 for sample in _samples(self._inputs)}
         for sample in _samples(self._inputs):
@@ -98,7 +108,7 @@ class Metrics:
             "inputs": {
                 "answered": round(outcomes.pop("ok", 0)),
                 "failed": {code: round(n) for code, n in outcomes.items()},
-                "in_flight": self._taken,
+                "in_flight": self._accepted,
             },
             "queue": {"pieces_waiting": engine.waiting, "decoded_sec_held": round(engine.held_sec, 1)},
             "audio_sec": round(_total(self._audio), 1),
@@ -106,8 +116,8 @@ class Metrics:
             "batches": {
                 "count": round(batches),
                 "device_busy_sec": round(busy, 2),
-                "rtfx": round(heard / busy, 1) if busy else None,
-                "padding_share": round(padding / (heard + padding), 4) if heard else None,
+                "rtfx": round(audio / busy, 1) if busy else None,
+                "padding_share": round(padding / (audio + padding), 4) if audio else None,
             },
             "devices": dataclasses.asdict(engine.devices),
             "models": engine.models,
@@ -115,7 +125,7 @@ class Metrics:
 
 
 class MetricsMiddleware:
-    """ASGI middleware: counts and times every request by its route's template."""
+    """ASGI middleware that counts and times every request by the template of its route."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -141,33 +151,35 @@ class MetricsMiddleware:
 
 
 class _EngineCollector:
+    """A collector for Prometheus' registry that reads the engine's state."""
+
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def collect(self) -> Iterable[Metric]:
         yield GaugeMetricFamily(
-            "aviary_pieces_waiting", "Decoded pieces that wait for the device", value=self._engine.waiting
+            "aviary_pieces_waiting", "Decoded pieces waiting for the device", value=self._engine.waiting
         )
         yield GaugeMetricFamily(
             "aviary_decoded_seconds_held", "Seconds of decoded audio in memory", value=self._engine.held_sec
         )
-        models = GaugeMetricFamily("aviary_model_state", "1 for the state each model is in", labels=["model", "state"])
+        models = GaugeMetricFamily(
+            "aviary_model_state", "1 for the current state of each model", labels=["model", "state"]
+        )
         for model, state in self._engine.models.items():
             models.add_metric([model, state], 1)
         yield models
-        devices = GaugeMetricFamily(
-            "aviary_devices", "Devices, those that work and those that are lost", labels=["state"]
-        )
+        devices = GaugeMetricFamily("aviary_devices", "Devices by state: working or lost", labels=["state"])
         devices.add_metric(["working"], self._engine.devices.count - self._engine.devices.lost)
         devices.add_metric(["lost"], self._engine.devices.lost)
         yield devices
         memory = _device_memory()
         if memory is not None:
-            yield GaugeMetricFamily("aviary_device_memory_bytes", "Device memory that tensors take", value=memory)
+            yield GaugeMetricFamily("aviary_device_memory_bytes", "Device memory allocated to tensors", value=memory)
 
 
 def _device_memory() -> int | None:
-    """None without a GPU, or before anything has loaded torch."""
+    """Return the bytes that tensors take on the GPU; None without a GPU, or before torch is imported."""
     import sys
 
     torch = sys.modules.get("torch")
@@ -176,8 +188,8 @@ def _device_memory() -> int | None:
     return int(torch.cuda.memory_allocated())
 
 
-def _tokens(one: Result) -> int:
-    output = one.output
+def _tokens(result: Result) -> int:
+    output = result.output
     if isinstance(output, Reply):
         return output.completion_tokens
     return (output.tokens_generated or 0) if isinstance(output, Transcript | Caption) else 0

@@ -1,8 +1,11 @@
-"""A multipart form, taken apart as it comes: fields as texts, files in open files. python_multipart finds the parts.
+"""A multipart form, parsed as it arrives: fields become texts, files become open files.
 
-An upload of up to IN_MEMORY bytes stays in memory (as io.BytesIO), while all that do leave room: making a file on disk
-takes longer than all else that a small upload needs. Others go to disk, on a thread, AT_ONCE bytes at a time. A file's
-position is anywhere.
+    request ── chunks ──▶ python_multipart ──▶ _Form ─┬─ fields ──▶ text
+                                                      ├─ small uploads ──▶ memory (io.BytesIO)
+                                                      └─ other uploads ──▶ disk, on a thread, AT_ONCE bytes at a time
+
+The files of a form of up to IN_MEMORY bytes stay in memory, as long as all forms together leave room (TOGETHER bytes):
+creating a file on disk takes longer than the rest of a small upload. The position of a returned file is undefined.
 """
 
 from __future__ import annotations
@@ -27,13 +30,13 @@ TOGETHER = 256 * 1024**2
 AT_ONCE = 1024**2
 MOST_FILES, MOST_FIELDS, FIELD_BYTES = 16, 200, 1024**2
 
-_PIECE_BYTES = 512  # what a piece that waits takes itself
-_WRITERS = ThreadPoolExecutor(8, thread_name_prefix="uploads")  # asyncio's own have much to wait for
+_PIECE_BYTES = 512  # the overhead of a piece that waits for the disk
+_WRITERS = ThreadPoolExecutor(8, thread_name_prefix="uploads")  # asyncio's own threads may all be waiting
 
 
 @dataclass
 class Part:
-    """A field's text, or a file and the name that the client gave it."""
+    """A field with its text, or a file with the name that the client sent for it."""
 
     name: str
     is_file: bool
@@ -43,15 +46,18 @@ class Part:
 
 
 async def read(http: Request) -> list[Part]:
-    """The parts, in their order; whoever takes them closes their files. Raises RequestError for what is no form or not
-    whole, OSError where there is no room for it, ClientDisconnect."""
+    """Return the parts of the request's form in their order. The caller closes their files.
+
+    Raises RequestError for an invalid or incomplete form, OSError if there is no room on the disk, and
+    ClientDisconnect.
+    """
     try:
-        return await _taken_apart(http)
+        return await _parse(http)
     except FormParserError as error:
-        raise RequestError(f"the form cannot be read: {error}") from error
+        raise RequestError(f"The form cannot be parsed: {error}") from error
 
 
-async def _taken_apart(http: Request) -> list[Part]:
+async def _parse(http: Request) -> list[Part]:
     length = http.headers.get("content-length", "")
     size = int(length) if length.isdecimal() and "transfer-encoding" not in http.headers else TOGETHER
     form = _Form(http.headers.get("content-type", ""))
@@ -73,7 +79,10 @@ async def _taken_apart(http: Request) -> list[Part]:
 
 
 async def _on_thread(form: _Form) -> None:
-    """Writes what waits for the disk. Never leaves the thread at work: its files may be closed next."""
+    """Write the waiting pieces to disk.
+
+    A cancellation waits for the thread, because the caller then closes the files.
+    """
     writing = asyncio.get_running_loop().run_in_executor(_WRITERS, form.write_waiting)
     cancelled = None
     while not writing.done():
@@ -82,18 +91,20 @@ async def _on_thread(form: _Form) -> None:
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
-        writing.exception()  # nobody asks any more
+        writing.exception()  # retrieves the exception, which asyncio would otherwise log
         raise cancelled
     writing.result()
 
 
 class _Room:
-    """The memory that uploads may take together. Thread-safe."""
+    """The memory that all uploads together may take, in bytes. Thread-safe."""
 
     def __init__(self, size: int) -> None:
-        self._left, self._lock = size, threading.RLock()  # the collector may close a file while it is held
+        # Reentrant, because the garbage collector may close a file, and so call `give`, while the lock is held.
+        self._left, self._lock = size, threading.RLock()
 
     def take(self, size: int) -> bool:
+        """Reserve `size` bytes. Return False if that is more than one upload may take, or than is left."""
         with self._lock:
             there = size <= min(IN_MEMORY, self._left)
             if there:
@@ -101,6 +112,7 @@ class _Room:
         return there
 
     def give(self, size: int) -> None:
+        """Return `size` reserved bytes."""
         with self._lock:
             self._left += size
 
@@ -109,7 +121,7 @@ _ROOM = _Room(TOGETHER)
 
 
 class _InMemory(io.BytesIO):
-    """A file in memory, which gives back its room when it is closed."""
+    """A file in memory that returns its reserved bytes when it is closed."""
 
     def close(self) -> None:
         if not self.closed:
@@ -119,14 +131,17 @@ class _InMemory(io.BytesIO):
 
 
 class _Form:
-    """`write` is given the form's bytes; what is for the disk waits for `write_waiting`. `in_memory`: whether its
-    files are to be, and `held_bytes` how many of their bytes are."""
+    """A form that is being parsed: `write` takes its bytes, `write_waiting` writes its files to disk.
+
+    `in_memory` says whether the files stay in memory, and `held_bytes` counts their bytes there. `waiting` are the
+    pieces for the disk, and `waiting_bytes` counts their bytes.
+    """
 
     def __init__(self, content_type: str) -> None:
-        """Raises FormParserError, RequestError."""
+        """Prepare the parser. Raises FormParserError and RequestError for a content type without a usable boundary."""
         boundary = parse_options_header(content_type)[1].get(b"boundary")
         if not boundary:
-            raise RequestError("the form cannot be read: its content-type names no boundary")
+            raise RequestError("The form cannot be parsed: its content-type names no boundary.")
         self.in_memory = False
         self.waiting: list[tuple[Part, memoryview]] = []
         self.waiting_bytes = self.held_bytes = 0
@@ -149,31 +164,32 @@ class _Form:
         )
 
     def write(self, chunk: bytes) -> None:
-        """Raises FormParserError, RequestError, OSError."""
+        """Parse the next bytes. Raises FormParserError, RequestError, OSError."""
         if chunk:
             self._parser.write(chunk)
 
     def write_waiting(self) -> None:
-        """Raises OSError."""
+        """Write the waiting pieces to disk. Raises OSError."""
         waiting, self.waiting, self.waiting_bytes = self.waiting, [], 0
         for part, data in waiting:
             if part.file is None:
-                part.file = cast(BinaryIO, tempfile.TemporaryFile(buffering=0))  # noqa: SIM115  the parts' taker closes it
+                part.file = cast(BinaryIO, tempfile.TemporaryFile(buffering=0))  # noqa: SIM115  the caller of `read` closes it
             _write(part.file, data)
 
     def parts(self) -> list[Part]:
-        """Raises RequestError for a form that is not whole."""
+        """Return the parts. Raises RequestError if the form is incomplete."""
         if not self._ended:
-            raise RequestError("the form cannot be read: it ends before its last boundary")
+            raise RequestError("The form cannot be parsed: it ends before its last boundary.")
         return self._parts
 
     def close(self) -> None:
+        """Close the files of all parts."""
         with ExitStack() as stack:
             for part in self._parts:
                 if part.file is not None:
                     stack.callback(part.file.close)
 
-    # What the parser tells
+    # The callbacks of the parser
 
     def _part_begins(self) -> None:
         self._disposition, self._text = b"", bytearray()
@@ -192,13 +208,13 @@ class _Form:
     def _headers_end(self) -> None:
         options = parse_options_header(self._disposition)[1]
         if b"name" not in options:
-            raise RequestError("the form cannot be read: a part without a name")
-        part = Part(_decoded(options[b"name"]), b"filename" in options)
+            raise RequestError("The form cannot be parsed: a part has no name.")
+        part = Part(_decode(options[b"name"]), b"filename" in options)
         self._parts.append(part)
-        if sum(one.is_file == part.is_file for one in self._parts) > (MOST_FILES if part.is_file else MOST_FIELDS):
-            raise RequestError(f"a form may have {MOST_FIELDS} fields and {MOST_FILES} files")
+        if sum(other.is_file == part.is_file for other in self._parts) > (MOST_FILES if part.is_file else MOST_FIELDS):
+            raise RequestError(f"A form may have at most {MOST_FIELDS} fields and {MOST_FILES} files.")
         if part.is_file:
-            part.filename = _decoded(options[b"filename"]) or "audio"
+            part.filename = _decode(options[b"filename"]) or "audio"
             if self.in_memory:
                 part.file = _InMemory()
             else:
@@ -218,18 +234,20 @@ class _Form:
 
     def _part_ends(self) -> None:
         if not self._parts[-1].is_file:
-            self._parts[-1].text = _decoded(bytes(self._text))
+            self._parts[-1].text = _decode(bytes(self._text))
 
     def _end(self) -> None:
         self._ended = True
 
 
 def _write(file: BinaryIO, data: memoryview) -> None:
+    """Write all of the data to an unbuffered file, which may take only a part at a time."""
     while data:
         data = data[file.write(data) :]
 
 
-def _decoded(text: bytes) -> str:
+def _decode(text: bytes) -> str:
+    """Return the text as UTF-8 or, if it is not valid UTF-8, as Latin-1."""
     try:
         return text.decode()
     except UnicodeDecodeError:

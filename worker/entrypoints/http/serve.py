@@ -1,7 +1,7 @@
-"""One server process: the application on its sockets until it is told to end.
+"""One server process: the application on its sockets until a signal ends it.
 
     serve(settings)                             in this process, on HOST and PORT or a Unix socket
-    python -m worker.entrypoints.http.serve     as a worker of the gateway, which writes its plan to stdin
+    python -m worker.entrypoints.http.serve     as a worker of the gateway, which writes the plan to stdin
 
 SIGTERM and Ctrl-C close the listening sockets, finish accepted requests within DRAIN_SEC, then stop the engine.
 """
@@ -32,19 +32,19 @@ log = logging.getLogger(__name__)
 def serve(
     settings: Settings, *, uds: Path | None = None, shared: tuple[str, int] | None = None, control: Path | None = None
 ) -> int:
-    """Serve until told to end, and return the exit code.
+    """Serve until a signal ends the process, and return the exit code.
 
-    uds: the Unix socket to listen on in place of HOST and PORT; whoever connects to it is trusted to name the client.
-    shared: with `uds`, an address that other processes listen on as well.
-    control: the Unix socket of the gateway's supervisor, which adds up the metrics of all processes. SIGHUP then ends
-    this
-        process once all accepted requests are answered, within REQUEST_TIMEOUT_SEC.
+    `uds` is a Unix socket to listen on instead of HOST and PORT. Its clients are trusted to name the client that they
+    forward for. `shared`, only with `uds`, is an address that other processes listen on as well. `control` is the Unix
+    socket of the gateway's supervisor, which adds up the metrics of all processes; with it, SIGHUP ends this process
+    after all accepted requests are finished, within REQUEST_TIMEOUT_SEC.
+
     Raises ConfigError if another server listens on `uds`.
     """
     import uvicorn
 
     logs.configure(settings)
-    tempfile.tempdir = str(settings.data_dir)  # uploads pass through here too
+    tempfile.tempdir = str(settings.data_dir)  # uploads are written there too
     app: ASGIApp = create_app(settings)
     if shared is not None and control is not None:
         from worker.entrypoints.http.gateway.control import Relay
@@ -62,7 +62,9 @@ def serve(
         )
     )
     if uds is None:
-        log.info("serving on http://%s:%d: the page is /ui, the documentation /docs", settings.host, settings.port)
+        log.info(
+            "serving on http://%s:%d; the page is at /ui, the API documentation at /docs", settings.host, settings.port
+        )
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again once it has drained
         signal.signal(number, lambda *_: sys.exit(0))
 
@@ -72,7 +74,7 @@ def serve(
 
     if control is not None:
         signal.signal(signal.SIGHUP, drain)
-    bound = sockets.listening(uds, shared)  # outside `try`: another server's socket is not removed
+    bound = sockets.bind(uds, shared)  # outside `try`, so that another server's socket is not removed
     try:
         server.run(bound)
     finally:
@@ -84,18 +86,20 @@ def serve(
 def main() -> int:
     """Run as a worker of the gateway: read the plan, serve, return the exit code.
 
-    The plan is the first line of stdin. When stdin ends, the supervisor is gone, and the worker drains as on SIGTERM.
+    The plan is the first line of stdin. The end of stdin means that the supervisor has exited; the worker then drains
+    as on SIGTERM.
     """
     plan: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_exit_with_parent, name="exit with parent", daemon=True).start()
     if plan["cores"] and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, plan["cores"])  # before torch counts them
+        os.sched_setaffinity(0, plan["cores"])  # before torch counts the cores
     settings = Settings(**plan["settings"])
     shared = tuple(plan["shared"]) if plan["shared"] else None
     return serve(settings, uds=Path(plan["socket"]), shared=shared, control=Path(plan["control"]))
 
 
 def _exit_with_parent() -> None:
+    """Wait for the end of stdin, then send SIGTERM to this process."""
     while os.read(sys.stdin.fileno(), 1):  # not through sys.stdin, whose lock the exiting interpreter takes
         pass
     os.kill(os.getpid(), signal.SIGTERM)

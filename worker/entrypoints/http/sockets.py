@@ -1,5 +1,4 @@
-"""The sockets that a server process listens on: a Unix socket of its own, and a TCP address shared with other
-processes."""
+"""The sockets of a server process: a private Unix socket, and a TCP address that it shares with other processes."""
 
 from __future__ import annotations
 
@@ -8,11 +7,14 @@ from pathlib import Path
 
 from worker.errors import ConfigError
 
-DRAIN_SEC = 30  # how long a server that is told to end may take to answer what it has accepted
+DRAIN_SEC = 30  # how long a server that is shutting down may take to finish its accepted requests
 
 
-def listening(uds: Path | None, shared: tuple[str, int] | None) -> list[socket.socket] | None:
-    """Return the bound sockets to serve on, or None where uvicorn binds HOST and PORT itself."""
+def bind(uds: Path | None, shared: tuple[str, int] | None) -> list[socket.socket] | None:
+    """Return the bound sockets to serve on, or None if uvicorn is to bind HOST and PORT itself.
+
+    Raises ConfigError if the Unix socket `uds` cannot be claimed.
+    """
     if uds is None:
         return None
     private = socket.socket(socket.AF_UNIX)
@@ -23,18 +25,18 @@ def listening(uds: Path | None, shared: tuple[str, int] | None) -> list[socket.s
 
 def claim(uds: Path) -> None:
     """Remove a stale Unix socket. Raises ConfigError if a server listens on it or the path cannot be used."""
-    with socket.socket(socket.AF_UNIX) as asking:
-        asking.settimeout(1)
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
         try:
-            asking.connect(str(uds))
+            probe.connect(str(uds))
         except (ConnectionRefusedError, FileNotFoundError):
             remove(uds)
             return
         except (TimeoutError, BlockingIOError):
-            pass  # a server is there: its backlog is full
+            pass  # a server listens, and its backlog is full
         except OSError as error:
             raise ConfigError(f"cannot serve on {uds}: {error.strerror or error}") from None
-    raise ConfigError(f"another server is listening on {uds}; stop it or choose another path")
+    raise ConfigError(f"another server is listening on {uds}. Stop it or choose another path.")
 
 
 def remove(uds: Path) -> None:

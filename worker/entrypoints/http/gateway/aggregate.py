@@ -1,8 +1,10 @@
-"""The numbers of several workers as one worker's: what Prometheus reads at /metrics, and the same for people at /stats.
+"""The metrics of several workers as those of one worker: /metrics for Prometheus, /stats for people.
 
-Counters, histograms and gauges add up; a model's state becomes the number of workers in which it is in that state.
-What a
-process had counted when it was last asked stays in the sum after its end, so that a counter never falls because a
+    Totals.add(texts, living) ──▶ Totals.collect()    Prometheus' text of each process → the sums
+    add_stats(parts)                                  the JSON of each process → the sums, in the same shape
+
+Counters, histograms and gauges are added up. A model's state becomes the number of workers in which the model is in
+that state. The last counts of a process stay in the sum after the process ends, so a counter never falls because a
 worker was replaced.
 """
 
@@ -15,17 +17,20 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 Stats = dict[str, Any]
-_STATES = ("ready", "loading", "failed")  # of a model: the first that it has anywhere is what /stats says
+# The states of a model. /stats reports the first of them that the model has in any worker.
+_STATES = ("ready", "loading", "failed")
 
 
 class _Series(NamedTuple):
+    """The name of a time series: its metric family, sample, and labels."""
+
     family: str
     sample: str
     labels: tuple[tuple[str, str], ...]
 
 
 class Totals:
-    """The sums of what all processes that there ever were have told."""
+    """The sums over all processes since the start, those that have ended included."""
 
     def __init__(self) -> None:
         self._families: dict[str, Metric] = {}
@@ -33,8 +38,11 @@ class Totals:
         self._ended: dict[_Series, float] = {}
 
     def add(self, texts: Mapping[str, str], living: Collection[str]) -> None:
-        """`texts`: what each process answered at /metrics, by the process's name; `living`: the names of those that
-        run. One that runs and did not answer counts as it did last."""
+        """Add a reading of all processes.
+
+        `texts` are the responses of /metrics by the name of the process. `living` are the names of the running
+        processes; a running process without a text keeps the numbers of its last text.
+        """
         for process, text in texts.items():
             self._living[process] = dict(self._read(text))
         for process in self._living.keys() - set(living):
@@ -46,11 +54,11 @@ class Totals:
             self._ended = _sum([self._ended, lasting])
 
     def collect(self) -> list[Metric]:
-        """The sums, as prometheus_client wants them."""
-        found = {name: Metric(name, one.documentation, one.type) for name, one in self._families.items()}
+        """Return the sums as metrics of prometheus_client."""
+        metrics = {name: Metric(name, family.documentation, family.type) for name, family in self._families.items()}
         for series, value in _sum([self._ended, *self._living.values()]).items():
-            found[series.family].add_sample(series.sample, dict(series.labels), value)
-        return list(found.values())
+            metrics[series.family].add_sample(series.sample, dict(series.labels), value)
+        return list(metrics.values())
 
     def _read(self, text: str) -> Iterable[tuple[_Series, float]]:
         for family in text_string_to_metric_families(text):
@@ -68,31 +76,33 @@ def _sum(parts: Iterable[Mapping[_Series, float]]) -> dict[_Series, float]:
 
 
 def add_stats(parts: Sequence[Stats]) -> Stats:
-    """What workers answered at /stats (at least one) → the same shape for all of them. Rates are of the device seconds
-    of all; `uptime_sec` is the longest."""
+    """Return the sums of the /stats of at least one worker, in the same shape.
+
+    Rates are computed over the device seconds of all workers. `uptime_sec` is the longest.
+    """
     total: Stats = _add(parts)
     total["uptime_sec"] = max(part["uptime_sec"] for part in parts)
     batches = [part["batches"] for part in parts if part["batches"]["count"]]
-    busy = sum(one["device_busy_sec"] for one in batches)
-    heard = [(one["rtfx"] or 0) * one["device_busy_sec"] for one in batches]
+    busy = sum(batch["device_busy_sec"] for batch in batches)
+    audio = [(batch["rtfx"] or 0) * batch["device_busy_sec"] for batch in batches]
     padding = sum(
-        sec * one["padding_share"] / (1 - one["padding_share"])
-        for sec, one in zip(heard, batches, strict=True)
-        if one["padding_share"]
+        sec * batch["padding_share"] / (1 - batch["padding_share"])
+        for sec, batch in zip(audio, batches, strict=True)
+        if batch["padding_share"]
     )
-    total["batches"]["rtfx"] = round(sum(heard) / busy, 1) if busy else None
-    total["batches"]["padding_share"] = round(padding / (sum(heard) + padding), 4) if sum(heard) else None
+    total["batches"]["rtfx"] = round(sum(audio) / busy, 1) if busy else None
+    total["batches"]["padding_share"] = round(padding / (sum(audio) + padding), 4) if sum(audio) else None
     states = [part["models"] for part in parts]
     total["models"] = {
-        name: next((state for state in _STATES if any(one.get(name) == state for one in states)), "loading")
-        for one in states
-        for name in one
+        name: next((state for state in _STATES if any(models.get(name) == state for models in states)), "loading")
+        for models in states
+        for name in models
     }
     return total
 
 
 def _add(values: Sequence[Any]) -> Any:
-    """Numbers added up, dicts merged; of anything else the first."""
+    """Return the sum of numbers, the merged dicts, or the first of other values."""
     if all(isinstance(value, dict) for value in values):
         names = dict.fromkeys(name for value in values for name in value)
         return {name: _add([value[name] for value in values if name in value]) for name in names}

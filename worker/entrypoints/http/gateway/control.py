@@ -1,10 +1,10 @@
-"""What the supervisor itself answers, on a Unix socket: the numbers of all workers, and who may come in.
+"""The supervisor's own HTTP application, on a Unix socket: the metrics of all workers, and the admission of requests.
 
     GET /metrics, /stats    the sums over the workers
-    any /gate/PATH          whether this request to PATH may pass: 204, or 401 without a key, or 403 over RATE_LIMIT
+    any /gate/PATH          whether a request to PATH may pass: 204, or 401 without a key, or 403 above RATE_LIMIT
 
-nginx asks at /gate before it takes a request's body, so that all workers share one count, and so that nobody without a
-key fills the disk. The workers check keys themselves as well.
+nginx sends each request's headers to /gate before it reads the request's body. So all workers share one count, and a
+client without a key cannot fill the disk. The workers check keys themselves as well.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from worker.entrypoints.http.gateway.worker_process import Worker
 from worker.errors import AviaryError, StillLoading
 
 _GATE = "/gate"
-_VERDICTS = {429: 403}  # nginx's auth_request knows 2xx, 401 and 403
+_VERDICTS = {429: 403}  # nginx's auth_request supports only 2xx, 401 and 403
 
 
 class Control:
-    """The application, on the supervisor's workers. Their states are read from another thread than writes them."""
+    """The ASGI application. It runs on a thread of its own and only reads the states of the supervisor's workers."""
 
     def __init__(self, settings: Settings, workers: Sequence[Worker]) -> None:
         self._settings, self._workers = settings, workers
@@ -53,15 +53,16 @@ class Control:
         self._gate: ASGIApp = AuthMiddleware(_pass, settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve /metrics, /stats and /gate."""
         if scope["type"] != "http" or not scope["path"].startswith(f"{_GATE}/"):
             await self._numbers(scope, receive, send)
-        elif scope["method"] == "OPTIONS":  # a browser's question ahead of its request: it never has a key
+        elif scope["method"] == "OPTIONS":  # a browser's preflight request never has a key
             await _pass(scope, receive, send)
         else:
             await self._gate({**scope, "path": scope["path"][len(_GATE) :]}, receive, _verdict(send))
 
     def collect(self) -> Iterable[Metric]:
-        """For the registry: the sums, and how the workers are."""
+        """Yield the sums over the workers, and the workers' own states and restarts. The registry calls this."""
         yield from self._totals.collect()
         states = GaugeMetricFamily("aviary_workers", "Server processes by their state", labels=["state"])
         for state in ("starting", "loading", "ready", "unhealthy", "leaving", "down"):
@@ -78,7 +79,7 @@ class Control:
     async def _stats(self, _request: Request) -> Response:
         answers = [json.loads(text) for _, text in await self._ask("/stats")]
         if not answers:
-            raise StillLoading("no worker answers yet", retry_after_sec=1)
+            raise StillLoading("No worker responds yet. Try again in a moment.", retry_after_sec=1)
         workers = [
             {
                 "worker": worker.number,
@@ -92,7 +93,10 @@ class Control:
         return JSONResponse(aggregate.add_stats(answers) | {"workers": workers})
 
     async def _ask(self, path: str) -> list[tuple[str, bytes]]:
-        """What the workers answer, of those that do, by the processes' names: a worker may be replaced meanwhile."""
+        """Return the process's name and the body of each worker that responds to GET `path` with 200.
+
+        The name is that of the process at the time of the request, because a worker may be replaced in the meantime.
+        """
         key = next(iter(keys(self._settings)), b"").decode()
         headers = {"Authorization": f"Bearer {key}"}
 
@@ -110,7 +114,7 @@ class Control:
 
 @contextlib.contextmanager
 def serving(app: ASGIApp, uds: Path) -> Iterator[None]:
-    """Serves on the Unix socket, on a thread of its own, until the end of the block."""
+    """Serve the application on the Unix socket `uds`, on a thread of its own, for the duration of the block."""
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -122,7 +126,7 @@ def serving(app: ASGIApp, uds: Path) -> Iterator[None]:
             timeout_graceful_shutdown=1,
         )
     )
-    thread = threading.Thread(target=server.run, name="front", daemon=True)
+    thread = threading.Thread(target=server.run, name="control", daemon=True)
     thread.start()
     while thread.is_alive() and not server.started:
         time.sleep(0.01)
@@ -134,19 +138,23 @@ def serving(app: ASGIApp, uds: Path) -> Iterator[None]:
 
 
 class Relay:
-    """Where there is no nginx: in each worker, before its application, so that the sums are to be had from any of
-    them. Who comes over the private socket is the one who adds up."""
+    """ASGI middleware of a worker without nginx: it relays /metrics and /stats to the supervisor at `control`.
 
-    def __init__(self, app: ASGIApp, front: Path) -> None:
-        self._app, self._front = app, front
+    So every worker reports the sums over all workers. A request on the worker's private Unix socket, which has no
+    client address, is the supervisor's own and reaches the application.
+    """
+
+    def __init__(self, app: ASGIApp, control: Path) -> None:
+        self._app, self._control = app, control
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Relay /metrics and /stats, and pass every other request to the application."""
         if scope["type"] != "http" or scope["path"] not in ("/metrics", "/stats") or scope["client"] is None:
             await self._app(scope, receive, send)
             return
         key = Headers(scope=scope).get("authorization")
         status, body = await asyncio.to_thread(
-            worker_process.ask, self._front, scope["path"], {"Authorization": key} if key else None
+            worker_process.ask, self._control, scope["path"], {"Authorization": key} if key else None
         )
         kind = CONTENT_TYPE_LATEST if scope["path"] == "/metrics" and status == 200 else "application/json"
         await Response(body, status, media_type=kind)(scope, receive, send)
@@ -157,12 +165,14 @@ async def _pass(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def _verdict(send: Send) -> Send:
-    async def told(message: Message) -> None:
+    """Return a `send` that replaces the statuses that nginx's auth_request does not support."""
+
+    async def send_verdict(message: Message) -> None:
         if message["type"] == "http.response.start":
             message["status"] = _VERDICTS.get(message["status"], message["status"])
         await send(message)
 
-    return told
+    return send_verdict
 
 
 async def _problem(_request: Request, error: Exception) -> Response:

@@ -1,16 +1,15 @@
-"""nginx before the workers: where it is, and its whole configuration, made of the settings.
+"""nginx in front of the workers: where it is, and its whole configuration, made from the settings.
 
-Everything that it writes is in the supervisor's folder, so it runs as anybody. `upstream` holds only workers that
-answer: the
-supervisor looks after them, writes the configuration anew when one comes or goes, and has nginx read it. Between a
-death and
-that, requests find the next worker: those that a worker had not answered are sent again, up to TRIES times in all.
-That is
-safe, because a transcription that is done twice says the same; a job that is queued twice runs twice. It is bounded,
-because a request might be what ends its worker.
-
-    find()                                   nginx, or None
+    find()                                   the path of nginx, or None
     configuration(settings, folder, …)       the text of nginx.conf
+
+nginx writes only to the supervisor's folder, so it runs as any user. `upstream` lists only workers that respond: when a
+worker starts or stops responding, the supervisor writes the configuration again and makes nginx reload it. Between the
+end of a worker and the reload, nginx passes requests on to the next worker, up to TRIES times in all, if the first
+worker has not responded.
+
+Retrying is safe, because transcribing twice yields the same result; a job that is queued twice runs twice. The number
+of tries is bounded, because the request itself might be what crashes its worker.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from pathlib import Path
 
 from worker.config import Settings
 from worker.entrypoints.http import responses
-from worker.entrypoints.http.auth import FORM_BYTES
+from worker.entrypoints.http.auth import FORM_BYTES, SEND_KEY
 from worker.errors import (
     AviaryError,
     DeadlineExceeded,
@@ -38,29 +37,32 @@ from worker.errors import (
 
 TRIES = 3
 MISSING = (
-    "nginx was not found, so the workers share the port themselves: requests do not go to the least busy worker, "
-    "are not retried when a worker dies, and RATE_LIMIT counts per worker. Install nginx (Debian and Ubuntu: "
-    "apt install nginx-light; macOS: brew install nginx)"
+    "nginx was not found, so the workers share the port: requests do not go to the least busy worker, are not retried "
+    "when a worker exits, and RATE_LIMIT applies to each worker separately. Install nginx (Debian and Ubuntu: "
+    "apt install nginx-light; macOS: brew install nginx)."
 )
-_PLACES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin")  # which are not on everybody's PATH
+_PLACES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin")  # not on the PATH of every user
 _TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
 def find() -> Path | None:
-    """nginx, on PATH or where systems put it."""
-    found = shutil.which("nginx") or shutil.which("nginx", path=os.pathsep.join(_PLACES))
-    return Path(found) if found else None
+    """Return the path of nginx, on PATH or in the usual folders, or None."""
+    path = shutil.which("nginx") or shutil.which("nginx", path=os.pathsep.join(_PLACES))
+    return Path(path) if path else None
 
 
 def configuration(settings: Settings, folder: Path, sockets: Sequence[Path]) -> str:
-    """nginx.conf, for these workers' Unix sockets. `folder`: the supervisor's, with its own socket `front`."""
-    asked = bool(settings.rate_limit or (settings.api_key and settings.api_key != "off"))
+    """Return the text of nginx.conf.
+
+    `folder` is the supervisor's, and holds its own socket `control`. `sockets` are the Unix sockets of the workers.
+    """
+    gated = bool(settings.rate_limit or (settings.api_key and settings.api_key != "off"))
     user = f"user {pwd.getpwuid(0).pw_name};" if os.geteuid() == 0 else ""
     size = max(settings.max_audio_bytes + FORM_BYTES, settings.max_json_bytes)
     wait = round(settings.request_timeout_sec * 1000)
     upstream = "\n        ".join(f"server {_quoted(f'unix:{socket}')} max_fails=0;" for socket in sockets)
-    errors = _ERRORS | (_VERDICTS if asked else {}) | ({} if sockets else {502: _NOBODY})
-    answers = "\n        ".join(_answer(status, error) for status, error in errors.items())
+    errors = _ERRORS | (_VERDICTS if gated else {}) | ({} if sockets else {502: _NO_WORKER})
+    error_pages = "\n        ".join(_error_page(status, error) for status, error in errors.items())
     temporary = "\n    ".join(f"{name}_temp_path {_quoted(folder / name)};" for name in _TEMPORARY)
     return f"""\
 daemon off;
@@ -91,13 +93,13 @@ http {{
         proxy_buffering off;
         proxy_connect_timeout 10s;
         proxy_send_timeout 60s;
-        # the worker says itself when the time is over, and then nobody else is asked
+        # The worker itself responds when its time is over, and then the request is not retried.
         proxy_read_timeout {wait + 30_000}ms;
         proxy_next_upstream_timeout {wait}ms;
         proxy_next_upstream error timeout invalid_header http_429 http_502 http_503 http_504 non_idempotent;
         proxy_next_upstream_tries {TRIES};
         location / {{
-            {_ASKED if asked else ""}
+            {_GATED if gated else ""}
             proxy_pass http://workers;
         }}
         location = /metrics {{ proxy_pass http://control; }}
@@ -110,14 +112,14 @@ http {{
             proxy_set_header Content-Length "";
             proxy_set_header X-Forwarded-For $remote_addr;
         }}
-        {answers}
+        {error_pages}
     }}
 }}
 """
 
 
 def listen(settings: Settings) -> str:
-    """The address, as nginx calls it."""
+    """Return the address of the server in nginx's syntax: a Unix socket, or HOST and PORT."""
     if settings.audio_score_server_socket is not None:
         return f"unix:{settings.audio_score_server_socket}"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -125,39 +127,41 @@ def listen(settings: Settings) -> str:
 
 
 _GATE = "/-/gate"
-_ASKED = f"""auth_request {_GATE};
+_GATED = f"""auth_request {_GATE};
             auth_request_set $again $upstream_http_retry_after;"""
 
-# What nginx itself has to say, as OpenAI's error object, by nginx's status.
+# The errors of nginx itself by its status. They become OpenAI's error object.
 _ERRORS: dict[int, AviaryError] = {
-    400: RequestError("the request is not HTTP that can be read"),
-    408: RequestError("the body did not come in time"),
-    413: TooLarge("the body is larger than an upload may be (MAX_AUDIO_BYTES)"),
-    414: RequestError("the address is too long"),
-    500: InternalError("a fault of the gateway (see the log)"),
-    502: InternalError("the worker ended before it answered, and so did those that were asked after it"),
-    504: DeadlineExceeded("no worker answered in time (REQUEST_TIMEOUT_SEC)"),
+    400: RequestError("The request is not valid HTTP."),
+    408: RequestError("The body did not arrive in time. Send the request again."),
+    413: TooLarge("The body is larger than an upload may be (MAX_AUDIO_BYTES)."),
+    414: RequestError("The URL is too long."),
+    500: InternalError("An internal error of the gateway. The log of the server has the details."),
+    502: InternalError("The worker exited before responding, and every retry on another worker failed too."),
+    504: DeadlineExceeded("No worker responded in time (REQUEST_TIMEOUT_SEC)."),
 }
-_NOBODY = StillLoading("no worker is there yet, or none any more: try again in a moment")
-_VERDICTS: dict[int, AviaryError] = {  # the gate's
-    401: Unauthorized("send the API key as a bearer token: Authorization: Bearer <key>"),
-    403: RateLimited("too many requests (RATE_LIMIT)"),
+_NO_WORKER = StillLoading("No worker is ready. Try again in a moment.")
+_VERDICTS: dict[int, AviaryError] = {  # the refusals of the gate
+    401: Unauthorized(SEND_KEY),
+    403: RateLimited("Too many requests (RATE_LIMIT). Try again later."),
 }
 _RETRY_AFTER = {RateLimited.code: "$again", StillLoading.code: "1"}
 
 
 def _quoted(path: object) -> str:
-    """As one word of a configuration, whatever is in it."""
+    """Return the path as one word of a configuration, with its special characters escaped."""
     return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _answer(status: int, error: AviaryError) -> str:
-    shown = status if error is _ERRORS.get(status) else error.status
+def _error_page(status: int, error: AviaryError) -> str:
+    """Return the configuration that makes nginx respond with `error` in place of its own page for `status`."""
+    code = status if error is _ERRORS.get(status) else error.status
     after = _RETRY_AFTER.get(error.code)
     again = f"add_header Retry-After {after} always; " if after else ""
     text = json.dumps(responses.to_json(error))
-    # A refused request's body is not read: what else came on its connection would be lost with it, so clients are told.
+    # nginx does not read the body of a rejected request, so the connection cannot carry another request.
+    # `keepalive_timeout 0` makes the response announce that the connection closes.
     return (
-        f"error_page {status} ={shown} @{status}; "
-        f"location @{status} {{ keepalive_timeout 0; default_type application/json; {again}return {shown} '{text}'; }}"
+        f"error_page {status} ={code} @{status}; "
+        f"location @{status} {{ keepalive_timeout 0; default_type application/json; {again}return {code} '{text}'; }}"
     )

@@ -1,7 +1,10 @@
-"""A worker's process as the supervisor sees it: started, watched, asked, ended.
+"""A worker's process from the supervisor's side: start it, watch it, send it requests, end it.
 
-It runs `python -m worker.entrypoints.http.serve`, whose stdin is a pipe. The pipe's first line is the plan; nothing
-follows, and when the pipe ends the supervisor is gone, so the worker drains and exits as on SIGTERM.
+    supervisor ── stdin: the plan, one line of JSON ──▶ python -m worker.entrypoints.http.serve
+               ── Unix socket: GET /health/live, /metrics, /stats ──▶
+
+Nothing follows the plan on stdin. The end of stdin means that the supervisor has exited; the worker then drains and
+exits as on SIGTERM.
 """
 
 from __future__ import annotations
@@ -31,50 +34,60 @@ HUNG_LOADING_SEC = 600.0  # the same for a worker that loads, because loading ma
 
 
 class Worker:
-    """One of the workers: its seat, and its process of the moment, each of which has a socket of its own in `folder`.
-    `shared`: an address that all workers listen to beside it. For one event loop; `ask`, `state` and `socket` for any
-    thread."""
+    """One of the workers: its placement, and its current process.
+
+    Each process has a Unix socket of its own in `folder`. `shared` is an address that all workers listen on as well.
+    The methods are for one event loop; `ask`, `state` and `socket` are for any thread.
+
+    `lost` means that the process has lost its device, `hung` that it does not respond, and `served` that it was ready
+    at some time. `starts` counts the processes, and `started` is the time of the last start (time.monotonic).
+    """
 
     def __init__(self, number: int, placement: Placement, folder: Path, shared: tuple[str, int] | None = None) -> None:
         self.number, self.placement = number, placement
         self._folder, self._shared = folder, shared
         self._process: asyncio.subprocess.Process | None = None
         self.state: State = "down"
-        self.lost = self.hung = self.served = False  # its device is; it does not answer; it was ready once
+        self.lost = self.hung = self.served = False
         self.starts = 0
-        self.started = self._heard = 0.0  # on time.monotonic()
+        self.started = self._responded = 0.0
 
     @property
     def socket(self) -> Path:
+        """The Unix socket of the current process."""
         return self._folder / f"{self.number}-{self.starts}"
 
     @property
     def pid(self) -> int | None:
+        """The id of the current process; None before the first start."""
         return self._process.pid if self._process else None
 
     @property
     def loading(self) -> bool:
+        """Whether the process has not finished loading its models."""
         return self.state in ("starting", "loading")
 
     @property
     def ready(self) -> bool:
+        """Whether the process serves requests."""
         return self.state == "ready"
 
     @property
-    def sent_away(self) -> bool:
+    def leaving(self) -> bool:
+        """Whether the process gets no more requests, because it is being replaced."""
         return self.state == "leaving"
 
     def leave(self) -> bool:
-        """Nobody is to be sent to this process any more; False when there is none."""
+        """Take the process out of rotation. Return False if there is no process."""
         if self.state != "down":
             self.state = "leaving"
-        return self.sent_away
+        return self.leaving
 
     async def start(self) -> None:
-        """Starts a process; `wait` must have told that there is none."""
+        """Start a process. `wait` must have returned for the process before it."""
         self.starts += 1
         self.state, self.lost, self.hung, self.served = "starting", False, False, False
-        self.started = self._heard = time.monotonic()
+        self.started = self._responded = time.monotonic()
         plan = {
             "settings": self.placement.settings.model_dump(mode="json"),
             "socket": str(self.socket),
@@ -86,69 +99,76 @@ class Worker:
             *child.command("worker.entrypoints.http.serve"),
             env=child.environment(**self.placement.environment),
             stdin=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )  # Ctrl-C is for the supervisor alone
+            start_new_session=True,  # so that Ctrl-C reaches only the supervisor
+        )
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(plan).encode() + b"\n")
 
     async def wait(self) -> int:
-        """The exit code of the process, once it has ended; below 0: the signal that ended it."""
+        """Wait for the end of the process, and return its exit code: below 0, the signal that ended it."""
         assert self._process is not None
         code = await self._process.wait()
         self.socket.unlink(missing_ok=True)
         return code
 
     async def stop(self, *, patiently: bool = False) -> None:
-        """Ends the process: what is under way is finished first, within DRAIN_SEC or, patiently,
-        REQUEST_TIMEOUT_SEC."""
+        """End the process.
+
+        The process first finishes its accepted requests, within DRAIN_SEC or, if `patiently`, REQUEST_TIMEOUT_SEC. If
+        it has not ended KILL_SEC later, it is killed.
+        """
         if self._process is None or self._process.returncode is not None:
             return
-        listens = patiently and self.socket.exists()  # before that it would not know the signal
+        listens = patiently and self.socket.exists()  # before it listens, the process does not handle SIGHUP
         self._process.send_signal(signal.SIGHUP if listens else signal.SIGTERM)
         drain_sec = self.placement.settings.request_timeout_sec if listens else sockets.DRAIN_SEC
         try:
             await asyncio.wait_for(self._process.wait(), drain_sec + KILL_SEC)
         except asyncio.TimeoutError:
-            log.warning("worker %d does not end, and is killed", self.number)
+            log.warning("worker %d did not end in time; killing it", self.number)
             self.kill()
             await self._process.wait()
 
     def kill(self) -> None:
+        """Kill the process if it runs."""
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
 
-    async def look(self) -> None:
-        """Brings `state`, `lost`, `hung` and `served` up to date."""
+    async def refresh(self) -> None:
+        """Update `state`, `lost`, `hung` and `served` from the process's response to GET /health/live."""
         try:
             status, body = await asyncio.to_thread(self.ask, "/health/live", wait_sec=ASK_SEC)
             state = _STATES[json.loads(body)["status"]]
         except (OSError, http.client.HTTPException, ValueError, KeyError):
-            silent_sec = time.monotonic() - self._heard  # not listening yet, too busy to say, or hung
+            silent_sec = time.monotonic() - self._responded  # not listening yet, too busy to respond, or hung
             allowed_sec = HUNG_LOADING_SEC if self.loading else HUNG_SEC
-            self.hung = silent_sec > allowed_sec and not self.sent_away
+            self.hung = silent_sec > allowed_sec and not self.leaving
             if self.ready and silent_sec > ASK_SEC:
                 self.state = "unhealthy"
             return
-        self._heard = time.monotonic()
+        self._responded = time.monotonic()
         if self.state not in ("leaving", "down"):
             self.state, self.lost, self.served = state, status == 503, self.served or state == "ready"
 
     def ask(self, path: str, headers: dict[str, str] | None = None, wait_sec: float = ASK_SEC) -> tuple[int, bytes]:
-        """GET path → status and body. Raises OSError, HTTPException."""
+        """Send GET `path` to the process. Return status and body. Raises OSError and HTTPException."""
         return ask(self.socket, path, headers, wait_sec)
 
 
 def ask(
     path_of_socket: Path, path: str, headers: dict[str, str] | None = None, wait_sec: float = ASK_SEC
 ) -> tuple[int, bytes]:
-    """GET path from who serves on the Unix socket → status and body. Raises OSError, HTTPException."""
+    """Send GET `path` to the server on a Unix socket. Return status and body. Raises OSError and HTTPException.
+
+    `wait_sec` limits each wait for the server.
+    """
     connection = http.client.HTTPConnection("worker", timeout=wait_sec)
     connection.sock = socket.socket(socket.AF_UNIX)
     try:
         connection.sock.settimeout(wait_sec)
         connection.sock.connect(str(path_of_socket))
         connection.request("GET", path, headers=headers or {})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
+        response = connection.getresponse()
+        return response.status, response.read()
     finally:
         connection.close()

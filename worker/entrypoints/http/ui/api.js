@@ -1,13 +1,13 @@
 /**
- * The server: every request of the page goes through here, to the page's own origin.
+ * The connection to the server: the page sends every request through this module, to its own origin.
  *
- * XMLHttpRequest, not fetch: it alone tells how much of an upload has been sent.
+ * The module uses XMLHttpRequest, because fetch does not report how much of an upload has been sent.
  */
 import { parser } from "./sse.js";
 
 const KEY = "aviary-api-key";
 
-/** What the server, or the way to it, had to complain of. `status` 0: no answer at all. */
+/** An error of the server or of the connection. `status` is 0 if there was no response. */
 export class ApiError extends Error {
   /**
    * @param {string} message
@@ -18,7 +18,7 @@ export class ApiError extends Error {
     this.status = status;
     this.param = param;
     this.code = code;
-    /** Seconds until the same request may work. */
+    /** Seconds until the same request may succeed. */
     this.retryAfter = retryAfter;
   }
 }
@@ -27,35 +27,35 @@ export class ApiError extends Error {
  * @typedef {object} Call
  * @property {string} [method]
  * @property {FormData|object} [body]  a plain object is sent as JSON
- * @property {AbortSignal} [signal]  aborting rejects with an AbortError
- * @property {(part: number) => void} [onSent]  the part of the upload that is out, 0 to 1
- * @property {(text: string) => void} [onText]  each new piece of the answer's text
+ * @property {AbortSignal} [signal]  aborting it rejects the call with an AbortError
+ * @property {(part: number) => void} [onSent]  the part of the upload that has been sent, 0 to 1
+ * @property {(text: string) => void} [onText]  each new piece of a streamed response
  */
 
 /** @type {(wrong: boolean) => Promise<string|null>} */
 let askForKey = async () => null;
 
 /**
- * Who is asked for the API key when the server wants one; null means that there is none.
- * @param {(wrong: boolean) => Promise<string|null>} ask  wrong: a key was sent, and refused
+ * Set the function that returns an API key when the server requires one, or null if the user enters none.
+ * @param {(wrong: boolean) => Promise<string|null>} ask  wrong: the server has rejected a key
  */
 export function onKeyNeeded(ask) {
   askForKey = ask;
 }
 
-/** @param {string} key  kept for this tab only; "" forgets it */
+/** Store the key for this tab only. @param {string} key  "" removes it */
 export function setKey(key) {
   if (key) sessionStorage.setItem(KEY, key);
   else sessionStorage.removeItem(KEY);
 }
 
-/** @returns {string} */
+/** Return the stored key, or "". @returns {string} */
 export function getKey() {
   return sessionStorage.getItem(KEY) ?? "";
 }
 
 /**
- * The answer's JSON. Rejects with ApiError; where the server wants a key, asks for it and tries again.
+ * Return the JSON of a response. If the server requires a key, ask for one and try again. Rejects with ApiError.
  * @param {string} path
  * @param {Call} [options]
  * @returns {Promise<any>}
@@ -67,7 +67,7 @@ export async function call(path, options = {}) {
       return await once(path, sent, options);
     } catch (error) {
       if (!(error instanceof ApiError) || error.status !== 401) throw error;
-      // Another request may have been told the key in the meantime.
+      // Another request may have received the key in the meantime.
       const key = getKey() === sent ? await askForKey(Boolean(sent)) : getKey();
       if (!key) throw error;
       setKey(key);
@@ -76,11 +76,11 @@ export async function call(path, options = {}) {
 }
 
 /**
- * Posts, and hands on each event of the answer as it comes. A server that answers in one piece gives that piece back.
+ * Send a request, and pass each event of a streamed response to `onEvent` as it arrives.
  * @param {string} path
  * @param {Call} options
  * @param {(event: any) => void} onEvent
- * @returns {Promise<any>} the answer where it was not a stream, else null
+ * @returns {Promise<any>} the JSON of a response that is not a stream, else null
  */
 export async function stream(path, options, onEvent) {
   const broken = new AbortController();
@@ -106,6 +106,7 @@ export async function stream(path, options, onEvent) {
 }
 
 /**
+ * Send a request once, and return the JSON of the response, or null for a stream.
  * @param {string} path
  * @param {string} key
  * @param {Call} options
@@ -115,12 +116,12 @@ function once(path, key, { method = "GET", body, signal, onSent, onText }) {
   return new Promise((resolve, reject) => {
     const xhr = new XMLHttpRequest();
     const stop = () => xhr.abort();
-    let heard = 0;
-    const hear = () => {
+    let received = 0;
+    const receive = () => {
       const streamed = xhr.getResponseHeader("content-type")?.startsWith("text/event-stream") ?? false;
-      if (streamed && onText && xhr.status < 300 && xhr.responseText.length > heard) {
-        const text = xhr.responseText.slice(heard);
-        heard += text.length;
+      if (streamed && onText && xhr.status < 300 && xhr.responseText.length > received) {
+        const text = xhr.responseText.slice(received);
+        received += text.length;
         onText(text);
       }
       return streamed;
@@ -128,14 +129,14 @@ function once(path, key, { method = "GET", body, signal, onSent, onText }) {
     xhr.open(method, path);
     if (key) xhr.setRequestHeader("authorization", `Bearer ${key}`);
     xhr.upload.onprogress = onSent ? (event) => onSent(event.total ? event.loaded / event.total : 0) : null;
-    xhr.onprogress = hear;
+    xhr.onprogress = receive;
     xhr.onload = () => {
-      const streamed = hear();
+      const streamed = receive();
       const answer = streamed ? null : jsonOf(xhr.responseText);
       if (xhr.status >= 200 && xhr.status < 300) resolve(answer);
       else reject(errorOf(answer, xhr.status, xhr.getResponseHeader("retry-after")));
     };
-    xhr.onerror = () => reject(new ApiError("The server cannot be reached, or broke off. Check that it runs, and try again."));
+    xhr.onerror = () => reject(new ApiError("The server is unreachable or closed the connection. Check that it is running, and try again."));
     xhr.onabort = () => reject(new DOMException("stopped", "AbortError"));
     xhr.onloadend = () => signal?.removeEventListener("abort", stop);
     if (signal?.aborted) {
@@ -151,7 +152,7 @@ function once(path, key, { method = "GET", body, signal, onSent, onText }) {
   });
 }
 
-/** @param {string} text */
+/** Return the parsed text, or null if it is not JSON. @param {string} text */
 function jsonOf(text) {
   try {
     return JSON.parse(text);
@@ -161,7 +162,8 @@ function jsonOf(text) {
 }
 
 /**
- * @param {any} answer  OpenAI's {"error": {…}}, or the {"detail": …} of a bare framework, or nothing readable
+ * Return the error of a failed response.
+ * @param {any} answer  OpenAI's {"error": {…}}, the {"detail": …} of a web framework, or null
  * @param {number} status
  * @param {string|null} retryAfter  seconds, or a date
  */
@@ -169,6 +171,6 @@ function errorOf(answer, status, retryAfter) {
   const { message, param, code } = answer?.error ?? {};
   const detail = typeof answer?.detail === "string" ? answer.detail : null;
   const seconds = retryAfter === null ? null : Number(retryAfter) || Math.max(0, (Date.parse(retryAfter) - Date.now()) / 1000);
-  return new ApiError(message ?? detail ?? `The server answered with status ${status}.`,
+  return new ApiError(message ?? detail ?? `The server responded with status ${status}.`,
     { status, param, code, retryAfter: Number.isFinite(seconds) ? seconds : null });
 }

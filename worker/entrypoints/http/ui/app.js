@@ -1,9 +1,9 @@
-/** The page: puts its parts together, and keeps the list of clips. */
+/** The page: connects its parts, and holds the list of clips. */
 import { ApiError, call } from "./api.js";
 import { Clip } from "./clip.js";
 import { announce, byId } from "./dom.js";
 import { showError } from "./errors.js";
-import { counted } from "./format.js";
+import { pluralize } from "./format.js";
 import { Jobs } from "./jobs.js";
 import { startKey } from "./key.js";
 import { TASKS } from "./models.js";
@@ -13,7 +13,7 @@ import { startSources } from "./sources.js";
 import { enqueue } from "./tasks.js";
 import { startTheme } from "./theme.js";
 
-/** How many clips are on their way at a time; the server puts them into batches. */
+/** The number of clips in flight at a time; the server batches them. */
 const AT_ONCE = 4;
 
 /** @type {Clip[]} */
@@ -26,9 +26,9 @@ let enqueuing = false;
 const settings = new Settings(showButtons);
 const jobs = new Jobs();
 
-/** Those that the button is about: what still lacks the task, else the one that is seen. @returns {Clip[]} */
+/** Return the clips that the button runs: those that lack the task, or else the selected clip. @returns {Clip[]} */
 function due() {
-  // A score is against one reference, so it is for one clip.
+  // A score compares one clip with its reference.
   if (settings.task === "score") return chosen && !chosen.running.has("score") ? [chosen] : [];
   const lacking = clips.filter((clip) => clip.lacks(settings.task));
   return lacking.length || !chosen || chosen.running.has(settings.task) ? lacking : [chosen];
@@ -40,20 +40,20 @@ function showButtons() {
   const waiting = due();
   const again = chosen !== null && waiting[0] === chosen && !chosen.lacks(settings.task);
   if (settings.task === "chat") run.textContent = `${verb} this clip`;
-  else run.textContent = again ? `${verb} again` : waiting.length > 1 ? `${verb} ${counted(waiting.length, "clip")}` : verb;
+  else run.textContent = again ? `${verb} again` : waiting.length > 1 ? `${verb} ${pluralize(waiting.length, "clip")}` : verb;
   run.disabled = !waiting.length || !settings.models.length;
   background.hidden = settings.task !== "transcribe";
   background.disabled = !waiting.some((clip) => clip.source.file);
 }
 
-/** @param {Clip} clip */
+/** Show the clip's pane. @param {Clip} clip */
 function select(clip) {
   chosen = clip;
-  clips.forEach((one) => one.choose(one === clip));
+  clips.forEach((other) => other.choose(other === clip));
   showButtons();
 }
 
-/** @param {Clip} clip */
+/** Remove the clip from the list, and select its neighbor. @param {Clip} clip */
 function remove(clip) {
   const at = clips.indexOf(clip);
   clips.splice(at, 1);
@@ -66,7 +66,7 @@ function remove(clip) {
   showList();
 }
 
-/** @param {{name: string, file: File|null, url: string|null}[]} sources @returns {Clip} the first of the new ones */
+/** @param {{name: string, file: File|null, url: string|null}[]} sources @returns {Clip} the first new clip */
 function add(sources) {
   const owner = { select, remove, failed: (/** @type {unknown} */ error) => {
     if (error instanceof ApiError) settings.blame(error.param, error.message);
@@ -75,7 +75,7 @@ function add(sources) {
   clips.push(...made);
   byId("clips").append(...made.map((clip) => clip.line));
   byId("panes").append(...made.map((clip) => clip.pane));
-  announce(`${counted(made.length, "clip")} added`);
+  announce(`${pluralize(made.length, "clip")} added`);
   select(made[0]);
   showList();
   if (location.hash === "#/jobs") location.hash = "#/clips";
@@ -98,7 +98,7 @@ async function run() {
   const values = settings.values();
   const waiting = due();
   const list = byId("clips");
-  if (list.getBoundingClientRect().top > innerHeight - 120) list.scrollIntoView();     // on a phone, below the form
+  if (list.getBoundingClientRect().top > innerHeight - 120) list.scrollIntoView();     // on a phone, the list is below the form
   const lane = async () => {
     for (let clip = waiting.shift(); clip; clip = waiting.shift()) {
       const running = clip.run(task, values);
@@ -115,17 +115,17 @@ async function runInBackground() {
   enqueuing = true;
   const values = settings.values();
   try {
-    for (const clip of due().filter((one) => one.source.file)) await enqueue(clip.source, values);
+    for (const clip of due().filter((due) => due.source.file)) await enqueue(clip.source, values);
     showError(byId("go-error"), null);
     location.hash = "#/jobs";
   } catch (error) {
     const off = error instanceof ApiError && error.status === 404 && error.code !== "model_not_found";
-    showError(byId("go-error"), off ? new Error("This server keeps no background jobs.") : error);
+    showError(byId("go-error"), off ? new Error("This server does not support background jobs.") : error);
   }
   enqueuing = false;
 }
 
-/** Shows the view that the address names, and takes the focus there. @param {boolean} moved  by the reader, not at the start */
+/** Show the view that the URL names. @param {boolean} moved  the user changed the view, so it gets the focus */
 function showView(moved) {
   const view = location.hash === "#/jobs" ? "jobs" : "clips";
   for (const name of ["clips", "jobs"]) {
@@ -162,7 +162,7 @@ byId("panel").addEventListener("submit", (/** @type {Event} */ event) => {
 });
 byId("background").addEventListener("click", runInBackground);
 addEventListener("hashchange", () => {
-  if (location.hash.startsWith("#/")) showView(true);       // the skip link's is another kind of place
+  if (location.hash.startsWith("#/")) showView(true);       // the skip link has another kind of hash
 });
 showView(false);
 showButtons();

@@ -1,16 +1,16 @@
-/** Audio in the browser: the shape of a wave, and any recording as 16 kHz WAV. */
+/** Audio in the browser: the shape of a waveform, and recordings as 16 kHz WAV. */
 
-/** @typedef {{peaks: Float32Array, duration: number}} Shape  peaks: the loudest of each stretch, 0 to 1 */
+/** @typedef {{peaks: Float32Array, duration: number}} Shape  peaks: the peak of each interval, 0 to 1; duration: seconds */
 
-// Decoding takes 4 bytes a sample and channel: larger files are played, not drawn.
+// Decoding takes 4 bytes per sample and channel, so larger files are played but not drawn.
 const DRAWN_BYTES = 80e6;
 const DRAWN_HZ = 8000;
 const SPEECH_HZ = 16000;
 
 /**
- * The loudness of a file over time. Rejects where the browser cannot decode it.
+ * Return the peaks of a file over time. Rejects if the browser cannot decode the file.
  * @param {Blob} file
- * @param {number} [most]  peaks at most
+ * @param {number} [most]  the maximum number of peaks
  * @returns {Promise<Shape>}
  */
 export async function shapeOf(file, most = 4000) {
@@ -27,15 +27,15 @@ export async function shapeOf(file, most = 4000) {
 }
 
 /**
- * A recording as 16-bit mono WAV: what can be played from any place, and what a chat takes.
+ * Convert a recording to 16-bit mono WAV, in which a player can seek and which a chat accepts.
  * @param {Blob} file
  * @returns {Promise<Blob>}
  */
 export async function toWav(file) {
   const samples = mono(await decode(file, SPEECH_HZ));
   const view = new DataView(new ArrayBuffer(44 + 2 * samples.length));
-  const text = (/** @type {number} */ at, /** @type {string} */ sign) =>
-    [...sign].forEach((char, i) => view.setUint8(at + i, char.charCodeAt(0)));
+  const text = (/** @type {number} */ at, /** @type {string} */ chars) =>
+    [...chars].forEach((char, i) => view.setUint8(at + i, char.charCodeAt(0)));
   text(0, "RIFF");
   view.setUint32(4, 36 + 2 * samples.length, true);
   text(8, "WAVEfmt ");
@@ -53,7 +53,7 @@ export async function toWav(file) {
 }
 
 /**
- * A file as OpenAI's `input_audio` wants it: base64 of wav or mp3.
+ * Return a file in the form of OpenAI's `input_audio`: base64 of WAV or MP3.
  * @param {File} file
  * @returns {Promise<{data: string, format: "wav"|"mp3"}>}
  */

@@ -1,9 +1,9 @@
-/** A canvas that is as sharp as its screen, and is drawn again when its size or the colours change. */
+/** A canvas in the resolution of the screen, which is redrawn when its size or the colors change. */
 import { onTheme } from "./theme.js";
 
 /**
- * Keeps a canvas drawn. Gives the function that draws it at once.
- * @param {HTMLCanvasElement} canvas  its size is the style sheet's
+ * Keep a canvas up to date, and return a function that redraws it.
+ * @param {HTMLCanvasElement} canvas  the style sheet sets its size
  * @param {(context: CanvasRenderingContext2D, width: number, height: number) => void} draw  in CSS pixels
  * @returns {() => void}
  */

@@ -1,4 +1,4 @@
-/** A conversation about one clip. The clip goes out with the first question; the history goes out with every one. */
+/** A conversation about one clip. Each request contains the whole history; the clip is part of the first question. */
 import { stream } from "./api.js";
 import { inputAudio } from "./audio.js";
 import { h, uniqueId } from "./dom.js";
@@ -9,7 +9,7 @@ import { errorBox, isStop } from "./errors.js";
 export class Chat {
   /**
    * @param {{file: File|null, url: string|null}} source
-   * @param {() => Record<string, any>} values  the form's, when a question is asked
+   * @param {() => Record<string, any>} values  return the form's values, when a question is sent
    * @param {(error: unknown) => void} onError
    */
   constructor(source, values, onError) {
@@ -24,7 +24,7 @@ export class Chat {
     this.audio = null;
     const id = uniqueId("question");
     this.log = h("div", { class: "log", role: "log", "aria-label": "Conversation", tabindex: 0 });
-    this.input = /** @type {HTMLTextAreaElement} */ (h("textarea", { id, rows: 2, placeholder: "What do you hear?",
+    this.input = /** @type {HTMLTextAreaElement} */ (h("textarea", { id, rows: 2, placeholder: "What is in this clip?",
       onkeydown: (/** @type {KeyboardEvent} */ event) => {
         if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
         event.preventDefault();
@@ -46,7 +46,7 @@ export class Chat {
     this.input.focus();
   }
 
-  /** Stops the answer; what has come of it stays. */
+  /** Stop the answer, and keep the text so far. */
   close() {
     this.answering?.abort();
   }
@@ -77,7 +77,7 @@ export class Chat {
       bubble.textContent = text;
     } catch (error) {
       if (!isStop(error)) {
-        text = "";            // half an answer is none: the question can be asked again
+        text = "";            // a partial answer is discarded, and the question can be sent again
         this.#fail(error);
       }
     }
@@ -101,7 +101,7 @@ export class Chat {
     return { model, messages, stream: true, ...(temperature !== undefined && { temperature }), ...(most && { max_tokens: most }) };
   }
 
-  /** The clip as a part of a message, made once. */
+  /** Return the clip as a part of a message. The encoded file is kept for later requests. */
   async #part() {
     if (!this.source.file) return { type: "audio", audio: { url: this.source.url } };
     this.audio ??= inputAudio(this.source.file);

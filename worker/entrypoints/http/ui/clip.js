@@ -1,4 +1,4 @@
-/** One clip: its line in the list, and its pane with the player and what was made of it, a section a task. */
+/** One clip: its line in the list, and its pane with the player and one section of results per task. */
 import { announce, h } from "./dom.js";
 import { Chat } from "./chat.js";
 import { errorBox, isStop } from "./errors.js";
@@ -20,7 +20,7 @@ export class Clip {
   constructor(source, owner) {
     this.source = source;
     this.owner = owner;
-    /** Tasks that are done. @type {Set<Task>} */
+    /** The finished tasks. @type {Set<Task>} */
     this.done = new Set();
     /** @type {Map<Task, AbortController>} */
     this.running = new Map();
@@ -37,25 +37,25 @@ export class Clip {
     this.pane = h("article", { class: "pane", "aria-label": source.name, hidden: true },
       h("header", {}, h("h2", {}, source.name), h("p", { class: "note" }, source.file ? bytes(source.file.size) : source.url)),
       this.player.element, this.results);
-    /** What the newest transcript does as time goes by. @type {((seconds: number) => void)|null} */
+    /** Highlights the current word of the latest transcript. @type {((seconds: number) => void)|null} */
     this.follow = null;
     this.player.onTime((seconds) => this.follow?.(seconds));
   }
 
-  /** @param {boolean} on */
+  /** Show or hide the pane. @param {boolean} on */
   choose(on) {
     this.pane.hidden = !on;
     this.button.setAttribute("aria-current", String(on));
     if (!on) this.player.audio.pause();
   }
 
-  /** Whether a task has neither been done nor is being done. @param {Task} task */
+  /** Whether a task is neither finished nor running. @param {Task} task */
   lacks(task) {
     return !this.done.has(task) && !this.running.has(task);
   }
 
   /**
-   * Runs a task; what comes of it, or the reason why nothing did, stays in its section.
+   * Run a task, and show its result or its error in the task's section.
    * @param {Exclude<Task, "chat">} task
    * @param {Record<string, any>} values
    */
@@ -77,7 +77,7 @@ export class Clip {
     }
   }
 
-  /** @param {() => Record<string, any>} values  the form's */
+  /** Open the chat. @param {() => Record<string, any>} values  return the form's values */
   talk(values) {
     if (!this.chat) {
       this.chat = new Chat(this.source, values, this.owner.failed);
@@ -95,7 +95,7 @@ export class Clip {
     this.pane.remove();
   }
 
-  /** The section of a task, with new content. @param {Task} task @param {string|null} about @param {...(Node|null)} content */
+  /** Replace the content of a task's section. @param {Task} task @param {string|null} about @param {...(Node|null)} content */
   #section(task, about, ...content) {
     const before = this.results.querySelector(`[data-task=${task}]`);
     const focused = before?.contains(document.activeElement);
@@ -103,7 +103,7 @@ export class Clip {
       h("div", { class: "result-head" }, h("h3", {}, TASKS[task].result), about ? h("p", { class: "note" }, about) : null), ...content);
     before?.remove();
     this.results.prepend(section);
-    if (focused) section.focus();           // what had the focus is gone: the reader goes on from here
+    if (focused) section.focus();           // the focused element was removed, so the section gets the focus
   }
 
   /** @param {Task} task @param {AbortController} control */
@@ -111,23 +111,23 @@ export class Clip {
     const bar = /** @type {HTMLProgressElement} */ (h("progress", { max: 1, "aria-label": "Progress" }));
     const label = h("span", { class: "note" });
     const text = h("p", { class: "live" });
-    const tell = (/** @type {string} */ said, /** @type {number|null} */ part) => {
-      label.textContent = said;
-      this.#say("busy", said);
+    const show = (/** @type {string} */ message, /** @type {number|null} */ part) => {
+      label.textContent = message;
+      this.#setState("busy", message);
       if (part === null) bar.removeAttribute("value");
       else bar.value = part;
     };
     this.#section(task, null, h("div", { class: "progress" }, bar, label,
       h("button", { type: "button", class: "quiet", onclick: () => control.abort() }, "Stop")), text);
-    tell(this.source.file ? "Sending" : "Fetching", this.source.file ? 0 : null);
+    show(this.source.file ? "Uploading" : "Fetching", this.source.file ? 0 : null);
     return {
       onSent: (/** @type {number} */ part) =>
-        (part < 1 ? tell(`Sending, ${Math.floor(part * 100)} %`, part) : tell("Listening", null)),
+        (part < 1 ? show(`Uploading, ${Math.floor(part * 100)}%`, part) : show("Processing", null)),
       onText: (/** @type {string} */ soFar) => { text.textContent = soFar; },
       onSegments: (/** @type {{start: number, end: number, text: string}[]} */ segments) => {
         this.player.learn({ segments });
         const [here, end] = [segments.at(-1)?.end ?? 0, this.player.wave.duration];
-        tell(`Heard ${clock(here)} of ${clock(end)}`, end ? Math.min(1, here / end) : null);
+        show(`Transcribed ${clock(here)} of ${clock(end)}`, end ? Math.min(1, here / end) : null);
       },
     };
   }
@@ -143,13 +143,13 @@ export class Clip {
       this.follow = view.at;
       content.push(view.element);
     }
-    if (result.thinking) content.push(h("details", {}, h("summary", {}, "What the model thought"), h("p", {}, result.thinking)));
+    if (result.thinking) content.push(h("details", {}, h("summary", {}, "The thoughts of the model"), h("p", {}, result.thinking)));
     if ("caption" in result) content.push(h("p", { class: "caption" }, result.caption));
     if ("embedding" in result) content.push(embeddingView(result, name));
     if ("sim_score" in result) content.push(scoreView(result));
     this.#section(task, about.filter(Boolean).join(" · "), ...content);
     this.done.add(task);
-    this.#say("done", "Done");
+    this.#setState("done", "Done");
     this.gist.textContent = result.text ?? result.caption ?? (result.shape ? result.shape.join(" × ") : `score ${result.sim_score?.toFixed(2)}`);
     announce(`${this.source.name}: ${TASKS[task].result} done`);
   }
@@ -158,8 +158,8 @@ export class Clip {
   #fail(task, values, error) {
     this.#section(task, values.model ?? null, errorBox(error, { retry: () => this.run(task, values),
       hint: task === "score" && /** @type {any} */ (error).status === 404
-        ? "Either no reference clip has these ids, or this server was started without any." : undefined }));
-    this.#say("failed", "Failed");
+        ? "No reference clip has these ids, or the server has no reference clips." : undefined }));
+    this.#setState("failed", "Failed");
     this.gist.textContent = error instanceof Error ? error.message : String(error);
     this.owner.failed(error);
   }
@@ -167,11 +167,11 @@ export class Clip {
   /** @param {Exclude<Task, "chat">} task @param {Record<string, any>} values */
   #stopped(task, values) {
     this.#section(task, null, h("p", {}, "Stopped. ", h("button", { type: "button", onclick: () => this.run(task, values) }, "Run it again")));
-    this.#say("stopped", "Stopped");
+    this.#setState("stopped", "Stopped");
   }
 
   /** @param {string} kind @param {string} text */
-  #say(kind, text) {
+  #setState(kind, text) {
     this.line.dataset.state = kind;
     this.state.textContent = text;
   }

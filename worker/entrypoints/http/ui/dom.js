@@ -1,7 +1,7 @@
-/** Elements and announcements: the only module that makes DOM nodes. Data becomes text, never markup. */
+/** Elements and announcements. Only this module creates DOM nodes, and data becomes text, never markup. */
 
 /**
- * An element. Attributes that are false, null or undefined are left out; `on…` functions become listeners.
+ * Create an element. Attributes that are false, null or undefined are omitted; `on…` functions become listeners.
  * @param {string} tag
  * @param {Record<string, unknown>} [attributes]
  * @param {...(Node|string|null|undefined|false)} children  strings become text nodes
@@ -19,7 +19,7 @@ export function h(tag, attributes = {}, ...children) {
 }
 
 /**
- * The element with an id, which index.html promises.
+ * Return the element with an id of index.html. Throws if there is none.
  * @param {string} id
  * @returns {any}
  */
@@ -30,7 +30,7 @@ export function byId(id) {
 }
 
 /**
- * Tells a screen reader what has happened; the page itself shows it elsewhere.
+ * Announce an event to screen readers. The page shows the event elsewhere.
  * @param {string} text
  */
 export function announce(text) {
@@ -40,7 +40,7 @@ export function announce(text) {
 let ids = 0;
 
 /**
- * An id that no other element has.
+ * Return an id that no other element has.
  * @param {string} prefix
  * @returns {string}
  */
@@ -50,7 +50,7 @@ export function uniqueId(prefix) {
 }
 
 /**
- * Hands the reader a file.
+ * Download data as a file.
  * @param {string} name
  * @param {string} type  its media type
  * @param {BlobPart} data

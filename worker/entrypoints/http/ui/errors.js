@@ -1,10 +1,10 @@
-/** Errors, shown beside what they are about until they are dealt with. */
+/** Errors, each shown next to its cause until the user resolves or dismisses it. */
 import { ApiError } from "./api.js";
 import { h } from "./dom.js";
-import { counted } from "./format.js";
+import { pluralize } from "./format.js";
 
 /**
- * A box that says what went wrong, and offers to try again where that may help.
+ * Return a box with the message of an error, and with a button to try again if there is `retry`.
  * @param {unknown} error
  * @param {{retry?: () => void, dismiss?: () => void, hint?: string}} [actions]
  * @returns {HTMLElement}
@@ -18,14 +18,14 @@ export function errorBox(error, { retry, dismiss, hint } = {}) {
   if (known?.retryAfter && again) countDown(/** @type {HTMLButtonElement} */ (again), wait, known.retryAfter);
   return h("div", { class: "error" },
     h("div", { role: "alert" }, h("p", {}, message),
-      known?.retryAfter ? h("p", {}, `It can be tried again in ${counted(Math.ceil(known.retryAfter), "second")}.`) : null,
+      known?.retryAfter ? h("p", {}, `You can try again in ${pluralize(Math.ceil(known.retryAfter), "second")}.`) : null,
       hint ? h("p", {}, hint) : null),
     h("div", { class: "error-foot" }, where ? h("code", {}, where) : null, wait, again,
       dismiss && h("button", { type: "button", class: "quiet", onclick: dismiss }, "Dismiss")));
 }
 
 /**
- * Puts an error into a place that holds one at most; null clears it.
+ * Show an error in a place that holds at most one; null clears the place.
  * @param {HTMLElement} place
  * @param {unknown} error
  * @param {{retry?: () => void, hint?: string}} [actions]
@@ -34,19 +34,22 @@ export function showError(place, error, actions = {}) {
   place.replaceChildren(...(error === null ? [] : [errorBox(error, { ...actions, dismiss: () => place.replaceChildren() })]));
 }
 
-/** @param {unknown} error @returns {boolean} whether the reader stopped it */
+/** @param {unknown} error @returns {boolean} whether the user stopped the request */
 export function isStop(error) {
   return error instanceof DOMException && error.name === "AbortError";
 }
 
-/** The seconds run down outside of the alert, which would be read out each time. @param {HTMLButtonElement} button @param {HTMLElement} note @param {number} seconds */
+/**
+ * Count down outside of the alert, which a screen reader would read out at each change.
+ * @param {HTMLButtonElement} button @param {HTMLElement} note @param {number} seconds
+ */
 function countDown(button, note, seconds) {
   const until = Date.now() + seconds * 1000;
-  const tell = () => {
+  const update = () => {
     const left = Math.ceil((until - Date.now()) / 1000);
     button.disabled = left > 0;
     note.textContent = left > 0 ? `in ${left} s` : "";
-    if (left > 0) setTimeout(tell, 250);
+    if (left > 0) setTimeout(update, 250);
   };
-  tell();
+  update();
 }

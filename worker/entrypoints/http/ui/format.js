@@ -1,7 +1,7 @@
-/** Numbers as people read them. */
+/** Numbers, sizes, languages and times in a readable form. */
 
 /**
- * 83.4 → "1:23"; with tenths, "1:23.4".
+ * Format seconds: 83.4 becomes "1:23", or with tenths "1:23.4".
  * @param {number} seconds
  * @param {boolean} [tenths]
  * @returns {string}
@@ -15,7 +15,8 @@ export function clock(seconds, tenths = false) {
 }
 
 /**
- * @param {number} count  bytes
+ * Format a number of bytes.
+ * @param {number} count
  * @returns {string}
  */
 export function bytes(count) {
@@ -26,7 +27,7 @@ export function bytes(count) {
 const names = new Intl.DisplayNames(["en"], { type: "language" });
 
 /**
- * "de" → "German"; a code that no one knows stays as it is.
+ * Return the English name of a language code: "de" becomes "German". An unknown code stays the same.
  * @param {string} code
  * @returns {string}
  */
@@ -39,22 +40,23 @@ export function languageName(code) {
 }
 
 /**
- * Round times for an axis: at most `most` of them, 1, 2, 5, 10, 15, 30 … apart.
+ * Return at most `most` round times for an axis, with a step such as 1, 2, 5, 10, 15 or 30.
  * @param {number} duration  seconds
  * @param {number} most
  * @returns {number[]}
  */
 export function ticks(duration, most) {
   const steps = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600];
-  const step = steps.find((one) => duration / one <= most) ?? 7200;
+  const step = steps.find((seconds) => duration / seconds <= most) ?? 7200;
   return Array.from({ length: Math.floor(duration / step + 1e-6) + 1 }, (_, i) => i * step);
 }
 
 /**
+ * Return a count with its noun.
  * @param {number} count
  * @param {string} noun
  * @returns {string} "1 clip", "3 clips"
  */
-export function counted(count, noun) {
+export function pluralize(count, noun) {
   return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }

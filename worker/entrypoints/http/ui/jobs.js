@@ -1,4 +1,4 @@
-/** Background jobs: a list that is asked for gently, while the page is seen and something is unfinished. */
+/** Background jobs: a list that polls the server slowly, while the page is visible and a job is unfinished. */
 import { ApiError, call } from "./api.js";
 import { announce, byId, h } from "./dom.js";
 import { showError } from "./errors.js";
@@ -31,7 +31,7 @@ export class Jobs {
     document.addEventListener("visibilitychange", () => this.#later());
   }
 
-  /** Asks now. Where the server keeps no jobs, says so. */
+  /** Request the list now. Show a message if the server does not support jobs. */
   async refresh() {
     clearTimeout(this.timer);
     try {
@@ -43,7 +43,7 @@ export class Jobs {
       this.#later();
     } catch (error) {
       const off = error instanceof ApiError && error.status === 404;
-      showError(this.problem, off ? new Error("This server keeps no background jobs.") : error, off ? {} : { retry: () => this.refresh() });
+      showError(this.problem, off ? new Error("This server does not support background jobs.") : error, off ? {} : { retry: () => this.refresh() });
     }
   }
 
@@ -52,7 +52,7 @@ export class Jobs {
     if (document.visibilityState === "visible" && this.unfinished) this.timer = setTimeout(() => this.refresh(), this.wait);
   }
 
-  /** Lines that have not changed stay as they are, with the focus that they may have. @param {Job[]} jobs */
+  /** Update the list. Lines that have not changed stay, and keep the focus. @param {Job[]} jobs */
   #show(jobs) {
     this.unfinished = jobs.filter((job) => !FINISHED.includes(job.status)).length;
     const badge = byId("jobs-open");
@@ -96,9 +96,9 @@ export class Jobs {
   async #cancel(job, name) {
     try {
       await call(`/jobs/${encodeURIComponent(job.job_id)}/cancel`, { method: "POST" });
-      announce(`${name}: cancelled`);
+      announce(`${name}: canceled`);
     } finally {
-      await this.refresh();         // it may have ended a moment ago
+      await this.refresh();         // the job may have ended in the meantime
     }
   }
 
@@ -112,8 +112,8 @@ export class Jobs {
   }
 }
 
-/** @param {Job} job */
+/** Return the text for the state of a job. @param {Job} job */
 function stateOf({ status, position }) {
   if (status === "pending" && position) return `Waiting, ${position} in line`;
-  return { pending: "Waiting", processing: "Running", completed: "Done", failed: "Failed", cancelled: "Cancelled" }[status] ?? status;
+  return { pending: "Waiting", processing: "Running", completed: "Done", failed: "Failed", cancelled: "Canceled" }[status] ?? status;
 }

@@ -1,8 +1,8 @@
-/** The dialog for the API key: opened by its button, or when the server asks for one. */
+/** The dialog for the API key. It opens by its button, and when the server requires a key. */
 import { getKey, onKeyNeeded, setKey } from "./api.js";
 import { announce, byId } from "./dom.js";
 
-/** Starts the button, and answers the server's calls for a key. */
+/** Connect the button and the dialog. */
 export function startKey() {
   const dialog = /** @type {HTMLDialogElement} */ (byId("key-dialog"));
   const input = /** @type {HTMLInputElement} */ (byId("key-value"));
@@ -26,10 +26,10 @@ export function startKey() {
 
   byId("key-cancel").addEventListener("click", () => dialog.close());
   byId("key").addEventListener("click", async () => {
-    const key = await ask("What this server was started with as API_KEY, if anything. Empty forgets it.");
+    const key = await ask("The value of this server's API_KEY setting. Leave the field empty to forget the key.");
     if (key === null) return;
     setKey(key);
-    announce(key ? "The key will be used" : "The key is forgotten");
+    announce(key ? "The key is stored" : "The key is forgotten");
   });
-  onKeyNeeded((wrong) => ask(wrong ? "The server refused this key." : "This server asks for a key."));
+  onKeyNeeded((wrong) => ask(wrong ? "The server rejected this key." : "This server requires a key."));
 }

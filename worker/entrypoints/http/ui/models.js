@@ -1,47 +1,47 @@
-/** What can be asked of which model: pure, from what GET /v1/models says. */
-import { counted, languageName } from "./format.js";
+/** The tasks and options of each model, from the response of GET /v1/models. Pure. */
+import { languageName, pluralize } from "./format.js";
 
 /**
  * @typedef {object} Model
  * @property {string} id
  * @property {string[]} aliases
  * @property {string[]} tasks
- * @property {string[]} languages  what it hears; empty where only the checkpoint knows
- * @property {string[]} target_languages  what it translates into
+ * @property {string[]} languages  the spoken languages; empty if only the checkpoint knows them
+ * @property {string[]} target_languages  the languages that it translates into
  * @property {string[]} timestamps  out of word, segment, char
- * @property {string[]} options  the names of the options that it understands
- * @property {number|null} max_sec  longer clips are neither captioned nor talked about
+ * @property {string[]} options  the names of the options that it supports
+ * @property {number|null} max_sec  the longest clip for captions and chats, in seconds
  * @property {boolean} loaded
  * @property {boolean} default
  */
 
 /** @typedef {"transcribe"|"translate"|"caption"|"embed"|"chat"|"analyze"|"score"} Task */
 
-/** What each is called, what its button says, what comes of it. @type {Record<Task, {label: string, verb: string, result: string, about: string}>} */
+/** The name, button, result and description of each task. @type {Record<Task, {label: string, verb: string, result: string, about: string}>} */
 export const TASKS = {
-  transcribe: { label: "Transcribe", verb: "Transcribe", result: "Transcript", about: "What is said, with the time of every word" },
-  translate: { label: "Translate", verb: "Translate", result: "Translation", about: "What is said, in another language" },
-  caption: { label: "Caption", verb: "Caption", result: "Caption", about: "A description of what can be heard" },
-  chat: { label: "Chat", verb: "Chat about", result: "Chat", about: "Questions about the clip, and answers" },
-  embed: { label: "Embed", verb: "Embed", result: "Embedding", about: "The sound as numbers, drawn so that you can see them" },
-  analyze: { label: "Analyze", verb: "Analyze", result: "Analysis", about: "A caption and an embedding in one go" },
-  score: { label: "Score", verb: "Score", result: "Score", about: "How near a recording comes to a reference clip" },
+  transcribe: { label: "Transcribe", verb: "Transcribe", result: "Transcript", about: "The spoken words, with a timestamp for each" },
+  translate: { label: "Translate", verb: "Translate", result: "Translation", about: "The spoken words, in another language" },
+  caption: { label: "Caption", verb: "Caption", result: "Caption", about: "A description of the audio" },
+  chat: { label: "Chat", verb: "Chat about", result: "Chat", about: "Questions and answers about the clip" },
+  embed: { label: "Embed", verb: "Embed", result: "Embedding", about: "The sound as numbers, drawn as pictures" },
+  analyze: { label: "Analyze", verb: "Analyze", result: "Analysis", about: "A caption and an embedding from one pass" },
+  score: { label: "Score", verb: "Score", result: "Score", about: "The similarity of a recording and a reference clip" },
 };
 
-const WRITING = ["max_new_tokens", "temperature"];
-/** The options that each task could have; the model decides. @type {Record<Task, string[]>} */
+const GENERATION = ["max_new_tokens", "temperature"];
+/** The options that a task may have; those of a model are a part of them. @type {Record<Task, string[]>} */
 const OPTIONS = {
-  transcribe: ["language", "timestamps", "prompt", ...WRITING],
-  translate: ["language", "target_language", "timestamps", "prompt", ...WRITING],
-  caption: ["style", "prompt", ...WRITING],
-  chat: WRITING,
+  transcribe: ["language", "timestamps", "prompt", ...GENERATION],
+  translate: ["language", "target_language", "timestamps", "prompt", ...GENERATION],
+  caption: ["style", "prompt", ...GENERATION],
+  chat: GENERATION,
   embed: ["pooling"],
-  analyze: ["style", "prompt", "pooling", ...WRITING],
+  analyze: ["style", "prompt", "pooling", ...GENERATION],
   score: ["uid", "cid", "score_model"],
 };
 
 /**
- * The tasks that at least one model can do, and scoring, which has models of its own.
+ * Return the tasks that at least one model supports, and scoring, which has models of its own.
  * @param {Model[]} models
  * @returns {Task[]}
  */
@@ -51,6 +51,7 @@ export function tasksOf(models) {
 }
 
 /**
+ * Return the models that support a task.
  * @param {Model[]} models
  * @param {Task} task
  * @returns {Model[]}
@@ -60,17 +61,17 @@ export function able(models, task) {
 }
 
 /**
- * The options that mean something to a model in a task.
+ * Return the options that a model supports for a task.
  * @param {Model|undefined} model
  * @param {Task} task
  * @returns {string[]}
  */
 export function optionsOf(model, task) {
-  return OPTIONS[task].filter((name) => task === "score" || (model !== undefined && means(model, name)));
+  return OPTIONS[task].filter((name) => task === "score" || (model !== undefined && supports(model, name)));
 }
 
 /** @param {Model} model @param {string} name */
-function means(model, name) {
+function supports(model, name) {
   switch (name) {
     case "language": return model.languages.length > 1 && model.options.includes(name);
     case "target_language": return model.target_languages.length > 1;
@@ -81,7 +82,7 @@ function means(model, name) {
 }
 
 /**
- * What is good to know of a model before it is asked.
+ * Return what a user needs to know of a model before using it.
  * @param {Model} model
  * @param {Task} task
  * @returns {string[]}
@@ -91,14 +92,14 @@ export function factsOf(model, task) {
   const limited = most && (task === "caption" || task === "chat" || task === "analyze");
   return [
     id === nameOf(model) ? "" : id,
-    languages.length === 1 ? languageName(languages[0]) : languages.length ? counted(languages.length, "language") : "",
-    limited ? `up to ${counted(most / 60, "minute")}` : "",
-    loaded ? "" : "loads when first used",
+    languages.length === 1 ? languageName(languages[0]) : languages.length ? pluralize(languages.length, "language") : "",
+    limited ? `up to ${pluralize(most / 60, "minute")}` : "",
+    loaded ? "" : "loads at its first use",
   ].filter(Boolean);
 }
 
 /**
- * What people call a model.
+ * Return the short name of a model.
  * @param {Model} model
  * @returns {string}
  */

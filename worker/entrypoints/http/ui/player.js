@@ -1,11 +1,11 @@
-/** Plays one clip: a button, the time, and the wave. Tells where it is on every frame while it plays. */
+/** The player of one clip: a button, the time, and the waveform. It reports its position on every frame while it plays. */
 import { shapeOf } from "./audio.js";
 import { h } from "./dom.js";
 import { clock } from "./format.js";
 import { Waveform } from "./waveform.js";
 
 export class Player {
-  /** @param {{file: Blob|null, url: string|null}} source  what lies elsewhere is fetched when it is played, and has no wave */
+  /** @param {{file: Blob|null, url: string|null}} source  a URL is fetched when it is played, and has no waveform */
   constructor({ file, url }) {
     /** @type {((seconds: number) => void)[]} */
     this.listeners = [];
@@ -19,16 +19,16 @@ export class Player {
       h("div", { class: "transport" }, this.button, this.wave.canvas), h("div", { class: "under" }, this.time, this.note), this.audio);
     this.audio.addEventListener("error", () => {
       this.button.hidden = true;
-      this.#say("This browser cannot play it; the server may still hear it.");
+      this.#showNote("This browser cannot play the clip, but the server may support its format.");
     });
     this.audio.addEventListener("durationchange", () => {
       if (!this.wave.duration && Number.isFinite(this.audio.duration)) this.wave.set({ duration: this.audio.duration });
     });
     this.audio.src = file ? URL.createObjectURL(file) : url ?? "";
-    if (file) this.#drawn(file);
+    if (file) this.#drawWave(file);
     for (const name of ["play", "pause", "ended"]) this.audio.addEventListener(name, () => this.#state());
-    this.audio.addEventListener("seeked", () => this.#tell());
-    this.audio.addEventListener("loadedmetadata", () => this.#tell());
+    this.audio.addEventListener("seeked", () => this.#report());
+    this.audio.addEventListener("loadedmetadata", () => this.#report());
   }
 
   get playable() {
@@ -43,7 +43,7 @@ export class Player {
   /** @param {number} seconds @param {boolean} [play] */
   seek(seconds, play = false) {
     this.audio.currentTime = seconds;
-    this.#tell(seconds);
+    this.#report(seconds);
     if (play) this.#play();
   }
 
@@ -53,12 +53,12 @@ export class Player {
   }
 
   /**
-   * What a transcript tells about the clip.
+   * Show the duration and the segments that a transcript contains.
    * @param {{duration?: number, segments?: {start: number, end: number, text: string}[]}} known
    */
   learn({ duration, segments = [] }) {
     this.wave.set({ segments, duration: this.wave.duration || duration || segments.at(-1)?.end || 0 });
-    this.#tell();
+    this.#report();
   }
 
   close() {
@@ -67,19 +67,19 @@ export class Player {
   }
 
   /** @param {Blob} file */
-  async #drawn(file) {
+  async #drawWave(file) {
     try {
       this.wave.set(await shapeOf(file));
     } catch {
-      return;               // too large, or of a kind that the browser does not know: there is a rail in place of the wave
+      return;               // the file is too large, or the browser does not support its format; a rail replaces the waveform
     }
-    this.#tell();
+    this.#report();
   }
 
   #play() {
     if (!this.playable) return;
     document.querySelectorAll("audio").forEach((other) => other.pause());
-    // A browser may refuse to play before the reader has touched the page; the button stays as it was.
+    // A browser may refuse to play before the user has interacted with the page; the button then stays the same.
     this.audio.play().catch(() => this.#state());
   }
 
@@ -87,17 +87,17 @@ export class Player {
     const playing = !this.audio.paused;
     this.button.classList.toggle("playing", playing);
     this.button.setAttribute("aria-label", playing ? "Pause" : "Play");
-    this.#tell();
+    this.#report();
     if (playing) this.#follow();
   }
 
   #follow() {
     if (this.audio.paused) return;
-    this.#tell();
+    this.#report();
     requestAnimationFrame(() => this.#follow());
   }
 
-  #tell(seconds = this.audio.currentTime) {
+  #report(seconds = this.audio.currentTime) {
     this.wave.canvas.hidden = !this.wave.duration;
     this.wave.moveTo(seconds);
     this.time.textContent = this.wave.duration ? `${clock(seconds, true)} / ${clock(this.wave.duration, true)}` : "";
@@ -105,7 +105,7 @@ export class Player {
   }
 
   /** @param {string} text */
-  #say(text) {
+  #showNote(text) {
     this.note.textContent = text;
     this.note.hidden = false;
   }

@@ -1,13 +1,13 @@
-/** The microphone: a level while it runs, and a WAV when it stops. */
+/** The microphone: a level meter during the recording, and a WAV file at its end. */
 import { toWav } from "./audio.js";
 import { announce, byId } from "./dom.js";
 import { showError } from "./errors.js";
 import { clock } from "./format.js";
 
 /**
- * Starts the record button.
+ * Connect the record button.
  * @param {(file: File) => void} onRecorded
- * @param {() => void} onAgain  the reader wants to hear the last recording
+ * @param {() => void} onAgain  the user wants to listen to the last recording
  */
 export function startRecorder(onRecorded, onAgain) {
   /** @type {MediaRecorder|null} */
@@ -34,15 +34,15 @@ export function startRecorder(onRecorded, onAgain) {
     running.ondataavailable = (event) => parts.push(event.data);
     running.onstop = async () => {
       stream.getTracks().forEach((track) => track.stop());
-      if (recorder === running) recorder = null;         // it ended by itself: the microphone is gone
-      show(recorder !== null);                           // the next may have begun already
+      if (recorder === running) recorder = null;         // the recording ended by itself: the microphone was removed
+      show(recorder !== null);                           // the next recording may have started
       try {
         const wav = await toWav(new Blob(parts, { type: running.mimeType }));
         count += 1;
         onRecorded(new File([wav], `recording-${count}.wav`, { type: "audio/wav" }));
         announce("Recording added");
       } catch {
-        showError(problem, new Error("Nothing was recorded. Hold on a little longer, and check the microphone."));
+        showError(problem, new Error("Nothing was recorded. Check the microphone, and record for longer."));
       }
       show(recorder !== null);
     };
@@ -71,7 +71,7 @@ export function startRecorder(onRecorded, onAgain) {
 }
 
 /**
- * Shows the level and the time as long as `running`.
+ * Show the level and the time while `running` returns true.
  * @param {MediaStream} stream @param {() => boolean} running @param {HTMLMeterElement} level @param {HTMLElement} time
  */
 function meter(stream, running, level, time) {
@@ -87,7 +87,7 @@ function meter(stream, running, level, time) {
     }
     analyser.getFloatTimeDomainData(samples);
     const power = samples.reduce((sum, sample) => sum + sample * sample, 0) / samples.length;
-    // In decibels, -60 to 0: loudness as it is heard.
+    // In decibels, -60 to 0, which matches the loudness that people perceive.
     level.value = Math.max(0, 1 + Math.log10(power + 1e-9) / 6);
     time.textContent = clock((performance.now() - began) / 1000);
     requestAnimationFrame(tick);
@@ -95,9 +95,9 @@ function meter(stream, running, level, time) {
   tick();
 }
 
-/** @param {unknown} error */
+/** Return the message for a microphone that cannot be opened. @param {unknown} error */
 function refusal(error) {
-  if (!navigator.mediaDevices) return "The microphone needs https, or this machine's own address (localhost).";
+  if (!navigator.mediaDevices) return "The microphone requires HTTPS or localhost.";
   const name = error instanceof DOMException ? error.name : "";
   if (name === "NotAllowedError") return "The browser did not allow the microphone. Allow it for this page, and try again.";
   return name === "NotFoundError" ? "No microphone was found." : `The microphone cannot be used: ${error}`;

@@ -1,10 +1,11 @@
-/** A score as three meters. */
+/** The view of a score: three meters. */
 import { h, uniqueId } from "./dom.js";
 
-const ROWS = [["sim_score", "Overall", "the mean of the two"], ["audio_sim_score", "Sound", "the voices' features"],
-  ["text_sim_score", "Words", "the two transcripts"]];
+const ROWS = [["sim_score", "Overall", "the mean of the other two"], ["audio_sim_score", "Sound", "similarity of the sound"],
+  ["text_sim_score", "Words", "similarity of the transcripts"]];
 
 /**
+ * Return the meters of a score.
  * @param {Record<string, any>} score  0 to 1 each
  * @returns {HTMLElement}
  */

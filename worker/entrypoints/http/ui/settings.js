@@ -1,4 +1,4 @@
-/** The form's lower half: task, model and options, of which only those that mean something are shown. */
+/** The lower half of the form: task, model and options. It shows only the options that the model supports. */
 import { byId, h } from "./dom.js";
 import { languageName } from "./format.js";
 import { TASKS, able, factsOf, nameOf, optionsOf, tasksOf } from "./models.js";
@@ -7,14 +7,14 @@ import { TASKS, able, factsOf, nameOf, optionsOf, tasksOf } from "./models.js";
 /** @typedef {import("./models.js").Task} Task */
 
 export class Settings {
-  /** @param {() => void} onChange  the task or the model is another */
+  /** @param {() => void} onChange  called when the task or the model has changed */
   constructor(onChange) {
     this.onChange = onChange;
     /** @type {Model[]} */
     this.models = [];
     /** @type {Task} */
     this.task = "transcribe";
-    /** The id of the model that the reader took last; the others come and go with the tasks. */
+    /** The id of the model that the user chose last. It is selected again for each task that it supports. */
     this.picked = "";
     /** @type {HTMLSelectElement} */
     this.select = byId("model");
@@ -41,7 +41,7 @@ export class Settings {
     return this.models.find((model) => model.id === this.select.value);
   }
 
-  /** What the form says: the options that are shown and set. @returns {Record<string, any>} */
+  /** Return the visible options that have a value. @returns {Record<string, any>} */
   values() {
     /** @type {Record<string, any>} */
     const values = this.task === "score" ? {} : { model: this.select.value };
@@ -54,7 +54,7 @@ export class Settings {
   }
 
   /**
-   * Marks the field that an error is about, until it is changed. Fields that are not shown are left alone.
+   * Mark the field that caused an error until the user changes it. Hidden fields are ignored.
    * @param {string|null} param
    * @param {string} message
    */
@@ -74,7 +74,7 @@ export class Settings {
     }, { once: true });
   }
 
-  /** The first field that cannot be sent as it is, said to the reader. @returns {boolean} whether there was none */
+  /** Mark and focus the first invalid field. @returns {boolean} whether all fields are valid */
   check() {
     const fields = /** @type {HTMLInputElement[]} */ ([...byId("panel").querySelectorAll("[data-option]:not([hidden]) input")]);
     const wrong = fields.find((field) => !field.checkValidity());
@@ -115,7 +115,7 @@ export class Settings {
   /** @param {Model} model */
   #describe(model) {
     byId("model-about").textContent = factsOf(model, this.task).join(" · ");
-    languageOptions(byId("language"), model.languages, "Not said");
+    languageOptions(byId("language"), model.languages, "Not specified");
     languageOptions(byId("target_language"), model.target_languages, null);
     for (const level of ["word", "segment"]) {
       document.querySelector(`[data-level=${level}]`)?.toggleAttribute("hidden", !model.timestamps.includes(level));
@@ -123,7 +123,11 @@ export class Settings {
   }
 }
 
-/** Keeps the choice where it is still there. @param {HTMLSelectElement} select @param {string[]} codes @param {string|null} none */
+/**
+ * Fill a list of languages, and keep the selected one if it is still available.
+ * @param {HTMLSelectElement} select @param {string[]} codes
+ * @param {string|null} none  the label of an empty choice, or null if a language must be chosen
+ */
 function languageOptions(select, codes, none) {
   const before = select.value;
   const sorted = [...codes].sort((a, b) => languageName(a).localeCompare(languageName(b)));

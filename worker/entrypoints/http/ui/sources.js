@@ -1,9 +1,9 @@
-/** Where clips come from: files that are chosen, dropped or pasted, and URLs. */
+/** The sources of clips: files that are chosen, dropped or pasted, and URLs. */
 import { byId } from "./dom.js";
 import { showError } from "./errors.js";
 
 /**
- * Starts the ways in.
+ * Connect the inputs.
  * @param {(sources: {name: string, file: File|null, url: string|null}[]) => void} onSources
  */
 export function startSources(onSources) {
@@ -23,7 +23,7 @@ export function startSources(onSources) {
   const add = () => {
     const address = URL.canParse(url.value.trim()) ? new URL(url.value.trim()) : null;
     if (!address || !["http:", "https:", "s3:"].includes(address.protocol)) {
-      showError(problem, new Error("That is not a URL of a file: it begins with https://, http:// or s3://."));
+      showError(problem, new Error("This is not a URL of a file. A URL starts with https://, http:// or s3://."));
       url.focus();
       return;
     }
@@ -39,7 +39,7 @@ export function startSources(onSources) {
   });
 }
 
-/** The last part of the path, as people write it. @param {URL} address */
+/** Return the last part of the path, decoded. @param {URL} address */
 function nameOf(address) {
   const last = address.pathname.split("/").pop() || address.host;
   try {
@@ -49,7 +49,7 @@ function nameOf(address) {
   }
 }
 
-/** The whole page takes drops; the frame shows that it does. @param {(files: Iterable<File>) => void} take */
+/** Accept drops anywhere on the page, and highlight the frame during a drag. @param {(files: Iterable<File>) => void} take */
 function startDrop(take) {
   const frame = byId("drop");
   let inside = 0;

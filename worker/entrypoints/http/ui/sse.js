@@ -1,8 +1,8 @@
-/** Server-sent events out of text that arrives in any pieces. */
+/** A parser for server-sent events: text in pieces of any size → the data of each event. */
 
 /**
- * A function that takes the next piece of text and calls `onData` with the data of each event that it completes.
- * Comments, names and ids of events are passed over; of what the last piece leaves open nothing is told.
+ * Return a function that takes the next piece of text and calls `onData` with the data of each event that is complete.
+ * Comments, names and ids of events are ignored. An event that is incomplete at the end is dropped.
  * @param {(data: string) => void} onData
  * @returns {(text: string) => void}
  */
@@ -12,7 +12,7 @@ export function parser(onData) {
   let data = [];
   return (text) => {
     rest += text;
-    // A \r at the very end may be half of a \r\n.
+    // A \r at the end may be the first half of a \r\n.
     const end = rest.endsWith("\r") ? rest.length - 1 : rest.length;
     const lines = rest.slice(0, end).split(/\r\n|\n|\r/);
     rest = lines.pop() + rest.slice(end);

@@ -1,6 +1,6 @@
 /**
- * A transcript as SubRip or WebVTT, by the server's own rule (worker/protocol/subtitles.py): cues of at most two lines of 42 characters
- * and seven seconds, cut between words and at segment ends, with spaces where the text has them.
+ * Transcript → SubRip or WebVTT, by the same rule as the server's (worker/protocol/subtitles.py): cues of at most two lines of
+ * 42 characters and of seven seconds, split between words and at the ends of segments, with the spaces of the text.
  */
 
 /** @typedef {{start: number, end: number, text: string}} Segment  seconds */
@@ -13,6 +13,7 @@ const CUE_SEC = 7;
 const SHORTEST_SEC = 0.5;
 
 /**
+ * Return a transcript as SubRip.
  * @param {Transcript} transcript
  * @returns {string}
  */
@@ -24,6 +25,7 @@ export function srt(transcript) {
 }
 
 /**
+ * Return a transcript as WebVTT.
  * @param {Transcript} transcript
  * @returns {string}
  */
@@ -36,44 +38,44 @@ export function vtt(transcript) {
 }
 
 /**
- * The cues, their lines broken.
+ * Return the cues of a transcript, split into lines.
  * @param {Transcript} transcript
  * @returns {Segment[]}
  */
 export function cues({ text, duration = 0, words = [], segments = [] }) {
   if (!text) return [];
   if (!words.length) {
-    const spans = segments.length ? segments : [{ text, start: 0, end: duration }];
-    return spans.map((span) => cue({ ...span, texts: span.text.split(/\s+/).filter(Boolean).map((word) => ` ${word}`) }));
+    const whole = segments.length ? segments : [{ text, start: 0, end: duration }];
+    return whole.map((span) => cue({ ...span, texts: span.text.split(/\s+/).filter(Boolean).map((word) => ` ${word}`) }));
   }
   let letters = 0;
   const ends = new Set(segments.map((segment) => (letters += lettersOf(segment.text))));
   letters = 0;
   /** @type {{texts: string[], start: number, end: number}[]} */
-  const made = [];
+  const spans = [];
   let open = false;
-  const texts = spaced(text, words.map(({ word }) => word));
+  const texts = addSpaces(text, words.map(({ word }) => word));
   for (const [i, { word, start, end }] of words.entries()) {
-    const last = made.at(-1);
+    const last = spans.at(-1);
     if (open && last && length(last.texts.join("").trimStart()) + length(texts[i]) <= CUE_CHARS && end - last.start <= CUE_SEC) {
       last.texts.push(texts[i]);
       last.end = Math.max(last.end, end);
     } else {
-      made.push({ texts: [texts[i]], start, end });
+      spans.push({ texts: [texts[i]], start, end });
     }
     letters += lettersOf(word);
     open = !ends.has(letters);
   }
-  return made.map(cue);
+  return spans.map(cue);
 }
 
 /**
- * The words, a space before each but those that follow the last without one in the text.
+ * Return the words, each with the space before it that the text has.
  * @param {string} text
  * @param {string[]} words
  * @returns {string[]}
  */
-export function spaced(text, words) {
+export function addSpaces(text, words) {
   let at = 0;
   return words.map((word) => {
     const place = text.slice(at, at + word.length + CUE_CHARS).indexOf(word);
@@ -82,25 +84,25 @@ export function spaced(text, words) {
   });
 }
 
-/** @param {string} text */
+/** Return the number of characters other than spaces. @param {string} text */
 function lettersOf(text) {
   return length(text.replace(/\s+/g, ""));
 }
 
-/** Characters as people and Python count them, not UTF-16 units. @param {string} text */
+/** Return the number of characters, as Python counts them, instead of UTF-16 units. @param {string} text */
 function length(text) {
   return [...text].length;
 }
 
 /**
- * On two lines, broken between words near the middle, where one would be too long.
+ * Return a cue. A text that is too long for one line is split near the middle, between two words.
  * @param {{texts: string[], start: number, end: number}} span
  * @returns {Segment}
  */
-function cue({ texts: [first = "", ...rest], start, end: said }) {
+function cue({ texts: [first = "", ...rest], start, end: spokenEnd }) {
   const texts = [first.trimStart(), ...rest];
   const text = texts.join("");
-  const end = Math.round(said * 1000) > Math.round(start * 1000) ? said : start + SHORTEST_SEC;
+  const end = Math.round(spokenEnd * 1000) > Math.round(start * 1000) ? spokenEnd : start + SHORTEST_SEC;
   if (length(text) <= LINE_CHARS || !rest.length) return { text, start, end };
   const half = Math.floor(length(text) / 2);
   const places = texts.slice(1).map((_, i) => i + 1);
@@ -109,7 +111,7 @@ function cue({ texts: [first = "", ...rest], start, end: said }) {
   return { text: `${texts.slice(0, middle).join("")}\n${texts.slice(middle).join("").trimStart()}`, start, end };
 }
 
-/** @param {number} seconds @param {string} point */
+/** Return a time stamp. @param {number} seconds @param {string} point  the decimal separator */
 function stamp(seconds, point) {
   const millis = Math.round(seconds * 1000);
   const two = (/** @type {number} */ n) => String(Math.floor(n)).padStart(2, "0");

@@ -1,4 +1,4 @@
-/** Light or dark: the system's choice until the reader makes one. */
+/** The theme, light or dark: the system's until the user chooses one. */
 import { byId } from "./dom.js";
 
 const KEPT = "aviary-theme";
@@ -7,7 +7,7 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 const watchers = new Set();
 
 /**
- * Calls whoever draws on a canvas when its colours have changed.
+ * Register a function that redraws a canvas, to be called when the colors change.
  * @param {() => void} redraw
  */
 export function onTheme(redraw) {
@@ -15,16 +15,16 @@ export function onTheme(redraw) {
 }
 
 /**
- * A colour of the style sheet, for a canvas.
+ * Return a color of the style sheet, for a canvas.
  * @param {Element} element
- * @param {string} name  of the custom property, without its dashes
+ * @param {string} name  the name of the custom property, without its dashes
  * @returns {string}
  */
-export function colour(element, name) {
+export function color(element, name) {
   return getComputedStyle(element).getPropertyValue(`--${name}`);
 }
 
-/** Starts the switch. */
+/** Connect the switch. */
 export function startTheme() {
   const button = byId("theme");
   const isDark = () => (document.documentElement.dataset.theme ?? (dark.matches ? "dark" : "light")) === "dark";

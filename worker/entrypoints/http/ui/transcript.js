@@ -1,16 +1,17 @@
-/** A transcript to read and to listen along with: each word is lit as it is heard, and is the way to its place. */
+/** The view of a transcript: each word is highlighted while it plays, and a click on a word plays it. */
 import { h, announce, save } from "./dom.js";
 import { clock } from "./format.js";
-import { spaced, srt, vtt } from "./subtitles.js";
+import { addSpaces, srt, vtt } from "./subtitles.js";
 
 /** @typedef {import("./subtitles.js").Transcript} Transcript */
 /** @typedef {{text: string, start: number, end: number}} Spoken */
 
 /**
+ * Return the view of a transcript.
  * @param {Transcript} transcript
- * @param {string} name  of the files that can be saved, without suffix
- * @param {((seconds: number) => void)|null} seek  null: there is nothing to play
- * @returns {{element: HTMLElement, at: (seconds: number) => void}} at: lights what is heard then
+ * @param {string} name  the name of the files to save, without their suffix
+ * @param {((seconds: number) => void)|null} seek  null if there is nothing to play
+ * @returns {{element: HTMLElement, at: (seconds: number) => void}} at: highlights the word at a time
  */
 export function transcriptView(transcript, name, seek) {
   const { words = [], segments = [], text } = transcript;
@@ -20,7 +21,7 @@ export function transcriptView(transcript, name, seek) {
     ? { class: "word", role: "button", tabindex: i ? -1 : 0, "data-i": i }
     : { class: "word", title: `${clock(one.start, true)} to ${clock(one.end, true)}` }, one.text));
   const body = h("div", { class: "words", role: "group", "aria-label": "Transcript" },
-    ...(spoken.length ? paragraphs(spoken, spans, segments, text, seek) : [h("p", {}, text || "Nothing was heard.")]));
+    ...(spoken.length ? paragraphs(spoken, spans, segments, text, seek) : [h("p", {}, text || "No speech was found.")]));
   let lit = -1;
   const at = (/** @type {number} */ seconds) => {
     const now = indexAt(spoken, seconds);
@@ -30,38 +31,38 @@ export function transcriptView(transcript, name, seek) {
     lit = now;
     if (spans[now]) keepInView(body, spans[now]);
   };
-  const hint = seek && spoken.length ? h("p", { class: "note" }, "Click a word to hear it. With the keyboard: arrow keys, then Enter.") : null;
+  const hint = seek && spoken.length ? h("p", { class: "note" }, "Click a word to play it, or use the arrow keys and Enter.") : null;
   if (seek) listen(body, spans, (i) => seek(spoken[i].start));
   return { element: h("div", { class: "transcript" }, body, h("div", { class: "foot" }, hint, downloads(transcript, name))), at };
 }
 
 /**
- * A paragraph a segment, with its time in the margin.
+ * Return one paragraph per segment, with its time in the margin.
  * @param {Spoken[]} spoken @param {HTMLElement[]} spans @param {Spoken[]} segments @param {string} text
  * @param {((seconds: number) => void)|null} seek
  */
 function paragraphs(spoken, spans, segments, text, seek) {
-  const made = [];
-  const apart = spaced(text, spoken.map((one) => one.text)).map((one) => one.startsWith(" "));
+  const result = [];
+  const spaces = addSpaces(text, spoken.map((word) => word.text)).map((word) => word.startsWith(" "));
   let next = 0;
   for (const [i, segment] of (segments.length ? segments : [{ start: spoken[0].start, end: Infinity, text: "" }]).entries()) {
     const last = i >= segments.length - 1;
     const content = [];
     while (next < spoken.length && (last || spoken[next].start < segment.end - 0.0005)) {
-      content.push(apart[next] ? " " : "", spans[next]);
+      content.push(spaces[next] ? " " : "", spans[next]);
       next += 1;
     }
     const stamp = clock(segment.start);
-    made.push(h("p", { class: "segment" },
+    result.push(h("p", { class: "segment" },
       seek ? h("button", { type: "button", class: "stamp", tabindex: -1, "aria-label": `Play from ${stamp}`,
         onclick: () => seek(segment.start) }, stamp) : h("span", { class: "stamp" }, stamp),
       h("span", { class: "said" }, ...content)));
   }
-  return made;
+  return result;
 }
 
 /**
- * One word is in the tab order at a time; arrows move, Enter and space play.
+ * Connect keyboard and mouse: one word is in the tab order at a time, arrows move, Enter and space play.
  * @param {HTMLElement} body @param {HTMLElement[]} spans @param {(index: number) => void} choose
  */
 function listen(body, spans, choose) {
@@ -75,7 +76,7 @@ function listen(body, spans, choose) {
   };
   body.addEventListener("click", (event) => {
     const i = indexOf(event.target);
-    // The end of a selection is not a click on a word.
+    // The end of a text selection is not a click on a word.
     if (i < 0 || String(getSelection())) return;
     rove(i);
     choose(i);
@@ -95,14 +96,14 @@ function listen(body, spans, choose) {
   });
 }
 
-/** The nearest word of the next or previous paragraph. @param {HTMLElement[]} spans @param {number} i @param {1|-1} way */
+/** Return the nearest word of the next or previous paragraph. @param {HTMLElement[]} spans @param {number} i @param {1|-1} way */
 function beyond(spans, i, way) {
   let to = i;
   while (spans[to + way] && spans[to].parentElement === spans[i].parentElement) to += way;
   return to;
 }
 
-/** The last that has begun, unless it is over for more than a moment. @param {Spoken[]} spoken @param {number} seconds */
+/** Return the last word that has started, or -1 if it ended more than 0.25 s ago. @param {Spoken[]} spoken @param {number} seconds */
 function indexAt(spoken, seconds) {
   let low = 0;
   let high = spoken.length;
@@ -114,13 +115,13 @@ function indexAt(spoken, seconds) {
   return low && seconds < spoken[low - 1].end + 0.25 ? low - 1 : -1;
 }
 
-/** Scrolls the transcript's own box, never the page. @param {HTMLElement} box @param {HTMLElement} word */
+/** Scroll the transcript's own box, never the page. @param {HTMLElement} box @param {HTMLElement} word */
 function keepInView(box, word) {
   const [outer, inner] = [box.getBoundingClientRect(), word.getBoundingClientRect()];
   if (inner.top < outer.top || inner.bottom > outer.bottom) box.scrollTop += inner.top - outer.top - outer.height / 3;
 }
 
-/** @param {Transcript} transcript @param {string} name */
+/** Return the buttons that copy and save the transcript. @param {Transcript} transcript @param {string} name */
 function downloads(transcript, name) {
   /** @type {[string, string, () => string][]} */
   const kinds = [

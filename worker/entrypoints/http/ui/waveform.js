@@ -1,15 +1,15 @@
-/** A clip's wave on a canvas: what was played, where the segments are, and a slider for mouse, finger and keyboard. */
+/** The waveform of a clip on a canvas: the position, the segments, and a slider for mouse, touch and keyboard. */
 import { keepDrawn } from "./canvas.js";
 import { h } from "./dom.js";
 import { clock, ticks } from "./format.js";
-import { colour } from "./theme.js";
+import { color } from "./theme.js";
 
 const AXIS = 18;
 const RAIL = 8;
 const BAR = 3;
 
 export class Waveform {
-  /** @param {(seconds: number) => void} onSeek  @param {() => void} onToggle  the space bar */
+  /** @param {(seconds: number) => void} onSeek  @param {() => void} onToggle  called for the space bar */
   constructor(onSeek, onToggle) {
     this.onSeek = onSeek;
     this.duration = 0;
@@ -27,25 +27,25 @@ export class Waveform {
       },
     }));
     this.redraw = keepDrawn(this.canvas, (context, width, height) => this.#draw(context, width, height));
-    this.#tell();
+    this.#describe();
   }
 
   /** @param {{peaks?: Float32Array, duration?: number, segments?: {start: number, end: number, text: string}[]}} shape */
   set(shape) {
     Object.assign(this, shape);
-    this.#tell();
+    this.#describe();
     this.redraw();
   }
 
   /** @param {number} seconds */
   moveTo(seconds) {
     this.position = seconds;
-    this.#tell();
+    this.#describe();
     this.redraw();
   }
 
-  #tell() {
-    const here = this.segments.find((one) => one.start <= this.position && this.position < one.end);
+  #describe() {
+    const here = this.segments.find((segment) => segment.start <= this.position && this.position < segment.end);
     this.canvas.setAttribute("aria-valuemax", this.duration.toFixed(1));
     this.canvas.setAttribute("aria-valuenow", this.position.toFixed(1));
     this.canvas.setAttribute("aria-valuetext", `${clock(this.position)} of ${clock(this.duration)}${here ? `: ${here.text}` : ""}`);
@@ -65,7 +65,7 @@ export class Waveform {
 
   /** @param {KeyboardEvent} event @param {() => void} onToggle */
   #key(event, onToggle) {
-    const starts = this.segments.map((one) => one.start);
+    const starts = this.segments.map((segment) => segment.start);
     const step = Math.max(0.25, Math.min(5, this.duration / 40));
     const later = starts.find((start) => start > this.position + 0.01) ?? this.duration;
     const earlier = starts.findLast((start) => start < this.position - 0.3) ?? 0;
@@ -93,7 +93,7 @@ export class Waveform {
     this.#drawSegments(context, x, floor);
     const middle = floor / 2;
     const bars = Math.floor(width / BAR);
-    const [played, ahead, ink, muted] = ["accent", "wave", "ink", "muted"].map((name) => colour(this.canvas, name));
+    const [played, ahead, ink, muted] = ["accent", "wave", "ink", "muted"].map((name) => color(this.canvas, name));
     for (let i = 0; i < bars; i += 1) {
       const high = Math.max(1, this.#peak(i / bars, (i + 1) / bars) * (floor - 6));
       context.fillStyle = i * BAR < x(this.position) ? played : ahead;
@@ -112,7 +112,7 @@ export class Waveform {
 
   /** @param {CanvasRenderingContext2D} context @param {(seconds: number) => number} x @param {number} floor */
   #drawSegments(context, x, floor) {
-    const [lit, soft, wave, shade] = ["lit", "lit-soft", "wave", "shade"].map((name) => colour(this.canvas, name));
+    const [lit, soft, wave, shade] = ["lit", "lit-soft", "wave", "shade"].map((name) => color(this.canvas, name));
     for (const { start, end } of this.segments) {
       const now = start <= this.position && this.position < end;
       const wide = Math.max(2, x(end) - x(start) - 1);
@@ -123,7 +123,7 @@ export class Waveform {
     }
   }
 
-  /** The loudest between two parts of the clip, 0 to 1. @param {number} from @param {number} to */
+  /** Return the peak between two positions, each a part of the clip from 0 to 1. @param {number} from @param {number} to */
   #peak(from, to) {
     if (!this.peaks) return 0;
     let loudest = 0;
