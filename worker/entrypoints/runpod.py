@@ -74,7 +74,7 @@ class RunpodWorker:
         size = 0
         try:
             answer, size = await self._answer(job)
-        except Exception as caught:  # noqa: BLE001  a job is answered whatever happens
+        except Exception as caught:  # noqa: BLE001  every job gets an answer
             answer = _error_json(report(caught, during=f"job {name}"))
         finally:
             self._running -= 1
@@ -152,7 +152,7 @@ class RunpodWorker:
         return outcome
 
     async def _progress(self, job: Mapping[str, Any], total: int, done: Callable[[], int]) -> None:
-        """Post how many inputs are done whenever that changes, until cancelled. A post that has begun is finished."""
+        """Post how many inputs are done whenever that changes, until canceled. A post that has begun is finished."""
         from runpod.http_client import AsyncClientSession
         from runpod.serverless.modules.rp_progress import _async_progress_update
 

@@ -1,4 +1,4 @@
-"""Any payload, whatever its task → Work. Every entry point that takes payloads comes through here.
+"""Any payload, of any task → Work. Every entry point that takes payloads comes through here.
 
 tasks = Tasks(settings, engine)
 work = tasks.prepare(fields)     checked, nothing begun; see `worker.protocol.work`

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import override
 
 from worker.audio.fetch import check_allowed
 from worker.config import Settings
@@ -72,17 +73,21 @@ class EvaluationWork(Work):
     evaluation: Evaluation
     engine: Engine
 
+    @override
     @property
     def size(self) -> int:  # type: ignore[override]
         return self.evaluation.request.size
 
+    @override
     @property
     def model(self) -> str:  # type: ignore[override]
         return self.evaluation.request.model
 
+    @override
     def start(self, on_result: OnResult | None = None, on_text: OnText | None = None) -> Future[Response]:
         return self.engine.submit(self.evaluation.request, on_result=on_result)
 
+    @override
     def finish(self, outcome: Response) -> Json:
         """Raises DeviceLost or Cancelled if one ended the run: neither says anything about the model."""
         for one in outcome.results:

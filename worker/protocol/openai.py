@@ -1,12 +1,12 @@
-"""OpenAI's JSON over Runpod's proxy: `openai_route` and `openai_input` → our payload, and our answer → OpenAI's shape.
+"""OpenAI's JSON: the body of a route → our payload, and our answer → the shape of that route.
 
     /v1/models                                   the catalog
-    /v1/chat/completions                         one audio (`input_audio` or `audio`), text before and after it
+    /v1/chat/completions                         one audio (`input_audio` or `audio`), with text before and after it
     /v1/audio/transcriptions, /translations      JSON: `audio` {"url" | "data"} or `file` (a source), response_format …
     /v1/audio/captions, /embeddings, /analyze    JSON: `audio` {"url" | "data"}
 
-Fields that mean nothing here are refused by name, as everywhere. Pure translation: the request goes on to
-`worker.protocol.request`.
+The HTTP routes and Runpod's OpenAI proxy (`openai_route`, `openai_input`) both translate here. A field that a route
+does not have is an error, which names the field. All else is validated by `worker.protocol.request`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ TASKS: dict[str, Task] = {
 # OpenAI's names of our options; the others have the same name on both sides.
 RENAMED = {"response_format": "format", "timestamp_granularities": "timestamps", "encoding_format": "encoding"}
 _SAME = {"model", *OPTIONS} - {"messages", *RENAMED.values()}
-_AS_IT_IS = {"chunking_strategy": "auto"}  # what OpenAI's clients may ask for and get anyway
+_ALWAYS = {"chunking_strategy": "auto"}  # accepted with this value, which is what happens anyway
 
 
 def models() -> Json:
-    """The catalog as OpenAI lists models."""
+    """Return the catalog as OpenAI's list of models."""
     return {"object": "list", "data": [model_json(model) for model in catalog.MODELS]}
 
 
@@ -63,7 +63,10 @@ def model_json(model: catalog.Model) -> Json:
 
 
 def translate(route: str, body: Any) -> tuple[Json, Shape]:
-    """The payload that a route's body asks for, and what makes OpenAI's answer of ours."""
+    """Return the payload of a route's body, and the function that gives our answer the route's shape.
+
+    Raises RequestError.
+    """
     if not isinstance(body, Mapping):
         raise RequestError("openai_input must be a JSON object", param="openai_input")
     if route == "/v1/chat/completions":
@@ -71,12 +74,12 @@ def translate(route: str, body: Any) -> tuple[Json, Shape]:
     name = route.removeprefix("/v1/audio/")
     if name not in TASKS:
         known = ", ".join(["/v1/models", "/v1/chat/completions", *(f"/v1/audio/{task}" for task in TASKS)])
-        raise RequestError(f"openai_route {route!r} is not known: use one of {known}", param="openai_route")
+        raise RequestError(f"unknown openai_route {route!r}: use one of {known}", param="openai_route")
     return _audio(TASKS[name], body), _speech_shape if name in ("transcriptions", "translations") else _first
 
 
 def source(value: Any, name: str) -> str:
-    """A source as these bodies have it: a string, or an object with url or data. Raises RequestError."""
+    """Return the source in a body: a string, or an object with url or data. Raises RequestError."""
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping) and isinstance(value.get("url"), str):
@@ -98,7 +101,7 @@ def _audio(task: str, body: Mapping[str, Any]) -> Json:
             payload[RENAMED[name]] = value
         elif name in _SAME:
             payload[name] = value
-        elif name not in _AS_IT_IS or value != _AS_IT_IS[name]:
+        elif name not in _ALWAYS or value != _ALWAYS[name]:
             raise RequestError(f"{name} is not a field of this route", param=name)
     return payload
 
@@ -111,7 +114,9 @@ def _chat(body: Mapping[str, Any]) -> Json:
         elif name in ("max_tokens", "max_completion_tokens"):
             payload["max_new_tokens"] = value
         elif name == "stream" and value:
-            raise Unsupported("stream is not possible through Runpod's handler", param="stream")
+            raise Unsupported(
+                "Runpod's handler cannot stream: leave out stream, or use the HTTP server", param="stream"
+            )
         elif name in _SAME:
             payload[name] = value
         elif name not in ("stream", "user", "n") or (name == "n" and value != 1):
@@ -120,14 +125,14 @@ def _chat(body: Mapping[str, Any]) -> Json:
 
 
 def _turns(messages: Any) -> Json:
-    """The one audio, and the turns as text."""
+    """Return the only audio of the messages, and their turns as text. Raises RequestError."""
     if not isinstance(messages, list) or not messages:
         raise RequestError("messages must be a list with at least one message", param="messages")
     audios: list[str] = []
     turns: list[Json] = []
     for message in messages:
         if not isinstance(message, Mapping):
-            raise RequestError("a message is an object with role and content", param="messages")
+            raise RequestError("each of messages must be an object with role and content", param="messages")
         content = message.get("content")
         parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
         texts: list[str] = []
@@ -139,10 +144,10 @@ def _turns(messages: Any) -> Json:
             elif kind in ("audio", "input_audio"):
                 audios.append(source(part.get(kind), kind))
             else:
-                raise RequestError("a content part is text, input_audio or audio", param="messages")
+                raise RequestError("each content part must be text, input_audio or audio", param="messages")
         turns.append({"role": message.get("role"), "content": "\n".join(texts), "audio": len(audios) > before})
     if len(audios) != 1:
-        raise RequestError(f"a chat needs exactly one audio, not {len(audios)}", param="messages")
+        raise RequestError(f"a chat requires exactly one audio; messages has {len(audios)}", param="messages")
     return {"messages": turns, "audio": audios[0]}
 
 
@@ -151,7 +156,7 @@ def _first(answer: Json) -> Json:
 
 
 def _speech_shape(answer: Json) -> Any:
-    """OpenAI's json has no language: it is here where the model tells it, for who asks for no times."""
+    """Return `formatted` if the request asked for a format, else OpenAI's json, with the language if it is known."""
     one = answer["results"][0]
     if "formatted" in one:
         return one["formatted"]

@@ -1,7 +1,7 @@
-"""A checked payload that can be run: what every entry point does with a request, whatever its task.
+"""A checked payload that can be run: what every entry point does with a request of any task.
 
     work = tasks.prepare(fields)             everything checked, nothing begun
-    future = work.start(on_result, on_text)  begins; cancelling the future drops the work
+    future = work.start(on_result, on_text)  begins; canceling the future drops the work
     answer = work.finish(outcome)            the future's result → the answer's JSON
 
 `Inference` is the work of most tasks: one Request to the engine. Evaluation and scoring have kinds of their own.
@@ -14,6 +14,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
 
 from worker.errors import AviaryError
 from worker.protocol import render
@@ -62,24 +64,30 @@ class Inference(Work):
     engine: Engine
     put: render.Put
 
+    @override
     @property
     def size(self) -> int:  # type: ignore[override]
         return self.request.size
 
+    @override
     @property
     def model(self) -> str:  # type: ignore[override]
         return self.request.model
 
+    @override
     @property
     def is_light(self) -> bool:
         return self.size == 1 and all(item.options.task not in ("embed", "analyze") for item in self.request.items)
 
+    @override
     def start(self, on_result: OnResult | None = None, on_text: OnText | None = None) -> Future[Response]:
         return self.engine.submit(self.request, on_result=on_result, on_text=on_text)
 
+    @override
     def finish(self, outcome: Response) -> Json:
         return render.to_json(outcome, self.put)
 
+    @override
     def error(self, outcome: Response) -> AviaryError | None:
         first = outcome.results[0] if len(outcome.results) == 1 else None
         return first.error if isinstance(first, Failure) else None

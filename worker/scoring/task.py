@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import override
 
 from worker.config import Settings
 from worker.errors import AviaryError, RequestError, TooManyInputs
@@ -81,15 +82,18 @@ class Scoring(Work):
     recordings: tuple[_Recording, ...]
     sources: tuple[Source, ...]
 
+    @override
     @property
     def size(self) -> int:  # type: ignore[override]
         return len(self.recordings)
 
+    @override
     def start(
         self, on_result: OnResult | None = None, on_text: OnText | None = None
     ) -> Future[list[Score | AviaryError]]:
         return all_of([self._score(one, source) for one, source in zip(self.recordings, self.sources, strict=True)])
 
+    @override
     def finish(self, outcome: list[Score | AviaryError]) -> Json:
         results: list[Json] = []
         for index, (one, score) in enumerate(zip(self.recordings, outcome, strict=True)):
@@ -105,6 +109,7 @@ class Scoring(Work):
             answer["error"] = failed[0]["error"]["message"]
         return answer
 
+    @override
     def error(self, outcome: list[Score | AviaryError]) -> AviaryError | None:
         first = outcome[0] if len(outcome) == 1 else None
         return first if isinstance(first, AviaryError) else None

@@ -275,7 +275,7 @@ def _speech(command: Any) -> None:
         "--timestamps", type=_levels, metavar="LEVELS", help="word, segment and char, separated by commas"
     )
     _punctuation(command)
-    command.add_argument("--prompt", help="Flamingo: what is asked; Whisper: words to expect")
+    command.add_argument("--prompt", help="Flamingo: the instruction; Whisper: words to expect")
 
 
 def _punctuation(command: Any) -> None:

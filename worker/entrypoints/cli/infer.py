@@ -37,9 +37,8 @@ def run(given: argparse.Namespace) -> int:
     settings = Settings.of(model=given.model, model_dir=given.model_dir, device=given.device)
     payload = _payload(given, catalog.find(settings.default_model))
     named = {"model": given.model} if given.model else {}
-    parse(
-        {**payload, **named, "inputs": ["any"]}, settings, trusted=True
-    )  # what is wrong with the options is told before loading
+    # A mistake in the options is reported before the model loads.
+    parse({**payload, **named, "inputs": ["any"]}, settings, trusted=True)
     payload |= {"inputs": [one.source for one in inputs], "progress": session.bar_shown(given)}
     put, tally = Bucket(settings).put, session.Tally(len(inputs))
     with session.quiet_stdout(), python.load(settings, given.model) as bundle:

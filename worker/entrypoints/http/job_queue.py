@@ -159,7 +159,7 @@ class SubmissionBatcher:
         self._storing: asyncio.Task[None] | None = None
 
     async def store(self, submission: Submission) -> Job:
-        """Store a submission, even if the caller is cancelled. Raises what `store_all` raises for it alone."""
+        """Store a submission, even if the caller is canceled. Raises what `store_all` raises for it alone."""
         future: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
         self._coming.append((submission, future))
         if self._storing is None:
@@ -172,7 +172,7 @@ class SubmissionBatcher:
                 batch, self._coming = self._coming, []
                 outcomes = await asyncio.to_thread(self._outcomes, [submission for submission, _ in batch])
                 for (_, future), outcome in zip(batch, outcomes, strict=True):
-                    if future.done():  # cancelled
+                    if future.done():  # canceled
                         continue
                     if isinstance(outcome, Exception):
                         future.set_exception(outcome)
@@ -182,7 +182,7 @@ class SubmissionBatcher:
             self._storing = None
 
     def _outcomes(self, submissions: list[Submission]) -> list[Job | Exception]:
-        """Return a job or an error for each. One that cannot be stored does not keep out the others.
+        """Return a job or an error for each. A submission that cannot be stored does not keep out the others.
 
         A store that fails is not asked again: it may have stored the jobs in spite of the error, or be slow to fail.
         """

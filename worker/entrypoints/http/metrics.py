@@ -131,6 +131,7 @@ class MetricsMiddleware:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, then count it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

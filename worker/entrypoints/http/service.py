@@ -36,7 +36,7 @@ LOADING_SEC = 5.0
 
 
 class Service:
-    """One engine behind HTTP. Its methods are for the event loop."""
+    """One engine behind HTTP. The event loop calls its methods."""
 
     def __init__(self, settings: Settings, engine: Engine, metrics: Metrics) -> None:
         self.settings, self.engine, self.metrics = settings, engine, metrics
@@ -46,7 +46,7 @@ class Service:
         self._cannot_score = False
 
     def load(self) -> None:
-        """Begins to load MODEL and MODELS; answers at once."""
+        """Start to load MODEL and MODELS, and return at once."""
         for name in (self.settings.default_model, *self.settings.models):
             model = catalog.find(name).id
             self._loads[model] = self.engine.load(model)
@@ -60,18 +60,17 @@ class Service:
         self._cannot_score = ready.cancelled() or ready.exception() is not None
 
     def close(self) -> None:
-        """Before the engine's."""
+        """Close the tasks. Call it before the engine's `close`."""
         self.tasks.close()
 
     @property
     def default(self) -> str:
-        """The id of the model that requests get which name none."""
+        """The id of the model that runs requests without a model."""
         return catalog.find(self.settings.default_model).id
 
     @property
     def state(self) -> str:
-        """loading, ready, or unhealthy: the device is lost, or the default model, or all that score, could not be
-        loaded."""
+        """`loading`, `ready`, or `unhealthy`: the last device, the default model or all scoring models are missing."""
         if self.engine.lost is not None or self._cannot_score:
             return "unhealthy"
         load = self._loads.get(self.default)
@@ -147,7 +146,7 @@ class Service:
         return work.finish(outcome) if work.is_light else await asyncio.to_thread(work.finish, outcome)
 
     def admit(self, inputs: int) -> None:
-        """Counts inputs in, until `leave`. Raises QueueFull; one request too large for the queue may have it alone."""
+        """Count inputs in, until `leave`. A request larger than the queue runs alone. Raises QueueFull."""
         with self._counting:
             if self._in_flight and self._in_flight + inputs > self.settings.max_queue:
                 raise QueueFull(
@@ -158,13 +157,13 @@ class Service:
             self.metrics.in_flight(self._in_flight)
 
     def leave(self, inputs: int) -> None:
-        """On any thread."""
+        """Count inputs out. Any thread may call it."""
         with self._counting:
             self._in_flight -= inputs
             self.metrics.in_flight(self._in_flight)
 
     async def _wait(self, http: HttpRequest, future: Future[Any]) -> Any:
-        """The future's result; it is cancelled when the client hangs up or REQUEST_TIMEOUT_SEC is over."""
+        """Return the future's result. Cancel it if the client hangs up or REQUEST_TIMEOUT_SEC passes."""
         answer = asyncio.ensure_future(asyncio.wrap_future(future))
         gone = asyncio.ensure_future(hung_up(http))
         try:
@@ -193,7 +192,7 @@ class Service:
 
 
 async def hung_up(http: HttpRequest) -> None:
-    """Returns when the client has closed its connection. The body must have been read."""
+    """Return when the client has closed its connection. Call it after the body has been read."""
     while (await http.receive())["type"] != "http.disconnect":
         pass
 
@@ -204,8 +203,7 @@ def _raise(error: AviaryError | None) -> None:
 
 
 def _settle(_load: Future[None]) -> None:
-    """What has been loaded stays: else the collector would look through all of it again and again, and hold up the
-    event loop for a tenth of a second each time."""
+    """Keep loaded models out of garbage collection, which would stop the event loop for 0.1 s each time."""
     gc.collect()
     gc.freeze()
 

@@ -121,7 +121,7 @@ def router(service: Service, queue: JobQueue) -> APIRouter:
     )
     async def cancel(name: str) -> Response:
         job = await asyncio.to_thread(queue.cancel, name)
-        return JSONResponse({"message": f"Job {job.id} cancelled", "status": job.state})
+        return JSONResponse({"message": f"Job {job.id} {job.state}", "status": job.state})
 
     return routes
 
