@@ -67,8 +67,9 @@ class Device:
 
     def watch(self, on_lost: Callable[[DeviceLost], None]) -> None:
         """Start to read responses. `on_lost` is called, on a thread of its own, if the process ends before `close`."""
-        name = f"device {self.placement.name}"
-        threading.Thread(target=self._listen, args=(on_lost,), name=name, daemon=True).start()
+        threading.Thread(
+            target=self._listen, args=(on_lost,), name=f"device {self.placement.name}", daemon=True
+        ).start()
 
     @property
     def pid(self) -> int:
