@@ -80,7 +80,7 @@ class Fetcher:
         """Sessions end with the threads that made them; nothing else is held."""
 
     def _temporary(self) -> BinaryIO:
-        self._settings.data_dir.mkdir(parents=True, exist_ok=True)
+        self._settings.make_data_dir()
         return cast(BinaryIO, tempfile.TemporaryFile(dir=self._settings.data_dir))
 
     def _session(self, *, allow_private: bool) -> requests.Session:

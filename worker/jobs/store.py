@@ -32,6 +32,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
+from worker import private
 from worker.config import Settings
 from worker.errors import WorkerLost
 from worker.jobs.database import Database
@@ -68,13 +69,17 @@ class JobStore:
     ) -> None:
         self._database = Database(url)
         self.uploads, self._max_attempts, self._clock = uploads, max_attempts, clock
-        uploads.mkdir(parents=True, exist_ok=True)
+        private.hide(private.make_folder(uploads))
 
     @classmethod
     def of(cls, settings: Settings) -> JobStore:
-        """Return the store that JOBS_URL, DATA_DIR and JOB_MAX_ATTEMPTS describe."""
-        url = settings.jobs_url or sa.URL.create("sqlite", database=str(settings.data_dir.absolute() / "jobs.db"))
-        return cls(url, settings.data_dir / "uploads", max_attempts=settings.job_max_attempts)
+        """Return the store that JOBS_URL, DATA_DIR and JOB_MAX_ATTEMPTS describe.
+
+        Raises: ConfigError if DATA_DIR belongs to another user.
+        """
+        folder = settings.make_data_dir()
+        url = settings.jobs_url or sa.URL.create("sqlite", database=str(folder.absolute() / "jobs.db"))
+        return cls(url, folder / "uploads", max_attempts=settings.job_max_attempts)
 
     def close(self) -> None:
         """Close the database."""
