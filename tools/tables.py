@@ -37,7 +37,7 @@ FEW_LANGUAGES = 4  # a table shows so many language codes; of more codes it show
 COMPUTED = {
     "decode_workers": "number of cores, 2 to 8",
     "allowed_paths": "working folder, `/runpod-volume`",
-    "data_dir": "`aviary` in the temporary folder",
+    "data_dir": "`aviary-UID` in the temporary folder",
 }
 SET_BY_RUNPOD = ("runpod_webhook_get_job", "runpod_endpoint_id")
 

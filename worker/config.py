@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from worker import private
 from worker.errors import ConfigError, ModelNotFound
 
 VOLUME = Path("/runpod-volume")
@@ -159,8 +160,8 @@ class Settings(BaseSettings):
 
     # Storage
     data_dir: Path = Field(
-        default_factory=lambda: Path(tempfile.gettempdir()) / "aviary",
-        description="Folder of jobs, uploads, and files that processes share. Downloads pass through it as files that are unlinked at once.",
+        default_factory=lambda: Path(tempfile.gettempdir()) / f"aviary-{os.geteuid()}",
+        description="Folder of jobs, uploads, and files that processes share. Downloads pass through it as files that are unlinked at once. It is created for its user alone, and a folder of another user is refused.",
     )
     bucket_endpoint_url: str | None = Field(
         None, description="S3 endpoint for large results and s3:// inputs. If unset, AWS."
@@ -290,6 +291,13 @@ class Settings(BaseSettings):
     def devices(self) -> tuple[str, ...]:
         """Return the devices that DEVICE names, in order."""
         return tuple(name.strip() for name in self.device.split(","))
+
+    def make_data_dir(self) -> Path:
+        """Create DATA_DIR for this user alone if it does not exist, and return it.
+
+        Raises: ConfigError if another user may have put it there.
+        """
+        return private.make_folder(self.data_dir)
 
     @property
     def on_runpod(self) -> bool:

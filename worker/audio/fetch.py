@@ -62,7 +62,7 @@ class Fetcher:
         return file
 
     def _temporary(self) -> BinaryIO:
-        self._settings.data_dir.mkdir(parents=True, exist_ok=True)
+        self._settings.make_data_dir()
         return cast(BinaryIO, tempfile.TemporaryFile(dir=self._settings.data_dir))
 
     def _reopen(self, source: Source) -> BinaryIO:

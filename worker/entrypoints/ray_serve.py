@@ -27,7 +27,7 @@ class Replica:
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._settings = Settings(**values)
         logs.configure(self._settings)
-        self._settings.data_dir.mkdir(parents=True, exist_ok=True)
+        self._settings.make_data_dir()
         self._app: ASGIApp = create_app(self._settings)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

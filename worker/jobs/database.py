@@ -22,6 +22,7 @@ import sqlalchemy as sa
 import tenacity
 from sqlalchemy import event, exc
 
+from worker import private
 from worker.errors import ConfigError, DiskFull, StoreError
 from worker.jobs.schema import migrate
 
@@ -88,8 +89,16 @@ def _parse(url: str | sa.URL) -> sa.URL:
     if parsed.drivername == "sqlite":
         if parsed.database in (None, "", ":memory:"):
             raise ConfigError("JOBS_URL names no file; use sqlite:////path/jobs.db")
-        Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
+        _make_private(Path(str(parsed.database)))
     return parsed
+
+
+def _make_private(path: Path) -> None:
+    """Create the file of a database for this user alone. SQLite gives its own files beside it the same mode."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private.make_file(path)
+    for suffix in ("-wal", "-shm"):
+        private.hide(path.with_name(path.name + suffix))
 
 
 def _sqlite(url: sa.URL, connections: int, *, read_only: bool = False) -> sa.Engine:

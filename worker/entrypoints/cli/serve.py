@@ -38,7 +38,7 @@ def serve(settings: Settings) -> int:
     if settings.audio_score_server_socket is None:
         check_address(settings)
     logs.configure(settings)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    settings.make_data_dir()
     if settings.workers != 1:
         from worker.engine.placement import placements
         from worker.entrypoints.http.gateway import nginx, supervisor

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from worker.entrypoints.cli.doctor import machine, weights
 from worker.entrypoints.cli.doctor.finding import Finding
-from worker.errors import RequestError
+from worker.errors import ConfigError, RequestError
 
 __all__ = ["Finding", "findings", "run"]
 
@@ -69,7 +69,7 @@ def _safely(subject: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Fi
     """Yield the findings of a check. An exception that it raises becomes a finding."""
     try:
         yield from check()
-    except RequestError as error:
+    except (ConfigError, RequestError) as error:
         yield Finding(subject, error.message, _SETTINGS)
     except Exception as error:  # noqa: BLE001  a check that fails is a finding too
         yield Finding(subject, f"{type(error).__name__}: {error}", "Install or repair the component that it names")

@@ -133,8 +133,7 @@ def _torchaudio() -> Iterator[Finding]:
 
 def disk(settings: Settings) -> Iterator[Finding]:
     """Yield the free space in DATA_DIR, in GiB. The folder is created if it does not exist."""
-    folder = settings.data_dir
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = settings.make_data_dir()
     tempfile.TemporaryFile(dir=folder).close()
     free = shutil.disk_usage(folder).free
     needed = settings.max_audio_bytes

@@ -66,7 +66,7 @@ def run(settings: Settings, placements: Sequence[Placement], gateway: Path | Non
     if settings.port == 0:
         with sockets.bind_shared(settings.host, 0) as free:
             settings = settings.model_copy(update={"port": free.getsockname()[1]})
-    with _folder(settings.data_dir.resolve()) as folder:
+    with _folder(settings.make_data_dir().resolve()) as folder:
         return asyncio.run(Supervisor(settings, placements, folder, gateway).run())
 
 
