@@ -10,16 +10,11 @@ The model hears 40 s at a time. The engine cuts what is longer where it is quiet
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import re
-import types
-from collections.abc import Iterator
 from typing import Any
 
 from worker.backends.base import Backend
 from worker.backends.common import timestamps
-from worker.backends.common.device import device_of
 from worker.backends.common.silence import is_silent
 from worker.backends.nemo.encoder import NemoModel, weight_bytes
 from worker.catalog import Model
@@ -39,12 +34,11 @@ class Canary(Backend):
         return weight_bytes(self._row.id, self._settings)
 
     def load(self) -> None:
-        with _aligner_on(self._settings):
-            self._nemo = NemoModel(
-                self._row.id,
-                self._settings,
-                ("encoder", "encoder_decoder_proj", "transf_encoder", "transf_decoder", "log_softmax"),
-            )
+        self._nemo = NemoModel(
+            self._row.id,
+            self._settings,
+            ("encoder", "encoder_decoder_proj", "transf_encoder", "transf_decoder", "log_softmax"),
+        )
         from omegaconf import OmegaConf
 
         self._torch, self._model, self._device = self._nemo.torch, self._nemo.model, self._nemo.device
@@ -52,9 +46,7 @@ class Canary(Backend):
             self.overhead_sec = 16.0
         tokenizer = self._model.tokenizer  # one of several, with signs of its own; or, from 1b-v2 on, a single one
         self._signs = set(getattr(tokenizer, "special_tokens", None) or tokenizer.vocab)
-        self._aligner = getattr(self._model, "timestamps_asr_model", None)
-        if self._aligner is not None:
-            self._aligner.eval().requires_grad_(False)
+        self._aligner = self._nemo.aligner
         # Greedy, whatever the checkpoint says, and up to what the decoder holds: NeMo's max_generation_delta is a
         # limit that
         # grows with the longest clip of the batch. Settings that are not given become NeMo's defaults.
@@ -73,7 +65,7 @@ class Canary(Backend):
         return outputs
 
     def close(self) -> None:
-        self._model = self._nemo.model = self._aligner = None
+        self._model = self._nemo.model = self._aligner = self._nemo.aligner = None
         if self._device.type == "cuda":
             self._torch.cuda.empty_cache()
 
@@ -182,22 +174,3 @@ def languages(options: Options) -> tuple[str, str]:
 def _bare(text: str) -> str:
     """The text without signs and time tokens."""
     return " ".join(_SIGN.sub(" ", text).split())
-
-
-@contextlib.contextmanager
-def _aligner_on(settings: Settings) -> Iterator[None]:
-    """While it lasts, NeMo restores the aligner that a checkpoint carries on the device that is meant, not on the
-    first GPU."""
-    try:
-        from nemo.collections.asr.models import aed_multitask_models as module
-    except ImportError:  # NemoModel says what is missing
-        yield
-        return
-    kept = module.ASRModel
-    module.ASRModel = types.SimpleNamespace(
-        restore_from=functools.partial(kept.restore_from, map_location=device_of(settings))
-    )
-    try:
-        yield
-    finally:
-        module.ASRModel = kept

@@ -5,10 +5,14 @@
                 └── copy(member, file)          a member of any size
 
 A .nemo file is a tar archive of a model_config.yaml, a model_weights.ckpt and the tokenizer's files; NeMo before 1.7
-compressed it with gzip. The author of the file may be hostile, so these archives are refused before any content is
-used: links, devices and sparse files; absolute names and names with `..`; two members with one name; more than
-MAX_MEMBERS members; headers of more than MAX_HEADER_BYTES; content that expands to more than EXPANSION times the
-compressed file. Walking through an uncompressed archive reads the headers only and seeks over the content.
+compressed it with gzip. The author of the file may be hostile, so an archive is refused, before any content is used,
+if it has one of these:
+
+    a link, a device, a sparse file; an absolute name, a name with `..`; two members with one name
+    more than MAX_MEMBERS members; headers of more than MAX_HEADER_BYTES
+    content that expands to more than EXPANSION times the compressed file
+
+Iterating over an uncompressed archive reads the headers and seeks over the content.
 """
 
 from __future__ import annotations
