@@ -12,16 +12,11 @@ The model accepts 40 s at a time. The engine splits longer clips at quiet places
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import re
-import types
-from collections.abc import Iterator
 from typing import Any
 
 from worker.backends.base import Backend
 from worker.backends.common import timestamps
-from worker.backends.common.device import device_of
 from worker.backends.common.silence import is_silent
 from worker.backends.nemo.encoder import NemoModel, weight_bytes
 from worker.catalog import Model
@@ -44,6 +39,7 @@ class Canary(Backend):
         return weight_bytes(self._row.id, self._settings)
 
     def load(self) -> None:
+<<<<<<< HEAD
         """Restore the checkpoint, and its aligner if it has one. Raises ModelUnavailable."""
         with _aligner_on(self._settings):
             self._nemo = NemoModel(
@@ -51,11 +47,19 @@ class Canary(Backend):
                 self._settings,
                 ("encoder", "encoder_decoder_proj", "transf_encoder", "transf_decoder", "log_softmax"),
             )
+=======
+        self._nemo = NemoModel(
+            self._row.id,
+            self._settings,
+            ("encoder", "encoder_decoder_proj", "transf_encoder", "transf_decoder", "log_softmax"),
+        )
+>>>>>>> vetting
         from omegaconf import OmegaConf
 
         self._torch, self._model, self._device = self._nemo.torch, self._nemo.model, self._nemo.device
         if self._device.type == "cpu":
             self.overhead_sec = 16.0
+<<<<<<< HEAD
         # The tokenizer is an aggregate with special tokens of its own or, from 1b-v2 on, a single one.
         tokenizer = self._model.tokenizer
         self._control_tokens = set(getattr(tokenizer, "special_tokens", None) or tokenizer.vocab)
@@ -65,6 +69,14 @@ class Canary(Backend):
         # Decoding is greedy, even if the checkpoint's configuration selects another strategy, and may fill the
         # decoder's positions: NeMo's own max_generation_delta is a limit that grows with the longest clip of the batch.
         # All other settings get NeMo's defaults.
+=======
+        tokenizer = self._model.tokenizer  # one of several, with signs of its own; or, from 1b-v2 on, a single one
+        self._signs = set(getattr(tokenizer, "special_tokens", None) or tokenizer.vocab)
+        self._aligner = self._nemo.aligner
+        # Greedy, whatever the checkpoint says, and up to what the decoder holds: NeMo's max_generation_delta is a
+        # limit that
+        # grows with the longest clip of the batch. Settings that are not given become NeMo's defaults.
+>>>>>>> vetting
         self._model.change_decoding_strategy(
             OmegaConf.create({"strategy": "greedy", "greedy": {"max_generation_delta": -1}})
         )
@@ -82,8 +94,12 @@ class Canary(Backend):
         return outputs
 
     def close(self) -> None:
+<<<<<<< HEAD
         """Free the device's memory."""
         self._model = self._nemo.model = self._aligner = None
+=======
+        self._model = self._nemo.model = self._aligner = self._nemo.aligner = None
+>>>>>>> vetting
         if self._device.type == "cuda":
             self._torch.cuda.empty_cache()
 
@@ -196,6 +212,7 @@ def languages(options: Options) -> tuple[str, str]:
     return spoken, written
 
 
+<<<<<<< HEAD
 def _strip_control_tokens(text: str) -> str:
     """Return the text without control tokens, which time tokens are too."""
     return " ".join(_CONTROL.sub(" ", text).split())
@@ -217,3 +234,8 @@ def _aligner_on(settings: Settings) -> Iterator[None]:
         yield
     finally:
         module.ASRModel = kept
+=======
+def _bare(text: str) -> str:
+    """The text without signs and time tokens."""
+    return " ".join(_SIGN.sub(" ", text).split())
+>>>>>>> vetting

@@ -9,14 +9,13 @@ from __future__ import annotations
 import functools
 import json
 import re
-import tarfile
 from dataclasses import replace
 from pathlib import Path
 
-from worker.catalog import rows
+from worker.catalog import nemo_file, rows
 from worker.catalog.model import Model
 from worker.catalog.rows import MODELS
-from worker.errors import ModelNotFound
+from worker.errors import ModelNotFound, ModelUnavailable
 
 _TOWER = ":audio_tower"
 
@@ -83,19 +82,10 @@ def _inspect(name: str, _changed: int) -> Model | None:
     path = Path(name).expanduser()
     try:
         if not path.is_dir():
-            return rows.of_nemo(name, _nemo_config(path))
+            return rows.of_nemo(name, nemo_file.config_text(path))
         if files := sorted(path.glob("*.nemo")):
             model = _on_disk(str(files[0]))
             return replace(model, id=name) if model else None
         return rows.of_config(name, json.loads((path / "config.json").read_text()))
-    except (OSError, ValueError, tarfile.TarError):
+    except (OSError, ValueError, ModelUnavailable):
         return None
-
-
-def _nemo_config(path: Path) -> str:
-    """Return the model_config.yaml of a .nemo file, which is a tar archive; an empty text if it holds none."""
-    with tarfile.open(path) as archive:
-        for member in archive:
-            if member.name.rsplit("/", maxsplit=1)[-1] == "model_config.yaml" and (file := archive.extractfile(member)):
-                return file.read().decode("utf-8", "replace")
-    return ""

@@ -7,6 +7,7 @@ in training mode.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 
 from worker.backends.common import checkpoints
 from worker.backends.common.device import device_of, dtype_of
+from worker.backends.nemo.restore import restore
 from worker.config import Settings
 from worker.errors import ModelUnavailable
 from worker.types import Piece
@@ -38,14 +40,13 @@ class NemoModel:
             from nemo.utils import logging as nemo_logging
 
             nemo_logging.setLevel(nemo_logging.ERROR)
-            from nemo.collections.asr.models import ASRModel
+            importlib.import_module("nemo.collections.asr.models")
         except ImportError as error:
             raise ModelUnavailable(f"{name} requires nemo_toolkit[asr] and torch: {error}") from error
         self.device = device_of(settings)
         self.dtype = dtype_of(settings, self.device)
         self.torch = torch
-        self.model: Any = ASRModel.restore_from(str(path), map_location=self.device)
-        self.model.eval().requires_grad_(False)
+        self.model, self.aligner = restore(path, self.device)
         self.model.preprocessor.featurizer.dither = 0.0
         self.model.preprocessor.featurizer.pad_to = 0
         for part in parts:
