@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message
 from worker import logs
 from worker.config import Settings
 from worker.entrypoints.http.app import create_app
+from worker.entrypoints.http.auth import check_address
 
 
 class Replica:
@@ -43,12 +44,18 @@ class Replica:
 
 
 def app(options: Mapping[str, Any]) -> Any:
-    """The application, with this process's settings. `options`: `min_replicas` (1), `max_replicas` (8), `gpus` a
-    replica has (1; 0: none), `cpus` (1)."""
+    """Return the application, with this process's settings. `options`: `min_replicas` (1), `max_replicas` (8), `gpus` a
+    replica has (1; 0: none), `cpus` (1).
+
+    Ray binds its own address, and HOST repeats that address. Raises ConfigError if HOST can be reached from outside and
+    API_KEY is not set.
+    """
+    settings = Settings()
+    check_address(settings)
     from ray import serve
 
-    settings = Settings().model_dump(mode="json")
-    most = 2 * settings["batch_max_items"]  # enough for a batch on the device and the next one decoded
+    values = settings.model_dump(mode="json")
+    most = 2 * settings.batch_max_items  # enough for a batch on the device and the next one decoded
     deployment = serve.deployment(
         serve.ingress()(Replica),
         name="aviary",
@@ -61,7 +68,7 @@ def app(options: Mapping[str, Any]) -> Any:
             "max_replicas": int(options.get("max_replicas", 8)),
         },
     )
-    return deployment.bind(settings)
+    return deployment.bind(values)
 
 
 async def _status(asked: ASGIApp, path: str) -> int:
