@@ -2,7 +2,7 @@
 # Needs make and Python 3.10 to 3.12; everything else goes into .venv/.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint docs bench lock audit clean
+.PHONY: help run test fuzz lint docs bench lock audit clean
 .SECONDEXPANSION:
 
 VENV := .venv
@@ -36,6 +36,12 @@ run: $(VENV)/$$(if $$(LIGHT),base,$$(FULL)).installed  ## Run the worker on test
 
 test: $(VENV)/$$(FULL).installed $(VENV)/dev.installed  ## Run all tests
 	@$(PY) -m pytest $(ARGS)
+
+# The same SEED gives the same cases; SECONDS says how many of them. ARGS="--target forms --case 17" repeats one case.
+fuzz: SECONDS ?= 60
+fuzz: SEED ?= 0
+fuzz: $(VENV)/dev.installed  ## Feed damaged files, payloads and forms to the worker for SECONDS=60, from SEED=0 on
+	@$(PY) -m tools.fuzz --seconds $(SECONDS) --seed $(SEED) $(ARGS)
 
 lint: $(VENV)/dev.installed  ## Check style, format, types, imports, prose and generated tables
 	@$(PY) -m ruff check .

@@ -264,7 +264,7 @@ def make(*arguments: str) -> str:
 
 def test_make_alone_lists_the_targets():
     listed = set(re.findall(r"^ +make (\w+)", make(), re.MULTILINE))
-    assert listed == {"help", "run", "test", "lint", "docs", "bench", "lock", "audit", "clean"}
+    assert listed == {"help", "run", "test", "fuzz", "lint", "docs", "bench", "lock", "audit", "clean"}
     assert make() == make("help")
 
 
