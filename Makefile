@@ -2,7 +2,7 @@
 # Needs make and Python 3.10 to 3.12; everything else goes into .venv/.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint docs bench clean
+.PHONY: help run test fuzz lint docs bench lock audit clean
 .SECONDEXPANSION:
 
 VENV := .venv
@@ -37,6 +37,12 @@ run: $(VENV)/$$(if $$(LIGHT),base,$$(FULL)).installed  ## Run the worker on test
 test: $(VENV)/$$(FULL).installed $(VENV)/dev.installed  ## Run all tests
 	@$(PY) -m pytest $(ARGS)
 
+# The same SEED gives the same cases; SECONDS says how many of them. ARGS="--target forms --case 17" repeats one case.
+fuzz: SECONDS ?= 60
+fuzz: SEED ?= 0
+fuzz: $(VENV)/dev.installed  ## Feed damaged files, payloads and forms to the worker for SECONDS=60, from SEED=0 on
+	@$(PY) -m tools.fuzz --seconds $(SECONDS) --seed $(SEED) $(ARGS)
+
 lint: $(VENV)/dev.installed  ## Check style, format, types, imports, prose and generated tables
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check -q .
@@ -50,6 +56,16 @@ docs: $(VENV)/dev.installed  ## Build the documentation site into site/; a broke
 
 bench: $(VENV)/$$(FULL).installed $(VENV)/dev.installed  ## Measure speed, side by side with the naive worker
 	@$(PY) -m benchmarks $(ARGS)
+
+# The image's platform. uv reads the public index only, because wheels from elsewhere would have other hashes.
+lock: $(VENV)/dev.installed  ## Resolve requirements.txt into requirements.lock, which the Dockerfile installs
+	@$(VENV)/bin/uv pip compile requirements.txt --output-file requirements.lock $(ARGS) --quiet --no-config \
+	  --generate-hashes --python-version 3.12 --python-platform x86_64-manylinux_2_39 --custom-compile-command 'make lock'
+
+# Not part of lint, because it asks PyPI's advisory database. --strict: a package that PyPI cannot find is an error.
+audit: $(VENV)/dev.installed  ## Look for known vulnerabilities in requirements.lock; requires access to PyPI
+	@$(VENV)/bin/uv tool run --no-config --from 'pip-audit>=2.10,<3' pip-audit --strict --require-hashes --disable-pip \
+	  -r requirements.lock $(ARGS)
 
 clean:  ## Remove .venv/, the built site and every cache
 	@rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from serving import serving
 
+from worker import __version__
 from worker.config import Settings
 from worker.engine.engine import Engine
 from worker.entrypoints import ray_serve
@@ -30,6 +32,7 @@ from worker.entrypoints.http import sockets
 from worker.entrypoints.http.app import create_app
 from worker.entrypoints.http.gateway.control import Control
 from worker.entrypoints.http.metrics import Metrics
+from worker.errors import ConfigError
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 WEEK = (DEPLOY.parent / "samples" / "week.wav").read_bytes()
@@ -74,20 +77,135 @@ def test_every_file_is_one_that_is_checked_here():
     ],
     ids=["compose", "kubernetes", "ray"],
 )
-def test_every_variable_is_a_setting_and_a_key_is_asked_for(names):
-    assert {name.lower() for name in names} <= set(Settings.model_fields)
-    assert "API_KEY" in names
+def test_every_variable_is_a_setting(names):
+    assert {name.lower() for name in names} - {"home"} <= set(Settings.model_fields)
+
+
+def test_a_key_is_required_and_no_file_contains_one():
+    assert COMPOSE["services"]["aviary"]["environment"]["API_KEY"].startswith("${API_KEY:?")
+    assert [one["valueFrom"] for one in CONTAINER["env"] if one["name"] == "API_KEY"] == [
+        {"secretKeyRef": {"name": "aviary", "key": "API_KEY"}}
+    ]
+    secrets = [
+        (path.name, name, value)
+        for path in DEPLOY.rglob("*.y*ml")
+        for document in yaml.safe_load_all(path.read_text())
+        for name, value in strings(document)
+        if re.search(r"(?:_KEY|PASSWORD|TOKEN)$", name, re.IGNORECASE)
+    ]
+    assert len(secrets) >= 2
+    for secret in secrets:
+        assert re.match(r"\$\{[A-Z_]+:\?", secret[-1]), secret
+
+
+def strings(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Every string of a document, with the key that it stands under: its own name for a variable of Kubernetes."""
+    if isinstance(node, str):
+        yield name, node
+    elif isinstance(node, list):
+        for item in node:
+            yield from strings(item, name)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            yield from strings(value, str(node.get("name", key)) if key == "value" else str(key))
+
+
+# What the containers may do
+
+
+def hardened(service: dict[str, Any]) -> list[str]:
+    """The rules that a service of Compose breaks."""
+    user, _, group = str(service.get("user", "0")).partition(":")
+    limits = service.get("deploy", {}).get("resources", {}).get("limits", {})
+    rules = {
+        "not root": user.isdecimal() and int(user) > 0 and group.isdecimal(),
+        "no capabilities": service.get("cap_drop") == ["ALL"] and "cap_add" not in service,
+        "no new privileges": "no-new-privileges:true" in service.get("security_opt", []),
+        "not privileged": not service.keys() & {"privileged", "network_mode", "pid", "ipc"},
+        "memory is limited": "memory" in limits,
+        "processes are limited": "pids" in limits,
+    }
+    return [rule for rule, holds in rules.items() if not holds]
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_compose_gives_a_service_no_more_than_it_needs(name):
+    assert hardened(COMPOSE["services"][name]) == []
+
+
+def test_compose_file_systems_are_read_only():
+    """Prometheus alone may write: Compose cannot put a secret of the environment into a read-only container."""
+    services = COMPOSE["services"]
+    writable = {name for name, service in services.items() if service.get("read_only") is not True}
+    assert writable == {name for name, service in services.items() if "secrets" in service} == {"prometheus"}
+    for name in services.keys() - writable:
+        assert any(mount.partition(":")[0] == "/tmp" for mount in services[name]["tmpfs"]), name
+
+
+def test_kubernetes_gives_the_pod_no_more_than_it_needs():
+    assert POD["securityContext"]["runAsNonRoot"] is True
+    assert POD["securityContext"]["runAsUser"] > 0
+    assert POD["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert POD["automountServiceAccountToken"] is False
+    assert not POD.keys() & {"hostNetwork", "hostPID", "hostIPC"}
+    assert CONTAINER["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert {"cpu", "memory"} <= CONTAINER["resources"]["limits"].keys()
+    assert all("sizeLimit" in volume["emptyDir"] for volume in POD["volumes"])
+
+
+def test_what_a_read_only_container_writes_to_is_mounted():
+    written = {"DATA_DIR", "HF_HOME", "HOME"}
+    services = {
+        "compose": (
+            COMPOSE["services"]["aviary"]["environment"],
+            [mount.split(":")[1] for mount in COMPOSE["services"]["aviary"]["volumes"]] + ["/tmp"],
+        ),
+        "kubernetes": (
+            {one["name"]: one.get("value") for one in CONTAINER["env"]},
+            [one["mountPath"] for one in CONTAINER["volumeMounts"]],
+        ),
+    }
+    for name, (environment, mounts) in services.items():
+        assert "/tmp" in mounts, name
+        for variable in written:
+            assert any(Path(environment[variable]).is_relative_to(mount) for mount in mounts), (name, variable)
+
+
+def test_the_image_has_the_user_and_the_folders_of_the_deployments():
+    dockerfile = (DEPLOY.parent / "Dockerfile").read_text()
+    (uid,) = re.findall(r"useradd .*--uid (\d+) aviary", dockerfile)
+    assert COMPOSE["services"]["aviary"]["user"] == f"{uid}:{uid}"
+    assert [POD["securityContext"][name] for name in ("runAsUser", "runAsGroup", "fsGroup")] == [int(uid)] * 3
+    (owned,) = re.findall(r"chown -R aviary:aviary (.+)", dockerfile)
+    for volume in COMPOSE["services"]["aviary"]["volumes"]:
+        assert volume.split(":")[1] in owned.split(), "Docker gives a new volume the owner of the image's folder"
+
+
+def test_images_have_a_version():
+    images = [service["image"] for service in COMPOSE["services"].values()] + [CONTAINER["image"]]
+    for image in images:
+        assert re.search(r":v?\d+\.\d+\.\d+$", image), image
+        assert not image.startswith("aviary") or image == f"aviary:{__version__}"
 
 
 def test_compose():
     assert COMPOSE.keys() == {"services", "secrets", "volumes"}
     services = COMPOSE["services"]
-    for name, service in services.items():
+    for service in services.values():
         assert service.keys() <= {
             "build",
             "image",
             "command",
             "init",
+            "user",
+            "read_only",
+            "cap_drop",
+            "security_opt",
+            "tmpfs",
             "environment",
             "ports",
             "volumes",
@@ -95,7 +213,6 @@ def test_compose():
             "deploy",
             "secrets",
         }
-        assert "build" in service or re.search(r":v?\d+\.\d+\.\d+$", service["image"]), f"{name}: a version, not latest"
         for volume in service["volumes"]:
             source = volume.split(":")[0]
             assert (DEPLOY / source).is_file() if source.startswith(".") else source in COMPOSE["volumes"], volume
@@ -215,10 +332,19 @@ def test_kubernetes():
         assert CONTAINER[probe]["httpGet"]["path"] in routes
 
 
-def test_ray():
-    (application,) = read("ray-serve.yaml")["applications"]
+def test_ray(monkeypatch):
+    config = read("ray-serve.yaml")
+    (application,) = config["applications"]
     module, _, name = application["import_path"].partition(":")
     assert module == ray_serve.__name__
     assert callable(getattr(ray_serve, name))
     for option in application["args"]:
         assert f"`{option}`" in str(ray_serve.app.__doc__)
+    environment = application["runtime_env"]["env_vars"]
+    assert environment["HOST"] == config["http_options"]["host"]
+    assert "API_KEY" not in environment, "a key in this file would be everybody's"
+    monkeypatch.delenv("API_KEY", raising=False)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match="API_KEY"):
+        ray_serve.app(application["args"])

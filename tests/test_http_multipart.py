@@ -130,6 +130,8 @@ BODY, KIND = encode_multipart_formdata([("file", ("a", b"x" * 10_000)), ("model"
         (b"", KIND, "before its last boundary"),
         (b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--\r\n", KIND, "a part has no name"),
         (b"--b\r\n" + b"x" * 10_000 + b": 1\r\n\r\nx\r\n--b--\r\n", KIND, "The form cannot be parsed"),
+        (*encode_multipart_formdata([("f", ("a" * 100_000, b"x"))], boundary="b"), "The form cannot be parsed"),
+        (BODY.replace(b"Content-Disp", b"X: y\r\n" * 10_000 + b"Content-Disp", 1), KIND, "The form cannot be parsed"),
         (*encode_multipart_formdata([("f", "x" * (multipart.FIELD_BYTES + 1))], boundary="b"), "f has more than"),
         (*encode_multipart_formdata([("f", "x")] * (multipart.MOST_FIELDS + 1), boundary="b"), "200 fields"),
         (*encode_multipart_formdata([("f", ("a", b"x"))] * (multipart.MOST_FILES + 1), boundary="b"), "16 files"),

@@ -249,7 +249,7 @@ def test_the_dockerfile_copies_what_exists_and_is_not_ignored():
 
 
 def test_the_image_has_what_the_worker_needs():
-    needed = "handler.py worker/ samples/ test_input.json requirements.txt requirements-base.txt LICENSE"
+    needed = "handler.py worker/ samples/ test_input.json requirements.lock LICENSE"
     assert set(needed.split()) <= set(copied())
     assert 'CMD ["python", "-u", "handler.py"]' in dockerfile()
 
@@ -280,7 +280,7 @@ def make(*arguments: str) -> str:
 
 def test_make_alone_lists_the_targets():
     listed = set(re.findall(r"^ +make (\w+)", make(), re.MULTILINE))
-    assert listed == {"help", "run", "test", "lint", "docs", "bench", "clean"}
+    assert listed == {"help", "run", "test", "fuzz", "lint", "docs", "bench", "lock", "audit", "clean"}
     assert make() == make("help")
 
 

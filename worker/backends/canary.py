@@ -39,44 +39,24 @@ class Canary(Backend):
         return weight_bytes(self._row.id, self._settings)
 
     def load(self) -> None:
-<<<<<<< HEAD
         """Restore the checkpoint, and its aligner if it has one. Raises ModelUnavailable."""
-        with _aligner_on(self._settings):
-            self._nemo = NemoModel(
-                self._row.id,
-                self._settings,
-                ("encoder", "encoder_decoder_proj", "transf_encoder", "transf_decoder", "log_softmax"),
-            )
-=======
         self._nemo = NemoModel(
             self._row.id,
             self._settings,
             ("encoder", "encoder_decoder_proj", "transf_encoder", "transf_decoder", "log_softmax"),
         )
->>>>>>> vetting
         from omegaconf import OmegaConf
 
         self._torch, self._model, self._device = self._nemo.torch, self._nemo.model, self._nemo.device
         if self._device.type == "cpu":
             self.overhead_sec = 16.0
-<<<<<<< HEAD
         # The tokenizer is an aggregate with special tokens of its own or, from 1b-v2 on, a single one.
         tokenizer = self._model.tokenizer
         self._control_tokens = set(getattr(tokenizer, "special_tokens", None) or tokenizer.vocab)
-        self._aligner = getattr(self._model, "timestamps_asr_model", None)
-        if self._aligner is not None:
-            self._aligner.eval().requires_grad_(False)
+        self._aligner = self._nemo.aligner
         # Decoding is greedy, even if the checkpoint's configuration selects another strategy, and may fill the
         # decoder's positions: NeMo's own max_generation_delta is a limit that grows with the longest clip of the batch.
         # All other settings get NeMo's defaults.
-=======
-        tokenizer = self._model.tokenizer  # one of several, with signs of its own; or, from 1b-v2 on, a single one
-        self._signs = set(getattr(tokenizer, "special_tokens", None) or tokenizer.vocab)
-        self._aligner = self._nemo.aligner
-        # Greedy, whatever the checkpoint says, and up to what the decoder holds: NeMo's max_generation_delta is a
-        # limit that
-        # grows with the longest clip of the batch. Settings that are not given become NeMo's defaults.
->>>>>>> vetting
         self._model.change_decoding_strategy(
             OmegaConf.create({"strategy": "greedy", "greedy": {"max_generation_delta": -1}})
         )
@@ -94,12 +74,8 @@ class Canary(Backend):
         return outputs
 
     def close(self) -> None:
-<<<<<<< HEAD
         """Free the device's memory."""
-        self._model = self._nemo.model = self._aligner = None
-=======
         self._model = self._nemo.model = self._aligner = self._nemo.aligner = None
->>>>>>> vetting
         if self._device.type == "cuda":
             self._torch.cuda.empty_cache()
 
@@ -212,30 +188,6 @@ def languages(options: Options) -> tuple[str, str]:
     return spoken, written
 
 
-<<<<<<< HEAD
 def _strip_control_tokens(text: str) -> str:
     """Return the text without control tokens, which time tokens are too."""
     return " ".join(_CONTROL.sub(" ", text).split())
-
-
-@contextlib.contextmanager
-def _aligner_on(settings: Settings) -> Iterator[None]:
-    """Make NeMo restore the aligner that a checkpoint carries on the worker's device, not on the first GPU."""
-    try:
-        from nemo.collections.asr.models import aed_multitask_models as module
-    except ImportError:  # NemoModel reports that NeMo is missing
-        yield
-        return
-    kept = module.ASRModel
-    module.ASRModel = types.SimpleNamespace(
-        restore_from=functools.partial(kept.restore_from, map_location=device_of(settings))
-    )
-    try:
-        yield
-    finally:
-        module.ASRModel = kept
-=======
-def _bare(text: str) -> str:
-    """The text without signs and time tokens."""
-    return " ".join(_SIGN.sub(" ", text).split())
->>>>>>> vetting

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message
 from worker import logs
 from worker.config import Settings
 from worker.entrypoints.http.app import create_app
+from worker.entrypoints.http.auth import check_address
 
 
 class Replica:
@@ -49,12 +50,15 @@ def app(options: Mapping[str, Any]) -> Any:
     """Return the Ray Serve application, with the settings of this process.
 
     `options` are `min_replicas` (default 1), `max_replicas` (8), and for each replica `gpus` (1) and `cpus` (1). With
-    `gpus` 0, replicas use the CPU.
+    `gpus` 0, replicas use the CPU. Ray binds its own address, which HOST must repeat.
+    Raises ConfigError if HOST can be reached from outside and API_KEY is not set.
     """
+    settings = Settings()
+    check_address(settings)
     from ray import serve
 
-    settings = Settings().model_dump(mode="json")
-    most = 2 * settings["batch_max_items"]  # a batch on the device, and the next batch being decoded
+    values = settings.model_dump(mode="json")
+    most = 2 * settings.batch_max_items  # a batch on the device, and the next batch being decoded
     deployment = serve.deployment(
         serve.ingress()(Replica),
         name="aviary",
@@ -67,7 +71,7 @@ def app(options: Mapping[str, Any]) -> Any:
             "max_replicas": int(options.get("max_replicas", 8)),
         },
     )
-    return deployment.bind(settings)
+    return deployment.bind(values)
 
 
 async def _status(application: ASGIApp, path: str) -> int:

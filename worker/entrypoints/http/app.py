@@ -5,7 +5,7 @@
     /transcribe/async, /jobs...  routes/jobs.py     jobs that outlive a restart
     /run, /runsync, /status...   routes/runpod.py   the same, as Runpod's API
     /health..., /ping, /metrics  routes/health.py   health and metrics
-    /ui                          ui/                the page
+    /ui, /docs, /redoc           html_pages.py     the page, and the documentation of the routes
 
 Requests pass, from outside in: CORS, metrics, authentication (key, rate, size), routes. The application responds at
 once while models load in the background; it closes the engine that it made.
@@ -16,29 +16,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
-from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker import __version__
 from worker.config import Settings
 from worker.engine.engine import Engine
-from worker.entrypoints.http import responses
+from worker.entrypoints.http import html_pages, responses
 from worker.entrypoints.http.auth import AuthMiddleware
 from worker.entrypoints.http.job_queue import JobQueue
 from worker.entrypoints.http.metrics import Metrics, MetricsMiddleware
 from worker.entrypoints.http.routes import health, jobs, legacy, openai, runpod
 from worker.entrypoints.http.service import Service
-
-UI = Path(__file__).parent / "ui"
-_POLICY = (
-    "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob: http: https:; "
-    "connect-src 'self' data: blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 
 
 def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
@@ -65,6 +56,8 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
         summary="One worker for NVIDIA's speech and audio models",
         version=__version__,
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
     )
     responses.install(app)
     app.add_middleware(AuthMiddleware, settings=settings)
@@ -93,32 +86,5 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
             {"name": "Aviary", "model": service.default, "docs": "/docs", "page": "/ui", "health": "/health"}
         )
 
-    if UI.is_dir():
-        app.mount("/ui", _Page(StaticFiles(directory=UI, html=True)), name="ui")
-
-        @app.get("/ui", include_in_schema=False)
-        async def page() -> RedirectResponse:
-            return RedirectResponse("/ui/")
-
+    html_pages.add(app)
     return app
-
-
-class _Page:
-    """ASGI application: the files of the page, with headers that forbid loading anything from another site."""
-
-    def __init__(self, files: ASGIApp) -> None:
-        self._files = files
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_policy(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [
-                    *message["headers"],
-                    (b"content-security-policy", _POLICY.encode()),
-                    (b"x-content-type-options", b"nosniff"),
-                    (b"referrer-policy", b"no-referrer"),
-                    (b"cache-control", b"no-cache"),
-                ]
-            await send(message)
-
-        await self._files(scope, receive, send_with_policy)
