@@ -1,11 +1,16 @@
 """Logging: one line a record on stderr, JSON on Runpod. Records carry a job's id where there is one, never a
-transcript."""
+transcript.
+
+Nothing in a record starts a line of its own. In plain text, a character that is not printable is escaped
+(`\\n`, `\\x1b`), and the lines of a traceback are indented.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import sys
+from typing import Any
 
 from worker.config import Settings
 
@@ -18,15 +23,30 @@ class _Json(logging.Formatter):
         return json.dumps(entry)
 
 
+class _Plain(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the name is logging's
+        return _escaped(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return "\n".join(f"  {_escaped(line)}" for line in super().formatException(ei).split("\n"))
+
+
 def configure(settings: Settings) -> None:
     """Sends the worker's own records to stderr at LOG_LEVEL; other libraries' from WARNING on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         _Json()
         if settings.runpod_endpoint_id
-        else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
+        else _Plain("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
     )
     logger = logging.getLogger("worker")
     logger.handlers[:] = [handler]
     logger.propagate = False
     logger.setLevel(settings.log_level)
+
+
+def _escaped(text: str) -> str:
+    """Return the text with every character that is not printable as its escape in Python."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
