@@ -17,9 +17,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.config import Settings
 from worker.entrypoints.http import responses
+from worker.entrypoints.http.wrong_keys import WrongKeys
 from worker.errors import AviaryError, ConfigError, RateLimited, TooLarge, Unauthorized
 
 FORM_BYTES = 1 << 20  # what a form may have beside its file
+_SEND_KEY = "send the API key as a bearer token: Authorization: Bearer <key>"
 _OPEN = (
     "/",
     "/health",
@@ -52,7 +54,7 @@ class AuthMiddleware:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app, self._settings = app, settings
-        self._keys = keys(settings)
+        self._keys, self._wrong_keys = keys(settings), WrongKeys()
         try:
             self._rate = parse_rate(settings.rate_limit) if settings.rate_limit else None
         except ValueError:
@@ -77,11 +79,7 @@ class AuthMiddleware:
         headers, path = Headers(scope=scope), scope["path"]
         who = scope["client"][0] if scope.get("client") else "unix"
         if self._keys and path not in _OPEN and not path.startswith("/ui/"):
-            scheme, _, key = headers.get("authorization", "").partition(" ")
-            given = key.strip().encode()
-            if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, mine) for mine in self._keys):
-                raise Unauthorized("send the API key as a bearer token: Authorization: Bearer <key>")
-            who = key.strip()
+            who = self._key(headers, address=who).decode("latin-1")
         if self._rate and scope["method"] == "POST" and not self._limiter.hit(self._rate, who):
             again = self._limiter.get_window_stats(self._rate, who).reset_time - time.time()
             raise RateLimited(f"more than {self._settings.rate_limit} (RATE_LIMIT)", retry_after_sec=max(1.0, again))
@@ -92,6 +90,22 @@ class AuthMiddleware:
             raise _too_large(limit)
         return limit
 
+    def _key(self, headers: Headers, *, address: str) -> bytes:
+        """Return the key of the settings that the request carries. Raises Unauthorized, RateLimited."""
+        scheme, _, rest = headers.get("authorization", "").encode("latin-1").partition(b" ")
+        key = rest.strip()
+        if scheme.lower() != b"bearer" or not key:
+            raise Unauthorized(_SEND_KEY)
+        wait_sec = self._wrong_keys.wait_sec(address, key)
+        if wait_sec:
+            message = "too many wrong API keys came from this address; check the key, then try again later"
+            raise RateLimited(message, retry_after_sec=wait_sec)
+        found = [mine for mine in self._keys if _equal(key, mine)]
+        self._wrong_keys.note(address, key, right=bool(found))
+        if not found:
+            raise Unauthorized(_SEND_KEY)
+        return found[0]
+
 
 def keys(settings: Settings) -> list[bytes]:
     """Those that are taken. Raises ConfigError for an API_KEY that is set and holds none: an empty secret must not
@@ -99,10 +113,15 @@ def keys(settings: Settings) -> list[bytes]:
     given = settings.api_key
     if given is None or given == "off":
         return []
-    found = [key.strip().encode() for key in given.split(",") if key.strip()]
+    found = [key.strip().encode("utf-8", "surrogateescape") for key in given.split(",") if key.strip()]
     if not found:
         raise ConfigError("API_KEY is set, but holds no key")
     return found
+
+
+def _equal(sent: bytes, key: bytes) -> bool:
+    """Whether the bytes spell the key. Browsers send the letters of Latin-1 in Latin-1; other clients send UTF-8."""
+    return hmac.compare_digest(sent, key) | hmac.compare_digest(sent.decode("latin-1").encode(), key)
 
 
 def _too_large(limit: int) -> TooLarge:

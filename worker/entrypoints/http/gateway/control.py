@@ -93,8 +93,7 @@ class Control:
 
     async def _ask(self, path: str) -> list[tuple[str, bytes]]:
         """What the workers answer, of those that do, by the processes' names: a worker may be replaced meanwhile."""
-        key = next(iter(keys(self._settings)), b"").decode()
-        headers = {"Authorization": f"Bearer {key}"}
+        headers = {"Authorization": b"Bearer " + next(iter(keys(self._settings)), b"")}
 
         def ask(worker: Worker) -> tuple[str, bytes] | None:
             name = worker.socket.name

@@ -141,7 +141,7 @@ _ERRORS: dict[int, AviaryError] = {
 _NOBODY = StillLoading("no worker is there yet, or none any more: try again in a moment")
 _VERDICTS: dict[int, AviaryError] = {  # the gate's
     401: Unauthorized("send the API key as a bearer token: Authorization: Bearer <key>"),
-    403: RateLimited("too many requests (RATE_LIMIT)"),
+    403: RateLimited("too many requests (RATE_LIMIT) or too many wrong API keys; try again later"),
 }
 _RETRY_AFTER = {RateLimited.code: "$again", StillLoading.code: "1"}
 
