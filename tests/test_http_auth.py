@@ -304,8 +304,8 @@ def test_a_client_that_hangs_up_frees_its_place(tmp_path, stream):
         host, port = http.base_url.host, http.base_url.port
         with socket.create_connection((host, port)) as raw:
             head = (
-                f"POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\ncontent-type: {body.headers['content-type']}\r\n"
-                f"content-length: {len(content)}\r\n\r\n"
+                "POST /v1/audio/transcriptions HTTP/1.1\r\nhost: localhost\r\n"
+                f"content-type: {body.headers['content-type']}\r\ncontent-length: {len(content)}\r\n\r\n"
             )
             raw.sendall(head.encode() + content)
             while http.get("/stats").json()["inputs"]["in_flight"] < 1:
@@ -392,7 +392,7 @@ def test_a_client_that_hangs_up_amid_its_upload_is_no_fault_of_ours(tmp_path, ca
     with serving(Settings(skip_model_load=True, data_dir=tmp_path)) as url:
         with socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as raw:
             raw.sendall(
-                b"POST /transcribe HTTP/1.1\r\nhost: x\r\ncontent-length: 9999\r\n"
+                b"POST /transcribe HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9999\r\n"
                 b"content-type: multipart/form-data; boundary=y\r\n\r\n--y\r\n"
             )
             time.sleep(0.2)
