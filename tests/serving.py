@@ -13,6 +13,7 @@ import uvicorn
 
 from worker.config import Settings
 from worker.engine.engine import Engine
+from worker.entrypoints.http import serve
 from worker.entrypoints.http.app import create_app
 
 
@@ -24,9 +25,9 @@ def serving(
     be."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(
-            uvicorn.Config(create_app(settings, engine), log_level="warning", lifespan="on", loop=loop)
-        )
+        config = serve.config(create_app(settings, engine), settings, behind_proxy=False)
+        config.loop, config.lifespan = loop, "on"
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
         deadline = time.monotonic() + 60

@@ -19,10 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.responses import PlainTextResponse
 
 from worker.config import Settings
 from worker.engine import placement
-from worker.entrypoints.http import sockets
+from worker.entrypoints.http import sockets, wrong_keys
+from worker.entrypoints.http.auth import AuthMiddleware
 from worker.entrypoints.http.gateway import aggregate, control, nginx, supervisor, worker_process
 from worker.errors import ConfigError
 
@@ -195,6 +197,31 @@ def test_without_keys_an_address_is_counted_as_nginx_says_it(tmp_path):
     assert told == [204, 204, 403]
     text = nginx.configuration(Settings(rate_limit="1/minute"), tmp_path, [])
     assert text.count("proxy_set_header X-Forwarded-For $remote_addr;") == text.count("X-Forwarded-For") == 2
+
+
+def test_the_gate_limits_wrong_keys_by_address(asked):
+    def status(key: str, address: str) -> int:
+        return asked.get(
+            "/gate/v1/x", headers={"Authorization": f"Bearer {key}", "X-Forwarded-For": address}
+        ).status_code
+
+    assert {status("wrong", "10.0.0.1") for _ in range(wrong_keys.MOST)} == {401}
+    assert status("k", "10.0.0.1") == 403
+    assert status("k", "10.0.0.2") == 204
+
+
+def test_the_key_with_which_workers_are_asked_may_have_any_letters(tmp_path):
+    settings = Settings(api_key="ключ")
+    worker = worker_process.Worker(0, placement.place(settings, 1, [], [0])[0], tmp_path)
+    worker.state = "ready"
+    numbers = PlainTextResponse("# TYPE counted_total counter\ncounted_total 5\n")
+    with (
+        control.serving(AuthMiddleware(numbers, settings), worker.socket),
+        control.serving(control.Control(settings, [worker]), tmp_path / "control"),
+        httpx.Client(base_url="http://control", transport=httpx.HTTPTransport(uds=str(tmp_path / "control"))) as client,
+    ):
+        answer = client.get("/metrics", headers=[(b"authorization", "Bearer ключ".encode())])
+    assert read(answer.text)["counted_total",] == 5
 
 
 def test_numbers_need_the_key_and_are_there_before_any_worker(asked):

@@ -17,7 +17,7 @@ from serving import serving
 from worker.backends.base import Backend
 from worker.config import Settings
 from worker.engine.engine import Engine
-from worker.entrypoints.http import events
+from worker.entrypoints.http import events, wrong_keys
 from worker.entrypoints.http.auth import AuthMiddleware, check_address
 from worker.errors import ConfigError
 from worker.types import Transcript
@@ -124,6 +124,75 @@ def test_spaces_make_no_other_key_of_one(tmp_path):
     ):
         answers = [ask(http, headers={"authorization": "Bearer" + " " * n + "a"}).status_code for n in range(1, 5)]
         assert answers == [200, 200, 429, 429]
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "ключ", "à", "鍵🔑"])
+def test_a_key_may_have_any_letters(tmp_path, key):
+    def status(header: bytes) -> int:
+        return httpx.get(f"{url}/v1/models", headers=[(b"authorization", b"Bearer " + header)]).status_code
+
+    with serving(Settings(skip_model_load=True, data_dir=tmp_path, api_key=f"other,{key}")) as url:
+        assert status(key.encode()) == 200
+        assert status(key.encode() + b"\xa0") == 401
+        if max(key) < "\u0100":
+            assert status(key.encode("latin-1")) == 200
+
+
+def test_a_key_has_one_rate_however_it_is_spelled(tmp_path):
+    settings = Settings(skip_model_load=True, data_dir=tmp_path, api_key="ü", rate_limit="2/minute")
+    with serving(settings) as url, httpx.Client(base_url=url) as http:
+        spellings = [b"Bearer \xfc", "Bearer ü".encode()] * 2
+        assert [ask(http, headers=[(b"authorization", one)]).status_code for one in spellings] == [200, 200, 429, 429]
+
+
+def test_wrong_keys_are_limited_and_keys_in_use_are_not(tmp_path):
+    settings = Settings(skip_model_load=True, data_dir=tmp_path, api_key="in-use,new")
+    with serving(settings) as url, httpx.Client(base_url=url) as http:
+
+        def send(key: str) -> httpx.Response:
+            return http.get("/v1/models", headers={"authorization": f"Bearer {key}"} if key else {})
+
+        assert send("in-use").status_code == 200
+        assert {send("").status_code for _ in range(wrong_keys.MOST + 1)} == {401}, "no key is no guess"
+        assert {send(f"guess {number}").status_code for number in range(wrong_keys.MOST)} == {401}
+        for key in ("one more", "new"):
+            refused = send(key)
+            assert refused.status_code == 429
+            assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+            assert 1 <= int(refused.headers["retry-after"]) <= wrong_keys.WINDOW_SEC
+        assert send("in-use").status_code == 200
+        assert http.get("/health").status_code == 200
+
+
+def test_wrong_keys_are_counted_by_network_and_forgotten_in_time(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(wrong_keys.time, "monotonic", lambda: now[0])
+    counts = wrong_keys.WrongKeys()
+    for number in range(wrong_keys.MOST):
+        assert counts.wait_sec("2001:db8::1", b"a") == 0
+        counts.note(f"2001:db8::{number:x}", b"a", right=False)
+    assert counts.wait_sec("2001:db8::ffff", b"a") == wrong_keys.WINDOW_SEC
+    assert counts.wait_sec("2001:db8:0:1::1", b"a") == 0
+    assert counts.wait_sec("::ffff:10.0.0.1", b"a") == counts.wait_sec("unix", b"a") == 0
+    now[0] += wrong_keys.WINDOW_SEC
+    assert counts.wait_sec("2001:db8::1", b"a") == 0
+    counts.note("2001:db8::1", b"a", right=False)
+    assert counts.wait_sec("2001:db8::1", b"a") == 0, "a new window begins"
+
+
+def test_counts_of_wrong_keys_are_bounded(monkeypatch):
+    monkeypatch.setattr(wrong_keys, "REMEMBERED", 10)
+    counts = wrong_keys.WrongKeys()
+    for number in range(100):
+        counts.note(f"10.0.0.{number}", b"a", right=number % 2 == 0)
+    assert len(counts._wrong) == len(counts._right) == 10
+
+
+def test_a_client_cannot_choose_the_address_that_its_rate_is_kept_for(tmp_path):
+    settings = Settings(skip_model_load=True, data_dir=tmp_path, rate_limit="2/minute")
+    with serving(settings) as url, httpx.Client(base_url=url) as http:
+        statuses = [ask(http, headers={"x-forwarded-for": f"10.0.0.{n}"}).status_code for n in range(4)]
+    assert statuses == [200, 200, 429, 429]
 
 
 @pytest.mark.parametrize("key", [" ", ",", " ,\n"])
@@ -235,8 +304,8 @@ def test_a_client_that_hangs_up_frees_its_place(tmp_path, stream):
         host, port = http.base_url.host, http.base_url.port
         with socket.create_connection((host, port)) as raw:
             head = (
-                f"POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\ncontent-type: {body.headers['content-type']}\r\n"
-                f"content-length: {len(content)}\r\n\r\n"
+                "POST /v1/audio/transcriptions HTTP/1.1\r\nhost: localhost\r\n"
+                f"content-type: {body.headers['content-type']}\r\ncontent-length: {len(content)}\r\n\r\n"
             )
             raw.sendall(head.encode() + content)
             while http.get("/stats").json()["inputs"]["in_flight"] < 1:
@@ -323,7 +392,7 @@ def test_a_client_that_hangs_up_amid_its_upload_is_no_fault_of_ours(tmp_path, ca
     with serving(Settings(skip_model_load=True, data_dir=tmp_path)) as url:
         with socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as raw:
             raw.sendall(
-                b"POST /transcribe HTTP/1.1\r\nhost: x\r\ncontent-length: 9999\r\n"
+                b"POST /transcribe HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9999\r\n"
                 b"content-type: multipart/form-data; boundary=y\r\n\r\n--y\r\n"
             )
             time.sleep(0.2)

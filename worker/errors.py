@@ -9,7 +9,8 @@
     │   ├── JobNotFound
     │   ├── WrongJobState
     │   ├── NotReadable
-    │   └── Unauthorized
+    │   ├── Unauthorized
+    │   └── Forbidden
     ├── Busy                    a temporary state of the server
     │   ├── RateLimited
     │   ├── QueueFull
@@ -125,6 +126,13 @@ class Unauthorized(RequestError):
 
     code = "invalid_api_key"
     status = 401
+
+
+class Forbidden(RequestError):
+    """The request comes from a web page, or names a host, that the server does not accept (`CORS_ORIGINS`)."""
+
+    code = "forbidden"
+    status = 403
 
 
 class Busy(AviaryError):

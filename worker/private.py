@@ -5,7 +5,7 @@
     hide(path)            take all rights from users outside the group of the path
 
 A path that exists must belong to this user or to root. Root also accepts the path of another user, such as a volume of
-a container, if nobody but that user may write to the path and to its parent folder: then root or that user put the path
+a container, if only that user may write to the path and to its parent folder: then root or that user put the path
 there. In the temporary folder, any user could have done it.
 """
 
@@ -64,7 +64,7 @@ def _check_owner(path: Path) -> None:
 
 
 def _is_trusted(status: os.stat_result, parent: os.stat_result) -> bool:
-    """Return whether nobody but this user, root, and an owner whom root accepts can have put the path there."""
+    """Return whether only this user, root, or an owner whom root accepts can have put the path there."""
     if status.st_uid in (0, os.geteuid()):
         return True
     is_link = stat.S_ISLNK(status.st_mode)  # the mode of a link means nothing

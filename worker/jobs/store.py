@@ -142,7 +142,7 @@ class JobStore:
         }
 
     def upload_path(self, name: Any) -> Path:
-        """Return the path of an upload by its stored name. Raises: SourceForbidden if it is not the name of an upload."""
+        """Return the path of an upload by its stored name. Raises: SourceForbidden if no upload has such a name."""
         if not isinstance(name, str) or not _UPLOAD.fullmatch(name):
             raise SourceForbidden(
                 f"the job store names {str(name)[:64]!r} as an upload, which is not the name of an upload: another "

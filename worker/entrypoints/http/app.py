@@ -7,8 +7,8 @@
     /health..., /ping, /metrics  routes/health.py   health and metrics
     /ui, /docs, /redoc           html_pages.py     the page, and the documentation of the routes
 
-Requests pass, from outside in: CORS, metrics, authentication (key, rate, size), routes. The application responds at
-once while models load in the background; it closes the engine that it made.
+Requests pass, from outside in: CORS, metrics, origin, authentication (key, rate, size), routes. The application
+responds at once while models load in the background; it closes the engine that it made.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from worker.entrypoints.http import html_pages, responses
 from worker.entrypoints.http.auth import AuthMiddleware
 from worker.entrypoints.http.job_queue import JobQueue
 from worker.entrypoints.http.metrics import Metrics, MetricsMiddleware
+from worker.entrypoints.http.origins import OriginMiddleware
 from worker.entrypoints.http.routes import health, jobs, legacy, openai, runpod
 from worker.entrypoints.http.service import Service
 
@@ -61,6 +62,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     )
     responses.install(app)
     app.add_middleware(AuthMiddleware, settings=settings)
+    app.add_middleware(OriginMiddleware, settings=settings)
     app.add_middleware(MetricsMiddleware, metrics=metrics)
     if settings.cors_origins:
         app.add_middleware(

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.config import Settings
 from worker.entrypoints.http import responses
+from worker.entrypoints.http.wrong_keys import WrongKeys
 from worker.errors import AviaryError, ConfigError, RateLimited, TooLarge, Unauthorized
 
 FORM_BYTES = 1 << 20  # what a form may have besides its file
@@ -57,7 +58,7 @@ class AuthMiddleware:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app, self._settings = app, settings
-        self._keys = keys(settings)
+        self._keys, self._wrong_keys = keys(settings), WrongKeys()
         try:
             self._rate = parse_rate(settings.rate_limit) if settings.rate_limit else None
         except ValueError:
@@ -83,12 +84,7 @@ class AuthMiddleware:
         headers, path = Headers(scope=scope), scope["path"]
         client = scope["client"][0] if scope.get("client") else "unix"
         if self._keys and path not in _OPEN and not path.startswith("/ui/"):
-            scheme, _, key = headers.get("authorization", "").partition(" ")
-            candidate = key.strip().encode()
-            # `sum` compares with every key, so that the time of the comparison reveals nothing.
-            if scheme.lower() != "bearer" or not sum(hmac.compare_digest(candidate, valid) for valid in self._keys):
-                raise Unauthorized(SEND_KEY)
-            client = key.strip()
+            client = self._key(headers, address=client).decode("latin-1")
         if self._rate and scope["method"] == "POST" and not self._limiter.hit(self._rate, client):
             wait = self._limiter.get_window_stats(self._rate, client).reset_time - time.time()
             raise RateLimited(
@@ -102,6 +98,22 @@ class AuthMiddleware:
             raise _too_large(limit)
         return limit
 
+    def _key(self, headers: Headers, *, address: str) -> bytes:
+        """Return the key of the settings that the request carries. Raises Unauthorized, RateLimited."""
+        scheme, _, rest = headers.get("authorization", "").encode("latin-1").partition(b" ")
+        key = rest.strip()
+        if scheme.lower() != b"bearer" or not key:
+            raise Unauthorized(SEND_KEY)
+        wait_sec = self._wrong_keys.wait_sec(address, key)
+        if wait_sec:
+            message = "too many wrong API keys came from this address; check the key, then try again later"
+            raise RateLimited(message, retry_after_sec=wait_sec)
+        found = [mine for mine in self._keys if _equal(key, mine)]
+        self._wrong_keys.note(address, key, right=bool(found))
+        if not found:
+            raise Unauthorized(SEND_KEY)
+        return found[0]
+
 
 def keys(settings: Settings) -> list[bytes]:
     """Return the valid keys, or none if the server requires no key.
@@ -111,10 +123,15 @@ def keys(settings: Settings) -> list[bytes]:
     value = settings.api_key
     if value is None or value == "off":
         return []
-    valid = [key.strip().encode() for key in value.split(",") if key.strip()]
+    valid = [key.strip().encode("utf-8", "surrogateescape") for key in value.split(",") if key.strip()]
     if not valid:
         raise ConfigError("API_KEY is set, but holds no key. Set a key, or API_KEY=off to require none.")
     return valid
+
+
+def _equal(sent: bytes, key: bytes) -> bool:
+    """Whether the bytes spell the key. Browsers send the letters of Latin-1 in Latin-1; other clients send UTF-8."""
+    return hmac.compare_digest(sent, key) | hmac.compare_digest(sent.decode("latin-1").encode(), key)
 
 
 def _too_large(limit: int) -> TooLarge:

@@ -42,6 +42,7 @@ METRICS: Json = {"text/plain; version=1.0.0; charset=utf-8": {"schema": TEXT}}
 _MEANINGS = {
     400: "The request is wrong",
     401: "The API key is missing or wrong",
+    403: "The request comes from a web page, or names a host, that the server does not accept",
     404: "There is no such model, file or job",
     413: "The request or the audio is too large or too long",
     415: "The file is not audio, or the route does not accept this kind of body",
@@ -220,8 +221,8 @@ class RunpodJob(TypedDict):
 
 
 def failures(*statuses: int) -> dict[int | str, Json]:
-    """Return the responses that are OpenAI's error object."""
-    return {status: {"description": _MEANINGS[status], "model": ErrorBody} for status in statuses}
+    """Return the responses that are OpenAI's error object; every route may respond with 403."""
+    return {status: {"description": _MEANINGS[status], "model": ErrorBody} for status in (403, *statuses)}
 
 
 def also(kinds: Json, *statuses: int) -> dict[int | str, Json]:

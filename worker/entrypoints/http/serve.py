@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp
 
@@ -26,7 +26,29 @@ from worker.config import Settings
 from worker.entrypoints.http import sockets
 from worker.entrypoints.http.app import create_app
 
+if TYPE_CHECKING:
+    import uvicorn
+
 log = logging.getLogger(__name__)
+
+
+def config(app: ASGIApp, settings: Settings, *, behind_proxy: bool) -> uvicorn.Config:
+    """Return uvicorn's configuration. `behind_proxy`: every client is the gateway, whose X-Forwarded-For is trusted.
+
+    Otherwise forwarded headers are ignored, because any client can send them.
+    """
+    import uvicorn
+
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=sockets.DRAIN_SEC,
+        proxy_headers=behind_proxy,
+        forwarded_allow_ips="*" if behind_proxy else "",
+    )
 
 
 def serve(
@@ -50,17 +72,7 @@ def serve(
         from worker.entrypoints.http.gateway.control import Relay
 
         app = Relay(app, control)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=sockets.DRAIN_SEC,
-            forwarded_allow_ips="*" if uds and not shared else None,
-        )
-    )
+    server = uvicorn.Server(config(app, settings, behind_proxy=uds is not None and shared is None))
     if uds is None:
         log.info(
             "serving on http://%s:%d; the page is at /ui, the API documentation at /docs", settings.host, settings.port

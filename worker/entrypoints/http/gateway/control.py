@@ -33,6 +33,7 @@ from worker.entrypoints.http import responses
 from worker.entrypoints.http.auth import AuthMiddleware, keys
 from worker.entrypoints.http.gateway import aggregate, worker_process
 from worker.entrypoints.http.gateway.worker_process import Worker
+from worker.entrypoints.http.origins import OriginMiddleware
 from worker.errors import AviaryError, StillLoading
 
 _GATE = "/gate"
@@ -49,7 +50,8 @@ class Control:
         self._registry.register(self)
         numbers = Starlette(routes=[Route("/metrics", self._metrics), Route("/stats", self._stats)])
         numbers.add_exception_handler(AviaryError, _problem)
-        self._numbers: ASGIApp = AuthMiddleware(numbers, settings.model_copy(update={"rate_limit": None}))
+        guarded = AuthMiddleware(numbers, settings.model_copy(update={"rate_limit": None}))
+        self._numbers: ASGIApp = OriginMiddleware(guarded, settings)
         self._gate: ASGIApp = AuthMiddleware(_pass, settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,8 +99,7 @@ class Control:
 
         The name is that of the process at the time of the request, because a worker may be replaced in the meantime.
         """
-        key = next(iter(keys(self._settings)), b"").decode()
-        headers = {"Authorization": f"Bearer {key}"}
+        headers = {"Authorization": b"Bearer " + next(iter(keys(self._settings)), b"")}
 
         def ask(worker: Worker) -> tuple[str, bytes] | None:
             name = worker.socket.name

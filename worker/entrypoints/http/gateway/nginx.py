@@ -143,7 +143,7 @@ _ERRORS: dict[int, AviaryError] = {
 _NO_WORKER = StillLoading("No worker is ready. Try again in a moment.")
 _VERDICTS: dict[int, AviaryError] = {  # the refusals of the gate
     401: Unauthorized(SEND_KEY),
-    403: RateLimited("Too many requests (RATE_LIMIT). Try again later."),
+    403: RateLimited("Too many requests (RATE_LIMIT) or too many wrong API keys. Try again later."),
 }
 _RETRY_AFTER = {RateLimited.code: "$again", StillLoading.code: "1"}
 

@@ -16,6 +16,7 @@ import logging
 import signal
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -150,13 +151,15 @@ class Worker:
         if self.state not in ("leaving", "down"):
             self.state, self.lost, self.served = state, status == 503, self.served or state == "ready"
 
-    def ask(self, path: str, headers: dict[str, str] | None = None, wait_sec: float = ASK_SEC) -> tuple[int, bytes]:
+    def ask(
+        self, path: str, headers: Mapping[str, str | bytes] | None = None, wait_sec: float = ASK_SEC
+    ) -> tuple[int, bytes]:
         """Send GET `path` to the process. Return status and body. Raises OSError and HTTPException."""
         return ask(self.socket, path, headers, wait_sec)
 
 
 def ask(
-    path_of_socket: Path, path: str, headers: dict[str, str] | None = None, wait_sec: float = ASK_SEC
+    path_of_socket: Path, path: str, headers: Mapping[str, str | bytes] | None = None, wait_sec: float = ASK_SEC
 ) -> tuple[int, bytes]:
     """Send GET `path` to the server on a Unix socket. Return status and body. Raises OSError and HTTPException.
 
