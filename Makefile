@@ -1,9 +1,8 @@
 # One command per chore, the same for people and for .ci/run. `make` alone lists them.
-# Needs make and Python 3.10 to 3.12; everything else goes into .venv/.
+# Needs make and Python 3.10 to 3.12; everything else goes into .venv/, but for the programs of `make system`.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz lint docs bench lock audit clean
-.SECONDEXPANSION:
+.PHONY: help run test check fuzz lint docs system bench lock audit clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -14,28 +13,36 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install -qq
 PYTHON ?=
 CANDIDATES := $(or $(PYTHON),python3.11 python3.12 python3.10 python3 python)
 
-# Whether a CUDA GPU answers, asked once and only where it matters. GPU=0 or GPU=1 decides otherwise.
-ifeq ($(origin GPU),undefined)
-GPU = $(eval GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 0))$(GPU)
+# Whether there is a CUDA GPU: 1 or 0. It decides between requirements.txt (gpu) and requirements-cpu.txt (cpu).
+ifndef GPU
+GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 0)
 endif
-# This machine's requirements with NeMo: gpu is requirements.txt, cpu is requirements-cpu.txt.
-FULL = $(if $(filter 1,$(GPU)),gpu,cpu)
+FULL := $(if $(filter 1,$(GPU)),gpu,cpu)
+
+# The tests run beside each other, in a process a core; ARGS=-n0 runs them in one.
+PYTEST := $(PY) -m pytest -n logical --maxprocesses 4 --dist worksteal
+
+# The programs that the tests run, by the names of Debian's packages and of Homebrew's formulae.
+PROGRAMS := nginx postgresql chromium ffmpeg prometheus
+SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 
 # What `make run` runs: the model named in the environment, else pocketsphinx, or the worker's default where there is a
 # GPU. The embedded engine and the dry run need no more than requirements-base.txt.
-RUN_MODEL = $(or $(MODEL),$(MODEL_NAME),$(PARAKEET_MODEL),$(if $(filter cpu,$(FULL)),pocketsphinx))
-LIGHT = $(or $(filter 1 true,$(SKIP_MODEL_LOAD)),$(filter pocketsphinx,$(RUN_MODEL)))
-
+RUN_MODEL := $(or $(MODEL),$(MODEL_NAME),$(PARAKEET_MODEL),$(if $(filter cpu,$(FULL)),pocketsphinx))
+LIGHT := $(or $(filter 1 true,$(SKIP_MODEL_LOAD)),$(filter pocketsphinx,$(RUN_MODEL)))
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "MODEL=... names another model for run; ARGS=... goes to handler.py, pytest or the benchmarks;"
 	@echo "PYTHON=... is the interpreter to make $(VENV)/ with; GPU=0 or 1 overrides what nvidia-smi says."
 
-run: $(VENV)/$$(if $$(LIGHT),base,$$(FULL)).installed  ## Run the worker on test_input.json: pocketsphinx, or Parakeet on a GPU
+run: $(VENV)/$(if $(LIGHT),base,$(FULL)).installed  ## Run the worker on test_input.json: pocketsphinx, or Parakeet on a GPU
 	@$(if $(RUN_MODEL),MODEL='$(RUN_MODEL)') $(PY) -u handler.py $(ARGS)
 
-test: $(VENV)/$$(FULL).installed $(VENV)/dev.installed  ## Run all tests
-	@$(PY) -m pytest $(ARGS)
+test: $(VENV)/$(FULL).installed $(VENV)/dev.installed  ## Run all tests; those that need a program of `make system` are skipped without it
+	@$(PYTEST) $(ARGS)
+
+check: lint  ## Lint, then run the fast tests, which need neither torch nor NeMo
+	@$(PYTEST) -m 'not slow' $(ARGS)
 
 # The same SEED gives the same cases; SECONDS says how many of them. ARGS="--target forms --case 17" repeats one case.
 fuzz: SECONDS ?= 60
@@ -54,7 +61,15 @@ lint: $(VENV)/dev.installed  ## Check style, format, types, imports, prose and g
 docs: $(VENV)/dev.installed  ## Build the documentation site into site/; a broken link is an error
 	@$(PY) -m mkdocs build --strict -q
 
-bench: $(VENV)/$$(FULL).installed $(VENV)/dev.installed  ## Measure speed, side by side with the naive worker
+system:  ## Install the programs that the tests run: nginx, PostgreSQL, Chromium, ffmpeg, Prometheus
+	@if ! command -v apt-get >/dev/null; then \
+	  echo "apt-get is not here. Install with your package manager (macOS: brew): $(PROGRAMS)" >&2; exit 1; \
+	fi
+	@echo "Installing $(PROGRAMS)"
+	@$(SUDO) apt-get update -qq
+	@$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(PROGRAMS) >/dev/null
+
+bench: $(VENV)/$(FULL).installed $(VENV)/dev.installed  ## Measure speed, side by side with the naive worker
 	@$(PY) -m benchmarks $(ARGS)
 
 # The image's platform. uv reads the public index only, because wheels from elsewhere would have other hashes.

@@ -25,10 +25,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+SLOW = "\npytestmark = pytest.mark.slow\n"
 FIXTURES = Path(__file__).parent / "fixtures"
 DIGITS = FIXTURES / "digits"
 MODEL = FIXTURES / "parakeet-digits.nemo"
 LABELS: dict[str, str] = json.loads((DIGITS / "labels.json").read_text())
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files that are slow as a whole, without importing them: the libraries of the models take seconds."""
+    fast = config.option.markexpr == "not slow" and collection_path.suffix == ".py"
+    return True if fast and SLOW in collection_path.read_text(encoding="utf-8") else None
 
 
 def encode(source: Path, target: Path, *options: str) -> Path:

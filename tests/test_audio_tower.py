@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from worker.backends.common import audio_tower
 from worker.errors import ModelUnavailable
 
+pytestmark = pytest.mark.slow
+
 CONFIG = transformers.AudioFlamingo3EncoderConfig(
     num_mel_bins=80, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
 )

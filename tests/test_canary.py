@@ -25,6 +25,8 @@ from fixtures import train_canary
 from fixtures.train_canary import translated
 from omegaconf import OmegaConf
 
+pytestmark = pytest.mark.slow
+
 RATE = 16_000
 FIXTURES = Path(__file__).parent / "fixtures"
 NAME, ALIGNER = str(FIXTURES / "canary-digits.nemo"), str(FIXTURES / "ctc-digits.nemo")

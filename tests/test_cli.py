@@ -27,6 +27,8 @@ from worker.entrypoints.cli import arguments, main
 from worker.entrypoints.cli.inputs import Input, expand, places
 from worker.errors import RequestError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "samples"
 WEEK = str(SAMPLES / "week.wav")

@@ -186,6 +186,7 @@ def test_the_first_clients_examples_work(dry, tmp_path, monkeypatch, capsys):
     assert np.load("embeddings/song1.npy").shape == (25, 1280)
 
 
+@pytest.mark.slow
 def test_real_words_of_every_kind_of_input(speaking):
     samples, rate = soundfile.read(WEEK, dtype="float32")
     with Client(speaking) as client:
@@ -840,6 +841,7 @@ def hosted():
         server.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["server", "endpoint"])
 def test_scores_of_every_kind_of_input(scorers, hosted, way):
     samples, rate = soundfile.read(WEEK, dtype="float32")
@@ -859,6 +861,7 @@ def test_scores_of_every_kind_of_input(scorers, hosted, way):
         assert client.score(np.zeros(rate, np.float32), uid="week", cid="1", sample_rate=rate).audio_sim_score < 0.9999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["server", "endpoint"])
 @pytest.mark.parametrize(
     ("given", "options", "kind"),

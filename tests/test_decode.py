@@ -295,6 +295,7 @@ def test_the_expected_length_is_close_where_the_header_tells(tmp_path):
             assert expected_sec(file) == pytest.approx(7.0, rel=0.01)
 
 
+@pytest.mark.slow
 def test_an_hour_and_more_is_decoded_whole(tmp_path):
     made = Decoder(SETTINGS.model_copy(update={"max_audio_sec": 4 * 3600}))
     soundfile.write(tmp_path / "a.flac", np.zeros(3 * 3600 * 8000, np.int16), 8000)

@@ -250,6 +250,7 @@ def test_grafana_shows_metrics_that_there_are():
     assert names <= metrics() | {"aviary_device_memory_bytes"}, "which only a GPU has"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
     reason="Prometheus is not installed (Debian: apt-get install prometheus)",

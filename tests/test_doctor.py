@@ -181,15 +181,17 @@ def test_half_a_bucket_and_a_full_disk(find):
     assert "Free some space" in full["disk"].advice
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_there(find):
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("there is a CUDA device")
     found = find(DEVICE="cuda")["device"]
     assert "finds no CUDA device" in found.state
     assert not found.ok
 
 
+@pytest.mark.slow
 def test_several_devices_are_counted(find):
     pytest.importorskip("torch")
     assert find(DEVICE="cpu,cpu")["device"].state.startswith("2 processes on the CPU")

@@ -24,6 +24,8 @@ from worker.engine.engine import Engine
 from worker.protocol.request import parse
 from worker.types import Analysis, Batch, Embedding, Output
 
+pytestmark = pytest.mark.slow
+
 FILES = [str(DIGITS / name) for name in list(LABELS)[:6]]
 
 

@@ -26,6 +26,8 @@ from worker.errors import ModelUnavailable
 from worker.protocol.request import parse
 from worker.types import Analysis, Batch, Caption, Clip, Embedding, Message, Options, Piece, Reply, Transcript
 
+pytestmark = pytest.mark.slow
+
 RATE = 16_000
 
 

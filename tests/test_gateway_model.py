@@ -10,6 +10,8 @@ from gateway_host import hosting
 
 from worker.entrypoints.http.gateway import nginx
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.skipif(nginx.find() is None, reason="nginx is not installed")
 def test_two_workers_with_a_real_model_hear_right(tmp_path):

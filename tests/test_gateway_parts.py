@@ -116,6 +116,7 @@ def free_port() -> int:
         return bound.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr(worker_process, "ASK_SEC", 0.3)
     monkeypatch.setattr(worker_process, "HUNG_SEC", 4)
@@ -134,6 +135,7 @@ def test_a_worker_that_hangs_is_replaced(tmp_path, monkeypatch):
     asyncio.run(hang())
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_load_tries_again(tmp_path):
     async def load() -> None:
         model = tmp_path / "digits.nemo"
@@ -276,6 +278,7 @@ def test_a_rolling_restart_leaves_one_that_serves(tmp_path):
     assert served == [True, True, True]
 
 
+@pytest.mark.slow
 def test_one_worker_serves_on_a_unix_socket(tmp_path):
     path = tmp_path / "scores.sock"
     values = {

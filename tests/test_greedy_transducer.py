@@ -14,6 +14,8 @@ from nemo.collections.asr.parts.submodules.rnnt_greedy_decoding import GreedyBat
 
 from worker.backends.nemo import greedy_transducer
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY, WIDTH = 12, 16
 
 

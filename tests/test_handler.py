@@ -11,38 +11,60 @@ from pathlib import Path
 import pytest
 from conftest import DIGITS, LABELS
 
+pytestmark = pytest.mark.slow
+
 REPO = Path(__file__).parent.parent
 CLIP = next(iter(LABELS))
+SHOWN = {
+    "transcribe": "[dry-run] transcribe of",
+    "translate": "[dry-run] translate of",
+    "caption": "[dry-run] caption of",
+    "chat": "[dry-run] chat of",
+    "embed": "embedding of shape",
+    "analyze": "[dry-run] analyze of",
+}
+END = "end of the run"
+# handler.py as it is run by hand, once for each payload; libraries that take seconds to import are imported once.
+RUNS = f"""
+import json, runpy, sys
+for payload in json.load(sys.stdin):
+    sys.argv = ["handler.py", "--test_input", json.dumps({{"input": payload}})]
+    try:
+        runpy.run_path("handler.py", run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, (payload, end.code)
+    print("{END}")
+"""
 
 
-def run(payload: dict, **environment: str) -> str:
+def run(payloads: list[dict], **environment: str) -> list[str]:
+    """Return what `handler.py` prints on stdout for each payload."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("RUNPOD_", "MODEL", "PARAKEET"))}
     env |= {"ALLOWED_PATHS": str(DIGITS), "RUNPOD_LOG_LEVEL": "ERROR", "DEVICE": "cpu", **environment}
     done = subprocess.run(
-        [sys.executable, "handler.py", "--test_input", json.dumps({"input": payload})],
+        [sys.executable, "-c", RUNS],
         cwd=REPO,
         env=env,
-        capture_output=True,
+        input=json.dumps(payloads),
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=120,
+        timeout=200,
         check=True,
     )
-    return done.stdout
+    *outputs, rest = done.stdout.split(END)
+    assert (len(outputs), rest) == (len(payloads), "\n")
+    return outputs
 
 
-@pytest.mark.parametrize(
-    ("task", "shown"),
-    [
-        ("transcribe", "[dry-run] transcribe of"),
-        ("translate", "[dry-run] translate of"),
-        ("caption", "[dry-run] caption of"),
-        ("chat", "[dry-run] chat of"),
-        ("embed", "embedding of shape"),
-        ("analyze", "[dry-run] analyze of"),
-    ],
-)
-def test_the_dry_run(task, shown):
-    assert shown in run({"task": task, "inputs": [str(DIGITS / CLIP)]}, SKIP_MODEL_LOAD="1")
+@pytest.fixture(scope="module")
+def dry() -> dict[str, str]:
+    payloads = [{"task": task, "inputs": [str(DIGITS / CLIP)]} for task in SHOWN]
+    return dict(zip(SHOWN, run(payloads, SKIP_MODEL_LOAD="1"), strict=True))
+
+
+@pytest.mark.parametrize(("task", "shown"), SHOWN.items())
+def test_the_dry_run(dry, task, shown):
+    assert shown in dry[task]
 
 
 def test_tiny_models(tmp_path):
@@ -51,13 +73,14 @@ def test_tiny_models(tmp_path):
 
     audio, whisper = tiny_flamingo.save(tmp_path / "audio"), tiny_whisper.save(tmp_path / "whisper")
     asked = [
-        (audio, "analyze", {"style": "brief"}),
-        (audio, "chat", {"messages": [{"role": "user", "content": "?"}]}),
+        (audio, "analyze", {"style": "brief", "max_new_tokens": 4}),
+        (audio, "chat", {"messages": [{"role": "user", "content": "?"}], "max_new_tokens": 4}),
         (f"{audio}:audio_tower", "embed", {"pooling": "mean"}),
-        (whisper, "translate", {"language": "de"}),
+        (whisper, "translate", {"language": "de", "max_new_tokens": 4}),
     ]
-    for model, task, more in asked:
-        limit = {} if task == "embed" else {"max_new_tokens": 4}
-        said = run({"task": task, "model": str(model), "inputs": [str(DIGITS / CLIP)], **limit, **more})
-        assert "error" not in said
-        assert f"{Path(str(model)).name}\n" in said
+    outputs = run(
+        [{"task": task, "model": str(model), "inputs": [str(DIGITS / CLIP)], **more} for model, task, more in asked]
+    )
+    for (model, _, _), output in zip(asked, outputs, strict=True):
+        assert "error" not in output
+        assert f"{Path(str(model)).name}\n" in output

@@ -23,6 +23,8 @@ from worker.config import Settings
 from worker.errors import ModelUnavailable
 from worker.types import Batch, Clip, Options, Piece
 
+pytestmark = pytest.mark.slow
+
 SIZES = {
     "num_mel_bins": 80,
     "hidden_size": 64,

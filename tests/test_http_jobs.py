@@ -281,6 +281,7 @@ def process(folder: Path, port: int):
             assert running.wait(30) in (0, -signal.SIGKILL, -signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_a_hundred_jobs_survive_two_kills(tmp_path):
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))

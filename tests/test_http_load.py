@@ -8,10 +8,13 @@ import threading
 import time
 
 import httpx
+import pytest
 from conftest import tone
 from serving import serving
 
 from worker.config import Settings
+
+pytestmark = pytest.mark.slow
 
 LONGEST_SEC = 0.05
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import hypothesis
+import pytest
 import schemathesis
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -55,6 +56,7 @@ def plausible(case, job: str):
     return case
 
 
+@pytest.mark.slow
 def test_every_route_answers_as_it_is_described(tmp_path):
     with serving(
         Settings(skip_model_load=True, data_dir=tmp_path / "data", allowed_paths=(tmp_path, Path("samples")))

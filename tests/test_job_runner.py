@@ -152,6 +152,7 @@ def whole(store: JobStore, settings: Settings, ids: list[str]) -> None:
 # Processes that die
 
 
+@pytest.mark.slow
 def test_a_hundred_jobs_survive_two_kills(store, settings, clip):
     ids = [upload(store, clip, str(n)) for n in range(100)]
     for limit in (20, 55):
@@ -166,6 +167,7 @@ def test_a_hundred_jobs_survive_two_kills(store, settings, clip):
     assert max(store.see(one).job.attempts for one in ids) > 1
 
 
+@pytest.mark.slow
 def test_two_processes_share_and_the_one_that_is_left_does_the_rest(store, settings, clip):
     ids = [upload(store, clip, str(n)) for n in range(120)]
     with process(settings.data_dir, 0.1) as first, process(settings.data_dir, 0.1) as second:
@@ -183,6 +185,7 @@ def test_two_processes_share_and_the_one_that_is_left_does_the_rest(store, setti
     whole(store, settings, ids)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_asked_to_stop_gives_its_jobs_back(store, settings, clip):
     ids = [upload(store, clip, str(n)) for n in range(3)]
     with process(settings.data_dir, 60) as running:

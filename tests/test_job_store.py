@@ -48,14 +48,20 @@ def _as_postgres(*command: str) -> None:
     )
 
 
+def postgres_tools() -> Path:
+    """Return the folder of initdb: Debian keeps the programs of each version in a folder of its own, others on PATH."""
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    initdb = versions[-1] if versions else shutil.which("initdb")
+    if initdb is None:
+        pytest.skip("PostgreSQL is not installed")
+    return Path(initdb).resolve().parent
+
+
 @pytest.fixture(scope="session")
 def postgres():
     """A private server on a unix socket; gives a function that makes the URL of an empty schema."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not found:
-        pytest.skip("PostgreSQL's initdb is not in /usr/lib/postgresql")
-    pytest.importorskip("psycopg")
-    tools, folder = found[-1].parent, Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    tools, folder = postgres_tools(), Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
     try:
         if os.getuid() == 0:
             shutil.chown(folder, "postgres")
@@ -700,7 +706,7 @@ def test_the_tables_are_what_the_steps_make(fresh, tmp_path):
 )
 def test_a_url_that_does_not_work_is_told_without_its_password(url, says, tmp_path):
     if url.startswith("postgresql"):
-        pytest.importorskip("psycopg")
+        pytest.importorskip("psycopg", reason="psycopg is not installed")
     with pytest.raises(ConfigError, match=says) as caught:
         JobStore(url, tmp_path / "uploads")
     assert "hidden" not in str(caught.value)

@@ -351,6 +351,7 @@ with Engine(Settings(skip_model_load=True, data_dir=Path(output).parent / "data"
 """
 
 
+@pytest.mark.slow
 def test_killed_five_times_it_ends_complete(tmp_path):
     clips = [str(tone(tmp_path / f"{n}.wav", 0.1 * n)) for n in range(1, 6)]
     manifest = write(tmp_path / "m.jsonl", *[{"audio_filepath": clips[n % 5], "n": n} for n in range(2000)])

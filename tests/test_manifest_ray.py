@@ -22,6 +22,8 @@ from worker.config import Settings
 from worker.engine.engine import Engine
 from worker.manifest import on_ray, process, with_engine
 
+pytestmark = pytest.mark.slow
+
 WEEK = str((ROOT / "samples/week.wav").resolve())
 
 

@@ -264,11 +264,17 @@ def test_environment_of_the_image_is_known():
 # Makefile and CI
 
 
-def run_make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs make with nothing but PATH in the environment: an outer make's flags and the user's MODEL stay outside."""
+def script(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+def run_make(folder: Path, *arguments: str, **values: str) -> subprocess.CompletedProcess[str]:
+    """Runs make with nothing but PATH and the values in the environment: an outer make's flags and the user's MODEL
+    stay outside."""
     if shutil.which("make") is None:
-        pytest.skip("make is not on PATH")
-    command, environment = ["make", *arguments], {"PATH": os.environ["PATH"]}
+        pytest.skip("make is not installed")
+    command, environment = ["make", *arguments], {"PATH": os.environ["PATH"], **values}
     return subprocess.run(command, cwd=folder, env=environment, check=False, capture_output=True, text=True)
 
 
@@ -280,7 +286,22 @@ def make(*arguments: str) -> str:
 
 def test_make_alone_lists_the_targets():
     listed = set(re.findall(r"^ +make (\w+)", make(), re.MULTILINE))
-    assert listed == {"help", "run", "test", "fuzz", "lint", "docs", "bench", "lock", "audit", "clean"}
+    (phony,) = re.findall(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert listed == set(phony.split())
+    assert listed >= {
+        "help",
+        "run",
+        "test",
+        "check",
+        "fuzz",
+        "lint",
+        "docs",
+        "system",
+        "bench",
+        "lock",
+        "audit",
+        "clean",
+    }
     assert make() == make("help")
 
 
@@ -308,6 +329,24 @@ def test_make_test_installs_nemo_and_the_test_tools(gpu, name):
     assert set(re.findall(r"-r (\S+)", make("-n", "-B", "test", f"GPU={gpu}"))) == {name, "requirements-dev.txt"}
 
 
+def test_make_check_installs_no_models_and_leaves_slow_tests_out():
+    said = make("-n", "-B", "check")
+    assert re.findall(r"-r (\S+)", said) == ["requirements-dev.txt"]
+    assert "-m 'not slow'" in said
+    assert "ruff check" in said
+
+
+def test_make_system_installs_the_programs_that_tests_skip_without(tmp_path):
+    """As root, or by sudo."""
+    for name, text in {"apt-get": 'echo "$@" >&2', "sudo": 'echo sudo >&2; "$@"', "id": "echo $USER_ID"}.items():
+        script(tmp_path / name, text)
+    for user, calls in (("0", ["update", "install"]), ("7", ["sudo", "update", "sudo", "install"])):
+        done = run_make(ROOT, "system", PATH=f"{tmp_path}:{os.environ['PATH']}", USER_ID=user)
+        assert done.returncode == 0, done.stderr
+        assert [line.split()[0] for line in done.stderr.splitlines()] == calls
+        assert {"nginx", "postgresql", "chromium", "ffmpeg", "prometheus"} <= set(done.stderr.split())
+
+
 def test_no_suitable_python_is_told_clearly(tmp_path):
     for path in (ROOT / "Makefile", *ROOT.glob("requirements*.txt")):
         shutil.copy(path, tmp_path)
@@ -316,10 +355,43 @@ def test_no_suitable_python_is_told_clearly(tmp_path):
     assert "No suitable Python: tried nonesuch" in said.stderr
 
 
-def test_ci_calls_make():
-    script = ROOT / ".ci" / "run"
-    assert script.stat().st_mode & 0o111
-    assert {"make lint", "make test"} <= set(re.findall(r"make \w+", script.read_text(encoding="utf-8")))
+def ci(folder: Path, **said: str) -> tuple[int, str, list[str]]:
+    """Run .ci/run with a make that prints what is `said` for each target, and fails where that ends in "fails". Return
+    the exit code, the last line, and the targets."""
+    cases = " ".join(f"{target}) echo '{text}';;" for target, text in said.items())
+    fails = " ".join(f"{target}) exit 2;;" for target, text in said.items() if text.endswith("fails"))
+    script(folder / "make", f"echo $1 >> {folder}/targets; case $1 in {cases} esac; case $1 in {fails} esac")
+    done = subprocess.run(
+        [ROOT / ".ci" / "run"],
+        env={"PATH": f"{folder}:{os.environ['PATH']}"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout.splitlines()[-1], (folder / "targets").read_text().split()
+
+
+PASSED = "3 passed, 1 skipped in 7.01s (0:00:07)"
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ({"test": PASSED}, 0),
+        ({"test": f"SKIPPED [1] a.py:1: needs a CUDA device\n{PASSED}"}, 0),
+        ({"test": f"SKIPPED [1] a.py:1: this machine mounts nothing\n{PASSED}"}, 0),
+        ({"test": f"SKIPPED [1] a.py:1: nginx is not installed\n{PASSED}"}, 1),
+        ({"test": f"{PASSED}\nfails"}, 1),
+        ({"test": PASSED, "lint": "fails"}, 1),
+        ({"test": PASSED, "system": "fails"}, 1),
+    ],
+)
+def test_ci_fails_with_lint_with_the_tests_and_with_a_program_that_is_missing(tmp_path, said, code):
+    assert ci(tmp_path, **said) == (code, f"tests: {PASSED}", ["system", "lint", "test"])
+
+
+def test_ci_says_that_no_test_ran(tmp_path):
+    assert ci(tmp_path, test="fails")[:2] == (1, "tests: did not run")
 
 
 def test_license_is_what_the_project_says():

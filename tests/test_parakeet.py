@@ -25,6 +25,8 @@ pytest.importorskip("nemo.collections.asr", reason="nemo_toolkit is not installe
 import torch
 from fixtures import train_parakeet
 
+pytestmark = pytest.mark.slow
+
 RATE = 16_000
 NAME = str(MODEL)
 
@@ -224,7 +226,7 @@ def test_a_missing_file_says_which():
 
 def test_no_device_says_so():
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("there is a CUDA device")
     with pytest.raises(ModelUnavailable, match="DEVICE=cuda"):
         create(find(NAME), Settings(device="cuda")).load()
 

@@ -309,8 +309,9 @@ def test_channels_are_the_shorter_axis_and_mixed_by_their_mean(channels, samples
     np.testing.assert_allclose(floats, array.mean(axis=1) / (32_768 if whole else 1), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.gpu
-@pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="no CUDA device")
+@pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="needs a CUDA device")
 def test_torchaudio_resamples_on_the_gpu():
     pytest.importorskip("torch")
     pytest.importorskip("torchaudio")

@@ -12,6 +12,8 @@ from ray_host import ROOT, cluster, processes
 
 from worker.entrypoints import ray_serve
 
+pytestmark = pytest.mark.slow
+
 WEEK = (ROOT / "samples/week.wav").read_bytes()
 TRIES = 5
 

@@ -40,6 +40,8 @@ from worker.faults import translate
 from worker.protocol.request import parse
 from worker.types import Batch, Clip, Embedding, Failure, Options, Piece
 
+pytestmark = pytest.mark.slow
+
 ROW = catalog.find("music-flamingo")
 
 

@@ -26,6 +26,8 @@ from worker.entrypoints import runpod
 from worker.entrypoints.runpod import RunpodWorker
 from worker.types import Transcript
 
+pytestmark = pytest.mark.slow
+
 WEEK = (REPO / "samples/week.wav").read_bytes()
 MANY = {"timestamps": True, "inputs": ["samples/week.wav"] * 20 + ["samples/none.wav"]}
 LOST = {"id": "lost", "input": {"inputs": [str(REPO / "samples/week.wav"), str(REPO / "samples/doctor.flac")]}}

@@ -31,6 +31,8 @@ from worker.errors import (
 from worker.scoring.scorer import Scorer
 from worker.types import Embedding, Source, Transcript
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "samples"
 WHISPER = {"key": "whisper-small", "type": "whisper", "model_id": "openai/whisper-small"}

@@ -29,8 +29,10 @@ from worker.config import Settings
 from worker.protocol import subtitles
 from worker.types import Span, Transcript
 
-pytest.importorskip("playwright.sync_api", reason="the page's tests need playwright")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 UI = ROOT / "worker" / "entrypoints" / "http" / "ui"
@@ -39,7 +41,7 @@ TEXTS: dict[str, str] = json.loads((SAMPLES / "texts.json").read_text())
 SPEECH = SAMPLES / "people.mp3"
 WRITER = "nvidia/audio-flamingo-3-hf"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium found")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 HEARS_MS = 30_000
 
 

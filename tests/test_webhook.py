@@ -156,6 +156,7 @@ def test_a_dead_receiver_changes_nothing_and_holds_up_nobody(store, receiver):
     assert {job.id for job in store.webhooks_due(60, 10)} == {job.id for job in dead}
 
 
+@pytest.mark.slow
 def test_receivers_that_drip_hold_up_nobody_for_long(store, receiver, monkeypatch):
     monkeypatch.setattr(webhook, "TIMEOUT_SEC", (0.5, 0.5))
 

@@ -23,6 +23,8 @@ from worker.errors import ModelUnavailable, Unsupported
 from worker.protocol.request import parse
 from worker.types import Batch, Clip, Options, Piece, Transcript
 
+pytestmark = pytest.mark.slow
+
 RATE = 16_000
 
 
