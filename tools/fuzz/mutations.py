@@ -35,7 +35,7 @@ def damage(data: bytes, random: Random, others: Sequence[bytes]) -> bytes:
 
 
 def distort(value: Any, random: Random) -> Any:
-    """Return a JSON value in which one to three places have another value, another name, or are gone."""
+    """Return a JSON value in which one to three places have another value, another name, or are missing."""
     value = copy.deepcopy(value)
     for _ in range(random.randint(1, 3)):
         places = list(_places(value))

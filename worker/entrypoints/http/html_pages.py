@@ -2,7 +2,7 @@
 
     /ui        ui/            files of this package
     /docs      Swagger UI ─┐  a document made here; scripts and styles at ASSETS come from the package fastapi-offline,
-    /redoc     Redoc ──────┘  which carries both programs, and ui/docs/swagger.js starts Swagger UI
+    /redoc     its twin ───┘  which carries both programs, and ui/docs/swagger.js starts Swagger UI
 
 Every address on the pages is relative, so the pages also work behind a proxy that adds a path. No page can be framed,
 because the page at /ui holds the API key of its visitor.
