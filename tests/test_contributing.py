@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from worker.config import Settings
+
 ROOT = Path(__file__).resolve().parent.parent
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 HOOKS = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
@@ -51,6 +53,23 @@ def test_hooks_run_the_tools_of_the_project_and_download_nothing():
             timeout=60,
         )
         assert "No module named" not in shown.stderr, hook["id"]
+
+
+def test_the_threat_model_covers_every_door():
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    table = text.split("### Doors")[1].split("\n### ")[0]
+    named = " ".join(re.findall(r"^\| ([^|]+) \|(?: [^|]*\|){3}$", table, re.MULTILINE))
+    http = ("without `API_KEY`", "with `API_KEY`", "Gateway", "Job store")
+    for door in ("handler", "--rp_serve_api", *http, "Command line", "Python API", "Clients", "Ray"):
+        assert door in named
+    assert {"Checkpoints", "Configuration"} <= set(re.findall(r"\w+", named))
+
+
+def test_the_threat_model_names_settings_that_exist():
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    named = {name for span in re.findall(r"`([^`]+)`", text) for name in re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", span)}
+    assert len(named) > 6
+    assert {name.lower() for name in named} - {"run_as"} <= set(Settings.model_fields)
 
 
 @pytest.mark.parametrize("name", ["bug", "feature"])
