@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import gzip
 import io
 import os
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote, unquote_to_bytes
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.audio import download
+from worker import child
+from worker.audio import download, fetch
 from worker.audio.fetch import Fetcher
 from worker.config import Settings
 from worker.errors import (
     Cancelled,
     DecodeFailed,
+    DiskFull,
     EmptyAudio,
     FetchFailed,
     InputError,
@@ -298,6 +304,97 @@ def test_data_uris_that_are_none(settings):
         with pytest.raises(error):
             read(settings, text, "data")
     assert read(settings, "data:,a%20b", "data") == b"a b"
+
+
+@given(st.text("aé%4=20 ", max_size=60), st.integers(3, 9))
+def test_percent_encoding_in_pieces_decodes_as_in_one(text, piece):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fetch, "_PIECE_CHARS", piece)
+        assert b"".join(fetch._unquoted(f"data:,{text}", 6)) == unquote_to_bytes(text)
+
+
+@given(st.binary(min_size=1, max_size=60), st.integers(3, 9), st.booleans(), st.data())
+def test_base64_in_pieces_decodes_as_in_one(body, piece, percent, data):
+    text = base64.b64encode(body).decode()
+    at = data.draw(st.integers(0, len(text)))
+    text = f"{text[:at]} \n{text[at:]}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fetch, "_PIECE_CHARS", piece)
+        assert read(Settings(), f"data:;base64,{quote(text) if percent else text}", "data") == body
+
+
+@pytest.mark.parametrize("text", ["QQ==QQ==", "QUJD=QUJD", "QQ=" + "=" * 70_000 + "QUJD", "QUJDR", "\ud800", "é"])
+def test_base64_that_goes_on_after_its_padding_or_breaks_off_is_refused(settings, text):
+    with pytest.raises(DecodeFailed, match="not base64"):
+        read(settings, f"data:;base64,{text}", "data")
+
+
+def test_the_limit_on_size_holds_for_the_decoded_bytes(settings):
+    assert len(read(settings, "data:," + "%41" * 1_000_000, "data")) == 1_000_000
+    for text in ("data:," + "%41" * 1_000_001, "data:," + "A" * 1_000_001, "data:;base64," + "%41" * 1_400_000):
+        with pytest.raises(TooLarge):
+            read(settings, text, "data")
+
+
+@pytest.mark.parametrize(("head", "unit"), [("data:,", "%41"), ("data:;base64,", "QUJD"), ("data:;base64,", "%51")])
+def test_a_large_data_uri_takes_little_memory_and_leaves_time_to_other_threads(tmp_path, head, unit):
+    """The parent of the measured process would count as its memory, so a process of its own starts it."""
+    program = f"""
+import resource, sys, threading, time
+from worker.audio.fetch import Fetcher
+from worker.config import Settings
+from worker.types import Source
+
+fetcher = Fetcher(Settings(data_dir={str(tmp_path)!r}))
+fetcher.open(Source("data", "data:,x")).close()
+source = Source("data", {head!r} + {unit!r} * (10_000_000 // {len(unit)} // 4 * 4))
+done, longest = threading.Event(), [0.0]
+def tick():
+    last = time.monotonic()
+    while not done.is_set():
+        time.sleep(0.001)
+        longest[0], last = max(longest[0], time.monotonic() - last), time.monotonic()
+thread = threading.Thread(target=tick)
+thread.start()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+size = fetcher.open(source).seek(0, 2)
+done.set()
+thread.join()
+print(size, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, longest[0])
+"""
+    launcher = "import subprocess, sys; print(subprocess.check_output([sys.executable, '-c', sys.argv[1]], text=True))"
+    printed = subprocess.check_output([sys.executable, "-c", launcher, program], text=True, cwd=child.ROOT)
+    size, memory, longest = map(float, printed.split())
+    assert size >= 10_000_000 / len(unit) * 0.74
+    assert memory <= 30_000_000, "besides the URI itself"
+    assert longest < 1
+
+
+@pytest.mark.parametrize("size", [100, 1_000_000])
+def test_a_full_disk_is_told_as_such_and_a_download_not_tried_again(server, settings, monkeypatch, size):
+    class FullDisk(io.FileIO):
+        def write(self, _data) -> int:
+            raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(Fetcher, "_temporary", lambda _self: io.BufferedRandom(FullDisk(os.memfd_create("full"), "r+")))
+    for location, kind in (("data:," + "A" * size, "data"), (server.url("/ok"), "url")):
+        with pytest.raises(DiskFull) as caught:
+            read(settings, location, kind)
+        assert (caught.value.code, caught.value.status, caught.value.retryable) == ("disk_full", 507, True)
+    assert len(server.hits) == 1
+
+
+def test_a_small_disk_that_fills_up_is_told_as_such(settings, tmp_path):
+    disk = tmp_path / "data"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], check=False).returncode:
+        pytest.skip("this user cannot mount a disk")
+    try:
+        with pytest.raises(DiskFull):
+            read(settings, "data:," + "A" * 900_000, "data")
+        assert read(settings, "data:,abc", "data") == b"abc"
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 @pytest.fixture(scope="module")

@@ -278,7 +278,7 @@ class StoreError(AviaryError):
 
 
 class DiskFull(StoreError):
-    """The disk has no room for the upload or the job; nothing was changed."""
+    """The disk has no room for the input, the upload, or the job; nothing was changed."""
 
     code = "disk_full"
     status = 507

@@ -2,6 +2,7 @@
 
     translate(error)              what an exception of a running model (torch, NeMo, transformers) means for its input
     translate_load(error, model)  what an exception means that stopped a model from loading
+    disk_errors()                 raises the exceptions that mean a full disk as DiskFull
     report(error)                 the error to respond with; an unexpected one is logged under an id that it carries
     forget(error)                 releases the tensors and weights that the frames of a traceback hold
 
@@ -10,11 +11,14 @@ Clients see the id of an unexpected error and nothing else of it; the traceback 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import traceback
 import uuid
+from collections.abc import Iterator
 
-from worker.errors import AviaryError, DeviceLost, InternalError, ModelError, ModelUnavailable, OutOfMemory
+from worker.errors import AviaryError, DeviceLost, DiskFull, InternalError, ModelError, ModelUnavailable, OutOfMemory
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +66,17 @@ def translate_load(error: BaseException, model: str) -> AviaryError:
         ours = ModelUnavailable(f"{model} could not be loaded: {type(error).__name__}: {error}")
     ours.__cause__ = error
     return ours
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """Raise DiskFull in place of an OSError which means that the disk or the quota is used up."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull("the worker's disk has no room for this input; send it again later") from error
 
 
 def report(error: BaseException, *, during: str = "this request") -> AviaryError:

@@ -4,8 +4,8 @@ A failure that may pass (a broken connection, HTTP 429 and 5xx) is tried again, 
 FETCH_TIMEOUT_SEC has passed. Redirects are followed by hand, because each must lead to http or https and to an address
 that may be read.
 
-Raises SourceForbidden, SourceNotFound, FetchFailed, TooLarge, InputError, Cancelled. Messages never hold the query of a
-URL, which may hold a signature, nor the address that a name resolves to.
+Raises SourceForbidden, SourceNotFound, FetchFailed, TooLarge, InputError, DiskFull, Cancelled. A full disk is not tried
+again. Messages never hold the query of a URL, which may hold a signature, nor the address that a name resolves to.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from urllib3.exceptions import HTTPError as Urllib3Error
 
 from worker.config import Settings
 from worker.errors import Cancelled, FetchFailed, InputError, SourceForbidden, SourceNotFound, TooLarge
+from worker.faults import disk_errors
 from worker.net import s3, safe_http
 from worker.types import Source
 
@@ -92,8 +93,9 @@ class _Download:
 
     def _attempt(self) -> None:
         """Follow the redirects and save the body. Raises _RetryableError if another attempt may help."""
-        self._file.seek(0)
-        self._file.truncate()
+        with disk_errors():
+            self._file.seek(0)
+            self._file.truncate()
         self._regions.clear()
         url = self._url
         for _ in range(REDIRECTS + 1):
@@ -171,7 +173,8 @@ class _Download:
             total += len(block)
             if total > self._settings.max_audio_bytes:
                 raise_too_large(self._settings)
-            self._file.write(block)
+            with disk_errors():
+                self._file.write(block)
         if length.isdigit() and not response.headers.get("content-encoding") and total < int(length):
             raise _RetryableError(f"{self._name} ended after {total} of {length} bytes")
 

@@ -3,9 +3,12 @@
 Downloads, data: URIs and audio in memory go through temporary files that never have a name, so that even a killed
 worker leaves nothing on disk. The limits on size and time are those of the settings.
 
+A data: URI is decoded piece by piece, because decoding all of it at once takes many times its size and blocks every
+other thread.
+
 Raises SourceForbidden, SourceNotFound, FetchFailed, TooLarge, DecodeFailed (a malformed data: URI), EmptyAudio,
-InputError (an array that is not audio), Cancelled. Messages never hold the query of a URL, which may hold a signature,
-nor the address that a name resolves to.
+InputError (an array that is not audio), DiskFull, Cancelled. Messages never hold the query of a URL, which may hold a
+signature, nor the address that a name resolves to.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import io
 import os
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
@@ -25,10 +28,13 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from worker.audio.download import Downloader, raise_too_large
 from worker.config import Settings
 from worker.errors import Cancelled, DecodeFailed, EmptyAudio, FetchFailed, SourceForbidden, SourceNotFound
+from worker.faults import disk_errors
 from worker.types import Source
 
 _FILES = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else None  # the open files by number, on Linux
 _EMPTY = "the file holds no bytes"
+_PIECE_CHARS = 1 << 16  # of a data: URI, decoded at a time
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")  # the two letters in which URL-safe base64 differs
 
 
 class Fetcher:
@@ -46,20 +52,25 @@ class Fetcher:
             return self._path(source)
         if source.kind == "file":
             return self._reopen(source)
-        file = self._temporary()
-        try:
-            if source.kind == "data":
-                self._data(source, file)
-            elif source.kind == "memory":
-                assert source.write is not None
-                source.write(file)
-            else:
-                self._downloader.download(source, file, cancelled)
-            _rewind(file)
-        except BaseException:
-            file.close()
-            raise
+        with disk_errors():
+            file = self._temporary()
+            try:
+                self._write(source, file, cancelled)
+                _rewind(file)
+            except BaseException:
+                file.close()
+                raise
         return file
+
+    def _write(self, source: Source, file: BinaryIO, cancelled: Callable[[], bool]) -> None:
+        """Write the bytes of a source that is not a file yet into the file."""
+        if source.kind == "data":
+            self._data(source, file)
+        elif source.kind == "memory":
+            assert source.write is not None
+            source.write(file)
+        else:
+            self._downloader.download(source, file, cancelled)
 
     def _temporary(self) -> BinaryIO:
         self._settings.make_data_dir()
@@ -121,19 +132,52 @@ class Fetcher:
     # data: URIs
 
     def _data(self, source: Source, file: BinaryIO) -> None:
-        head, comma, body = source.location.partition(",")
-        if not comma:
+        comma = source.location.find(",")
+        if comma < 0:
             raise DecodeFailed("a data: URI has a comma before its data")
-        if len(body) > self._settings.max_audio_bytes * 4 // 3 + 4:
-            raise_too_large(self._settings)
-        if not head.lower().endswith(";base64"):
-            file.write(unquote_to_bytes(body))
-            return
-        text = "".join(unquote(body).split()).replace("-", "+").replace("_", "/").rstrip("=")
+        blocks = _unquoted(source.location, comma + 1)
+        if source.location[:comma].lower().endswith(";base64"):
+            blocks = _from_base64(blocks)
+        size = 0
         try:
-            file.write(base64.b64decode(text + "=" * (-len(text) % 4), validate=True))
-        except (binascii.Error, ValueError) as error:
-            raise DecodeFailed("the data is not base64") from error
+            for block in blocks:
+                size += len(block)
+                if size > self._settings.max_audio_bytes:
+                    raise_too_large(self._settings)
+                file.write(block)
+        except ValueError as error:  # UnicodeEncodeError and binascii.Error are subclasses
+            raise DecodeFailed("the data is not base64, or not a valid URI") from error
+
+
+def _unquoted(text: str, start: int) -> Iterator[bytes]:
+    """Yield the bytes of the percent-encoded text from `start`, a piece at a time."""
+    while start < len(text):
+        end = start + _PIECE_CHARS
+        piece = text[start:end]
+        split = piece.rfind("%", -2)  # an escape that may continue in the next piece
+        if split > 0 and end < len(text):
+            piece = piece[:split]
+        yield unquote_to_bytes(piece)
+        start += len(piece)
+
+
+def _from_base64(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the bytes of base64, URL-safe or not, with or without padding and white space.
+
+    Raises binascii.Error for anything else.
+    """
+    rest, padded = b"", False  # the letters that are not decoded yet; whether the padding has begun
+    for block in blocks:
+        text = b"".join(block.split()).translate(_URL_SAFE)
+        letters = text.rstrip(b"=")
+        if b"=" in letters or (padded and letters):
+            raise binascii.Error("data follows the padding")
+        padded = padded or len(letters) < len(text)
+        rest += letters
+        end = len(rest) - len(rest) % 4
+        yield base64.b64decode(rest[:end], validate=True)
+        rest = rest[end:]
+    yield base64.b64decode(rest + b"=" * (-len(rest) % 4), validate=True)
 
 
 def _rewind(file: BinaryIO) -> None:
