@@ -70,7 +70,13 @@ def weight_files(folder: Path, part: str = "") -> list[str]:
     index = folder / "model.safetensors.index.json"
     if (folder / SINGLE).is_file() or not index.is_file():
         return [SINGLE]
-    return sorted({file for tensor, file in json.loads(index.read_text())["weight_map"].items() if part in tensor})
+    files = sorted({file for tensor, file in json.loads(index.read_text())["weight_map"].items() if part in tensor})
+    if odd := [file for file in files if not re.fullmatch(r"\w[\w.-]*\.safetensors", str(file))]:
+        raise ModelUnavailable(
+            f"{index} names {str(odd[0])[:80]!r} as a weight file. Aviary reads only safetensors files in the same "
+            "folder; save_pretrained of transformers converts other weights."
+        )
+    return files
 
 
 def _missing(folder: Path, part: str | None) -> list[str]:
