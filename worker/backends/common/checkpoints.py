@@ -7,6 +7,7 @@ volume, the user's own); the hub, unless HF_HUB_OFFLINE. Weights are a .nemo fil
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -36,6 +37,19 @@ def nemo_file(name: str, settings: Settings) -> Path:
     if not found:
         raise ModelUnavailable(f"{name} holds no .nemo file")
     return found[0]
+
+
+def verify(path: Path, sha256: str) -> None:
+    """Read the whole file. Raises ModelUnavailable if its SHA-256, in hexadecimal, differs."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    if digest.hexdigest() != sha256:
+        raise ModelUnavailable(
+            f"{path} has the SHA-256 {digest.hexdigest()}, and the catalog pins {sha256}. Download the file again. To "
+            "load a version of your own, name it by its path."
+        )
 
 
 def checkpoint(name: str, settings: Settings, *, part: str | None = "") -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from worker import catalog
 from worker.backends.common import checkpoints
 from worker.backends.common.device import device_of, dtype_of
 from worker.backends.nemo.restore import restore
@@ -26,6 +27,8 @@ class NemoModel:
 
     def __init__(self, name: str, settings: Settings, parts: Sequence[str]) -> None:
         path = checkpoints.nemo_file(name, settings)
+        if sha256 := catalog.find(name).sha256:
+            checkpoints.verify(path, sha256)
         try:
             import torch
             from nemo.utils import logging as nemo_logging
