@@ -47,7 +47,7 @@ def aviary(*typed: str, before: str = "", **environment: str) -> subprocess.Comp
 
 def test_a_machine_that_is_well(find):
     found = find()
-    assert list(found) == ["Python", "packages", "settings", "ffmpeg", "device", "disk", "model", "S3"]
+    assert list(found) == ["Python", "packages", "settings", "ffmpeg", "device", "disk", "model", "hashes", "S3"]
     assert all(one.ok for one in found.values()), found
     assert found["ffmpeg"].state.startswith("ffmpeg version")
     assert "GiB free" in found["disk"].state
@@ -61,7 +61,7 @@ def test_the_command_works_without_torch_and_finds_no_problems():
     assert "torch" not in done.stderr
     lines = done.stdout.splitlines()
     assert (done.returncode, lines[-1]) == (0, "No problems found"), done.stdout
-    assert sum(line.startswith("ok ") for line in lines) == 8
+    assert sum(line.startswith("ok ") for line in lines) == 9
 
 
 def test_the_command_ends_with_1_where_there_is_a_problem_and_says_what_to_do():

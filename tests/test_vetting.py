@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import pickle
@@ -9,6 +10,7 @@ import stat
 import tarfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -391,6 +393,28 @@ def test_every_name_on_the_list_is_a_class_of_nemo_but_one():
 
 
 # ---- weights and folders
+
+
+def test_a_pinned_hash_is_checked_before_the_file_is_used(tmp_path, monkeypatch):
+    pytest.importorskip("nemo.collections.asr", reason="nemo_toolkit is not installed")
+    from worker import catalog
+    from worker.backends import create
+    from worker.entrypoints.cli.doctor import weights
+
+    path = tmp_path / "parakeet-tdt-0.6b-v2" / "x.nemo"
+    path.parent.mkdir()
+    path.write_bytes(PARAKEET.read_bytes())
+    settings = Settings(device="cpu", model_dir=tmp_path)
+    row = replace(find("parakeet-v2"), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    assert [found.state for found in weights.hashes(settings)] == ["SHA-256 pinned for no model of the catalog"]
+    monkeypatch.setattr(catalog, "find", lambda name: row)
+    monkeypatch.setattr(catalog, "MODELS", (row,))
+    create(row, settings).load()
+    assert [found.state for found in weights.hashes(settings)] == ["SHA-256 pinned for parakeet-v2"]
+    path.write_bytes(path.read_bytes() + b"\0")
+    monkeypatch.setattr(restore, "_contents", lambda *_: pytest.fail("it was opened"))
+    with pytest.raises(ModelUnavailable, match=f"and the catalog pins {row.sha256}. Download the file again"):
+        create(row, settings).load()
 
 
 class Evil:

@@ -22,12 +22,14 @@ from typing import Any
 import numpy as np
 
 from worker.backends.base import Backend
-from worker.backends.common import audio_tower, checkpoints, generation
+from worker.backends.common import audio_tower, checkpoints, generation, pretrained
 from worker.backends.common.device import device_of, dtype_of, libraries
 from worker.catalog import Model
 from worker.config import Settings
+from worker.errors import ModelUnavailable
 from worker.types import SAMPLE_RATE, Analysis, Batch, Caption, Embedding, Output, Piece, Reply, Transcript
 
+ARCHITECTURES = ("AudioFlamingo3ForConditionalGeneration", "MusicFlamingoForConditionalGeneration")
 TAIL = 320  # samples; a last window this short has no frame, and Music Flamingo fails on it
 
 TRANSCRIBE = "Transcribe the input speech."
@@ -76,18 +78,14 @@ class Flamingo(Backend):
         self._torch, transformers = libraries(self._row.id)
         self._device = device_of(self._settings)
         self._dtype = dtype_of(self._settings, self._device)
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = pretrained.load(transformers.AutoConfig, folder)
         if self._row.part:
             self._tower = audio_tower.load_tower(folder, config.audio_config, self._dtype, self._device)
-            self._features = transformers.AutoFeatureExtractor.from_pretrained(folder)
+            self._features = pretrained.load(transformers.AutoFeatureExtractor, folder)
         else:
-            architecture = getattr(transformers, config.architectures[0])
-            self._model = (
-                architecture.from_pretrained(folder, dtype=self._dtype, attn_implementation="sdpa")
-                .to(self._device)
-                .eval()
-            )
-            self._processor = transformers.AutoProcessor.from_pretrained(folder)
+            kind = getattr(transformers, _architecture(folder, config))
+            self._model = pretrained.load_model(kind, folder, dtype=self._dtype).to(self._device).eval()
+            self._processor = pretrained.load(transformers.AutoProcessor, folder)
             self._tower, self._features = self._model.model.audio_tower, self._processor.feature_extractor
             ends = self._model.generation_config.eos_token_id
             self._ends = [*(ends if isinstance(ends, list | tuple) else [ends]), self._processor.tokenizer.pad_token_id]
@@ -201,6 +199,17 @@ class Flamingo(Backend):
     def _embedding(self, piece: Piece, states: np.ndarray) -> Embedding:
         pooling = piece.options.pooling
         return Embedding(states.mean(axis=0) if pooling == "mean" else states, self._frame_rate, pooling)
+
+
+def _architecture(folder: Path, config: Any) -> str:
+    """Return the class of the checkpoint. Raises ModelUnavailable if it is not a Flamingo's.
+
+    transformers has classes that load more than tensors, and the checkpoint must not choose one.
+    """
+    names = config.architectures or ["no class"]
+    if names[0] not in ARCHITECTURES:
+        raise ModelUnavailable(f"{folder} is a checkpoint of {names[0]}, not of {' or '.join(ARCHITECTURES)}")
+    return str(names[0])
 
 
 def _samples(piece: Piece) -> np.ndarray:

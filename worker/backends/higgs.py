@@ -19,7 +19,7 @@ import numpy as np
 from worker import catalog
 from worker.backends import create
 from worker.backends.base import Backend
-from worker.backends.common import audio_tower, checkpoints
+from worker.backends.common import audio_tower, checkpoints, pretrained
 from worker.backends.common.device import device_of, dtype_of, libraries
 from worker.catalog import Model
 from worker.config import Settings
@@ -46,8 +46,9 @@ class Higgs(Backend):
         self._torch, transformers = libraries(self._row.id)
         self._device = device_of(self._settings)
         self._dtype = dtype_of(self._settings, self._device)
-        self._features = transformers.AutoFeatureExtractor.from_pretrained(
-            checkpoints.checkpoint(self._row.processor or "", self._settings, part=None)
+        self._features = pretrained.load(
+            transformers.AutoFeatureExtractor,
+            checkpoints.checkpoint(self._row.processor or "", self._settings, part=None),
         )
         config = _config(transformers, folder)
         if self._features.feature_size != config.num_mel_bins:

@@ -25,7 +25,7 @@ import numpy as np
 
 from worker.backends import whisper_alignment
 from worker.backends.base import Backend
-from worker.backends.common import checkpoints, generation, timestamps
+from worker.backends.common import checkpoints, generation, pretrained, timestamps
 from worker.backends.common.device import device_of, dtype_of, libraries
 from worker.backends.common.silence import is_silent
 from worker.catalog import Model
@@ -59,13 +59,13 @@ class Whisper(Backend):
         if self._device.type == "cpu":
             self.overhead_sec = 30.0
         self._model: Any = (
-            transformers.WhisperForConditionalGeneration.from_pretrained(
-                folder, dtype=dtype_of(self._settings, self._device), attn_implementation="sdpa"
+            pretrained.load_model(
+                transformers.WhisperForConditionalGeneration, folder, dtype=dtype_of(self._settings, self._device)
             )
             .to(self._device)
             .eval()
         )
-        processor = transformers.AutoProcessor.from_pretrained(folder)
+        processor = pretrained.load(transformers.AutoProcessor, folder)
         self._features, self._tokenizer = processor.feature_extractor, processor.tokenizer
         self._states_of = transformers.modeling_outputs.BaseModelOutput
         if self._settings.compile:

@@ -30,6 +30,9 @@ class Model:
     weights: Weights
     """The format of the weights: a .nemo file, a folder with safetensors, or a part of an installed package."""
 
+    sha256: str | None = None
+    """The SHA-256 of the .nemo file, in hexadecimal, that is compared before each load. None if it is not pinned."""
+
     needs: tuple[str, ...] = ()
     """The modules that the backend imports and that requirements-base.txt does not install."""
 

@@ -11,6 +11,7 @@ Weights are a .nemo file or safetensors; pickles are never read.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -43,6 +44,19 @@ def nemo_file(name: str, settings: Settings) -> Path:
     if not files:
         raise ModelUnavailable(f"{name} holds no .nemo file")
     return files[0]
+
+
+def verify(path: Path, sha256: str) -> None:
+    """Read the whole file. Raises ModelUnavailable if its SHA-256, in hexadecimal, differs."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    if digest.hexdigest() != sha256:
+        raise ModelUnavailable(
+            f"{path} has the SHA-256 {digest.hexdigest()}, and the catalog pins {sha256}. Download the file again. To "
+            "load a version of your own, name it by its path."
+        )
 
 
 def checkpoint(name: str, settings: Settings, *, part: str | None = "") -> Path:
@@ -83,7 +97,13 @@ def weight_files(folder: Path, part: str = "") -> list[str]:
     index = folder / "model.safetensors.index.json"
     if (folder / SINGLE).is_file() or not index.is_file():
         return [SINGLE]
-    return sorted({file for tensor, file in json.loads(index.read_text())["weight_map"].items() if part in tensor})
+    files = sorted({file for tensor, file in json.loads(index.read_text())["weight_map"].items() if part in tensor})
+    if odd := [file for file in files if not re.fullmatch(r"\w[\w.-]*\.safetensors", str(file))]:
+        raise ModelUnavailable(
+            f"{index} names {str(odd[0])[:80]!r} as a weight file. Aviary reads only safetensors files in the same "
+            "folder; save_pretrained of transformers converts other weights."
+        )
+    return files
 
 
 def _missing(folder: Path, part: str | None) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from worker import catalog
 from worker.backends.common import checkpoints
 from worker.backends.common.device import device_of, dtype_of
 from worker.backends.nemo.restore import restore
@@ -35,6 +36,8 @@ class NemoModel:
         Raises ModelUnavailable if the checkpoint, NeMo or torch is missing.
         """
         path = checkpoints.nemo_file(name, settings)
+        if sha256 := catalog.find(name).sha256:
+            checkpoints.verify(path, sha256)
         try:
             import torch
             from nemo.utils import logging as nemo_logging

@@ -3,7 +3,7 @@
     run(arguments)    the command: prints one line for each finding; exit code 1 if there is a problem
     findings(...)     the findings, one by one
     machine.py        Python, packages, ffmpeg, device, disk and bucket
-    weights.py        the model's libraries and weights
+    weights.py        the model's libraries and weights, and the catalog's pinned hashes
 
 The checks load no model and change no file that exists. The only requests that they send ask the hub for weights that
 are not on this machine, and the bucket whether it is usable. The command works without torch, and if packages are
@@ -29,6 +29,7 @@ _CHECKS = (
     ("device", machine.device),
     ("disk", machine.disk),
     ("model", weights.check),
+    ("hashes", weights.hashes),
     ("S3", machine.bucket),
 )
 

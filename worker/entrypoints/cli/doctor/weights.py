@@ -30,6 +30,14 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield _on_disk(row, settings)
 
 
+def hashes(_settings: Settings) -> Iterator[Finding]:
+    """Yield which models of the catalog load only with a file of a known hash."""
+    from worker import catalog
+
+    pinned = [model.name for model in catalog.MODELS if model.sha256]
+    yield Finding("hashes", f"SHA-256 pinned for {', '.join(pinned) or 'no model of the catalog'}")
+
+
 def needs(settings: Settings) -> tuple[str, ...]:
     """Return the modules that the default model needs beyond requirements-base.txt; none for a dry run."""
     from worker import catalog

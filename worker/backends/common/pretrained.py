@@ -1,0 +1,34 @@
+"""A checkpoint's folder → an object of transformers, with none of the folder's code run.
+
+    load(AutoProcessor, folder)         a configuration, a processor or a feature extractor
+    load_model(SomeModel, folder, …)    a model, whose weights come from safetensors alone
+
+This module alone calls `from_pretrained`. A checkpoint may carry Python files and name classes in them (`auto_map`).
+transformers runs these if `trust_remote_code` is set, asks on the terminal if it is not, and takes pickled weights
+where it finds no others; each of these is ruled out here. Nothing is downloaded either: `checkpoints` finds the folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from worker.errors import ModelUnavailable
+
+
+def load(kind: Any, folder: Path, **options: Any) -> Any:
+    """Return `kind.from_pretrained(folder)`. Raises ModelUnavailable if the checkpoint requires code of its own."""
+    try:
+        return kind.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **options)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ModelUnavailable(
+            f"{folder} requires Python code of its own, which Aviary does not run. Use a checkpoint whose classes are "
+            "part of transformers."
+        ) from error
+
+
+def load_model(kind: Any, folder: Path, **options: Any) -> Any:
+    """Return a model with its weights. Raises ModelUnavailable as `load` does, OSError if there are no safetensors."""
+    return load(kind, folder, use_safetensors=True, attn_implementation="sdpa", **options)
