@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from serving import serving
 from worker.backends.base import Backend
 from worker.config import Settings
 from worker.engine.engine import Engine
+from worker.jobs.schema import jobs
+from worker.jobs.store import JobStore
 from worker.types import Transcript
 
 WEEK = Path("samples/week.wav").resolve()
@@ -189,6 +191,22 @@ def test_a_webhook_is_told(server):
     assert signature.startswith("t=")
     assert name.encode() in body
     assert b'"status": "completed"' in body
+
+
+def test_a_stored_job_cannot_name_a_file_elsewhere(tmp_path):
+    victim = tmp_path / "victim.wav"
+    victim.write_bytes(WEEK.read_bytes())
+    settings = Settings(skip_model_load=True, data_dir=tmp_path / "data")
+    with closing(JobStore.of(settings)) as store:
+        job = store.submit("transcribe", {"input": {"audio": "upload:"}, "upload": "../../victim.wav"})
+        with store._database.write() as connection:
+            connection.execute(jobs.update().values(upload="../../victim.wav"))
+    with serving(settings) as url, httpx.Client(base_url=url) as http:
+        failed = until(http, f"/jobs/{job.id}/status", "failed", "completed")
+        assert failed["status"] == "failed"
+        assert "not the name of an upload" in failed["error"]
+        assert http.get(f"/jobs/{job.id}/result").json()["error"]["code"] == "source_forbidden"
+    assert victim.exists()
 
 
 class Held(Backend):

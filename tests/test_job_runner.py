@@ -124,7 +124,7 @@ def clip(tmp_path):
 
 def upload(store: JobStore, clip: str, name: str) -> str:
     """A job on a file of its own, as an upload makes it."""
-    path = store.uploads / f"{name}.wav"
+    path = store.uploads / f"{int(name):032x}"
     shutil.copyfile(clip, path)
     return store.submit(
         "transcribe", {"inputs": [{"source": str(path), "id": name}]}, filename="my.wav", upload=path.name

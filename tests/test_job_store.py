@@ -23,12 +23,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from worker.config import Settings
-from worker.errors import ConfigError, DiskFull, StoreError
+from worker.errors import ConfigError, DiskFull, SourceForbidden, StoreError
+from worker.jobs import schema
 from worker.jobs.database import Database
 from worker.jobs.records import FINISHED, Outcome, Seen, Submission
 from worker.jobs.schema import STEPS, metadata, migrate
 from worker.jobs.store import JobStore
 
+UPLOAD = "0123456789abcdef" * 2
 NOBODY = "00000000-0000-4000-8000-000000000000"
 _schemas = itertools.count()
 
@@ -147,7 +149,7 @@ class States(RuleBasedStateMachine):
 
     @rule(target=jobs)
     def submit(self):
-        name = f"{len(self.model)}.wav"
+        name = f"{len(self.model):032x}"
         (self.store.uploads / name).touch()
         job = self.store.submit("run", {"inputs": [name]}, upload=name)
         assert job == self.store.see(job.id).job
@@ -308,17 +310,17 @@ def test_a_lease_holds_until_it_lapses_and_what_is_over_stays(store, clock):
 
 
 def test_a_job_is_kept_as_it_was_submitted(store, clock):
-    (store.uploads / "u.wav").touch()
+    (store.uploads / UPLOAD).touch()
     job = store.submit(
         "transcribe",
         {"inputs": ["ä", "\ud800", "\0"], "n": [1.5, None, True]},
         filename="my\0 \ud800 ä.mp3",
-        upload="u.wav",
+        upload=UPLOAD,
         webhook="https://host/",
     )
     assert store.payload(job.id) == {"inputs": ["ä", "\ud800", "\0"], "n": [1.5, None, True]}
     assert job == store.see(job.id).job
-    assert (job.kind, job.filename, job.upload, job.webhook) == ("transcribe", "my� ? ä.mp3", "u.wav", "https://host/")
+    assert (job.kind, job.filename, job.upload, job.webhook) == ("transcribe", "my� ? ä.mp3", UPLOAD, "https://host/")
     assert job.status() == {
         "id": job.id,
         "kind": "transcribe",
@@ -337,12 +339,12 @@ def test_jobs_submitted_together_are_those_submitted_one_by_one(store):
     payloads = [{"size": size, "text": "x" * size} for size in (1, 100_000, 2, 3, 9_000, 8_000)]
     jobs = store.submit_all(
         [
-            Submission("run", payload, f"{n}.wav", f"u{n}", "https://a.example/hook")
+            Submission("run", payload, f"{n}.wav", f"{n:032x}", "https://a.example/hook")
             for n, payload in enumerate(payloads)
         ]
     )
     assert [store.see(job.id).job for job in jobs] == jobs
-    assert [(job.filename, job.upload) for job in jobs] == [(f"{n}.wav", f"u{n}") for n in range(6)]
+    assert [(job.filename, job.upload) for job in jobs] == [(f"{n}.wav", f"{n:032x}") for n in range(6)]
     assert [payload for _, payload in store.claim("a", 10, 6)] == payloads
 
 
@@ -365,10 +367,51 @@ def test_an_id_that_is_none_is_not_found(store, name):
     assert store.cancel(name) == "not_found"
 
 
-@pytest.mark.parametrize("name", ["../a", "/etc/passwd", "a/b", "..", ".", "", "a\0b", "\ud800"])
+NO_UPLOADS = [
+    "../a",
+    "/etc/passwd",
+    "a/b",
+    "..",
+    ".",
+    "",
+    "a\0b",
+    "\ud800",
+    UPLOAD + "\n",
+    UPLOAD.upper(),
+    UPLOAD + "0",
+]
+
+
+@pytest.mark.parametrize("name", NO_UPLOADS)
 def test_an_upload_outside_the_folder_is_refused(store, name):
     with pytest.raises(ValueError, match="name of a file"):
         store.submit("run", {}, upload=name)
+    with pytest.raises(SourceForbidden, match="not the name of an upload"):
+        store.upload_path(name)
+
+
+def test_a_name_that_another_program_stored_removes_nothing(store, tmp_path, caplog):
+    victim, relative = tmp_path / "victim", "../victim"
+    victim.touch()
+    ids = [store.submit("run", {}).id for _ in range(4)]
+    with store._database.write() as connection:
+        connection.execute(schema.jobs.update().values(upload=relative))
+    store.cancel(ids[0])
+    done(store)
+    store.claim("a", 10)
+    store.finish("a", {ids[2]: Outcome.failed({"code": "x"})})
+    assert store.expire(0, 0) == 3
+    store.sweep(grace_sec=-math.inf)
+    assert victim.exists()
+    assert "no file is removed" in caplog.text
+
+
+def test_sweeping_leaves_what_is_no_upload(store, clock):
+    for name in ("notes.txt", UPLOAD):
+        (store.uploads / name).touch()
+        os.utime(store.uploads / name, (clock.now - 100, clock.now - 100))
+    assert store.sweep(grace_sec=60) == 1
+    assert [path.name for path in store.uploads.iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize("payload", [math.nan, {1, 2}, b"x"])
@@ -410,25 +453,27 @@ def test_expiry_takes_the_old_and_then_the_oldest_until_the_rest_fits(store, clo
 
 
 def test_sweeping_takes_what_nobody_needs(store, clock):
-    needed = store.submit("run", {}, upload="needed")
-    for name in ("needed", "new", "old"):
+    needed, new, old = (digit * 32 for digit in "abc")
+    job = store.submit("run", {}, upload=needed)
+    for name in (needed, new, old):
         (store.uploads / name).touch()
         os.utime(store.uploads / name, (clock.now - 100, clock.now - 100))
-    os.utime(store.uploads / "new", (clock.now - 10, clock.now - 10))
+    os.utime(store.uploads / new, (clock.now - 10, clock.now - 10))
     assert store.sweep(grace_sec=60) == 1
-    assert {path.name for path in store.uploads.iterdir()} == {"needed", "new"}
-    store.cancel(needed.id)
-    (store.uploads / "needed").touch()  # as if its process had been killed before it removed it
+    assert {path.name for path in store.uploads.iterdir()} == {needed, new}
+    store.cancel(job.id)
+    (store.uploads / needed).touch()  # as if its process had been killed before it removed it
     assert store.sweep(grace_sec=math.inf) == 1
 
 
 def test_sweeping_does_not_trip_over_what_another_process_removes_meanwhile(store, clock, monkeypatch):
-    for name in ("a", "b"):
+    names = ["a" * 32, "b" * 32]
+    for name in names:
         (store.uploads / name).touch()
         os.utime(store.uploads / name, (clock.now - 100, clock.now - 100))
 
     def meanwhile() -> float:
-        (store.uploads / "a").unlink(missing_ok=True)
+        (store.uploads / names[0]).unlink(missing_ok=True)
         return clock.now
 
     monkeypatch.setattr(store, "_clock", meanwhile)

@@ -11,7 +11,8 @@ owner's result still counts, so a result is written exactly once. After `max_att
 agree to well within a lease.
 
 An upload is a file in `uploads` that one job owns; it is removed when the job ends. Until `submit` returns, the file
-belongs to the caller.
+belongs to the caller. Its name is 32 hexadecimal digits, and is checked whenever it is read: a database that others
+write to cannot name a file elsewhere.
 
 Every method is one transaction, and raises StoreError or DiskFull if the database fails; nothing is changed then. Reads
 never wait for a write.
@@ -34,7 +35,7 @@ import sqlalchemy as sa
 
 from worker import private
 from worker.config import Settings
-from worker.errors import WorkerLost
+from worker.errors import SourceForbidden, WorkerLost
 from worker.jobs.database import Database
 from worker.jobs.records import FINISHED, STATES, Job, Outcome, Seen, State, Submission, encode
 from worker.jobs.schema import documents, jobs
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 INLINE_CHARS = 8192  # larger payloads go to `documents`, because SQLite rewrites a whole row for any change
 _EXPIRED_AT_A_TIME = 500
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_UPLOAD = re.compile(r"[0-9a-f]{32}")
 _COLUMNS = [jobs.c[field.name] for field in fields(Job)]
 _others = jobs.alias()
 _POSITION = sa.case(
@@ -103,7 +105,7 @@ class JobStore:
     def submit_all(self, submissions: Sequence[Submission]) -> list[Job]:
         """Store one or more jobs at the end of the queue, all or none.
 
-        Raises: ValueError if a payload is not JSON, or if an upload is not the name of a file in the folder.
+        Raises: ValueError if a payload is not JSON, or if the name of an upload is not 32 hexadecimal digits.
         """
         rows = [self._row(submission) for submission in submissions]
         with self._database.write() as connection:
@@ -121,8 +123,8 @@ class JobStore:
 
     def _row(self, submission: Submission) -> dict[str, Any]:
         upload = submission.upload
-        if upload is not None and (upload in ("", "..") or Path(upload).name != _storable(upload)):
-            raise ValueError(f"upload must be the name of a file in {self.uploads}, not {upload!r}")
+        if upload is not None and not _UPLOAD.fullmatch(upload):
+            raise ValueError(f"upload must be 32 hexadecimal digits, the name of a file in the folder, not {upload!r}")
         body = encode(submission.payload)
         return {
             "id": str(uuid.uuid4()),
@@ -138,6 +140,15 @@ class JobStore:
             "bytes": len(body),
             "payload": body,
         }
+
+    def upload_path(self, name: Any) -> Path:
+        """Return the path of an upload by its stored name. Raises: SourceForbidden if no upload has such a name."""
+        if not isinstance(name, str) or not _UPLOAD.fullmatch(name):
+            raise SourceForbidden(
+                f"the job store names {str(name)[:64]!r} as an upload, which is not the name of an upload: another "
+                "program has changed the job. Submit the job again."
+            )
+        return self.uploads / name
 
     def payload(self, job_id: str) -> Any:
         """Return the payload that was submitted, or None if there is no such job."""
@@ -344,7 +355,7 @@ class JobStore:
         written_at: dict[str, float] = {}  # read before the jobs, so that every file's job is found
         for path in self.uploads.iterdir():
             with contextlib.suppress(FileNotFoundError):  # another process may have removed the file
-                if path.is_file():
+                if path.is_file() and _UPLOAD.fullmatch(path.name):
                     written_at[path.name] = path.stat().st_mtime
         with self._database.read() as connection:
             states = {
@@ -422,7 +433,9 @@ class JobStore:
         for name in uploads:
             if name is not None:
                 try:
-                    (self.uploads / name).unlink(missing_ok=True)
+                    self.upload_path(name).unlink(missing_ok=True)
+                except SourceForbidden as error:
+                    log.warning("no file is removed: %s", error.message)
                 except OSError as error:
                     log.warning("the upload %s could not be removed: %s", name, error.strerror)
 

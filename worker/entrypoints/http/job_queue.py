@@ -115,9 +115,12 @@ class JobQueue:
         return name
 
     def _run(self, stored: Json, on_progress: OnProgress) -> Future[Json]:
-        """Run a stored job. It is checked again: the process that stored it may have had other settings."""
+        """Run a stored job. It is checked again: the process that stored it may have had other settings.
+
+        Raises: SourceForbidden if the stored upload is not the name of an upload; the errors of `Tasks.prepare`.
+        """
         answer: Future[Json] = Future()
-        file = (self.store.uploads / stored["upload"]).open("rb") if stored["upload"] else None
+        file = None if stored["upload"] is None else self.store.upload_path(stored["upload"]).open("rb")
         files = None
         if file is not None:
             files = {UPLOAD: file}
