@@ -41,7 +41,7 @@ def handle(**fields):
 
 with worker.load_model(model=checkpoint) as bundle:
     (embedding,) = bundle.embed([clip])
-with TestClient(create_app(Settings())) as client:
+with TestClient(create_app(Settings()), base_url="http://localhost") as client:
     listed = client.get("/v1/models").json()
     posted = client.post("/v1/audio/embeddings", json={"model": checkpoint, "audio": {"url": clip}, "pooling": "mean"})
 names = ["timbre", "acme/timbre-small", "someone/timbre-large", checkpoint]

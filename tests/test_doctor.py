@@ -96,7 +96,7 @@ def test_packages_that_are_missing_or_of_another_version(monkeypatch):
     [
         (str(MODEL), {}, f"weights in {MODEL}"),
         ("/nowhere/a.nemo", {}, "no such file: /nowhere/a.nemo"),
-        ("parakeet", {}, "HF_HUB_OFFLINE is set"),
+        ("parakeet", {}, "HF_HUB_OFFLINE forbids"),
         ("whisper", {"SKIP_MODEL_LOAD": "1"}, "a dry run"),
         ("nonesuch", {}, "unknown model"),
     ],

@@ -197,6 +197,7 @@ def test_several_models_in_one_worker(checkpoint, tmp_path):
     settings = Settings(
         model=checkpoint(parakeet),
         device="cpu",
+        allowed_models=("*",),
         allowed_paths=(DIGITS,),
         data_dir=tmp_path / "data",
         hf_hub_offline=True,

@@ -108,7 +108,7 @@ def test_a_job_that_fails_says_why(server):
 @pytest.mark.parametrize(
     ("fields", "status", "says"),
     [
-        ({"model": "nobody/nothing"}, 404, "not one of"),
+        ({"model": "nobody/nothing"}, 404, "is not available here"),
         ({"speed": "2"}, 400, "speed is not a field"),
         ({"language": "xx"}, 400, "unsupported language"),
         ({"webhook": "ftp://x"}, 400, "webhook must be"),

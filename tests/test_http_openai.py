@@ -153,8 +153,8 @@ def test_captions_embeddings_and_analyze(dry):
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"model": "nobody/nothing"}, openai.NotFoundError, "not one of this server's"),
-        ({"model": "/etc/passwd.nemo"}, openai.NotFoundError, "not one of this server's"),
+        ({"model": "nobody/nothing"}, openai.NotFoundError, "is not available here"),
+        ({"model": "/etc/passwd.nemo"}, openai.NotFoundError, "is not available here"),
         ({"temperature": 0.5}, openai.BadRequestError, "does not accept temperature"),
         ({"response_format": "diarized_json"}, openai.BadRequestError, "format"),
         ({"include": ["logprobs"]}, openai.BadRequestError, "include is not a field"),
