@@ -101,6 +101,7 @@ def hear(
 # Counting
 
 
+@pytest.mark.slow
 def test_the_summary_of_the_samples_is_what_a_hand_counts(answer):
     summary = answer["summary"]
     counted = {

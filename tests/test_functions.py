@@ -54,6 +54,7 @@ def test_one_bad_file_raises_and_no_files_are_no_results(dry):
     assert functions.transcribe_files([], dry) == []
 
 
+@pytest.mark.slow
 def test_a_folder_is_evaluated(tmp_path, dry):
     for name in ("00", "01"):
         (tmp_path / f"{name}.txt").write_text(LABELS[f"{name}.flac"])

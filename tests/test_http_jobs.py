@@ -26,6 +26,8 @@ from worker.jobs.schema import jobs
 from worker.jobs.store import JobStore
 from worker.types import Transcript
 
+pytestmark = pytest.mark.slow
+
 WEEK = Path("samples/week.wav").resolve()
 
 
@@ -281,7 +283,6 @@ def process(folder: Path, port: int):
             assert running.wait(30) in (0, -signal.SIGKILL, -signal.SIGTERM)
 
 
-@pytest.mark.slow
 def test_a_hundred_jobs_survive_two_kills(tmp_path):
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))

@@ -14,6 +14,8 @@ from serving import serving
 
 from worker.config import Settings
 
+pytestmark = pytest.mark.slow
+
 WEEK = Path("samples/week.wav").resolve()
 
 

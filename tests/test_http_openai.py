@@ -15,6 +15,8 @@ from serving import serving
 
 from worker.config import Settings
 
+pytestmark = pytest.mark.slow
+
 WEEK = "samples/week.wav"
 WORDS = ["see", "you", "next", "week"]
 DATA = base64.b64encode((DIGITS / "00.flac").read_bytes()).decode()

@@ -97,7 +97,7 @@ def postgres():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def fresh(request, tmp_path):
     """Makes the URL of an empty store."""
     if request.param == "postgresql":
@@ -726,6 +726,7 @@ def test_settings_name_the_place(tmp_path):
     assert {path.name for path in (tmp_path / "d?#%").iterdir()} >= {"jobs.db", "uploads"}
 
 
+@pytest.mark.slow
 def test_a_database_that_goes_away_is_an_error_of_ours(postgres, tmp_path):
     url = postgres()
     with contextlib.closing(JobStore(url, tmp_path / "uploads")) as store:

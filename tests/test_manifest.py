@@ -65,6 +65,7 @@ def numbers(count: int):
 # On real models
 
 
+@pytest.mark.slow
 def test_words_of_a_live_server_and_the_same_of_the_engine(tmp_path):
     (tmp_path / "data").mkdir()
     manifest = write(
@@ -111,6 +112,7 @@ def test_words_of_a_live_server_and_the_same_of_the_engine(tmp_path):
     assert told[-1].lines == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("levels", [True, False])
 def test_times_are_on_the_lines_where_they_are_asked_for(tmp_path, levels):
     other = str(Path(WEEK).with_name("doctor.flac"))

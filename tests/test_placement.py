@@ -49,6 +49,7 @@ def test_each_worker_sees_one_gpu_and_those_that_share_one_share_its_memory():
     assert (one.settings.device, one.settings.decode_workers, one.settings.models_memory_gb) == ("cuda", 3, 7)
 
 
+@pytest.mark.slow
 def test_without_gpus_one_seat_is_enough_and_a_gpu_that_is_asked_for_is_missed():
     assert len(placement.placements(Settings(workers=0, device="cpu"))) == 1
     assert len(placement.placements(Settings(workers=4, skip_model_load=True))) == 4

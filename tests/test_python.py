@@ -397,6 +397,7 @@ def test_a_program_that_never_closes_ends():
     assert (done.stdout, done.stderr) == ("[dry-run] transcribe of 1.27 s\n", "")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_loaded_says_why_and_leaves_nothing(tmp_path):
     before = threading.active_count()
     with pytest.raises(ModelNotFound, match="nonesuch"):
