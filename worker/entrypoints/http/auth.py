@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.config import Settings
 from worker.entrypoints.http import responses
+from worker.entrypoints.http.callers import CALLER, Callers, admin_keys
 from worker.errors import AviaryError, ConfigError, RateLimited, TooLarge, Unauthorized
 
 FORM_BYTES = 1 << 20  # what a form may have beside its file
@@ -53,6 +54,7 @@ class AuthMiddleware:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app, self._settings = app, settings
         self._keys = keys(settings)
+        self._callers = Callers(self._keys, admin_keys(settings))
         try:
             self._rate = parse_rate(settings.rate_limit) if settings.rate_limit else None
         except ValueError:
@@ -76,12 +78,14 @@ class AuthMiddleware:
         """How many bytes the body may have. Raises Unauthorized, RateLimited, TooLarge."""
         headers, path = Headers(scope=scope), scope["path"]
         who = scope["client"][0] if scope.get("client") else "unix"
+        given = None
         if self._keys and path not in _OPEN and not path.startswith("/ui/"):
             scheme, _, key = headers.get("authorization", "").partition(" ")
             given = key.strip().encode()
             if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, mine) for mine in self._keys):
                 raise Unauthorized("send the API key as a bearer token: Authorization: Bearer <key>")
             who = key.strip()
+        scope[CALLER] = self._callers.of(given)
         if self._rate and scope["method"] == "POST" and not self._limiter.hit(self._rate, who):
             again = self._limiter.get_window_stats(self._rate, who).reset_time - time.time()
             raise RateLimited(f"more than {self._settings.rate_limit} (RATE_LIMIT)", retry_after_sec=max(1.0, again))
@@ -96,13 +100,13 @@ class AuthMiddleware:
 def keys(settings: Settings) -> list[bytes]:
     """Those that are taken. Raises ConfigError for an API_KEY that is set and holds none: an empty secret must not
     open the server."""
-    given = settings.api_key
+    given, admins = settings.api_key, admin_keys(settings)
     if given is None or given == "off":
         return []
     found = [key.strip().encode() for key in given.split(",") if key.strip()]
     if not found:
         raise ConfigError("API_KEY is set, but holds no key")
-    return found
+    return [*found, *admins]
 
 
 def _too_large(limit: int) -> TooLarge:
