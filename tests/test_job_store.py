@@ -680,9 +680,39 @@ def test_steps_run_once_in_order_and_one_that_fails_leaves_nothing(fresh, tmp_pa
             migrate(engine, (*STEPS, ("ALTER TABLE jobs ADD COLUMN extra TEXT",), ("CREATE TABLE half (n INTEGER)",)))
         assert "half" in sa.inspect(engine).get_table_names()
         with engine.connect() as connection:
-            assert connection.scalars(sa.text("SELECT version FROM schema_version ORDER BY 1")).all() == [1, 2, 3]
+            assert connection.scalars(sa.text("SELECT version FROM schema_version ORDER BY 1")).all() == [1, 2, 3, 4]
         assert store.see(job.id).job == job
         engine.dispose()
+
+
+def test_jobs_of_the_first_version_have_no_owner(fresh, tmp_path):
+    url = fresh()
+    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    migrate(engine, STEPS[:1])
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text(
+                "INSERT INTO jobs (id, kind, state, created_at, done, total, attempts, bytes, payload) "
+                f"VALUES ('{NOBODY}', 'run', 'pending', 1.0, 0, 0, 0, 2, '{{}}')"
+            )
+        )
+    engine.dispose()
+    with contextlib.closing(JobStore(url, tmp_path / "uploads")) as store:
+        assert store.see(NOBODY).job.owner is None
+        mine = store.submit("run", {}, owner="a")
+        assert [job.id for job, _ in store.claim("a", 10, 2)] == [NOBODY, mine.id]
+
+
+def test_jobs_are_listed_and_counted_by_owner(store):
+    ids = {owner: [store.submit("run", {}, owner=owner).id for _ in range(2)] for owner in ("a", "b", None)}
+    done(store)
+    for owner in ("a", "b"):
+        assert [seen.job.id for seen in store.recent(owner=owner)] == ids[owner][::-1]
+        assert {seen.job.owner for seen in store.recent(owner=owner, kind="run")} == {owner}
+    assert len(store.recent()) == 6
+    assert store.recent(owner="c") == []
+    assert [store.counts(owner=owner)["pending"] for owner in ("a", "b", "c", None)] == [1, 2, 0, 5]
+    assert store.counts(owner="a")["completed"] == 1
 
 
 def test_the_tables_are_what_the_steps_make(fresh, tmp_path):

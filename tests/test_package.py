@@ -24,6 +24,7 @@ NOT_ON_THE_HUB = {
             "host",
             "port",
             "api_key",
+            "admin_api_key",
             "workers",
             "rate_limit",
             "max_queue",

@@ -63,6 +63,5 @@ def test_two_replicas_answer_and_one_that_is_killed_is_replaced(served):
             time.sleep(0.2)
         assert list(pool.map(tries, range(10))) == [1] * 10
         assert client.get("/health").json()["status"] == "healthy"
-        assert (
-            client.post("/v1/audio/transcriptions", json={"model": "nobody/x", "audio": "week.wav"}).status_code == 404
-        )
+        unknown = {"model": "nobody/x", "audio": "week.wav"}
+        assert client.post("/v1/audio/transcriptions", json=unknown).status_code == 404

@@ -20,7 +20,7 @@ class Job:
     `number` is the job's position in the order of submission, and the cursor of `JobStore.recent`. `upload` is the name
     of its file in the store's folder. `done` of `total` inputs are processed. `attempts` counts how often the job was
     started. `error` is {"code", "message", "retryable"}. `lease_owner` is the process that runs the job, which loses it
-    to another at `lease_until`.
+    to another at `lease_until`. `owner` names the API key that submitted the job, or is None if none was required.
     """
 
     number: int
@@ -39,6 +39,7 @@ class Job:
     error: dict[str, Any] | None
     lease_owner: str | None
     lease_until: float | None
+    owner: str | None
 
     def status(self) -> dict[str, Any]:
         """Return the public status as JSON, with times in ISO 8601, UTC."""
@@ -71,13 +72,17 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A job to submit. `upload` is the name of a file in the store's folder, and `webhook` the URL to notify."""
+    """A job to submit. `upload` is the name of a file in the store's folder, and `webhook` the URL to notify.
+
+    `owner` names the API key of the submitter, or is None.
+    """
 
     kind: str
     payload: Any
     filename: str | None = None
     upload: str | None = None
     webhook: str | None = None
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,12 +115,13 @@ class JobRunner:
         filename: str | None = None,
         upload: str | None = None,
         webhook: str | None = None,
+        owner: str | None = None,
     ) -> Job:
         """Store a job as `JobStore.submit` does, and start it at once if fewer than `workers_in_flight` run.
 
         Raises: RequestError if the webhook is not allowed; the errors of `JobStore.submit`.
         """
-        (job,) = self.submit_all([Submission(kind, payload, filename, upload, webhook)])
+        (job,) = self.submit_all([Submission(kind, payload, filename, upload, webhook, owner)])
         return job
 
     def check(self, webhook: str | None) -> None:

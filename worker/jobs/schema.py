@@ -38,6 +38,7 @@ jobs = sa.Table(
     sa.Column("webhook_at", sa.Double),  # when the webhook is due; null if nothing is to be delivered
     sa.Column("bytes", sa.BigInteger, nullable=False),  # size of its payload and result
     sa.Column("payload", sa.Text),  # JSON; null if it is large and therefore in `documents`
+    sa.Column("owner", sa.Text),  # names the API key that submitted it; null if none was required
 )
 
 documents = sa.Table(
@@ -63,6 +64,10 @@ STEPS: tuple[Step, ...] = (
         "CREATE INDEX jobs_webhook ON jobs (webhook_at) WHERE webhook_at IS NOT NULL",
         "CREATE TABLE documents (number BIGINT NOT NULL, name TEXT NOT NULL, body TEXT NOT NULL, "
         "PRIMARY KEY (number, name))",
+    ),
+    (
+        "ALTER TABLE jobs ADD COLUMN owner TEXT",
+        "CREATE INDEX jobs_owner ON jobs (owner, number) WHERE owner IS NOT NULL",
     ),
 )
 

@@ -97,9 +97,10 @@ class JobStore:
         filename: str | None = None,
         upload: str | None = None,
         webhook: str | None = None,
+        owner: str | None = None,
     ) -> Job:
         """Store a job at the end of the queue. Raises: ValueError as `submit_all` does."""
-        (job,) = self.submit_all([Submission(kind, payload, filename, upload, webhook)])
+        (job,) = self.submit_all([Submission(kind, payload, filename, upload, webhook, owner)])
         return job
 
     def submit_all(self, submissions: Sequence[Submission]) -> list[Job]:
@@ -132,6 +133,7 @@ class JobStore:
             "filename": _storable(submission.filename),
             "upload": upload,
             "webhook": submission.webhook,
+            "owner": submission.owner,
             "state": "pending",
             "created_at": self._clock(),
             "done": 0,
@@ -190,24 +192,31 @@ class JobStore:
         return "cancelled"
 
     def recent(
-        self, *, state: State | None = None, kind: str | None = None, limit: int = 100, before: int | None = None
+        self,
+        *,
+        state: State | None = None,
+        kind: str | None = None,
+        owner: str | None = None,
+        limit: int = 100,
+        before: int | None = None,
     ) -> list[Seen]:
         """Return up to `limit` jobs, newest first, without their results.
 
-        `state` and `kind` select jobs; `before` selects those submitted before the job with that number.
+        `state`, `kind` and `owner` select jobs; `before` selects those submitted before the job with that number.
         """
         query = sa.select(*_COLUMNS, _POSITION.label("position")).order_by(jobs.c.number.desc()).limit(limit)
-        for column, value in ((jobs.c.state, state), (jobs.c.kind, kind)):
+        for column, value in ((jobs.c.state, state), (jobs.c.kind, kind), (jobs.c.owner, owner)):
             query = query if value is None else query.where(column == value)
         if before is not None:
             query = query.where(jobs.c.number < before)
         with self._database.read() as connection:
             return [Seen(_job(row), row.position, None) for row in connection.execute(query)]
 
-    def counts(self) -> dict[State, int]:
-        """Return the number of jobs in each state."""
+    def counts(self, *, owner: str | None = None) -> dict[State, int]:
+        """Return the number of jobs in each state, of one owner or of all."""
+        query = sa.select(jobs.c.state, sa.func.count()).group_by(jobs.c.state)
         with self._database.read() as connection:
-            rows = connection.execute(sa.select(jobs.c.state, sa.func.count()).group_by(jobs.c.state))
+            rows = connection.execute(query if owner is None else query.where(jobs.c.owner == owner))
             return dict.fromkeys(STATES, 0) | {row[0]: row[1] for row in rows}
 
     # Methods for runners; `owner` is a name that no other process has

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.config import Settings
 from worker.entrypoints.http import responses
+from worker.entrypoints.http.callers import CALLER, Callers, admin_keys
 from worker.entrypoints.http.wrong_keys import WrongKeys
 from worker.errors import AviaryError, ConfigError, RateLimited, TooLarge, Unauthorized
 
@@ -59,6 +60,7 @@ class AuthMiddleware:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app, self._settings = app, settings
         self._keys, self._wrong_keys = keys(settings), WrongKeys()
+        self._callers = Callers(self._keys, admin_keys(settings))
         try:
             self._rate = parse_rate(settings.rate_limit) if settings.rate_limit else None
         except ValueError:
@@ -83,8 +85,11 @@ class AuthMiddleware:
         """Return the most bytes that the body may have. Raises Unauthorized, RateLimited, TooLarge."""
         headers, path = Headers(scope=scope), scope["path"]
         client = scope["client"][0] if scope.get("client") else "unix"
+        key = None
         if self._keys and path not in _OPEN and not path.startswith("/ui/"):
-            client = self._key(headers, address=client).decode("latin-1")
+            key = self._key(headers, address=client)
+            client = key.decode("latin-1")
+        scope[CALLER] = self._callers.of(key)
         if self._rate and scope["method"] == "POST" and not self._limiter.hit(self._rate, client):
             wait = self._limiter.get_window_stats(self._rate, client).reset_time - time.time()
             raise RateLimited(
@@ -120,13 +125,13 @@ def keys(settings: Settings) -> list[bytes]:
 
     Raises ConfigError if API_KEY is set and holds no key, because an empty secret must not open the server.
     """
-    value = settings.api_key
+    value, admins = settings.api_key, admin_keys(settings)
     if value is None or value == "off":
         return []
     valid = [key.strip().encode("utf-8", "surrogateescape") for key in value.split(",") if key.strip()]
     if not valid:
         raise ConfigError("API_KEY is set, but holds no key. Set a key, or API_KEY=off to require none.")
-    return valid
+    return [*valid, *admins]
 
 
 def _equal(sent: bytes, key: bytes) -> bool:

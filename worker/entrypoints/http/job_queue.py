@@ -1,7 +1,7 @@
 """Jobs on the server's engine: how a request is stored, and how it runs later.
 
     job = await queue.submit("run", fields)      checked and stored; the runner starts it when there is room
-    seen = queue.find(job.id)                    its state and, once it is completed, its answer
+    seen = queue.find(job.id, caller)            its state and, once it is completed, its answer
 
 A stored payload is {"input": the request's fields, "upload": the name of its file among the uploads, or null}. The
 fields mention that file as UPLOAD. A client's own fields stand under `input`, so a client cannot name another client's
@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 from worker.config import Settings
+from worker.entrypoints.http.callers import Caller
 from worker.entrypoints.tasks import Tasks
 from worker.errors import Cancelled, DiskFull, JobNotFound, StoreError, WrongJobState
 from worker.futures import fail, into, settle
@@ -56,26 +57,28 @@ class JobQueue:
         file: BinaryIO | None = None,
         filename: str | None = None,
         webhook: str | None = None,
+        owner: str | None = None,
     ) -> Job:
         """Check a request and store it as a job. Raises RequestError, DiskFull, StoreError; no upload is kept then."""
         self.runner.check(webhook)
         if file is None and is_light(fields):
             self._tasks.prepare(fields)
             stored = {"input": fields, "upload": None}
-            return await self._batcher.store(Submission(kind, stored, filename, None, webhook))
-        return await asyncio.to_thread(self._submit, kind, fields, file, filename, webhook)
+            return await self._batcher.store(Submission(kind, stored, filename, None, webhook, owner))
+        return await asyncio.to_thread(self._submit, kind, fields, file, filename, webhook, owner)
 
-    def find(self, name: str) -> Seen:
-        """Return a job. Blocks on the database. Raises JobNotFound."""
+    def find(self, name: str, caller: Caller) -> Seen:
+        """Return a job. Blocks on the database. Raises JobNotFound, also if the caller may not see the job."""
         found = self.store.see(name)
-        if found is None:
+        if found is None or not caller.may_see(found.job):
             raise JobNotFound(f"there is no job {name[:64]!r}; finished jobs are kept for JOBS_KEEP_SEC")
         return found
 
-    def cancel(self, name: str) -> Job:
-        """Cancel a job and return it. Blocks on the database. Raises JobNotFound, WrongJobState."""
+    def cancel(self, name: str, caller: Caller) -> Job:
+        """Cancel a job and return it. Blocks on the database. Raises JobNotFound as `find` does, and WrongJobState."""
+        self.find(name, caller)
         outcome = self.runner.cancel(name)
-        job = self.find(name).job
+        job = self.find(name, caller).job
         if outcome == "finished":
             raise WrongJobState(f"the job is already {job.state}")
         return job
@@ -87,13 +90,19 @@ class JobQueue:
         self.store.close()
 
     def _submit(
-        self, kind: str, fields: Fields, file: BinaryIO | None, filename: str | None, webhook: str | None
+        self,
+        kind: str,
+        fields: Fields,
+        file: BinaryIO | None,
+        filename: str | None,
+        webhook: str | None,
+        owner: str | None,
     ) -> Job:
         self._tasks.prepare(fields, files={UPLOAD: file} if file is not None else None)
         upload = None if file is None else self._keep(file)
         stored = {"input": fields, "upload": upload}
         try:
-            return self.runner.submit(kind, stored, filename=filename, upload=upload, webhook=webhook)
+            return self.runner.submit(kind, stored, filename=filename, upload=upload, webhook=webhook, owner=owner)
         except BaseException:
             if upload is not None:
                 (self.store.uploads / upload).unlink(missing_ok=True)

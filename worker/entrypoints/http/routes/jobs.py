@@ -16,6 +16,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from worker.entrypoints.http.body import RequestBody
+from worker.entrypoints.http.callers import SentBy
 from worker.entrypoints.http.job_queue import UPLOAD, JobQueue
 from worker.entrypoints.http.openapi import (
     STORED,
@@ -51,18 +52,20 @@ def router(service: Service, queue: JobQueue) -> APIRouter:
         responses=failures(*WORK, 507),
         openapi_extra=body(form={**UPLOAD_FORM, "webhook": TEXT}),
     )
-    async def submit(sent: RequestBody) -> Response:
+    async def submit(sent: RequestBody, caller: SentBy) -> Response:
         fields = dict(sent.fields)
         webhook = fields.pop("webhook", None)
         file, filename = sent.upload("file")
         payload = legacy.upload_payload(fields, service.settings) | {"audio": UPLOAD}
-        job = await queue.submit("transcribe", payload, file=file, filename=filename, webhook=webhook)
+        job = await queue.submit(
+            "transcribe", payload, file=file, filename=filename, webhook=webhook, owner=caller.owner
+        )
         message = f"Transcription job started for {filename}"
         return JSONResponse({"job_id": job.id, "status": job.state, "message": message})
 
     @routes.get("/jobs", summary="The newest jobs", response_model=JobPage, responses=failures(400, 401, 503))
     async def newest(
-        state: str | None = None, kind: str | None = None, limit: int = 100, before: int | None = None
+        caller: SentBy, state: str | None = None, kind: str | None = None, limit: int = 100, before: int | None = None
     ) -> Response:
         if state is not None and state not in STATES:
             raise RequestError(f"state must be one of {', '.join(STATES)}", param="state")
@@ -72,10 +75,11 @@ def router(service: Service, queue: JobQueue) -> APIRouter:
             raise RequestError("before must be the `before` of an earlier response", param="before")
 
         def read() -> Json:
-            found = store.recent(state=state, kind=kind, limit=limit, before=before)
+            owner = caller.sees_jobs_of
+            found = store.recent(state=state, kind=kind, owner=owner, limit=limit, before=before)
             return {
                 "jobs": [legacy.job_json(one) for one in found],
-                "counts": store.counts(),
+                "counts": store.counts(owner=owner),
                 "before": found[-1].job.number if len(found) == limit else None,
             }
 
@@ -86,9 +90,9 @@ def router(service: Service, queue: JobQueue) -> APIRouter:
     @routes.get(
         "/jobs/{name}/status", summary="The state of a job", response_model=JobStatus, responses=failures(*STORED)
     )
-    async def status(name: str) -> Response:
+    async def status(name: str, caller: SentBy) -> Response:
         def read() -> Json:
-            found = queue.find(name)
+            found = queue.find(name, caller)
             completed = found.job.state == "completed"
             result = legacy.job_result(found.job, found.answer) if completed else None
             return legacy.job_json(found) | {"result": result}
@@ -98,9 +102,9 @@ def router(service: Service, queue: JobQueue) -> APIRouter:
     @routes.get(
         "/jobs/{name}/result", summary="The result of a job", response_model=Json, responses=failures(400, 500, *STORED)
     )
-    async def result(name: str) -> Response:
+    async def result(name: str, caller: SentBy) -> Response:
         def read() -> Any:
-            found = queue.find(name)
+            found = queue.find(name, caller)
             job = found.job
             if job.state == "failed":
                 error = job.error or {}
@@ -119,8 +123,8 @@ def router(service: Service, queue: JobQueue) -> APIRouter:
         response_model=Json,
         responses=failures(400, *STORED, 507),
     )
-    async def cancel(name: str) -> Response:
-        job = await asyncio.to_thread(queue.cancel, name)
+    async def cancel(name: str, caller: SentBy) -> Response:
+        job = await asyncio.to_thread(queue.cancel, name, caller)
         return JSONResponse({"message": f"Job {job.id} {job.state}", "status": job.state})
 
     return routes

@@ -16,6 +16,7 @@ from fastapi.requests import Request
 from fastapi.responses import JSONResponse, Response
 
 from worker.entrypoints.http.body import RequestBody
+from worker.entrypoints.http.callers import SentBy
 from worker.entrypoints.http.job_queue import JobQueue
 from worker.entrypoints.http.openapi import STORED, TEXT, WORK, RunpodJob, body, failures
 from worker.entrypoints.http.responses import large_json
@@ -35,9 +36,9 @@ def router(service: Service, queue: JobQueue) -> APIRouter:
     runs: Json = {"response_model": RunpodJob, "responses": failures(*WORK, 507), "openapi_extra": _PAYLOAD}
 
     @routes.post("/run", summary="Store a payload as a job", **runs)
-    async def run(sent: RequestBody) -> Response:
+    async def run(sent: RequestBody, caller: SentBy) -> Response:
         payload, webhook = runpod.payload(sent.fields)
-        job = await queue.submit("run", unwrap(payload), webhook=webhook)
+        job = await queue.submit("run", unwrap(payload), webhook=webhook, owner=caller.owner)
         return JSONResponse({"id": job.id, "status": runpod.STATES[job.state]})
 
     @routes.post("/runsync", summary="Run a payload", **runs)
@@ -59,9 +60,9 @@ def router(service: Service, queue: JobQueue) -> APIRouter:
             answer |= {"status": "FAILED", "error": error.message, "output": output}
         return await large_json(lambda: answer | {"executionTime": round((time.monotonic() - started) * 1000)})
 
-    async def status(name: str) -> Response:
+    async def status(name: str, caller: SentBy) -> Response:
         def read() -> Json:
-            found = queue.find(name)
+            found = queue.find(name, caller)
             return runpod.job_json(found.job) | ({} if found.answer is None else {"output": found.answer})
 
         return await large_json(read)
@@ -83,7 +84,7 @@ def router(service: Service, queue: JobQueue) -> APIRouter:
         response_model=RunpodJob,
         responses=failures(400, *STORED, 507),
     )
-    async def runpod_cancel(name: str) -> Response:
-        return JSONResponse(runpod.job_json(await asyncio.to_thread(queue.cancel, name)))
+    async def runpod_cancel(name: str, caller: SentBy) -> Response:
+        return JSONResponse(runpod.job_json(await asyncio.to_thread(queue.cancel, name, caller)))
 
     return routes
