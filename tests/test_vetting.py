@@ -392,6 +392,13 @@ def test_every_name_on_the_list_is_a_class_of_nemo_but_one():
     assert functions == {"get_nemo_transformer"}
 
 
+def test_nothing_restores_a_model_without_vetting():
+    calls = [
+        path.name for path in (FIXTURES.parent.parent / "worker").rglob("*.py") if "restore_from(" in path.read_text()
+    ]
+    assert not calls
+
+
 # ---- weights and folders
 
 

@@ -1,4 +1,4 @@
-"""Who sent a request, as far as its API key tells, and whose jobs the sender may see.
+"""Who sent a request, by its API key, and whose jobs the sender may see.
 
     callers = Callers(keys, admin_keys(settings))
     scope[CALLER] = callers.of(key)                  done by the authentication, for each request
