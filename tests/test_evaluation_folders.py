@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import unicodedata
+from pathlib import Path
 
 import pytest
 
+from worker.config import Settings
 from worker.errors import RequestError
 from worker.evaluation.folders import Corpus, Pair, read_folder, read_manifest
+from worker.evaluation.task import _corpus, _Payload
 
 
 def make(folder, files: dict[str, str | bytes]):
@@ -234,3 +237,88 @@ def test_odd_paths_and_lone_surrogates_do_no_harm(tmp_path):
     )
     assert texts(corpus) == {"a.wav": "? b"}
     assert corpus.missing_audio == ("x\0y", "n" * 5000)
+
+
+# ALLOWED_PATHS, for callers who may not read every file
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A folder that may be read, and one that may not, with a label, audio and a folder in it."""
+    inside, outside = make(tmp_path / "inside", {"a.wav": "", "b.wav": ""}), tmp_path / "outside"
+    make(outside, {"secret.txt": "secret", "deep/a.txt": "deep secret", "deep/hidden.wav": "", "m.jsonl": "{}"})
+    return inside, outside
+
+
+def read(settings: Settings, **body: Path) -> Corpus:
+    return _corpus(_Payload(**body), settings)
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "says"),
+    [
+        ("a.txt", "secret.txt", "inside/a.txt is outside the folders"),
+        ("x.trans.txt", "secret.txt", "inside/x.trans.txt is outside the folders"),
+        (os.fsdecode(b"sub\xff"), "deep", r"inside/sub\? is outside the folders"),
+        ("sub", "", "inside/sub is outside the folders"),
+    ],
+)
+def test_labels_are_not_read_through_links_that_lead_out(tree, link, target, says):
+    inside, outside = tree
+    (inside / link).symlink_to(outside / target)
+    settings = Settings(allowed_paths=(inside,))
+    with pytest.raises(RequestError, match=says) as caught:
+        read(settings, audio_dir=inside, gt_dir=inside)
+    assert caught.value.param == "gt_dir"
+    assert "secret" not in caught.value.message
+    assert read_folder(inside) is not None, "the owner of the machine may"
+
+
+def test_a_linked_folder_of_audio_is_not_listed_if_it_leads_out(tree):
+    inside, outside = tree
+    labels = make(inside / "labels", {"a.txt": "a"})
+    audio = make(inside / "audio", {"a.wav": ""})
+    (audio / "sub").symlink_to(outside)
+    with pytest.raises(RequestError, match="audio/sub is outside") as caught:
+        read(Settings(allowed_paths=(inside,)), audio_dir=audio, gt_dir=labels)
+    assert caught.value.param == "audio_dir"
+
+
+def test_links_within_the_allowed_folders_are_followed(tree):
+    inside, outside = tree
+    (inside / "a.txt").symlink_to(outside / "secret.txt")
+    (inside / "sub").symlink_to(outside / "deep")
+    (inside / "sub2.wav").symlink_to(inside / "a.wav")
+    corpus = read(Settings(allowed_paths=(inside, outside)), audio_dir=inside)
+    assert texts(corpus) == {"a.wav": "secret"}
+    assert corpus.unlabelled == ("b.wav", "sub/hidden.wav", "sub2.wav")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_a_label_that_becomes_a_link_after_its_check_is_not_read(tree, monkeypatch):
+    inside, outside = tree
+    label = make(inside, {"a.txt": "mine"}) / "a.txt"
+
+    def swap(path: str | Path) -> bool:
+        if Path(path) == label and not label.is_symlink():
+            label.unlink()
+            label.symlink_to(outside / "secret.txt")
+        return os.path.lexists(path)
+
+    monkeypatch.setattr(os.path, "isfile", swap)
+    with pytest.raises(RequestError, match="is outside the folders"):
+        read(Settings(allowed_paths=(inside,)), audio_dir=inside)
+
+
+def test_a_manifest_does_not_tell_what_exists_elsewhere(tree):
+    inside, outside = tree
+    (inside / "link.jsonl").symlink_to(outside / "m.jsonl")
+    settings = Settings(allowed_paths=(inside,))
+    with pytest.raises(RequestError, match=r"link\.jsonl is outside"):
+        read(settings, manifest=inside / "link.jsonl")
+    names = [str(outside / "deep" / "hidden.wav"), str(outside / "nothing.wav"), "b.wav", "nothing.wav"]
+    path = manifest(inside, *({"audio_filepath": name, "text": "x"} for name in names))
+    corpus = read(settings, manifest=path)
+    assert [pair.source for pair in corpus.pairs] == [*names[:2], str(inside / "b.wav")]
+    assert corpus.missing_audio == ("nothing.wav",)
+    assert len(read_manifest(path).missing_audio) == 2

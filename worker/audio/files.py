@@ -56,15 +56,20 @@ def is_audio(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def below(folder: Path, unreadable: Callable[[OSError], None]) -> list[Path]:
+def below(
+    folder: Path, unreadable: Callable[[OSError], None], follow: Callable[[Path], None] = lambda _link: None
+) -> list[Path]:
     """Return every file below the folder, sorted.
 
-    `unreadable` is called with the OSError of each folder that cannot be read, and may raise.
+    `unreadable` is called with the OSError of each folder that cannot be read, and may raise. `follow` is called with
+    each link to a folder before the link is followed, and may raise.
     """
     seen: set[str] = set()
     files: list[Path] = []
     tops = [folder]
     for top in tops:  # the loop appends the links that it finds
+        if top is not folder:
+            follow(top)
         for where, folders, names in os.walk(top, onerror=unreadable):
             real = os.path.realpath(where)
             if real in seen:

@@ -8,8 +8,11 @@
 
 Labels are UTF-8. `worker.audio.files` defines which files of a folder are read and which are audio. Two audio files
 with one stem (a.wav, a.mp3) share a label, and both are evaluated; two labels for one audio file are an error. Only
-labels that have audio are opened. No path is checked against ALLOWED_PATHS here: the caller checks folders and
-manifests, and the engine checks audio.
+labels that have audio are opened.
+
+A caller who may not read every file passes `check`, which raises for a path that the caller may not read. It is called
+for each file that is opened here and for each linked folder, but not for the folders that the caller names. The engine
+checks the audio.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,14 @@ from typing import Any
 from worker.audio.files import below, is_audio
 from worker.errors import RequestError
 
+Check = Callable[[Path, str], None]  # check(path, field of the request), raises RequestError
+
 _TRANSCRIPTS = ".trans.txt"
+_FILES = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else None  # the open files by their numbers; Linux
+
+
+def trust(_path: Path, _param: str) -> None:
+    """Accept every path: the check for callers who own the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +60,17 @@ class Corpus:
     missing_audio: tuple[str, ...] = ()
 
 
-def read_folder(audio_dir: str | Path, gt_dir: str | Path | None = None) -> Corpus:
+def read_folder(audio_dir: str | Path, gt_dir: str | Path | None = None, *, check: Check = trust) -> Corpus:
     """Return the audio of a folder and its subfolders, sorted by path, with the labels in `gt_dir`.
 
     `gt_dir` defaults to `audio_dir`. Raises: RequestError if a folder does not exist, or if a label cannot be read or
-    occurs twice.
+    occurs twice; the errors of `check`.
     """
     audio, gt = _folder(audio_dir, "audio_dir"), _folder(gt_dir or audio_dir, "gt_dir")
-    labels = _labels(gt)
+    labels = _labels(gt, check)
     pairs: list[Pair] = []
     unlabelled, used = [], set()
-    for path in _files(audio, "audio_dir"):
+    for path in _files(audio, "audio_dir", check):
         if not is_audio(path):
             continue
         name, key = _legible(path.relative_to(audio).as_posix()), _key(path, audio)
@@ -67,22 +78,22 @@ def read_folder(audio_dir: str | Path, gt_dir: str | Path | None = None) -> Corp
             unlabelled.append(name)
             continue
         used.add(key)
-        pairs.append(Pair(name, str(path), labels[key].read()))
+        pairs.append(Pair(name, str(path), labels[key].read(check)))
     missing = [_legible(label.name) for key, label in labels.items() if key not in used]
     return Corpus(tuple(pairs), tuple(unlabelled), tuple(missing))
 
 
-def read_manifest(path: str | Path) -> Corpus:
+def read_manifest(path: str | Path, *, check: Check = trust) -> Corpus:
     """Return the audio that a NeMo manifest lists, in its order. A row without `text` is audio without a label.
 
     Raises: RequestError, with the line number, if a row is malformed, if audio occurs twice, or if a row has an
-    `offset` (a segment of a file cannot be evaluated).
+    `offset` (a segment of a file cannot be evaluated); the errors of `check` for the manifest.
     """
     path = Path(path).absolute()
     pairs: list[Pair] = []
     unlabelled, missing = [], []
     lines: dict[str, int] = {}
-    text = _text(path, "manifest")
+    text = _text(path, "manifest", check)
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines: a JSON string may contain U+2028
         if not line.strip():
             continue
@@ -93,7 +104,7 @@ def read_manifest(path: str | Path) -> Corpus:
         if source in lines:
             raise RequestError(f"{where}: {_legible(name)} is already in line {lines[source]}", param="manifest")
         lines[source] = number
-        if "://" not in name and not os.path.isfile(source):
+        if "://" not in name and _is_missing(source, check):
             missing.append(_legible(name))
         elif label is None:
             unlabelled.append(_legible(name))
@@ -110,17 +121,17 @@ class _Label:
     path: Path
     line: str | None = None
 
-    def read(self) -> str:
-        return _one_line(_text(self.path, "gt_dir") if self.line is None else self.line)
+    def read(self, check: Check) -> str:
+        return _one_line(_text(self.path, "gt_dir", check) if self.line is None else self.line)
 
 
-def _labels(folder: Path) -> dict[str, _Label]:
+def _labels(folder: Path, check: Check) -> dict[str, _Label]:
     """Return each label by the relative path, without suffix, of its audio."""
     labels: dict[str, _Label] = {}
-    for path in _files(folder, "gt_dir"):
+    for path in _files(folder, "gt_dir", check):
         name, parent = path.relative_to(folder).as_posix(), path.parent.relative_to(folder)
         if name.lower().endswith(_TRANSCRIPTS):
-            lines = [line.split(maxsplit=1) for line in _text(path, "gt_dir").split("\n") if line.strip()]
+            lines = [line.split(maxsplit=1) for line in _text(path, "gt_dir", check).split("\n") if line.strip()]
             entries = [
                 (_composed((parent / id_).as_posix()), _Label(f"{name}: {id_}", path, "".join(text)))
                 for id_, *text in lines
@@ -146,13 +157,22 @@ def _folder(path: str | Path, param: str) -> Path:
     return Path(path).absolute()
 
 
-def _files(folder: Path, param: str) -> list[Path]:
+def _files(folder: Path, param: str, check: Check) -> list[Path]:
     """Return every file in the folder and its subfolders, sorted."""
 
     def fail(error: OSError) -> None:
         raise RequestError(f"cannot read {_legible(str(error.filename))}: {error.strerror}", param=param) from error
 
-    return below(folder, fail)
+    return below(folder, fail, lambda link: check(link, param))
+
+
+def _is_missing(path: str, check: Check) -> bool:
+    """Return whether audio that the caller may read does not exist. The engine refuses all other audio."""
+    try:
+        check(Path(path), "manifest")
+    except RequestError:
+        return False
+    return not os.path.isfile(path)
 
 
 def _key(path: Path, folder: Path) -> str:
@@ -186,13 +206,17 @@ def _row(line: str, where: str) -> dict[str, Any]:
     return {"audio_filepath": row["audio_filepath"], "text": text, "language": language}
 
 
-def _text(path: Path, param: str) -> str:
+def _text(path: Path, param: str, check: Check) -> str:
     """Return the text of a UTF-8 file, without a byte order mark."""
     name = _legible(str(path))
+    check(path, param)
     if not os.path.isfile(path):
         raise RequestError(f"not a file: {name}", param=param)
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            if _FILES is not None:  # the path may lead elsewhere by now
+                check(Path(os.readlink(f"{_FILES}/{file.fileno()}")), param)
+            return file.read()
     except UnicodeDecodeError as error:
         raise RequestError(
             f"{name} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}", param=param

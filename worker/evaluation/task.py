@@ -100,15 +100,20 @@ def _corpus(body: _Payload, settings: Settings) -> Corpus:
     present = [name for name in ("audio_dir", "manifest", "inputs") if getattr(body, name) is not None]
     if len(present) != 1:
         raise RequestError("give exactly one of audio_dir (with gt_dir), manifest, inputs", param="audio_dir")
+
+    def check(path: Path, param: str) -> None:
+        try:
+            check_allowed(path, settings)
+        except InputError as error:
+            message = error.message.encode("utf-8", "replace").decode()  # a file's name may hold other bytes
+            raise RequestError(message, param=param) from error
+
     for name in ("audio_dir", "gt_dir", "manifest"):
         path: Path | None = getattr(body, name)
         if path is not None:
-            try:
-                check_allowed(path, settings)
-            except InputError as error:
-                raise RequestError(error.message, param=name) from error
+            check(path, name)
     if body.manifest is not None:
-        return read_manifest(body.manifest)
+        return read_manifest(body.manifest, check=check)
     if body.audio_dir is not None:
-        return read_folder(body.audio_dir, body.gt_dir)
+        return read_folder(body.audio_dir, body.gt_dir, check=check)
     return Corpus(tuple(Pair(one.source, one.source, one.text, one.language) for one in body.inputs or ()))
