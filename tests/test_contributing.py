@@ -80,3 +80,24 @@ def test_an_issue_form_is_complete(name):
     assert all(field["attributes"]["label"] for field in fields)
     assert len({field["id"] for field in fields}) == len(fields)
     assert any(field.get("validations", {}).get("required") for field in fields)
+
+
+def test_every_exception_from_a_security_rule_has_a_reason():
+    found = [
+        (path.name, number, line)
+        for place in ("worker", "tools", "examples", "handler.py")
+        for path in ([ROOT / place] if (ROOT / place).is_file() else sorted((ROOT / place).rglob("*.py")))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(r"# noqa: (?:\w+, ?)*S\d", line)
+    ]
+    assert len(found) > 5
+    assert not [one for one in found if not re.search(r"# noqa: [A-Z0-9, ]+?  \w", one[2])]
+
+
+def test_no_security_rule_is_switched_off_for_the_code():
+    lint = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[tool.ruff.lint]")[1].split("[tool.mypy]")[0]
+    everywhere, _, places = lint.partition("[tool.ruff.lint.per-file-ignores]")
+    selected, _, ignored = everywhere.partition("ignore = [")
+    assert '"S"' in selected
+    assert re.findall(r'"(S\d*)"', ignored) == ["S101"]
+    assert re.findall(r'^"([^"]+)" = .*"S\d*"', places, re.MULTILINE) == ["tests/**", "benchmarks/**", "samples/**"]

@@ -142,7 +142,7 @@ class _Process:
         self._socket, theirs = socket.socketpair()
         with theirs:
             passed = (theirs.fileno(), self._memory.fileno())
-            self._process = subprocess.Popen(  # noqa: S603
+            self._process = subprocess.Popen(  # noqa: S603  a program of this package
                 child.command("worker.audio.decode_process", *map(str, passed)),
                 pass_fds=passed,
                 stdin=subprocess.DEVNULL,
@@ -237,7 +237,7 @@ def _by_ffmpeg(file: BinaryIO, limits: _Limits, refusal: str) -> Clip:
     size = 0
     with (
         tempfile.TemporaryFile() as stderr,
-        subprocess.Popen(  # noqa: S603
+        subprocess.Popen(  # noqa: S603  ffmpeg, on a descriptor
             ffmpeg.command(file.fileno()),
             pass_fds=(file.fileno(),),
             stdin=subprocess.DEVNULL,

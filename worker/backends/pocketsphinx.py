@@ -37,7 +37,7 @@ class Pocketsphinx(Backend):
 
     def load(self) -> None:
         """Start the child process. Raises ModelUnavailable if pocketsphinx is not installed."""
-        self._process = subprocess.Popen(  # noqa: S603
+        self._process = subprocess.Popen(  # noqa: S603  a program of this package
             child.command(_CHILD),
             cwd=child.ROOT,
             stdin=subprocess.PIPE,

@@ -110,7 +110,7 @@ def exchange(send: Send, retries: int) -> Steps[Json]:
     is not a JSON object; else the error that the response reports.
     """
     for attempt in range(retries + 1):
-        wait = min(LONGEST_WAIT_SEC, FIRST_WAIT_SEC * 2**attempt) * random.uniform(0.5, 1)  # noqa: S311
+        wait = min(LONGEST_WAIT_SEC, FIRST_WAIT_SEC * 2**attempt) * random.uniform(0.5, 1)  # noqa: S311  no secret
         try:
             response: httpx.Response = yield send
         except (httpx.ConnectTimeout, httpx.PoolTimeout, httpx.NetworkError, httpx.ProtocolError) as error:

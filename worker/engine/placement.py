@@ -155,6 +155,6 @@ def _nodes() -> int:
 def _gpus() -> list[Gpu]:
     """Return the GPUs that torch sees in a process of its own; none if torch is missing."""
     command = [sys.executable, "-c", _LIST_GPUS]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)  # noqa: S603
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)  # noqa: S603  fixed code
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith("GPU-")]
     return [Gpu(uuid, int(memory)) for uuid, memory in rows]

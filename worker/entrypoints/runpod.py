@@ -202,7 +202,8 @@ class RunpodWorker:
 
         from worker.audio import ffmpeg
 
-        subprocess.run([ffmpeg.executable(), "-version"], check=True, stdout=subprocess.DEVNULL, timeout=30)  # noqa: S603
+        command = [ffmpeg.executable(), "-version"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=30)  # noqa: S603  the worker's own ffmpeg
 
     def _check_device(self) -> None:
         if (

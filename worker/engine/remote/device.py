@@ -52,7 +52,7 @@ class Device:
         self._closed = False
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(  # noqa: S603
+            self._process = subprocess.Popen(  # noqa: S603  a program of this package
                 child.command(_CHILD, str(theirs.fileno())),
                 env=child.environment(**placement.environment),
                 cwd=child.ROOT,

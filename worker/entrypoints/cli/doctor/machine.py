@@ -64,7 +64,8 @@ def ffmpeg(_settings: Settings) -> Iterator[Finding]:
     from worker.audio.ffmpeg import executable
 
     path = executable()
-    output = subprocess.run([path, "-version"], check=True, capture_output=True, text=True, timeout=30).stdout  # noqa: S603
+    command = [path, "-version"]
+    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout  # noqa: S603  ffmpeg
     yield Finding("ffmpeg", f"{' '.join(output.split()[:3])}, {path}")
 
 
