@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import encode, tone
+from conftest import encode, state_flac_samples, tone
 
-from worker.audio.decode import Decoder, expected_sec
+from worker.audio import flac
+from worker.audio.decode import Decoder, expected_sec, stated_sec
 from worker.audio.decode_process import by_libav, without_padding
 from worker.config import Settings
 from worker.errors import Cancelled, DecodeFailed, EmptyAudio, TooLong
@@ -293,6 +294,140 @@ def test_the_expected_length_is_close_where_the_header_tells(tmp_path):
     for path in (tone(tmp_path / "a.wav", 7.0, 44_100, 2), tone(tmp_path / "a.flac", 7.0, 44_100, 2)):
         with path.open("rb") as file:
             assert expected_sec(file) == pytest.approx(7.0, rel=0.01)
+
+
+@pytest.mark.parametrize("options", [(), ("-ar", "44100", "-ac", "2"), ("-ar", "96000", "-sample_fmt", "s32")])
+@pytest.mark.parametrize("stated", [0, 1, 16, 15_000])
+def test_a_flac_that_states_too_little_or_nothing_is_read_whole(decoder, tmp_path, options, stated):
+    path = encode(tone(tmp_path / "source.wav", 2.0), tmp_path / "a.flac", *options)
+    whole = decode(decoder, path).samples
+    state_flac_samples(path, stated)
+    with path.open("rb") as file:
+        assert expected_sec(file) == pytest.approx(2.0, abs=0.01)
+    samples = decode(decoder, path).samples
+    assert abs(len(samples) - len(whole)) <= 1
+    middle = slice(1000, len(whole) - 1000)
+    assert np.abs(samples[middle] - whole[middle]).max() < 0.001
+    assert decode(decoder, path).warning is None
+
+
+def test_the_last_frame_of_every_flac_ends_where_its_header_says(tmp_path):
+    rng = np.random.default_rng(0)
+    for rate, channels, frames, subtype, level in [
+        (8_000, 1, 1, "PCM_16", 0.0),
+        (16_000, 1, 4096, "PCM_16", 0.3),
+        (44_100, 2, 4097, "PCM_24", 0.3),
+        (11_111, 1, 700_001, "PCM_S8", 0.3),
+        (96_000, 2, 191_999, "PCM_24", 0.0),
+        (655_350, 6, 30_000, "PCM_16", 0.3),
+    ]:
+        soundfile.write(
+            tmp_path / "a.flac", level * rng.uniform(-1, 1, (frames, channels)), rate, subtype=subtype, format="FLAC"
+        )
+        data = (tmp_path / "a.flac").read_bytes()
+        info = flac.stream_info(data[: flac.HEAD_BYTES])
+        assert (info.rate, info.channels, info.samples) == (rate, channels, frames)
+        assert flac.last_sample(data[-flac.TAIL_BYTES :], info) == frames
+        assert flac.last_sample(data[-flac.TAIL_BYTES :] + b"\xff\xf8\xff\xff" * 9, info) == frames
+    assert flac.last_sample(os.urandom(1 << 12), flac.StreamInfo(4096, 16_000, 9, 0)) == 0
+    assert flac.stream_info(bytes(flac.HEAD_BYTES)) is None
+    assert flac.stream_info(b"fLaC" + bytes(38)) is None
+
+
+def test_a_header_that_states_too_much_is_refused_before_decoding(tmp_path, monkeypatch):
+    def refuse():
+        raise AssertionError("it was decoded")
+
+    monkeypatch.setattr("worker.audio.decode._Process", refuse)
+    made = Decoder(SETTINGS)
+    soundfile.write(tmp_path / "long.wav", np.zeros(62 * 8000, np.int16), 8000)
+    soundfile.write(tmp_path / "long.flac", np.zeros(62 * 8000, np.int16), 8000)
+    soundfile.write(tmp_path / "24.wav", np.zeros(62 * 16_000, np.int16), 16_000, subtype="PCM_24")
+    soundfile.write(tmp_path / "1hz.wav", np.zeros(100, np.int16), 1)
+    soundfile.write(tmp_path / "absurd.flac", np.zeros(100, np.int16), 8000)
+    state_flac_samples(tmp_path / "absurd.flac", 2**36 - 1)
+    for name in ("long.wav", "long.flac", "24.wav", "1hz.wav", "absurd.flac"):
+        with pytest.raises(TooLong, match=r"the audio is longer than 60 s \(MAX_AUDIO_SEC\)") as caught:
+            decode(made, tmp_path / name)
+        assert (caught.value.code, caught.value.status) == ("too_long", 413)
+
+
+def test_the_stated_length_of_a_wav_is_that_of_its_samples(tmp_path):
+    path = tone(tmp_path / "a.wav", 7.0, 44_100, 2)
+    data = bytearray(path.read_bytes())
+    data[28:32] = (1).to_bytes(4, "little")  # the byte rate, which decoders ignore
+    path.write_bytes(data + bytes(1_000_000))  # what follows the samples is no audio
+    with path.open("rb") as file:
+        assert stated_sec(file) == pytest.approx(7.0)
+    for size in (0, 0xFFFFFFFF):  # a program that writes into a pipe does not know it
+        at = data.index(b"data") + 4
+        data[at : at + 4] = size.to_bytes(4, "little")
+        path.write_bytes(data)
+        with path.open("rb") as file:
+            assert stated_sec(file) == pytest.approx(7.0)
+    for name, options in (("adpcm.wav", ("-c:a", "adpcm_ms")), ("a.mp3", ()), ("a.ogg", ("-c:a", "libvorbis"))):
+        with encode(tone(tmp_path / "source.wav", 2.0), tmp_path / name, *options).open("rb") as file:
+            assert stated_sec(file) is None
+            assert 0 < expected_sec(file) < 60
+            assert expected_sec(file, 0.1) == 0.1
+
+
+@pytest.mark.parametrize("head", ["RIFF", "RIFFsizeWAVE", "RIFFsizeWAVEfmt ", "fLaC", ""])
+def test_a_header_that_breaks_off_states_nothing(head):
+    for zeros in (0, 10, 5000):
+        assert stated_sec(io.BytesIO(head.encode() + bytes(zeros))) is None
+        expected_sec(io.BytesIO(head.encode() + bytes(zeros)))
+
+
+@pytest.mark.parametrize("suffix", ["flac", "m4a"])
+def test_decoding_continues_as_far_as_there_is_room(decoder, tmp_path, suffix):
+    path = encode(tone(tmp_path / "source.wav", 59.0), tmp_path / f"a.{suffix}")
+    whole = decode(decoder, path).samples
+    asked: list[int] = []
+
+    def room(size: int) -> int:
+        asked.append(size)
+        return size + 1_000_000
+
+    with path.open("rb") as file:
+        assert np.array_equal(decoder.decode(file, room=room).samples, whole)
+    assert asked[0] == 0
+    assert asked == sorted(asked)
+    assert 1 < len(asked) < 5
+
+
+@pytest.mark.parametrize("name", ["plain.wav", "a.flac", "six.m4a"])
+def test_decoding_ends_where_there_is_no_room(decoder, tmp_path, name):
+    path = encode(tone(tmp_path / "source.wav", 59.0), tmp_path / name, "-ac", "6" if name == "six.m4a" else "1")
+
+    def room(size: int) -> int:
+        if size > 1_000_000:
+            raise KeyError(size)
+        return 1_000_000
+
+    with path.open("rb") as file, pytest.raises(KeyError):
+        decoder.decode(file, room=room)
+    assert decode(decoder, path).duration_sec == pytest.approx(59, abs=0.1)
+
+
+def test_a_long_clip_is_in_memory_once(tmp_path, monkeypatch):
+    made = Decoder(SETTINGS.model_copy(update={"max_audio_sec": 3600}))
+    samples = np.random.default_rng(0).integers(-(2**15), 2**15, 16_000 * 1600).astype(np.int16)
+    soundfile.write(tmp_path / "a.flac", samples, 16_000)
+    kept, moved, most = os.preadv, [0], [0]
+
+    def preadv(descriptor, buffers, offset):
+        got = kept(descriptor, buffers, offset)
+        moved[0] += got
+        most[0] = max(most[0], moved[0] + os.fstat(descriptor).st_blocks * 512)
+        return got
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    clip = decode(made, tmp_path / "a.flac")
+    assert np.array_equal(clip.samples, samples / np.float32(2**15))
+    assert moved[0] == clip.samples.nbytes > 100_000_000
+    assert most[0] <= clip.samples.nbytes + 2 * (1 << 24)
+    made.close()
 
 
 @pytest.mark.slow

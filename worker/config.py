@@ -113,7 +113,7 @@ class Settings(BaseSettings):
     read_ahead_sec: float = Field(
         7200,
         gt=0,
-        description="Most seconds of decoded audio held ahead of the device (16 kHz float32: 64 kB per second).",
+        description="Most seconds of decoded audio held ahead of the devices, over all models together (16 kHz float32: 64 kB per second). The last file that starts below this bound may exceed it. A model that holds no audio may always decode one file for clients that wait and one for background jobs, and models with little audio share another quarter.",
     )
 
     # Safety

@@ -6,7 +6,8 @@
            └── what the libraries refuse ──▶ one ffmpeg process, its output piped
 
 Nothing is decoded in this process, so a crash of a decoder fails one input only. The libraries refuse damaged files,
-more than two channels, and rare codecs. The limits on length and time apply while a file is decoded, not afterward.
+more than two channels, and rare codecs. The limits on length and time apply while a file is decoded, not afterward; a
+header that states too long an audio is refused before. The decoded audio is in memory once.
 
 Raises DecodeFailed, EmptyAudio, TooLong, Cancelled. A damaged file that is partly readable yields a Clip with a
 `warning`.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import queue
 import re
@@ -27,12 +29,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import IO, BinaryIO, cast
+from typing import IO, Any, BinaryIO, NoReturn, cast
 
 import numpy as np
 
 from worker import child
-from worker.audio import ffmpeg, wav
+from worker.audio import ffmpeg, flac, wav
 from worker.config import Settings
 from worker.errors import Cancelled, DecodeFailed, EmptyAudio, TooLong
 from worker.types import SAMPLE_RATE, Clip
@@ -53,12 +55,16 @@ class Decoder:
         self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
         self._closed = self._warmed = False
 
-    def decode(self, file: BinaryIO, *, cancelled: Callable[[], bool] = lambda: False) -> Clip:
+    def decode(
+        self, file: BinaryIO, *, cancelled: Callable[[], bool] = lambda: False, room: Callable[[int], int] | None = None
+    ) -> Clip:
         """Return the first audio track of the whole file. The file must be seekable; it stays open.
 
-        Raises DecodeFailed, EmptyAudio, TooLong, and Cancelled once `cancelled` returns True.
+        `room` is called with the bytes of audio that decoding has reached, first 0, and returns the bytes up to which
+        it may continue. It may raise, which ends the decoding.
+        Raises DecodeFailed, EmptyAudio, TooLong, what `room` raises, and Cancelled once `cancelled` returns True.
         """
-        limits = _Limits(self._settings, cancelled)
+        limits = _Limits(self._settings, cancelled, room)
         samples = wav.read(file, limits.check)
         clip = self._decode(file, limits) if samples is None else Clip(samples)
         if not len(clip.samples):
@@ -80,6 +86,7 @@ class Decoder:
                 self._idle.get_nowait().close()
 
     def _decode(self, file: BinaryIO, limits: _Limits) -> Clip:
+        limits.refuse(stated_sec(file))
         with _shareable(file) as shared:
             try:
                 return self._by_process(shared, limits)
@@ -108,23 +115,40 @@ class Decoder:
 class _Limits:
     """The conditions under which the decoding of one file continues: its length, its time, and no cancellation.
 
-    `bytes` is the limit on the decoded audio.
+    `bytes` is the size of the decoded audio up to which decoding may continue without another `check`.
     """
 
-    def __init__(self, settings: Settings, cancelled: Callable[[], bool]) -> None:
+    def __init__(
+        self, settings: Settings, cancelled: Callable[[], bool], room: Callable[[int], int] | None = None
+    ) -> None:
         self._sec, self._timeout_sec = settings.max_audio_sec, settings.decode_timeout_sec
         self._deadline = time.monotonic() + settings.decode_timeout_sec
         self._cancelled = cancelled
-        self.bytes = int(settings.max_audio_sec * SAMPLE_RATE) * 4
+        self._most = int(settings.max_audio_sec * SAMPLE_RATE) * 4
+        self._room = room or (lambda size: self._most)
+        self.bytes = min(self._most, self._room(0))
+
+    def refuse(self, stated_sec: float | None) -> None:
+        """Raise TooLong if the length that a header states is too long by more than a rounding."""
+        if stated_sec is not None and stated_sec > self._sec + 1:
+            self._raise_too_long()
 
     def check(self, size: int = 0) -> None:
-        """Raise Cancelled, DecodeFailed if decoding takes too long, or TooLong if `size` exceeds `bytes`."""
+        """Raise an error if decoding must end, and raise `bytes` if `size` exceeds it.
+
+        Raises Cancelled, DecodeFailed if decoding takes too long, TooLong, or what `room` raises.
+        """
         if self._cancelled():
             raise Cancelled("the request was canceled during decoding")
         if time.monotonic() > self._deadline:
             raise DecodeFailed(f"decoding took longer than {self._timeout_sec:g} s (DECODE_TIMEOUT_SEC)")
+        if size > self._most:
+            self._raise_too_long()
         if size > self.bytes:
-            raise TooLong(f"the audio is longer than {self._sec:g} s (MAX_AUDIO_SEC)")
+            self.bytes = min(self._most, self._room(size))
+
+    def _raise_too_long(self) -> NoReturn:
+        raise TooLong(f"the audio is longer than {self._sec:g} s (MAX_AUDIO_SEC)")
 
 
 class _LibraryRefused(Exception):
@@ -158,15 +182,14 @@ class _Process:
         limits.check()
         try:
             socket.send_fds(self._socket, [struct.pack("<Q", limits.bytes)], [file.fileno()])
-            status = json.loads(self._receive(limits))
+            status = self._receive(limits)
+            while not status["done"]:
+                self._socket.sendall(struct.pack("<Q", limits.bytes))
+                status = self._receive(limits)
+            return self._clip(status)
         except (EOFError, OSError):
             self.alive = False
             raise _LibraryRefused("the decoder crashed") from None
-        if status["error"]:
-            self._trim()  # the audio before the fault may take much memory
-            raise _LibraryRefused(status["error"])
-        limits.check(status["bytes"])
-        return Clip(self._samples(status["bytes"]), status["warning"])
 
     def close(self) -> None:
         """Kill the process, and free its memory."""
@@ -175,7 +198,14 @@ class _Process:
         self._process.wait()
         self._memory.close()
 
-    def _receive(self, limits: _Limits) -> bytes:
+    def _clip(self, status: dict[str, Any]) -> Clip:
+        """Return the audio that the process has decoded. Raises _LibraryRefused."""
+        if status["error"]:
+            self._trim()  # the audio before the fault may take much memory
+            raise _LibraryRefused(status["error"])
+        return Clip(self._samples(status["bytes"]), status["warning"])
+
+    def _receive(self, limits: _Limits) -> dict[str, Any]:
         """Return the next line of the process. Raises EOFError if the process exits, and what `limits.check` raises."""
         line = b""
         while not line.endswith(b"\n"):
@@ -187,15 +217,27 @@ class _Process:
             if not got:
                 raise EOFError
             line += got
-        return line
+        status: dict[str, Any] = json.loads(line)
+        limits.check(status["bytes"])
+        return status
 
     def _samples(self, size: int) -> np.ndarray:
-        """Return the first `size` bytes of the memory as samples."""
+        """Return the first `size` bytes of the memory as samples, and free what the process may not keep.
+
+        The last block is moved first, so that a long audio is never in memory twice. Raises EOFError if the memory
+        holds less.
+        """
         samples = np.empty(size // 4, "<f4")
-        left = samples.data.cast("B")
-        self._memory.seek(0)
-        while left:
-            left = left[self._memory.readinto(left) :]
+        to = samples.data.cast("B")
+        for start in reversed(range(0, size, _KEPT)):
+            at, end = start, min(size, start + _KEPT)
+            while at < end:
+                got = os.preadv(self._memory.fileno(), [to[at:end]], at)
+                if not got:
+                    raise EOFError
+                at += got
+            if size > _KEPT:
+                self._memory.truncate(start)
         self._trim()
         return samples
 
@@ -233,8 +275,7 @@ def _by_ffmpeg(file: BinaryIO, limits: _Limits, refusal: str) -> Clip:
     reports none.
     """
     file.seek(0)
-    blocks: list[bytes] = []
-    size = 0
+    audio = bytearray()
     with (
         tempfile.TemporaryFile() as stderr,
         subprocess.Popen(  # noqa: S603  ffmpeg, on a descriptor
@@ -248,19 +289,18 @@ def _by_ffmpeg(file: BinaryIO, limits: _Limits, refusal: str) -> Clip:
         assert process.stdout is not None
         try:
             for block in _read(process.stdout, limits):
-                blocks.append(block)
-                size += len(block)
-                limits.check(size)
+                audio += block
+                limits.check(len(audio))
             status = process.wait(timeout=5)
         except BaseException:
             process.kill()
             raise
         stderr.seek(0)
         message = _last_message(stderr.read(8192).decode(errors="replace"))
-    if not size and (status or message):
+    if not audio and (status or message):
         raise DecodeFailed(f"the file is not readable as audio: {message or refusal}")
-    samples = np.frombuffer(bytearray().join(blocks), "<f4", count=size // 4)
-    if not np.isfinite(samples).all():
+    samples = np.frombuffer(audio, "<f4", count=len(audio) // 4)
+    if not all(np.isfinite(samples[at : at + _CHUNK]).all() for at in range(0, len(samples), _CHUNK)):
         raise DecodeFailed("the file holds samples that are not numbers (NaN or infinite)")
     if status or message:
         return Clip(samples, f"decoding continued after an error: {message or f'exit status {status}'}")
@@ -281,20 +321,33 @@ def _read(pipe: IO[bytes], limits: _Limits) -> Iterator[bytes]:
                 yield block
 
 
-def expected_sec(file: BinaryIO) -> float:
-    """Estimate how many seconds of audio the file holds, from the header of a WAV or FLAC file or else from the size.
+def expected_sec(file: BinaryIO, guess_max_sec: float = math.inf) -> float:
+    """Estimate how many seconds of audio the file holds, before it is decoded.
 
-    The fields: the byte rate in the fmt chunk of RIFF/WAVE; the sample rate and total samples in FLAC's STREAMINFO.
+    The estimate is what a WAV or FLAC file shows: its header, or the last frame of FLAC. For other files it is a guess
+    from the size, and no more than `guess_max_sec`; the audio may be many times longer.
     """
+    stated = stated_sec(file)
+    info = flac.stream_info(_head(file))
     size = file.seek(0, os.SEEK_END)
+    if info is not None:
+        file.seek(max(0, size - flac.TAIL_BYTES))
+        stated = max(stated or 0.0, flac.last_sample(file.read(), info) / info.rate)
+    return stated or min(size / 8_000, guess_max_sec)  # 64 kbit/s: speech rarely has a lower bit rate
+
+
+def stated_sec(file: BinaryIO) -> float | None:
+    """Return how many seconds of audio the header of a WAV or FLAC file states, or None if it states no length."""
+    head = _head(file)
+    info = flac.stream_info(head)
+    if info is not None:
+        return info.samples / info.rate if info.samples else None
+    return wav.stated_sec(head, file.seek(0, os.SEEK_END))
+
+
+def _head(file: BinaryIO) -> bytes:
     file.seek(0)
-    head = file.read(32)
-    if head[:4] == b"RIFF" and head[12:16] == b"fmt " and len(head) == 32:
-        return size / max(1, int.from_bytes(head[28:32], "little"))
-    if head[:4] == b"fLaC" and len(head) == 32:
-        rate = int.from_bytes(head[18:21], "big") >> 4
-        return (int.from_bytes(head[21:26], "big") & (1 << 36) - 1) / max(1, rate)
-    return size / 8_000  # 64 kbit/s: speech rarely has a lower bit rate
+    return file.read(wav.HEAD_BYTES)
 
 
 def _last_message(stderr: str) -> str:

@@ -1,7 +1,7 @@
 """The decoding process: libsndfile and libav outside of the worker's process, kept running between files.
 
     worker ── socket: limit + descriptor ──▶ libsndfile or libav ── float32, 16 kHz, mono ──▶ the file MEMORY
-           ◀── socket: a line of JSON ──────┘
+           ◀── socket: lines of JSON ───────┘
 
 `python -m worker.audio.decode_process SOCKET MEMORY` serves a Unix socket; both arguments are inherited descriptors. A
 request is a little-endian uint64, the most bytes that the audio may have, with the file's descriptor attached
@@ -9,11 +9,12 @@ request is a little-endian uint64, the most bytes that the audio may have, with 
 written to the start of the file MEMORY, which the worker has open as well: a socket would carry it in small pieces,
 each of which costs the worker a turn of its interpreter.
 
-The response is {"bytes": number, "error": null | text, "warning": null | text}. More bytes than allowed mean that
-decoding stopped at the limit.
+The response is {"bytes": number, "done": true, "error": null | text, "warning": null | text}. At the limit, the process
+sends such a line with "done": false, and continues when it receives a higher limit, another uint64. A worker that wants
+no more of the file ends the process.
 
-The module imports nothing of the worker but the list of formats. If a hostile file crashes or hangs a library, the
-worker kills and replaces this process.
+The module imports nothing of the worker but the list of formats and the reader of FLAC headers. If a hostile file
+crashes or hangs a library, the worker kills and replaces this process.
 """
 
 from __future__ import annotations
@@ -26,19 +27,23 @@ import signal
 import socket
 import struct
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy
 import soundfile
 import soxr
 
+from worker.audio import flac
 from worker.audio.ffmpeg import FORMATS
 
 RATE = 16_000
 BLOCK_SEC = 20
+BLOCK_FRAMES = 1 << 22  # the most frames of a block, for sample rates that no audio has
 PADDING = RATE // 8  # samples; no codec has a longer frame
-STREAMS = ("mpegts", "mpeg")  # these state no duration; libav estimates it from timestamps, up to several frames short
+# MPEG states no duration; libav estimates it from timestamps, up to several frames short. FLAC is decoded by libav only
+# if its header states too little.
+STREAMS = ("mpegts", "mpeg", "flac")
 LAYOUT = "a downmix of more than two channels requires their layout, which ffmpeg knows"
 
 
@@ -66,9 +71,10 @@ def by_sndfile(descriptor: int) -> Generator[Any, None, str | None]:
         promised = promised_frames(file) * RATE // file.samplerate
         resampler = None if file.samplerate == RATE else soxr.ResampleStream(file.samplerate, RATE, 1, dtype="float32")
         whole = file.subtype == "PCM_16"  # numpy converts integers to the same floats as libsndfile, four times as fast
+        frames = min(file.samplerate * BLOCK_SEC, BLOCK_FRAMES)
         last = False
         while not last:
-            block = file.read(file.samplerate * BLOCK_SEC, dtype="int16" if whole else "float32", always_2d=True)
+            block = file.read(frames, dtype="int16" if whole else "float32", always_2d=True)
             last = len(block) == 0
             if whole:
                 block = numpy.multiply(block, 2**-15, dtype=numpy.float32)
@@ -157,14 +163,18 @@ def gather(blocks: Generator[Any, None, str | None]) -> Generator[Any, None, str
             ready.clear()
 
 
-def store(blocks: Generator[Any, None, str | None], memory: int, limit: int) -> tuple[int, str | None]:
+def store(
+    blocks: Generator[Any, None, str | None], memory: int, limit: int, extend: Callable[[int], int]
+) -> tuple[int, str | None]:
     """Write the blocks to the descriptor `memory`, and return the bytes written and the warning.
 
-    Stop after the block that exceeds `limit` bytes. Raises ValueError for samples that are not numbers, and OSError if
-    the memory is full.
+    `extend` is called with the bytes written when they exceed the limit, and returns the next limit. Raises ValueError
+    for samples that are not numbers, and OSError if the memory is full.
     """
     written = 0
-    while written <= limit:
+    while True:
+        while written > limit:
+            limit = extend(written)
         try:
             block = next(blocks)
         except StopIteration as end:
@@ -174,17 +184,18 @@ def store(blocks: Generator[Any, None, str | None], memory: int, limit: int) -> 
         if os.pwrite(memory, block.data, written) < block.nbytes:
             raise OSError("there is not enough memory for the audio")
         written += block.nbytes
-    return written, None
 
 
-def decode(descriptor: int, memory: int, limit: int) -> dict[str, Any]:
+def decode(descriptor: int, memory: int, limit: int, extend: Callable[[int], int]) -> dict[str, Any]:
     """Decode the file `descriptor` into the file `memory`, and return the response of the module's contract."""
-    blocks = by_sndfile(descriptor) if is_for_sndfile(os.pread(descriptor, 12, 0)) else by_libav(descriptor)
+    by_library = by_libav
+    if is_for_sndfile(os.pread(descriptor, 12, 0)) and not flac.understates(descriptor):
+        by_library = by_sndfile  # which would stop where the header says
     try:
-        written, warning = store(gather(blocks), memory, limit)
+        written, warning = store(gather(by_library(descriptor)), memory, limit, extend)
     except Exception as error:  # noqa: BLE001  any exception of a library means that it cannot decode the file
-        return {"bytes": 0, "error": f"{type(error).__name__}: {error}", "warning": None}
-    return {"bytes": written, "error": None, "warning": warning}
+        return {"bytes": 0, "done": True, "error": f"{type(error).__name__}: {error}", "warning": None}
+    return {"bytes": written, "done": True, "error": None, "warning": warning}
 
 
 def keep_memory() -> None:
@@ -202,13 +213,25 @@ def main() -> None:
     keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
     sock, memory = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
+
+    def send(response: dict[str, Any]) -> None:
+        sock.sendall(json.dumps(response).encode() + b"\n")
+
+    def extend(written: int) -> int:
+        send({"bytes": written, "done": False, "error": None, "warning": None})
+        answer = sock.recv(8)
+        if not answer:
+            sys.exit()
+        (limit,) = struct.unpack("<Q", answer)
+        return int(limit)
+
     while True:
         request, descriptors, _, _ = socket.recv_fds(sock, 8, 1)
         if not request:
             return
         (limit,) = struct.unpack("<Q", request)
         try:
-            sock.sendall(json.dumps(decode(descriptors[0], memory, limit)).encode() + b"\n")
+            send(decode(descriptors[0], memory, limit, extend))
         except BrokenPipeError:
             return
         finally:

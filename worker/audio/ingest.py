@@ -1,15 +1,16 @@
 """Fetch and decode, ahead of the device: a few threads, a bound on the decoded seconds held, and turns between
 requests.
 
-A Unit is one source, opened and decoded once, even if several inputs name it. Requests take turns, unit by unit, so
-that a request of ten thousand files does not delay a request of one file. A turn of the background is due
-BACKGROUND_SEC later.
+    turns ──▶ fetch ──▶ estimate ── room? ──▶ decode ── longer than estimated, and no room? ──┐
+      ▲                               │ no                                                    │
+      └──── with the file open ◀──────┴──────────── with room for MAX_AUDIO_SEC ◀─────────────┘
 
-Decoded seconds are held from the moment when decoding starts (as estimated from the file's header or size) until
-`release`. Each model has two queues: one for interactive requests and one for the background. A queue that holds
-`read_ahead_sec` starts no further units. Ten thousand inputs therefore need no more memory than a hundred, and inputs
-that wait for a model to load do not delay the inputs of other models. While audio of interactive requests is held, the
-background holds no more than a batch, so that the cores work on interactive requests.
+A Unit is one source, opened once, even if several inputs name it. Requests take turns, unit by unit, so that a request
+of ten thousand files does not delay a request of one file. A turn of the background is due BACKGROUND_SEC later.
+
+Each model has two queues: one for interactive requests and one for the background. `worker.audio.read_ahead` decides
+which queues may decode more. Ten thousand inputs therefore need no more memory than a hundred. A unit for which there
+is no room is put back, and has the next turn of its request.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ import contextlib
 import dataclasses
 import heapq
 import logging
+import math
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from worker.audio.decode import Decoder, expected_sec
 from worker.audio.fetch import Fetcher
+from worker.audio.read_ahead import Holding, NoRoomError, Queue, ReadAhead
 from worker.config import Settings
 from worker.errors import AviaryError, Cancelled
 from worker.faults import report
@@ -40,14 +43,6 @@ CLOSE_SEC = 5.0  # how long `close` waits for threads that resolve a name or con
 
 _CLOSING = "the worker is shutting down"
 _NOT_READ = "the request was canceled before this input was read"
-
-
-class Queue(NamedTuple):
-    """Units that share a read-ahead."""
-
-    model: str
-    """The id of the model."""
-    background: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,6 +68,16 @@ class Unit:
     """Whether the request was canceled."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _OpenUnit:
+    """A unit whose file is open, and the samples that the file is expected to have."""
+
+    unit: Unit
+    file: BinaryIO
+    fetch_sec: float
+    samples: int
+
+
 @dataclass(slots=True, order=True)
 class _Turns:
     """The units of one request."""
@@ -81,6 +86,22 @@ class _Turns:
     """When the next turn is, on time.monotonic(); the earliest of all requests goes first."""
     units: Iterator[Unit] = field(compare=False)
     cancelled: Callable[[], bool] = field(compare=False)
+    put_back: list[_OpenUnit] = field(compare=False, default_factory=list)
+    """Units that wait for room. They go before the other units."""
+
+    @property
+    def samples(self) -> int:
+        """The samples for which the next unit requires room; 0 while they are unknown."""
+        return self.put_back[0].samples if self.put_back else 0
+
+    def take(self) -> Unit | _OpenUnit | None:
+        """Return the next unit, or None if there is none."""
+        return self.put_back.pop(0) if self.put_back else next(self.units, None)
+
+    def cancel(self, why: str) -> None:
+        """Fail all units with Cancelled."""
+        while (unit := self.take()) is not None:
+            _cancel(unit, why)
 
 
 class Ingest:
@@ -91,10 +112,10 @@ class Ingest:
 
     def __init__(self, settings: Settings, *, on_idle: Callable[[], None] = lambda: None) -> None:
         self._fetcher, self._decoder = Fetcher(settings), Decoder(settings)
-        self._read_ahead_sec, self._on_idle = settings.read_ahead_sec, on_idle
-        self._background_sec = min(settings.read_ahead_sec, settings.batch_max_total_sec)
+        self._on_idle = on_idle
+        self._read_ahead = ReadAhead(settings)
+        self._longest = math.ceil(settings.max_audio_sec * SAMPLE_RATE)
         self._turns: dict[Queue, list[_Turns]] = defaultdict(list)  # each list is a heap
-        self._held: dict[Queue, int] = defaultdict(int)  # decoded samples in memory
         self._interactive = self._background = 0  # units in progress
         self._downloading = 0  # those of them that are downloaded
         self._decoders, self._decoding = settings.decode_workers, threading.Semaphore(settings.decode_workers)
@@ -109,12 +130,13 @@ class Ingest:
 
     def submit(self, units: Iterator[Unit], queue: Queue, cancelled: Callable[[], bool] = lambda: False) -> None:
         """Queue the units of one request. The iterator is advanced when the request's next turn comes."""
+        turns = _Turns(_due(queue), units, cancelled)
         with self._changed:
             if not self._closed:
-                heapq.heappush(self._turns[queue], _Turns(_due(queue), units, cancelled))
+                heapq.heappush(self._turns[queue], turns)
                 self._wake()
                 return
-        _cancel(units, _CLOSING)
+        turns.cancel(_CLOSING)
 
     def drop_cancelled(self) -> None:
         """Fail the units of canceled requests that have not started, even those in a full queue or far from a turn."""
@@ -129,7 +151,7 @@ class Ingest:
                 else:
                     del self._turns[queue]
         for turns in dropped:
-            _cancel(turns.units, _NOT_READ)
+            turns.cancel(_NOT_READ)
 
     def active(self, background: bool) -> int:
         """Return how many units, of the background or interactive, are being fetched and decoded."""
@@ -146,7 +168,7 @@ class Ingest:
     @property
     def held_sec(self) -> float:
         """Seconds of decoded audio in memory."""
-        return sum(self._held.copy().values()) / SAMPLE_RATE
+        return self._read_ahead.samples / SAMPLE_RATE
 
     def close(self) -> None:
         """End the threads. The units in progress and those that wait fail with Cancelled."""
@@ -160,7 +182,7 @@ class Ingest:
         with self._changed:
             left, self._turns = [turns for waiting in self._turns.values() for turns in waiting], {}
         for turns in left:
-            _cancel(turns.units, _CLOSING)
+            turns.cancel(_CLOSING)
 
     def _run(self) -> None:
         done: Queue | None = None
@@ -182,9 +204,9 @@ class Ingest:
         if started is None:
             self._wait()
             return None
-        unit, queue = started
+        unit, queue, turns = started
         try:
-            self._process(unit, queue)
+            self._process(unit, queue, turns)
         except BaseException:  # a panic of a Rust library is no Exception; the thread must still free its place
             log.exception("the outcome of an input could not be delivered")
         return queue
@@ -194,14 +216,15 @@ class Ingest:
             while not self._closed and self._next_queue() is None:
                 self._changed.wait()
 
-    def _start(self) -> tuple[Unit, Queue] | None:
-        """Take the unit whose turn it is, or return None if no unit may start."""
+    def _start(self) -> tuple[Unit | _OpenUnit, Queue, _Turns] | None:
+        """Take the unit whose turn it is, with its queue and request, or return None if no unit may start."""
         while (queue := self._next_queue()) is not None:
+            turns = self._turns[queue][0]
             unit = self._take(queue)
             if unit is not None:
                 self._count(queue, 1)
                 self._wake()
-                return unit, queue
+                return unit, queue, turns
         return None
 
     def _wake(self) -> None:
@@ -219,58 +242,104 @@ class Ingest:
         """Return the queue whose turn it is, of those that may read ahead; None while all decoders are busy."""
         if self._interactive + self._background - self._downloading >= self._decoders:
             return None
-        open_queues = [
-            queue for queue in self._turns if self._held.get(queue, 0) < self._bound_sec(queue) * SAMPLE_RATE
-        ]
+        has_room = self._read_ahead.has_room
+        open_queues = [queue for queue, waiting in self._turns.items() if has_room(queue, waiting[0].samples)]
         return min(open_queues, key=lambda queue: self._turns[queue][0].due, default=None)
 
-    def _bound_sec(self, queue: Queue) -> float:
-        """Return the decoded seconds that the queue may hold and still start a unit."""
-        if queue.background and any(not holding.background for holding in self._held):
-            return self._background_sec
-        return self._read_ahead_sec
-
-    def _take(self, queue: Queue) -> Unit | None:
+    def _take(self, queue: Queue) -> Unit | _OpenUnit | None:
         """Return the next unit of the request whose turn it is, or None if the request has no more."""
         waiting = self._turns[queue]
-        unit = next(waiting[0].units, None)
-        if unit is None:
-            heapq.heappop(waiting)
-        else:
-            heapq.heapreplace(waiting, dataclasses.replace(waiting[0], due=_due(queue)))
+        turns = heapq.heappop(waiting)
+        unit = turns.take()
+        if unit is not None:
+            turns.due = _due(queue)
+            heapq.heappush(waiting, turns)
         if not waiting:
             del self._turns[queue]
         return unit
 
-    def _process(self, unit: Unit, queue: Queue) -> None:
+    def _process(self, started: Unit | _OpenUnit, queue: Queue, turns: _Turns) -> None:
+        unit = started.unit if isinstance(started, _OpenUnit) else started
         try:
-            outcome: Decoded | AviaryError = self._decode(unit, queue)
+            outcome: Decoded | AviaryError | None = self._read(started, queue, turns)
         except AviaryError as error:
             outcome = error
         except BaseException as error:  # noqa: BLE001  every input gets an outcome
             outcome = report(error, during="the reading of this input")
-        unit.on_outcome(outcome)
+        if outcome is not None:
+            unit.on_outcome(outcome)
 
-    def _decode(self, unit: Unit, queue: Queue) -> Decoded:
-        def cancelled() -> bool:
-            return self._closed or unit.cancelled()
-
-        if cancelled():
-            raise Cancelled(_NOT_READ)
-        started = time.monotonic()
-        with self._open(unit, cancelled) as file:
-            fetched = time.monotonic()
-            expected = round(expected_sec(file) * SAMPLE_RATE)
+    def _read(self, started: Unit | _OpenUnit, queue: Queue, turns: _Turns) -> Decoded | None:
+        """Return the unit's audio, or None if the unit was put back because there is no room for the audio."""
+        opened = started if isinstance(started, _OpenUnit) else self._fetch(started)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(opened.file)
             with self._decoding:
-                began = time.monotonic()
-                self._hold(queue, expected)
-                try:
-                    clip = self._decoder.decode(file, cancelled=cancelled)
-                except BaseException:
-                    self._hold(queue, -expected)
-                    raise
-        self._hold(queue, len(clip.samples) - expected)
-        return Decoded(clip, fetched - started, time.monotonic() - began)
+                if self._reserve(queue, opened.samples):
+                    try:
+                        return self._decode(opened, Holding(queue, opened.samples))
+                    except NoRoomError:
+                        opened = dataclasses.replace(opened, samples=self._longest)
+            self._check(opened.unit)
+            stack.pop_all()
+        self._put_back(opened, queue, turns)
+        return None
+
+    def _fetch(self, unit: Unit) -> _OpenUnit:
+        self._check(unit)
+        started = time.monotonic()
+        file = self._open(unit, lambda: self._is_cancelled(unit))
+        try:
+            expected = expected_sec(file, self._read_ahead.guess_max_sec)
+        except BaseException:
+            file.close()
+            raise
+        samples = math.ceil(min(expected * SAMPLE_RATE, self._longest))
+        return _OpenUnit(unit, file, time.monotonic() - started, samples)
+
+    def _decode(self, opened: _OpenUnit, holding: Holding) -> Decoded:
+        """Return the audio of a unit for which room is reserved. Raises NoRoomError if the audio takes more."""
+
+        def room(size: int) -> int:
+            with self._changed:
+                return 4 * self._read_ahead.extend(holding, size // 4)
+
+        began = time.monotonic()
+        try:
+            clip = self._decoder.decode(opened.file, cancelled=lambda: self._is_cancelled(opened.unit), room=room)
+        except BaseException:
+            self._hold(holding.queue, -holding.samples)
+            raise
+        self._hold(holding.queue, len(clip.samples) - holding.samples)
+        return Decoded(clip, opened.fetch_sec, time.monotonic() - began)
+
+    def _is_cancelled(self, unit: Unit) -> bool:
+        return self._closed or unit.cancelled()
+
+    def _check(self, unit: Unit) -> None:
+        """Raise Cancelled if the unit is not to be read."""
+        if self._is_cancelled(unit):
+            raise Cancelled(_NOT_READ)
+
+    def _reserve(self, queue: Queue, samples: int) -> bool:
+        """Hold the samples that a unit is expected to have, if there is room for them. Return whether there is."""
+        with self._changed:
+            has_room = self._read_ahead.has_room(queue, samples)
+            if has_room:
+                self._read_ahead.add(queue, samples)
+            return has_room
+
+    def _put_back(self, opened: _OpenUnit, queue: Queue, turns: _Turns) -> None:
+        """Let the unit wait for room, and give it the next turn of its request."""
+        with self._changed:
+            if not self._closed:
+                turns.put_back.append(opened)
+                waiting = self._turns[queue]
+                if not any(turns is other for other in waiting):
+                    heapq.heappush(waiting, turns)
+                self._wake()
+                return
+        _cancel(opened, _CLOSING)
 
     def _open(self, unit: Unit, cancelled: Callable[[], bool]) -> BinaryIO:
         is_download = unit.source.kind in ("url", "s3")
@@ -293,16 +362,16 @@ class Ingest:
 
     def _hold(self, queue: Queue, samples: int) -> None:
         with self._changed:
-            self._held[queue] += samples
-            if not self._held[queue]:
-                del self._held[queue]  # the names of models must not accumulate
+            self._read_ahead.add(queue, samples)
             if samples < 0:
                 self._wake()
 
 
-def _cancel(units: Iterator[Unit], why: str) -> None:
-    for unit in units:
-        unit.on_outcome(Cancelled(why))
+def _cancel(unit: Unit | _OpenUnit, why: str) -> None:
+    if isinstance(unit, _OpenUnit):
+        unit.file.close()
+        unit = unit.unit
+    unit.on_outcome(Cancelled(why))
 
 
 def _due(queue: Queue) -> float:

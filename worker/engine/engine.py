@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 
 from worker import catalog
-from worker.audio.ingest import Decoded, Ingest, Queue, Unit
+from worker.audio.ingest import Decoded, Ingest, Unit
+from worker.audio.read_ahead import Queue
 from worker.backends import create
 from worker.backends.base import Backend
 from worker.backends.common.device import weights_budget
