@@ -35,6 +35,7 @@ from worker.errors import RequestError, StoreError
 from worker.jobs.records import Job
 from worker.jobs.store import JobStore
 from worker.net import safe_http
+from worker.net.addresses import is_public
 
 log = logging.getLogger(__name__)
 
@@ -210,6 +211,6 @@ def _is_private(host: str) -> bool:
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
-        return not safe_http.is_public(str(ipaddress.ip_address(host)))
+        return not is_public(str(ipaddress.ip_address(host)))
     except ValueError:
         return False  # a name, which is resolved and checked on each connection

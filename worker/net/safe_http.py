@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
-import ipaddress
 import socket
 import threading
 import time
@@ -28,29 +27,14 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+from worker.net.addresses import is_public
+
 _CHECK_EVERY_SEC = 0.25
 _watching = threading.local()
 
 
 class PrivateAddress(Exception):
     """The address of the host is not public."""
-
-
-def is_public(address: str) -> bool:
-    """Return whether an IPv4 or IPv6 address belongs to the public internet.
-
-    An IPv4 address inside an IPv6 address (mapped, 6to4, Teredo, NAT64) is judged as the IPv4 address. Raises:
-    ValueError if `address` is not an IP address.
-    """
-    ip = ipaddress.ip_address(address.split("%", 1)[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if inner is None and ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(str(inner))
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
 def session(*, allow_private: bool) -> requests.Session:
