@@ -10,7 +10,7 @@ written to the start of the file MEMORY, which the worker has open as well: a so
 each of which costs the worker a turn of its interpreter.
 
 The response is {"bytes": number, "done": true, "error": null | text, "warning": null | text}. At the limit, the process
-sends such a line with "done": false, and continues when it receives a higher limit, another uint64. A worker that requires
+sends such a line with "done": false, and continues when it receives a higher limit, another uint64. A worker that needs
 no more of the file ends the process.
 
 The module imports nothing of the worker but the list of formats and the reader of FLAC headers. If a hostile file
