@@ -81,7 +81,8 @@ def postgres():
             "start",
         )
         try:
-            server = sa.create_engine(f"postgresql+psycopg://aviary@/postgres?host={folder}")
+            address = f"postgresql+psycopg://aviary@/postgres?host={folder}"
+            server = sa.create_engine(address, pool_pre_ping=True)  # a test ends all connections
 
             def fresh() -> str:
                 name = f"s{next(_schemas)}"

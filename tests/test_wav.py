@@ -37,6 +37,10 @@ def nothing(_size: int) -> None:
     pass
 
 
+def refuse(size: int) -> int:
+    raise AssertionError(f"{size} bytes are within the limit")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("wave")
@@ -73,7 +77,9 @@ def test_what_is_read_is_what_libsndfile_reads(folder, samples, fmt, before, bet
             assert size == 0 or size % 2 or start + size > len(data)
             return
         with tempfile.TemporaryFile() as decoded:
-            size, warning = decode_process.store(decode_process.by_sndfile(file.fileno()), decoded.fileno(), 1 << 20)
+            size, warning = decode_process.store(
+                decode_process.by_sndfile(file.fileno()), decoded.fileno(), 1 << 20, refuse
+            )
             expected = np.frombuffer(decoded.read(), np.float32)
     assert (size, warning) == (found.nbytes, None)
     assert found.dtype == np.float32
