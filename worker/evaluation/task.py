@@ -38,7 +38,7 @@ class _Pair(BaseModel):
     language: str | None = None
 
 
-class _Payload(BaseModel):
+class _EvaluationPayload(BaseModel):
     """The extra fields are options of the transcription, which `protocol.request.parse` checks."""
 
     model_config = ConfigDict(extra="allow")
@@ -55,7 +55,7 @@ def prepare(
     fields: Fields, settings: Settings, engine: Engine, *, s3: S3Access | None, background: bool
 ) -> EvaluationWork:
     """Return the work that the fields describe. Reads the labels. Raises RequestError."""
-    body = validated(_Payload, fields)
+    body = validated(_EvaluationPayload, fields)
     options = {name: value for name, value in (body.model_extra or {}).items() if name != "task"}
     if unknown := options.keys() - {"model", *OPTIONS}:
         raise RequestError(f"{min(unknown)} is not a field of an evaluation", param=min(unknown))
@@ -96,7 +96,7 @@ class EvaluationWork(Work):
         return {"model": outcome.model, **self.evaluation.score(outcome)}
 
 
-def _corpus(body: _Payload, settings: Settings) -> Corpus:
+def _corpus(body: _EvaluationPayload, settings: Settings) -> Corpus:
     present = [name for name in ("audio_dir", "manifest", "inputs") if getattr(body, name) is not None]
     if len(present) != 1:
         raise RequestError("give exactly one of audio_dir (with gt_dir), manifest, inputs", param="audio_dir")

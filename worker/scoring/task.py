@@ -35,7 +35,7 @@ class _Recording(BaseModel):
     id: str | int | None = None
 
 
-class _Payload(BaseModel):
+class _ScorePayload(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     task: str = "score"
@@ -50,7 +50,7 @@ def prepare(
     fields: Fields, settings: Settings, scorer: Scorer, *, s3: S3Access | None, files: Mapping[str, BinaryIO]
 ) -> Scoring:
     """Return the work that the fields describe. Raises RequestError, and ClipNotFound for a single unknown clip."""
-    body = validated(_Payload, fields)
+    body = validated(_ScorePayload, fields)
     recordings = body.inputs or [_single(body)]
     if len(recordings) > settings.max_inputs:
         raise TooManyInputs(
@@ -66,7 +66,7 @@ def prepare(
     return Scoring(scorer, body.model, tuple(recordings), sources)
 
 
-def _single(body: _Payload) -> _Recording:
+def _single(body: _ScorePayload) -> _Recording:
     if body.audio is None or body.uid is None or body.cid is None:
         missing = next(name for name in ("audio", "uid", "cid") if getattr(body, name) is None)
         raise RequestError(f"{missing} is missing: a score needs uid, cid and audio", param=missing)

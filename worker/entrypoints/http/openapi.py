@@ -166,7 +166,7 @@ class EvaluationReport(TypedDict):
     details: list[Json]
 
 
-class Score(TypedDict):
+class ScoreAnswer(TypedDict):
     """How similar a recording and its reference clip are, from 0 to 1."""
 
     model: str

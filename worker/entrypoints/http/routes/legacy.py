@@ -28,7 +28,7 @@ from worker.entrypoints.http.openapi import (
     WORK,
     EvaluationReport,
     PathTranscripts,
-    Score,
+    ScoreAnswer,
     UploadTranscript,
     body,
     failures,
@@ -91,7 +91,7 @@ def router(service: Service) -> APIRouter:
     @routes.post(
         "/score",
         summary="Compare a recording with a reference clip",
-        response_model=Score,
+        response_model=ScoreAnswer,
         responses=failures(*WORK),
         openapi_extra=body(
             form={"audio": FILE, **_SCORE}, json={"audio": SOURCE, **_SCORE}, required=("audio", "uid", "cid")
