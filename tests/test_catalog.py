@@ -16,7 +16,7 @@ from conftest import MODEL
 
 from worker.backends import create
 from worker.backends.base import Backend
-from worker.catalog import MODELS, check, find
+from worker.catalog import MODELS, check, find, is_repository
 from worker.catalog.rows import FLAMINGO_CONTROL_TOKENS
 from worker.config import Settings
 from worker.errors import ModelNotFound, Unsupported
@@ -303,3 +303,28 @@ def is_backend(node: ast.AST) -> bool:
 )
 def test_what_a_model_can_do_is_let_through(model, options):
     check(find(model), Options(find(model).id, **options))
+
+
+@pytest.mark.parametrize("name", ["nvidia/parakeet-x", "a/whisper.v1", "_a/canary_2", "0/1-whisper"])
+def test_a_repository_is_owner_and_name(name):
+    assert is_repository(name)
+    assert find(name).id == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../parakeet-x",
+        "./parakeet-x",
+        "parakeet-x/..",
+        "parakeet/.",
+        ".parakeet/x",
+        "a/b/parakeet",
+        "a/parakeet\n",
+        "/parakeet",
+    ],
+)
+def test_a_path_is_no_repository(name):
+    assert not is_repository(name)
+    with pytest.raises(ModelNotFound):
+        find(name)

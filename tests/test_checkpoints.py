@@ -133,3 +133,15 @@ def test_a_repository_without_weights_that_can_be_read_says_so(tmp_path, monkeyp
     with pytest.raises(ModelUnavailable, match=rf"someone/whisper-old lacks {lacks}.*safetensors") as caught:
         checkpoints.checkpoint("someone/whisper-old", Settings())
     assert not caught.value.retryable
+
+
+def test_no_name_leads_out_of_the_folder_of_models(tmp_path):
+    (tmp_path / "models").mkdir()
+    outside = tmp_path / "parakeet-x"
+    outside.mkdir()
+    (outside / "config.json").write_text("{}")
+    (outside / "model.safetensors").touch()
+    settings = Settings(model_dir=tmp_path / "models", hf_home=tmp_path, hf_hub_offline=True)
+    with pytest.raises(ModelUnavailable, match="no such checkpoint"):
+        checkpoints.checkpoint("../parakeet-x", settings)
+    assert checkpoints.checkpoint(str(outside), settings) == outside

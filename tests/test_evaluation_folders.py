@@ -12,7 +12,7 @@ import pytest
 from worker.config import Settings
 from worker.errors import RequestError
 from worker.evaluation.folders import Corpus, Pair, read_folder, read_manifest
-from worker.evaluation.task import _corpus, _Payload
+from worker.evaluation.task import _corpus, _EvaluationPayload
 
 
 def make(folder, files: dict[str, str | bytes]):
@@ -251,7 +251,7 @@ def tree(tmp_path):
 
 
 def read(settings: Settings, **body: Path) -> Corpus:
-    return _corpus(_Payload(**body), settings)
+    return _corpus(_EvaluationPayload(**body), settings)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ NOT_ON_THE_HUB = {
     "hf_home": "the volume and Runpod's cached models are found without it",
     "transformers_cache": "as hf_home",
     "data_dir": "the container's own",
+    "aws_ec2_metadata_disabled": "Runpod's machines are no EC2 instances",
     **{
         name: "scoring needs a folder of reference clips, which the Hub's form cannot give"
         for name in Settings.model_fields

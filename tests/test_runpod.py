@@ -563,3 +563,32 @@ class TestLocally:
 def _listens(port):
     with socket.socket() as one:
         return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "param"),
+    [
+        ({"endpointUrl": 5}, "s3Config.endpointUrl"),
+        ({"accessId": ["a"]}, "s3Config.accessId"),
+        ({"accessId": "a", "accessSecret": {}}, "s3Config.accessSecret"),
+        ({"bucketName": True}, "s3Config.bucketName"),
+        (["a"], "s3Config"),
+        ("", "s3Config"),
+    ],
+)
+def test_an_s3_config_of_other_types_is_told_by_field(tmp_path, config, param):
+    worker = RunpodWorker(Settings(skip_model_load=True, data_dir=tmp_path))
+    job = {"id": "a", "input": {"inputs": ["s3://clips/a.wav"]}, "s3Config": config}
+    answer = asyncio.run(worker.handle(job))
+    worker.engine.close()
+    assert (answer["code"], answer["param"]) == ("invalid_request", param)
+    assert param in answer["error"]
+
+
+@pytest.mark.parametrize("config", [None, {}, {"accessId": None, "region": 5}])
+def test_an_s3_config_may_be_empty(tmp_path, config):
+    worker = RunpodWorker(Settings(skip_model_load=True, data_dir=tmp_path, allowed_paths=(REPO,)))
+    job = {"id": "a", "input": {"inputs": [str(REPO / "samples/week.wav")]}, "s3Config": config}
+    answer = asyncio.run(worker.handle(job))
+    worker.engine.close()
+    assert answer["results"][0]["text"].startswith("[dry-run]")

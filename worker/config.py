@@ -168,6 +168,14 @@ class Settings(BaseSettings):
         default_factory=lambda: Path(tempfile.gettempdir()) / f"aviary-{os.geteuid()}",
         description="Folder of jobs, uploads, and files that processes share. Downloads pass through it as files that are unlinked at once. It is created for its user alone, and a folder of another user is refused.",
     )
+    allowed_buckets: Annotated[tuple[str, ...], NoDecode] = Field(
+        default_factory=tuple,
+        description="Buckets that s3:// inputs may name with the worker's own credentials, separated by commas. If unset, every bucket that these credentials open.",
+    )
+    aws_ec2_metadata_disabled: bool = Field(
+        True,
+        description="`false`: the AWS credential chain may ask the metadata service of an EC2 instance for the instance's role.",
+    )
     bucket_endpoint_url: str | None = Field(
         None, description="S3 endpoint for large results and s3:// inputs. If unset, AWS."
     )
@@ -271,7 +279,13 @@ class Settings(BaseSettings):
         return values if has_model else values | _model_of_folder(values)
 
     @field_validator(
-        "models", "cors_origins", "allowed_models", "audio_score_model_keys", "audio_score_model_key", mode="before"
+        "models",
+        "cors_origins",
+        "allowed_models",
+        "allowed_buckets",
+        "audio_score_model_keys",
+        "audio_score_model_key",
+        mode="before",
     )
     @classmethod
     def _split_list(cls, value: Any) -> Any:

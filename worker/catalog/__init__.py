@@ -2,6 +2,7 @@
 
     MODELS                  the rows of the models that Aviary ships with     rows.py
     find(name)              name → row                                        lookup.py
+    is_repository(name)     whether a name is owner/name                      lookup.py
     check(model, options)   raise Unsupported if the model cannot do it       abilities.py
     Model                   the fields of a row                               model.py
 
@@ -11,8 +12,8 @@ folder, whose configuration is then read. `NAME:audio_tower` is the audio tower 
 """
 
 from worker.catalog.abilities import check
-from worker.catalog.lookup import find
+from worker.catalog.lookup import find, is_repository
 from worker.catalog.model import Model
 from worker.catalog.rows import MODELS
 
-__all__ = ["MODELS", "Model", "check", "find"]
+__all__ = ["MODELS", "Model", "check", "find", "is_repository"]

@@ -69,7 +69,12 @@ def _by_name(name: str) -> Model | None:
     """Return the row for a repository, or a .nemo file that is not on this disk, by the family's name in it."""
     if _is_nemo(name):
         return rows.of_name(name) or rows.of_nemo(name)
-    return rows.of_name(name) if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else None
+    return rows.of_name(name) if is_repository(name) else None
+
+
+def is_repository(name: str) -> bool:
+    """Return whether the name has the form owner/name. Neither part begins with a dot: `../name` is a path."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
 
 
 def _is_nemo(name: str) -> bool:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from worker.config import Settings
-from worker.errors import AviaryError, ResultTooLarge
+from worker.errors import AviaryError, RequestError, ResultTooLarge
 from worker.faults import report
 from worker.types import S3Access
 
@@ -236,13 +236,23 @@ def _error_json(error: AviaryError) -> dict[str, Any]:
     return strict
 
 
+_S3_FIELDS = ("endpointUrl", "accessId", "accessSecret", "bucketName")
+
+
 def _s3_access(config: Any) -> S3Access | None:
-    """Return the job's own s3Config. Its endpoint comes from the client, so it may not be a private address."""
-    if not isinstance(config, Mapping):
+    """Return the job's own s3Config. Its endpoint comes from the client, so it may not be a private address.
+
+    Raises: RequestError if it is not an object, or if one of its fields is not a string.
+    """
+    if config is None:
         return None
-    return S3Access(
-        config.get("endpointUrl"), config.get("accessId"), config.get("accessSecret"), config.get("bucketName")
-    )
+    if not isinstance(config, Mapping):
+        raise RequestError(f"s3Config must be an object with {', '.join(_S3_FIELDS)}", param="s3Config")
+    for name in _S3_FIELDS:
+        if not isinstance(config.get(name), str | None):
+            raise RequestError(f"s3Config.{name} must be a string", param=f"s3Config.{name}")
+    endpoint, key, secret, bucket = (config.get(name) for name in _S3_FIELDS)
+    return S3Access(endpoint, key, secret, bucket)
 
 
 def _strict(answer: Any) -> tuple[Any, bytes]:

@@ -7,7 +7,9 @@ Signing needs no network. Every transfer goes over plain HTTP through `worker.ne
 `worker.audio.fetch`), so S3 obeys the same limits and address checks as any other URL.
 
 Credentials come from the job's `s3Config` if it is complete, else from the settings `BUCKET_*`; reading also falls back
-to the AWS credential chain (environment variables, profiles, instance roles). boto3 is imported on first use.
+to the AWS credential chain (environment variables, profiles, container roles). The chain asks the metadata service of
+an EC2 instance only if AWS_EC2_METADATA_DISABLED is false, and uses no proxy of the environment. With the worker's own
+credentials, ALLOWED_BUCKETS limits the buckets that are read. boto3 is imported on first use.
 """
 
 from __future__ import annotations
@@ -16,15 +18,14 @@ import functools
 import threading
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from worker.config import Settings
 from worker.errors import AviaryError, FetchFailed, InputError, NoBucket, SourceForbidden
 from worker.types import S3Access, Source
 
-if TYPE_CHECKING:
-    import boto3
+Keys = dict[str, str | None]  # arguments of boto3.client
 
 GET_SOURCE_SEC = 3600
 GET_RESULT_SEC = 7 * 24 * 3600  # the longest that AWS allows
@@ -47,17 +48,23 @@ def presign(source: Source, settings: Settings, *, region: str | None = None) ->
     `region` is the bucket's AWS region, if a previous response reported it; by default the region comes from the AWS
     configuration, else it is us-east-1.
 
-    Raises: InputError if the location or the endpoint is malformed; FetchFailed if there are no credentials.
+    Raises: InputError if the location or the endpoint is malformed; FetchFailed if there are no credentials, or if the
+    AWS chain fails; SourceForbidden if ALLOWED_BUCKETS does not list the bucket.
     """
     parts = urlsplit(source.location)
     bucket, key = parts.netloc, unquote(parts.path.lstrip("/"))
     if not bucket or not key:
         raise InputError("an S3 source must have the form s3://bucket/key", param="source")
     access = source.s3 if source.s3 and _has_keys(source.s3) else _of_settings(settings)
-    session = None if _has_keys(access) else _aws_session()
+    if access.trusted and settings.allowed_buckets and bucket not in settings.allowed_buckets:
+        raise SourceForbidden(
+            f"this worker may not read the bucket {bucket[:64]!r} with its own credentials (ALLOWED_BUCKETS). Name "
+            "another bucket, or send s3Config with the job."
+        )
+    keys = _keys(access) if _has_keys(access) else _aws_keys(settings)
     refuse = functools.partial(InputError, param="source")
     params = {"Bucket": bucket, "Key": key}
-    url = _sign(access, "get_object", params, GET_SOURCE_SEC, refuse, region=region, session=session)
+    url = _sign(access.endpoint, keys, "get_object", params, GET_SOURCE_SEC, refuse, region=region)
     return Presigned(url, trusted=access.trusted)
 
 
@@ -102,7 +109,8 @@ class Bucket:
                 "no bucket is configured to store the result in: set BUCKET_NAME, BUCKET_ACCESS_KEY_ID and "
                 "BUCKET_SECRET_ACCESS_KEY (and BUCKET_ENDPOINT_URL unless it is AWS), or send s3Config with the job"
             )
-        return _sign(self._access, operation, {"Bucket": str(self._access.bucket), **params}, valid_sec, NoBucket)
+        params["Bucket"] = str(self._access.bucket)
+        return _sign(self._access.endpoint, _keys(self._access), operation, params, valid_sec, NoBucket)
 
     def _send(self, method: str, url: str, failure: str, **options: Any) -> None:
         """Send one request and discard the response. `failure` begins the message of a FetchFailed."""
@@ -139,31 +147,62 @@ def _of_settings(settings: Settings) -> S3Access:
     )
 
 
-def _aws_session() -> boto3.Session:
-    """Return a session with the credentials of the AWS chain, read anew. Raises: FetchFailed if there are none."""
-    import boto3
+def _keys(access: S3Access) -> Keys:
+    return {"aws_access_key_id": access.key, "aws_secret_access_key": access.secret}
 
-    session = boto3.Session()
-    if session.get_credentials() is None:
+
+def _aws_keys(settings: Settings) -> Keys:
+    """Return the credentials of the AWS chain, read anew. Raises: FetchFailed if there are none or the chain fails."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        credentials = _aws_session(settings).get_credentials()
+        found = credentials and credentials.get_frozen_credentials()
+    except (BotoCoreError, ClientError, OSError, ValueError) as error:
+        raise FetchFailed(
+            f"the AWS credentials of this worker cannot be read ({type(error).__name__}). Check the AWS variables and "
+            "profile, set BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY, or send s3Config with the job."
+        ) from error
+    if found is None:
         raise FetchFailed(
             "no S3 credentials: set BUCKET_ACCESS_KEY_ID and BUCKET_SECRET_ACCESS_KEY (or the AWS variables), "
-            "or send s3Config with the job",
+            "or send s3Config with the job. The role of an EC2 instance requires AWS_EC2_METADATA_DISABLED=false.",
             retryable=False,
         )
+    return {
+        "aws_access_key_id": found.access_key,
+        "aws_secret_access_key": found.secret_key,
+        "aws_session_token": found.token,
+    }
+
+
+def _aws_session(settings: Settings) -> Any:
+    """Return a botocore session whose credential chain uses no proxy and, unless asked to, no metadata service."""
+    from botocore.config import Config
+    from botocore.httpsession import URLLib3Session
+    from botocore.session import Session
+
+    session = Session()
+    session.set_default_client_config(Config(proxies={}))  # None would stand for the proxies of the environment
+    chain = session.get_component("credential_provider")
+    fetcher = chain.get_provider("iam-role")._role_fetcher
+    fetcher._session = URLLib3Session(timeout=fetcher._timeout, proxies={})
+    if settings.aws_ec2_metadata_disabled:
+        chain.remove("iam-role")
     return session
 
 
 def _sign(
-    access: S3Access,
+    endpoint: str | None,
+    keys: Keys,
     operation: str,
     params: dict[str, str],
     valid_sec: int,
     refuse: Callable[[str], AviaryError],
     *,
     region: str | None = None,
-    session: boto3.Session | None = None,
 ) -> str:
-    """Return a presigned URL for one operation, by the keys of `access` or else those of `session`.
+    """Return a presigned URL for one operation, signed with `keys`.
 
     AWS gets the bucket in the host name ("virtual"), which reaches the bucket's region without a redirect; any other
     endpoint gets the bucket in the path, because few of them resolve a host name for each bucket. `refuse` makes the
@@ -173,13 +212,14 @@ def _sign(
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError
 
-    keys = {"aws_access_key_id": access.key, "aws_secret_access_key": access.secret} if session is None else {}
-    style = Config(signature_version="s3v4", s3={"addressing_style": "path" if access.endpoint else "virtual"})
+    config = Config(
+        signature_version="s3v4",
+        s3={"addressing_style": "path" if endpoint else "virtual"},
+        defaults_mode="legacy",  # "auto" would ask the metadata service for the region
+    )
     try:
         with _CREATING:
-            client = (session or boto3).client(
-                "s3", endpoint_url=access.endpoint, region_name=region, config=style, **keys
-            )
+            client = boto3.client("s3", endpoint_url=endpoint, region_name=region, config=config, **keys)
         return str(client.generate_presigned_url(operation, Params=params, ExpiresIn=valid_sec))
     except (ValueError, BotoCoreError) as error:
         reason = " ".join(str(error).split())

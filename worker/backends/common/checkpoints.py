@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from worker import config
+from worker.catalog import is_repository
 from worker.config import Settings
 from worker.errors import ModelUnavailable
 
@@ -72,7 +73,7 @@ def checkpoint(name: str, settings: Settings, *, part: str | None = "") -> Path:
             return folder
     if path.is_dir():
         raise ModelUnavailable(f"{name} is not a complete checkpoint: it lacks {', '.join(_missing(path, part))}")
-    if not _is_repository(name):
+    if not is_repository(name):
         raise ModelUnavailable(f"no such checkpoint: {name}")
     folder = _download(name, settings, SMALL)
     folder = _download(name, settings, [*SMALL, *_missing(folder, part)])
@@ -126,8 +127,8 @@ def caches(settings: Settings) -> list[Path]:
 
 
 def _model_dirs(name: str, settings: Settings) -> Iterator[Path]:
-    """Yield the model's folders in MODEL_DIR: `owner/name`, then `name`."""
-    if settings.model_dir:
+    """Yield the model's folders in MODEL_DIR: `owner/name`, then `name`. `..` cannot lead out of MODEL_DIR."""
+    if settings.model_dir and ".." not in Path(name).parts:
         for folder in (settings.model_dir / name, settings.model_dir / name.rsplit("/", maxsplit=1)[-1]):
             if folder.is_dir():
                 yield folder
@@ -141,10 +142,6 @@ def _snapshots(name: str, settings: Settings) -> Iterator[Path]:
         if main.is_file():
             yield repository / "snapshots" / main.read_text().strip()
         yield from sorted((repository / "snapshots").glob("*"))
-
-
-def _is_repository(name: str) -> bool:
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
 
 
 def _download(name: str, settings: Settings, patterns: list[str]) -> Path:
