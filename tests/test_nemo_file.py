@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import resource
 import tarfile
 import time
 import tracemalloc
@@ -114,25 +113,37 @@ def test_the_number_of_members_is_bounded(tmp_path):
         names(path)
 
 
-def test_a_small_file_that_expands_to_a_gigabyte_is_refused_in_little_memory_and_time(tmp_path):
-    path = bomb(tmp_path / "bomb.nemo")
-    assert path.stat().st_size < 8 << 20
-    for read in (names, nemo_file.config_text):
-        before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-        with pytest.raises(ModelUnavailable, match="expands to more than"):
-            read(path)
-        assert time.monotonic() - started < 1
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10  # KiB
-
-
-def test_looking_a_bomb_up_in_the_catalog_costs_little_too(tmp_path):
-    path = bomb(tmp_path / "parakeet-bomb.nemo")
+@pytest.fixture
+def within():
+    """`within(megabytes)` fails if that much more memory was in use at once, or a second of this process's time."""
+    started = time.process_time()
     tracemalloc.start()
-    try:
-        assert find(str(path)).backend == "parakeet"  # by its name: loading reports the reason
-        assert tracemalloc.get_traced_memory()[1] < 32 << 20
-    finally:
-        tracemalloc.stop()
+
+    def check(megabytes: int) -> None:
+        assert tracemalloc.get_traced_memory()[1] < megabytes << 20
+        assert time.process_time() - started < 1
+
+    yield check
+    tracemalloc.stop()
+
+
+@pytest.fixture(scope="module")
+def gigabyte(tmp_path_factory) -> Path:
+    path = bomb(tmp_path_factory.mktemp("bomb") / "parakeet-bomb.nemo")
+    assert path.stat().st_size < 8 << 20
+    return path
+
+
+@pytest.mark.parametrize("read", [names, nemo_file.config_text])
+def test_a_small_file_that_expands_to_a_gigabyte_is_refused_in_little_memory_and_time(gigabyte, within, read):
+    with pytest.raises(ModelUnavailable, match="expands to more than"):
+        read(gigabyte)
+    within(32)
+
+
+def test_looking_it_up_in_the_catalog_costs_little_too(gigabyte, within):
+    assert find(str(gigabyte)).backend == "parakeet"  # by its name: loading reports the reason
+    within(32)
 
 
 def test_a_configuration_of_many_bytes_is_refused(tmp_path):
@@ -143,14 +154,13 @@ def test_a_configuration_of_many_bytes_is_refused(tmp_path):
 
 
 def long_header(path: Path, compress: bool) -> Path:
-    """A header that promises a gigabyte of further headers."""
+    """A header that promises a gigabyte of further headers. The compressed file holds the first 32 MiB of it."""
     made, _ = entry("x", b"", type=tarfile.XHDTYPE)
     made.size = GIB
     with (gzip.open if compress else open)(path, "wb") as file:
         file.write(made.tobuf())
         if compress:
-            for _ in range(1 << 10):
-                file.write(bytes(1 << 20))
+            file.write(bytes(32 << 20))
         else:
             file.truncate(GIB + 4096)  # a hole: it takes no room on the disk
     return path
@@ -193,10 +203,10 @@ def content(path: Path, of: bytes) -> Path:
     ids=["long header", "long header, compressed", "nested", "negative", "empty", "zip", "bad gzip", "cut short"],
 )
 def test_a_damaged_file_is_refused_at_once(tmp_path, make: Callable[[Path], Path]):
-    path, started = make(tmp_path / "x.nemo"), time.monotonic()
+    path, started = make(tmp_path / "x.nemo"), time.process_time()
     with pytest.raises(ModelUnavailable, match=r"x\.nemo"):
         names(path)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_a_member_that_the_file_cuts_short_is_refused(tmp_path):

@@ -232,10 +232,10 @@ def test_a_circle_of_references_is_refused(text):
 def test_references_that_expand_to_billions_are_refused_at_once():
     lines = ["a0: [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: [{', '.join([f'${{a{i - 1}}}'] * 10)}]" for i in range(1, 12)]
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ModelUnavailable, match="more than 200000 values"):
         config("\n".join(lines).replace("${", "'${").replace("}", "}'"))["a11"]
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 # ---- YAML
@@ -309,10 +309,10 @@ def aliases(levels: int, each: int = 10) -> str:
     ids=range(27),
 )
 def test_yaml_beyond_the_bounds_is_refused_at_once(text, reason):
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ModelUnavailable, match=reason):
         config(text)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_the_bounds_hold_without_libyaml(monkeypatch):
