@@ -19,8 +19,9 @@ GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo 1 || echo 0)
 endif
 FULL := $(if $(filter 1,$(GPU)),gpu,cpu)
 
-# The tests run beside each other, in a process a core; ARGS=-n0 runs them in one.
-PYTEST := $(PY) -m pytest -n logical --maxprocesses 4 --dist worksteal
+# The tests run beside each other, in a process more than there are cores, because many wait; ARGS=-n0 runs them in one.
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+PYTEST := $(PY) -m pytest -n $(shell expr $(CORES) + 1) --maxprocesses 4 --dist worksteal
 
 # The programs that the tests run, by the names of Debian's packages and of Homebrew's formulae.
 PROGRAMS := nginx postgresql chromium ffmpeg prometheus

@@ -4,6 +4,7 @@ embeddings. It also makes every process of a test run alike, however the run was
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import settings
 
 from worker.audio import ffmpeg
 from worker.types import Clip, Embedding
@@ -25,6 +27,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Tests beside each other, and programs beside the tests, make any example slow at times.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
+
 SLOW = "\npytestmark = pytest.mark.slow\n"
 FIXTURES = Path(__file__).parent / "fixtures"
 DIGITS = FIXTURES / "digits"
@@ -36,6 +42,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Leave out files that are slow as a whole, without importing them: the libraries of the models take seconds."""
     fast = config.option.markexpr == "not slow" and collection_path.suffix == ".py"
     return True if fast and SLOW in collection_path.read_text(encoding="utf-8") else None
+
+
+def pytest_runtest_setup() -> None:
+    """Let the package's records reach caplog, whatever a command that ran in this process has made of its logger."""
+    logger = logging.getLogger("worker")
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 def state_flac_samples(path: Path, samples: int) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import math
 import os
 import shutil
@@ -398,8 +397,7 @@ def test_an_upload_outside_the_folder_is_refused(store, name):
         store.upload_path(name)
 
 
-def test_a_name_that_another_program_stored_removes_nothing(store, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("worker"), "propagate", True)  # a test before may have configured it
+def test_a_name_that_another_program_stored_removes_nothing(store, tmp_path, caplog):
     victim, relative = tmp_path / "victim", "../victim"
     victim.touch()
     ids = [store.submit("run", {}).id for _ in range(4)]
