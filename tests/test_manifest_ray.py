@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -15,8 +16,9 @@ import numpy as np
 import psutil
 import pytest
 from conftest import tone
-from ray_host import ROOT, cluster, gone, processes
+from ray_host import ROOT, cluster, gone, processes, ray
 
+import worker.manifest.ray
 from worker import errors
 from worker.config import Settings
 from worker.engine.engine import Engine
@@ -180,6 +182,34 @@ def test_what_is_no_lines_fault_ends_the_run(address, tmp_path, options):
         ):
             process(manifest, tmp_path / "out.jsonl", ask, concurrency=ask.concurrency)
     assert rows(tmp_path / "out.jsonl") == []
+
+
+def test_an_engine_that_ray_is_restarting_is_called_again(monkeypatch):
+    class Restarting:
+        """Stands for an actor whose first calls fail at once, as on a machine that has much to do."""
+
+        def __init__(self) -> None:
+            self.load, self.calls = self, 0
+
+        def options(self, **_options: int) -> Restarting:
+            return self
+
+        remote = options
+
+        def future(self) -> Future:
+            self.calls += 1
+            future: Future = Future()
+            if self.calls < 9:
+                future.set_exception(ray.exceptions.ActorUnavailableError("it is restarting", None))
+            else:
+                future.set_result(None)
+            return future
+
+    monkeypatch.setattr(worker.manifest.ray, "RESTART_SEC", 0.01)
+    actor = Restarting()
+    made = worker.manifest.ray.Cluster([actor], 2)
+    assert [made._free.get(timeout=10) for _ in range(2)] == [actor, actor]
+    assert actor.calls == 9
 
 
 def test_an_engine_that_has_lost_its_device_ends_its_process():

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 LOCAL = "local"
 TRIES = 4  # attempts at one line, and at loading one engine, before an engine's death ends the run
 RESTARTS = 100  # of one engine in a run, so that an engine that always dies at start does not restart forever
+RESTART_SEC = 0.5  # between two calls of an actor that Ray is restarting
 CONNECT_SEC, CLOSE_SEC = 10, 10
 
 
@@ -183,17 +184,32 @@ class Cluster:
                 self._pending.discard(pending)
 
     def _load(self, actor: Any, lines: int) -> None:
-        """Make the actor free for this many lines once it has loaded; if it cannot load, end the run."""
+        """Make the actor free for this many lines once it has loaded; if it cannot load, end the run.
+
+        While Ray restarts an actor, its calls may fail at once. Such a call is made again after RESTART_SEC: it is no
+        attempt at loading.
+        """
+        import ray
 
         def on_load(loading: Future[AviaryError | None]) -> None:
-            if (error := loading.exception()) is not None:
+            error = loading.exception()
+            if isinstance(error, ray.exceptions.ActorUnavailableError):
+                again = threading.Timer(RESTART_SEC, self._load, (actor, lines))
+                again.daemon = True
+                again.start()
+                return
+            if error is not None:
                 free: Any = ServerUnreachable(f"an engine cannot be started on the cluster: {error}")
             else:
                 free = loading.result() or actor
             for _ in range(lines):
                 self._free.put(free)
 
-        actor.load.options(max_task_retries=TRIES - 1).remote().future().add_done_callback(on_load)
+        with self._lock:
+            if self._closed:
+                return
+            loading = actor.load.options(max_task_retries=TRIES - 1).remote().future()
+        loading.add_done_callback(on_load)
 
 
 def _connect(address: str) -> None:
