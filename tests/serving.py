@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import httpx
 import uvicorn
+from starlette.types import ASGIApp
 
 from worker.config import Settings
 from worker.engine.engine import Engine
@@ -19,14 +20,19 @@ from worker.entrypoints.http.app import create_app
 
 @contextlib.contextmanager
 def serving(
-    settings: Settings, engine: Engine | None = None, *, loop: str = "auto", wait: bool = True
+    settings: Settings,
+    engine: Engine | None = None,
+    *,
+    loop: str = "auto",
+    wait: bool = True,
+    app: ASGIApp | None = None,
 ) -> Iterator[str]:
     """The base URL of a server that runs until the end of the block. `wait`: until its model has loaded, or could not
-    be."""
+    be. `app`: serves in place of Aviary's."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        config = serve.config(create_app(settings, engine), settings, behind_proxy=False)
-        config.loop, config.lifespan = loop, "on"
+        config = serve.config(app or create_app(settings, engine), settings, behind_proxy=False)
+        config.loop, config.lifespan = loop, "off" if app else "on"
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
@@ -35,7 +41,7 @@ def serving(
             time.sleep(0.01)
         assert server.started
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
-        while wait and httpx.get(f"{url}/ping").status_code == 204 and time.monotonic() < deadline:
+        while wait and app is None and httpx.get(f"{url}/ping").status_code == 204 and time.monotonic() < deadline:
             time.sleep(0.02)
         try:
             yield url

@@ -69,10 +69,10 @@ def test_nginx_takes_any_folder(tmp_path):
 
 def test_before_there_is_a_worker_clients_are_told_to_come_again(tmp_path):
     none, one = (nginx.configuration(Settings(), tmp_path, sockets) for sockets in ([], [tmp_path / "0-1"]))
-    assert "=503 @502" in none
+    assert "=503 /-/error/502" in none
     assert "Retry-After 1" in none
     assert "model_loading" in none
-    assert "=502 @502" in one
+    assert "=502 /-/error/502" in one
     assert "model_loading" not in one
 
 
@@ -198,7 +198,7 @@ def test_without_keys_an_address_is_counted_as_nginx_says_it(tmp_path):
         ]
     assert told == [204, 204, 403]
     text = nginx.configuration(Settings(rate_limit="1/minute"), tmp_path, [])
-    assert text.count("proxy_set_header X-Forwarded-For $remote_addr;") == text.count("X-Forwarded-For") == 2
+    assert text.count("proxy_set_header X-Forwarded-For $remote_addr;") == text.count("X-Forwarded-For") == 3
 
 
 def test_the_gate_limits_wrong_keys_by_address(asked):

@@ -30,6 +30,8 @@ NOT_ON_THE_HUB = {
             "max_queue",
             "request_timeout_sec",
             "max_json_bytes",
+            "client_timeout_sec",
+            "max_connections",
             "cors_origins",
             "allowed_models",
             "jobs_url",

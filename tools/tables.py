@@ -36,6 +36,7 @@ FEW_LANGUAGES = 4  # a table shows so many language codes; of more codes it show
 # Defaults that depend on the machine, in words.
 COMPUTED = {
     "decode_workers": "number of cores, 2 to 8",
+    "max_connections": "from `ulimit -n`: 720 of 1024, 4096 at most",
     "allowed_paths": "working folder, `/runpod-volume`",
     "data_dir": "`aviary-UID` in the temporary folder",
 }

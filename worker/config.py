@@ -24,6 +24,16 @@ from worker.errors import ConfigError, ModelNotFound
 VOLUME = Path("/runpod-volume")
 
 
+def _connections() -> int:
+    """Return how many connections leave the process enough of the files that it may open."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 256
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 4096 if files == resource.RLIM_INFINITY else max(8, min(4096, (files - 64) * 3 // 4))
+
+
 class Settings(BaseSettings):
     """The worker's settings. The environment variable of a field is its name in capitals.
 
@@ -154,6 +164,16 @@ class Settings(BaseSettings):
     )
     max_json_bytes: int = Field(
         64 * 1024**2, ge=1, description="Largest JSON body, in bytes. The limit of uploads is `MAX_AUDIO_BYTES`."
+    )
+    client_timeout_sec: float = Field(
+        60,
+        gt=0,
+        description="Longest time, in seconds, that the HTTP server waits for a client: for the head of a request, for more of a body, and until more of a response is read. A JSON body must arrive within ten times as long.",
+    )
+    max_connections: int = Field(
+        default_factory=_connections,
+        ge=8,
+        description="Most connections of one HTTP server process. Idle ones make room for others; requests beyond seven eighths get status 503.",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default_factory=tuple, description="Origins whose pages may call the HTTP server, separated by commas."

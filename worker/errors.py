@@ -10,10 +10,12 @@
     │   ├── WrongJobState
     │   ├── NotReadable
     │   ├── Unauthorized
-    │   └── Forbidden
+    │   ├── Forbidden
+    │   └── BodyTimeout
     ├── Busy                    a temporary state of the server
     │   ├── RateLimited
     │   ├── QueueFull
+    │   ├── TooManyConnections
     │   ├── StillLoading
     │   └── DeadlineExceeded
     ├── InputError              one input; the request's other inputs are processed
@@ -48,6 +50,8 @@ sender of the request: a message names the field or the input, and the allowed v
 
 from __future__ import annotations
 
+MESSAGE_CHARS = 2000  # Messages repeat values of the request, which may have millions of characters.
+
 
 class AviaryError(Exception):
     """The root of the tree. `param`: the field of the request that is at fault, if the error has one.
@@ -61,11 +65,16 @@ class AviaryError(Exception):
     retry_after_sec: float | None = None
 
     def __init__(self, message: str, *, param: str | None = None, retryable: bool | None = None) -> None:
+        message = _cut(message)
         super().__init__(message)
         self.message = message
-        self.param = param
+        self.param = param if param is None else _cut(param)
         if retryable is not None:
             self.retryable = retryable
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MESSAGE_CHARS else f"{text[:MESSAGE_CHARS]}…"
 
 
 class RequestError(AviaryError):
@@ -135,6 +144,13 @@ class Forbidden(RequestError):
     status = 403
 
 
+class BodyTimeout(RequestError):
+    """The body of the request stopped arriving, or took too long to arrive (`CLIENT_TIMEOUT_SEC`)."""
+
+    code = "body_timeout"
+    status = 408
+
+
 class Busy(AviaryError):
     """The server cannot accept the request now. `retry_after_sec`: the seconds to wait before the next try."""
 
@@ -154,10 +170,16 @@ class RateLimited(Busy):
 
 
 class QueueFull(Busy):
-    """The request would take the server over `MAX_QUEUE` unanswered inputs."""
+    """The request would take the server over `MAX_QUEUE` unanswered inputs, or over the memory for JSON bodies."""
 
     code = "queue_full"
     status = 429
+
+
+class TooManyConnections(Busy):
+    """The server has `MAX_CONNECTIONS` connections."""
+
+    code = "too_many_connections"
 
 
 class StillLoading(Busy):
@@ -201,7 +223,7 @@ class FetchFailed(InputError):
 
 
 class TooLarge(InputError):
-    """The file or body has more bytes than the server accepts (`MAX_AUDIO_BYTES`, `MAX_JSON_BYTES`)."""
+    """The file or body is larger than the server accepts (`MAX_AUDIO_BYTES`, `MAX_JSON_BYTES`, `MAX_INPUTS`)."""
 
     code = "too_large"
     status = 413

@@ -12,9 +12,9 @@ from __future__ import annotations
 import dataclasses
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from typing_extensions import override
 
 from worker.audio.fetch import check_allowed
@@ -22,7 +22,7 @@ from worker.config import Settings
 from worker.errors import Cancelled, DeviceLost, InputError, RequestError
 from worker.evaluation import Corpus, Evaluation, Pair, read_folder, read_manifest
 from worker.evaluation import prepare as prepare_evaluation
-from worker.protocol.request import OPTIONS, Fields, validated
+from worker.protocol.request import LONGEST_NAME, OPTIONS, Fields, FirstError, Strict, validated
 from worker.protocol.work import Json, OnResult, OnText, Work
 from worker.types import Failure, Response, S3Access
 
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
     from worker.engine.engine import Engine
 
 
-class _Pair(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _Pair(Strict):
     source: str = Field(min_length=1)
     text: str
     language: str | None = None
@@ -46,9 +44,16 @@ class _EvaluationPayload(BaseModel):
     audio_dir: Path | None = None
     gt_dir: Path | None = None
     manifest: Path | None = None
-    inputs: list[_Pair] | None = None
+    inputs: Annotated[list[_Pair], FirstError()] | None = None
     match_mode: str = "exact"
     normalizer: str = "basic"
+
+    @field_validator("audio_dir", "gt_dir", "manifest", mode="before")
+    @classmethod
+    def _bounded(cls, value: Any) -> Any:
+        if isinstance(value, str) and len(value) > LONGEST_NAME:
+            raise ValueError(f"a path may have {LONGEST_NAME} characters")
+        return value
 
 
 def prepare(

@@ -16,9 +16,9 @@ import dataclasses
 import functools
 import re
 from collections.abc import Mapping
-from typing import Any, BinaryIO, Literal, TypeVar
+from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from worker import catalog
 from worker.config import Settings
@@ -29,7 +29,8 @@ MAX_NEW_TOKENS = 32_768  # the largest value that a request may set
 
 Fields = Mapping[str, Any]
 _Model = TypeVar("_Model", bound=BaseModel)
-_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*):(?=//|)")
+_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]{0,31}):(?=//|)")
+LONGEST_NAME = 1 << 16  # characters of a URL or a path
 _FEW = 100  # inputs
 
 _SPEECH: tuple[Task, ...] = ("transcribe", "translate")
@@ -43,20 +44,37 @@ def _option(tasks: tuple[Task, ...], description: str, **bounds: Any) -> Any:
     return Field(None, description=description, json_schema_extra={"tasks": list(tasks)}, **bounds)
 
 
-class _Turn(BaseModel):
+class FirstError(FailFast):
+    """FailFast, with the hash that the metadata of a member of a union must have."""
+
+    __hash__ = object.__hash__
+
+
+class Strict(BaseModel):
+    """A model that accepts no unknown field, and whose errors take time and memory within bounds."""
+
     model_config = ConfigDict(extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_most_of_the_unknown(cls, values: Any) -> Any:
+        """Leave only the first unknown field: pydantic makes an error of each, and there may be a hundred thousand."""
+        if not isinstance(values, Mapping) or len(values) <= len(cls.model_fields):
+            return values
+        unknown = next(name for name in values if name not in cls.model_fields)
+        return {name: value for name, value in values.items() if name in cls.model_fields or name == unknown}
+
+
+class _Turn(Strict):
     role: Literal["system", "user", "assistant"]
     content: str
     audio: bool = False
 
 
-class OptionFields(BaseModel):
+class OptionFields(Strict):
     """The options of a request. Each may stand on the request and on each input; the input's value wins."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    timestamps: bool | Level | list[Level] | None = _option(
+    timestamps: bool | Level | Annotated[list[Level], FirstError()] | None = _option(
         _SPEECH, "Levels of times to return: `true` is word and segment; or one level, or a list of levels"
     )
     language: str | None = _option(
@@ -80,7 +98,7 @@ class OptionFields(BaseModel):
     style: Literal["detailed", "brief", "technical"] | None = _option(
         _CAPTION, "Style of a caption. Default: `detailed`"
     )
-    messages: list[_Turn] | None = _option(
+    messages: Annotated[list[_Turn], FirstError()] | None = _option(
         ("chat",),
         "Conversation: turns of `role` (`system`, `user`, `assistant`) and `content`, the last one the user's. "
         '`"audio": true` marks the turn that the audio belongs to; default: the first user turn',
@@ -245,6 +263,8 @@ def source_of(text: str, *, s3: S3Access | None = None, trusted: bool = False) -
     """Return the Source that a string names. Raises InputError for an unknown scheme."""
     match = _SCHEME.match(text)
     scheme = match.group(1).lower() if match else ""
+    if scheme != "data" and len(text) > LONGEST_NAME:
+        raise InputError(f"source has {len(text)} characters: a URL or a path may have {LONGEST_NAME}", param="source")
     if scheme in ("http", "https"):
         return Source("url", text)
     if scheme == "s3":

@@ -11,36 +11,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from typing_extensions import override
 
 from worker.config import Settings
 from worker.errors import AviaryError, RequestError, TooManyInputs
 from worker.futures import all_of
 from worker.protocol import render
-from worker.protocol.request import Fields, source_of, validated
+from worker.protocol.request import Fields, FirstError, Strict, source_of, validated
 from worker.protocol.work import Json, OnResult, OnText, Work
 from worker.scoring.scorer import Score, Scorer
 from worker.types import S3Access, Source
 
 
-class _Recording(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _Recording(Strict):
     source: str = Field(min_length=1)
     uid: str
     cid: str
     id: str | int | None = None
 
 
-class _ScorePayload(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _ScorePayload(Strict):
     task: str = "score"
     model: str | None = None
-    inputs: list[_Recording] | None = Field(None, min_length=1)
+    inputs: Annotated[list[_Recording], FirstError()] | None = Field(None, min_length=1)
     audio: str | None = Field(None, min_length=1)
     uid: str | None = None
     cid: str | None = None

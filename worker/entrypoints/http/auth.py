@@ -1,4 +1,4 @@
-"""The checks that every HTTP request passes before it reaches a route: API key, rate limit, size of the body.
+"""The checks that every HTTP request passes before it reaches a route: API key, rate limit, limits of the body.
 
 The middleware is plain ASGI, so a streamed response stays streamed. Health checks, the page and the API documentation
 require no key.
@@ -14,15 +14,15 @@ from limits import parse as parse_rate
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from worker.config import Settings
 from worker.entrypoints.http import responses
+from worker.entrypoints.http.body_limits import limited, limits_of
 from worker.entrypoints.http.callers import CALLER, Callers, admin_keys
 from worker.entrypoints.http.wrong_keys import WrongKeys
-from worker.errors import AviaryError, ConfigError, RateLimited, TooLarge, Unauthorized
+from worker.errors import AviaryError, ConfigError, RateLimited, Unauthorized
 
-FORM_BYTES = 1 << 20  # what a form may have besides its file
 SEND_KEY = "Send the API key as a bearer token: Authorization: Bearer <key>."
 _OPEN = (
     "/",
@@ -75,18 +75,19 @@ class AuthMiddleware:
             await self._app(scope, receive, send)
             return
         try:
-            limit = self._admit(scope)
+            self._admit(scope)
+            limits = limits_of(Headers(scope=scope), self._settings)
         except AviaryError as error:
             await responses.response(error)(scope, receive, send)
             return
-        await self._app(scope, _limited(receive, limit), send)
+        await self._app(scope, limited(receive, limits), send)
 
-    def _admit(self, scope: Scope) -> int:
-        """Return the most bytes that the body may have. Raises Unauthorized, RateLimited, TooLarge."""
+    def _admit(self, scope: Scope) -> None:
+        """Check the key and the rate. Raises Unauthorized, RateLimited."""
         headers, path = Headers(scope=scope), scope["path"]
         client = scope["client"][0] if scope.get("client") else "unix"
         key = None
-        if self._keys and path not in _OPEN and not path.startswith("/ui/"):
+        if self._keys and not is_open(path):
             key = self._key(headers, address=client)
             client = key.decode("latin-1")
         scope[CALLER] = self._callers.of(key)
@@ -96,12 +97,6 @@ class AuthMiddleware:
                 f"Too many requests: the limit is {self._settings.rate_limit} (RATE_LIMIT). Try again later.",
                 retry_after_sec=max(1.0, wait),
             )
-        form = headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data"
-        limit = self._settings.max_audio_bytes + FORM_BYTES if form else self._settings.max_json_bytes
-        length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > limit:
-            raise _too_large(limit)
-        return limit
 
     def _key(self, headers: Headers, *, address: str) -> bytes:
         """Return the key of the settings that the request carries. Raises Unauthorized, RateLimited."""
@@ -118,6 +113,11 @@ class AuthMiddleware:
         if not found:
             raise Unauthorized(SEND_KEY)
         return found[0]
+
+
+def is_open(path: str) -> bool:
+    """Whether the path requires no key: health checks, the page, the documentation."""
+    return path in _OPEN or path.startswith("/ui/")
 
 
 def keys(settings: Settings) -> list[bytes]:
@@ -137,24 +137,3 @@ def keys(settings: Settings) -> list[bytes]:
 def _equal(sent: bytes, key: bytes) -> bool:
     """Whether the bytes spell the key. Browsers send the letters of Latin-1 in Latin-1; other clients send UTF-8."""
     return hmac.compare_digest(sent, key) | hmac.compare_digest(sent.decode("latin-1").encode(), key)
-
-
-def _too_large(limit: int) -> TooLarge:
-    return TooLarge(
-        f"The body is larger than the {limit} bytes allowed (MAX_JSON_BYTES for JSON, MAX_AUDIO_BYTES for uploads)."
-    )
-
-
-def _limited(receive: Receive, limit: int) -> Receive:
-    """Return a `receive` that raises TooLarge once the body exceeds `limit` bytes."""
-    got = 0
-
-    async def receive_limited() -> Message:
-        nonlocal got
-        message = await receive()
-        got += len(message.get("body", b""))
-        if got > limit:
-            raise _too_large(limit)
-        return message
-
-    return receive_limited

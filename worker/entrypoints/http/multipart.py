@@ -61,7 +61,7 @@ async def _parse(http: Request) -> list[Part]:
     length = http.headers.get("content-length", "")
     size = int(length) if length.isdecimal() and "transfer-encoding" not in http.headers else TOGETHER
     form = _Form(http.headers.get("content-type", ""))
-    form.in_memory = _ROOM.take(size)
+    form.in_memory = size <= IN_MEMORY and _ROOM.take(size)
     try:
         async for chunk in http.stream():
             form.write(chunk)
@@ -96,17 +96,17 @@ async def _on_thread(form: _Form) -> None:
     writing.result()
 
 
-class _Room:
-    """The memory that all uploads together may take, in bytes. Thread-safe."""
+class Room:
+    """The memory that bodies together may take, in bytes. Thread-safe."""
 
     def __init__(self, size: int) -> None:
         # Reentrant, because the garbage collector may close a file, and so call `give`, while the lock is held.
         self._left, self._lock = size, threading.RLock()
 
     def take(self, size: int) -> bool:
-        """Reserve `size` bytes. Return False if that is more than one upload may take, or than is left."""
+        """Reserve `size` bytes. Return False if less is left."""
         with self._lock:
-            there = size <= min(IN_MEMORY, self._left)
+            there = size <= self._left
             if there:
                 self._left -= size
         return there
@@ -117,7 +117,7 @@ class _Room:
             self._left += size
 
 
-_ROOM = _Room(TOGETHER)
+_ROOM = Room(TOGETHER)
 
 
 class _InMemory(io.BytesIO):

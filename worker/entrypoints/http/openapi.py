@@ -44,6 +44,7 @@ _MEANINGS = {
     401: "The API key is missing or wrong",
     403: "The request comes from a web page, or names a host, that the server does not accept",
     404: "There is no such model, file or job",
+    408: "The body did not arrive in time",
     413: "The request or the audio is too large or too long",
     415: "The file is not audio, or the route does not accept this kind of body",
     422: "The input cannot be used",
@@ -52,7 +53,7 @@ _MEANINGS = {
     503: "The model is loading or not available; see Retry-After",
     507: "The disk is full",
 }
-WORK = (400, 401, 404, 413, 415, 422, 429, 500, 503)
+WORK = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503)
 STORED = (401, 404, 503)
 
 

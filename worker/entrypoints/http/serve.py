@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from starlette.types import ASGIApp
 
@@ -27,6 +27,8 @@ from worker.entrypoints.http import sockets
 from worker.entrypoints.http.app import create_app
 
 if TYPE_CHECKING:
+    import asyncio
+
     import uvicorn
 
 log = logging.getLogger(__name__)
@@ -39,10 +41,14 @@ def config(app: ASGIApp, settings: Settings, *, behind_proxy: bool) -> uvicorn.C
     """
     import uvicorn
 
+    from worker.entrypoints.http.connections import Connections
+
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
+        http=cast("type[asyncio.Protocol]", Connections(settings).protocol),
+        ws="none",
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=sockets.DRAIN_SEC,

@@ -1,0 +1,155 @@
+"""The TCP connections of a server process: how many there are, and how long each may make the server wait.
+
+    accepted ──▶ idle ── a request's head is complete ──▶ busy ── the response is sent ──▶ idle
+                  │                                        │
+                  ├─ CLIENT_TIMEOUT_SEC without a head     └─ CLIENT_TIMEOUT_SEC in which the client reads nothing
+                  └─ MAX_CONNECTIONS are open, and no
+                     connection is idle for longer
+                  ▼                                        ▼
+               close                                     abort
+
+Some of the MAX_CONNECTIONS are kept for clients that have not sent a head yet. Once the others are busy, a further
+request gets status 503, unless its path is open (health checks, the page): these always get a response.
+
+uvicorn limits none of this before the first request of a connection, so that a few hundred silent clients would take
+every file that the process may open. Clients of a Unix socket are the gateway and its supervisor, and have no limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+from typing_extensions import override
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from worker.config import Settings
+from worker.entrypoints.http import responses
+from worker.entrypoints.http.auth import is_open
+from worker.errors import TooManyConnections
+
+log = logging.getLogger(__name__)
+
+
+class Connections:
+    """The connections of one server. For one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.wait_sec = settings.client_timeout_sec
+        self._most = settings.max_connections
+        self._most_busy = self._most - max(1, self._most // 8)
+        self._open: set[Connection] = set()
+        self._idle: dict[Connection, None] = {}  # in the order in which they became idle
+        self._reported = False
+
+    def protocol(self, **options: Any) -> Connection:
+        """Return the protocol of a new connection: uvicorn calls this as it would call a class."""
+        return Connection(self, **options)
+
+    def add(self, connection: Connection) -> None:
+        """Count a new connection. If there are too many, close the connection that is idle for longest."""
+        self._open.add(connection)
+        self._idle[connection] = None
+        if len(self._open) > self._most:
+            self._report()
+            longest = next(iter(self._idle))
+            self.remove(longest)
+            longest.transport.abort()
+
+    def remove(self, connection: Connection) -> None:
+        """Forget a connection that is closed."""
+        self._open.discard(connection)
+        self._idle.pop(connection, None)
+        self._reported = self._reported and len(self._open) > self._most // 2
+
+    def has_room(self, connection: Connection) -> bool:
+        """Note that a request begins. Return whether the server may work on it."""
+        self._idle.pop(connection, None)
+        if len(self._open) - len(self._idle) <= self._most_busy:
+            return True
+        self._report()
+        return False
+
+    def ends_request(self, connection: Connection) -> None:
+        """Note that the connection is idle again."""
+        if connection in self._open:
+            self._idle[connection] = None
+
+    def _report(self) -> None:
+        if not self._reported:
+            self._reported = True
+            log.warning(
+                "%d connections are open (MAX_CONNECTIONS): those idle for longest are closed, and requests "
+                "beyond %d at a time get status 503",
+                self._most,
+                self._most_busy,
+            )
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's protocol, within the limits of `Connections` unless the client is on a Unix socket."""
+
+    def __init__(self, connections: Connections, **options: Any) -> None:
+        super().__init__(**options)
+        self._limits, self._limited = connections, False
+        self._timer: asyncio.TimerHandle | None = None
+        self._unsent = 0  # bytes of responses that the client had not read at the last look
+
+    @override
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._limited = self.client is not None
+        if self._limited:
+            self._limits.add(self)
+            self._wait()
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._limits.remove(self)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    @override
+    def on_headers_complete(self) -> None:
+        if self._limited:
+            self.app = self.config.loaded_app if self._limits.has_room(self) else self._refuse
+        super().on_headers_complete()
+
+    @override
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._limited and self._is_idle:
+            self._limits.ends_request(self)
+            self._wait()
+
+    @property
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _wait(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(self._limits.wait_sec, self._look)
+
+    def _look(self) -> None:
+        """Close the connection if the client kept the server waiting."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent and unsent == self._unsent:
+            self.transport.abort()
+        elif self._is_idle and not unsent:
+            self.transport.close()
+        else:
+            self._unsent = unsent
+            self._wait()
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if is_open(scope["path"]):
+            await self.config.loaded_app(scope, receive, send)
+            return
+        error = TooManyConnections(
+            "The server has as many connections as MAX_CONNECTIONS allows. Try again later.", retry_after_sec=1
+        )
+        await responses.response(error)(scope, receive, send)
