@@ -117,8 +117,9 @@ EDGES = [
 
 @given(st.ip_addresses() | st.ip_addresses(network="2000::/3") | st.sampled_from(EDGES))
 def test_what_this_python_knows_to_be_special_is_not_public(ip):
-    special = not ip.is_global or ip.is_multicast or ip.is_reserved
-    known = not any(ip in block for block in ONLY_OURS if block.version == ip.version)
+    judged = getattr(ip, "ipv4_mapped", None) or ip  # releases of Python differ in how they judge a mapped address
+    special = not judged.is_global or judged.is_multicast or judged.is_reserved
+    known = not any(judged in block for block in ONLY_OURS if block.version == judged.version)
     if known:
         assert is_public(str(ip)) == (not special)
     elif special and ip not in addresses._CARRIERS[1][0]:  # Python counts NAT64 as reserved, whatever it carries

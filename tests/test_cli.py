@@ -344,7 +344,7 @@ def test_a_folder_of_inputs_is_read_with_linked_folders_or_refused(tmp_path, mon
     for _ in range(17):  # a path that is too long to be read, whoever reads it
         os.mkdir("d" * 250)
         os.chdir("d" * 250)
-    with pytest.raises(RequestError, match=r"cannot read .*: File name too long"):
+    with pytest.raises(RequestError, match=r"(?s)cannot read .*(: File name too long|…)$"):
         expand([str(tmp_path)])
 
 
