@@ -16,11 +16,14 @@ from serving import serving
 
 from worker.config import Settings
 from worker.entrypoints.http import body, body_limits, multipart
+from worker.errors import TooLarge
 from worker.protocol.request import OPTIONS
 
 MIB = 1 << 20
 SIZE = 16 * MIB
 JSON = {"content-type": "application/json"}
+WIDE = b'"' + b"A" * 16_000 + b'\xf0\x9f\x98\x80"'
+LABEL = b'{"inputs":[{"source":"samples/week.wav","text":"'
 MOST = body_limits.structure(Settings().max_inputs) - 20
 
 
@@ -70,6 +73,12 @@ def server(tmp_path_factory):
             ("few pairs", "/runsync", repeated(b'{"input":{"task":"evaluate","inputs":[', b"1", b"]}}", MOST), 200),
             ("few scores", "/runsync", repeated(b'{"input":{"task":"score","inputs":[', b"1", b"]}}", MOST), 200),
             ("long source", "/runsync", long(b'{"input":{"audio":"', b'"}}'), 200),
+            ("long id", "/runsync", long(b'{"input":{"audio":"x","id":"', b'"}}'), 200),
+            ("long wide text", "/run", long(b'{"input":{"audio":"x","id":"\xf0\x9f\x98\x80', b'"}}'), 413),
+            ("long escaped text", "/runsync", long(b'{"input":{"audio":"data:,\\ud83d\\ude00', b'"}}'), 413),
+            ("wide texts", "/runsync", repeated(b'{"input":{"inputs":[', WIDE, b"]}}", SIZE // len(WIDE)), 413),
+            ("long label", "/evaluate", long(LABEL, b'"}]}'), 400),
+            ("long label, other route", "/runsync", long(b'{"input":{"task":"evaluate",' + LABEL[1:], b'"}]}}'), 200),
             ("long path", "/transcribe", long(b'{"paths":["', b'"]}'), 400),
             ("long folder", "/evaluate", long(b'{"audio_dir":"', b'"}'), 400),
             ("long field", "/v1/audio/transcriptions", long(b'{"', b'":1}'), 400),
@@ -87,6 +96,26 @@ def test_no_json_silences_the_server_or_takes_more_than_four_times_its_size(serv
     assert len(answer.content) < 10_000, "it is not repeated"
     assert server.silent_sec < 1
     assert server.grown <= 4 * max(len(content), SIZE)
+
+
+def test_wide_texts_are_counted_whatever_their_quotes_and_escapes():
+    most = body_limits.WIDE_BYTES
+    long_text, wide = b'"' + b"A" * most + b'"', "ö".encode()
+    for text in (
+        b'{"a":"' + wide + b'","b":' + long_text + b"}",
+        b'{"a":"' + wide + b'\\\\","b":' + long_text + b"}",
+        b'{"a":' + long_text + b',"b":"\\u00e4\\""}',
+    ):
+        json.loads(text)
+        body_limits.check_wide(text)
+    for text in (
+        b'{"a":"' + wide + b'\\"' + long_text[1:] + b"}",
+        b'{"a":"\\u00e4\\\\\\"' + long_text[1:] + b"}",
+        b"[" + b",".join([b'"' + wide + b"A" * 1000 + b'"'] * (most // 1000)) + b"]",
+    ):
+        json.loads(text)
+        with pytest.raises(TooLarge, match="beyond ASCII"):
+            body_limits.check_wide(text)
 
 
 def test_as_many_inputs_as_are_allowed_fit_with_all_their_options():

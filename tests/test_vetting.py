@@ -349,6 +349,31 @@ def test_the_tokenizer_reads_files_of_the_archive_alone():
     assert several["tokenizer"]["langs"]["en"]["vocab_path"] == "nemo:vocab.txt"
 
 
+BPE = "nemo.collections.common.tokenizers.canary_tokenizer.CanaryBPETokenizer"
+
+
+@pytest.mark.parametrize("section", ["preprocessor", "encoder", "custom_tokenizer"])
+def test_a_tokenizer_elsewhere_would_open_a_file_outside_the_archive(tmp_path, section):
+    fifo = tmp_path / "outside"
+    os.mkfifo(fifo)  # opening it would never end
+    path = variant(
+        PARAKEET, tmp_path / "x.nemo", lambda c: c.update({section: {"_target_": BPE, "model_path": str(fifo)}})
+    )
+    with pytest.raises(ModelUnavailable, match=f"{BPE}' at {section}._target_"):
+        restore.restore(path, "cpu")
+
+
+def test_a_tokenizer_of_its_own_class_gets_files_of_the_archive_alone():
+    sections = vetted(tokenizer={"type": "bpe", "custom_tokenizer": {"_target_": BPE, "model_path": "/etc/passwd"}})
+    assert sections["tokenizer"]["custom_tokenizer"] == {"_target_": BPE}
+
+
+@pytest.mark.parametrize("kind", ["wpe", "hf", None, 5])
+def test_a_tokenizer_whose_vocabulary_is_not_in_the_archive_is_refused(kind):
+    with pytest.raises(ModelUnavailable, match="has a tokenizer of type"):
+        vetted(tokenizer={"type": kind})
+
+
 def test_decoding_names_no_language_model():
     """NeMo would restore a model from such a path, with all that its configuration names."""
     decoding = {

@@ -30,10 +30,14 @@ if TYPE_CHECKING:
     from worker.engine.engine import Engine
 
 
+LONGEST_LABEL = 1 << 16  # characters, some seven hours of speech
+LONGEST_LABELS = 1 << 23  # characters of all labels of a request
+
+
 class _Pair(Strict):
     source: str = Field(min_length=1)
-    text: str
-    language: str | None = None
+    text: str = Field(max_length=LONGEST_LABEL)
+    language: str | None = Field(None, max_length=16)
 
 
 class _EvaluationPayload(BaseModel):
@@ -118,7 +122,29 @@ def _corpus(body: _EvaluationPayload, settings: Settings) -> Corpus:
         if path is not None:
             check(path, name)
     if body.manifest is not None:
-        return read_manifest(body.manifest, check=check)
+        return _bounded(read_manifest(body.manifest, check=check))
     if body.audio_dir is not None:
-        return read_folder(body.audio_dir, body.gt_dir, check=check)
+        return _bounded(read_folder(body.audio_dir, body.gt_dir, check=check))
+    return _bounded(_listed(body))
+
+
+def _listed(body: _EvaluationPayload) -> Corpus:
     return Corpus(tuple(Pair(one.source, one.source, one.text, one.language) for one in body.inputs or ()))
+
+
+def _bounded(corpus: Corpus) -> Corpus:
+    """Return the corpus. Raises RequestError if its labels are so long that comparing them would stop the worker."""
+    lengths = [len(pair.text) for pair in corpus.pairs]
+    if max(lengths, default=0) > LONGEST_LABEL:
+        raise RequestError(
+            f"A label has {max(lengths)} characters, and at most {LONGEST_LABEL} are allowed. Split the recording, or "
+            "evaluate it on the command line.",
+            param="text",
+        )
+    if sum(lengths) > LONGEST_LABELS:
+        raise RequestError(
+            f"The labels have {sum(lengths)} characters together, and at most {LONGEST_LABELS} are allowed in one "
+            "request. Send several requests, or evaluate on the command line.",
+            param="text",
+        )
+    return corpus

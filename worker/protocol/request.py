@@ -31,6 +31,8 @@ Fields = Mapping[str, Any]
 _Model = TypeVar("_Model", bound=BaseModel)
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]{0,31}):(?=//|)")
 LONGEST_NAME = 1 << 16  # characters of a URL or a path
+LONGEST_ID = 1024  # characters
+InputId = Annotated[str, Field(max_length=LONGEST_ID)] | int
 _FEW = 100  # inputs
 
 _SPEECH: tuple[Task, ...] = ("transcribe", "translate")
@@ -147,7 +149,7 @@ def _schemas() -> dict[str, Any]:
 
 class _Input(OptionFields):
     source: str = Field(min_length=1, description="URL, path, or `data:` URI of the audio")
-    id: str | int | None = Field(None, description="Your name for the input, returned with its result")
+    id: InputId | None = Field(None, description="Your name for the input, returned with its result")
 
 
 class _Payload(OptionFields):
@@ -165,7 +167,7 @@ class _Payload(OptionFields):
     audio_base64: str | None = Field(
         None, min_length=1, description="One input as base64, in place of `inputs`, with or without a `data:` prefix"
     )
-    id: str | int | None = Field(None, description="Your name for the input of `audio` or `audio_base64`")
+    id: InputId | None = Field(None, description="Your name for the input of `audio` or `audio_base64`")
 
 
 def unwrap(payload: Any) -> Fields:
@@ -225,7 +227,7 @@ def parse(
             items.append(Item(index, item.source, options, view, item.id))
         except AviaryError as error:
             named = raw.get("id") if isinstance(raw, Mapping) else None
-            rejected.append(Failure(index, error, named if isinstance(named, str | int) else None))
+            rejected.append(Failure(index, error, named if _is_id(named) else None))
     return Request(model=model.id, items=tuple(items), rejected=tuple(rejected))
 
 
@@ -344,6 +346,10 @@ def _options(own: OptionFields, body: _Payload, checked: catalog.Model | None, m
     if subtitles and not speech:
         raise Unsupported(f"format {view.format} is for transcribe and translate, not {options.task}", param="format")
     return options, view
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) or (isinstance(value, str) and len(value) <= LONGEST_ID)
 
 
 def _messages(turns: list[_Turn]) -> tuple[Message, ...]:

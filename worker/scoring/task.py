@@ -20,7 +20,7 @@ from worker.config import Settings
 from worker.errors import AviaryError, RequestError, TooManyInputs
 from worker.futures import all_of
 from worker.protocol import render
-from worker.protocol.request import Fields, FirstError, Strict, source_of, validated
+from worker.protocol.request import LONGEST_ID, Fields, FirstError, InputId, Strict, source_of, validated
 from worker.protocol.work import Json, OnResult, OnText, Work
 from worker.scoring.scorer import Score, Scorer
 from worker.types import S3Access, Source
@@ -28,9 +28,9 @@ from worker.types import S3Access, Source
 
 class _Recording(Strict):
     source: str = Field(min_length=1)
-    uid: str
-    cid: str
-    id: str | int | None = None
+    uid: str = Field(max_length=LONGEST_ID)
+    cid: str = Field(max_length=LONGEST_ID)
+    id: InputId | None = None
 
 
 class _ScorePayload(Strict):
@@ -38,8 +38,8 @@ class _ScorePayload(Strict):
     model: str | None = None
     inputs: Annotated[list[_Recording], FirstError()] | None = Field(None, min_length=1)
     audio: str | None = Field(None, min_length=1)
-    uid: str | None = None
-    cid: str | None = None
+    uid: str | None = Field(None, max_length=LONGEST_ID)
+    cid: str | None = Field(None, max_length=LONGEST_ID)
 
 
 def prepare(

@@ -8,7 +8,7 @@ admitted: the constructors of these were read for NeMo 3.0.0, and open no file, 
 
     train_ds, validation_ds, test_ds, optim, …   removed: inference does not use them
     decoding                                     reduced to numbers: strings name language models and phrase lists
-    tokenizer                                    reduced to files of the archive
+    tokenizer                                    reduced to files of the archive and to TOKENIZERS
     Hydra's keys (_partial_, _args_, …)          refused
 """
 
@@ -63,11 +63,15 @@ CLASSES = frozenset(
         f"{_ASR}.parts.submodules.token_classifier.TokenClassifier",
         f"{_COMMON}.losses.SmoothedCrossEntropyLoss",
         f"{_COMMON}.losses.smoothed_cross_entropy.SmoothedCrossEntropyLoss",
-        f"{_COMMON}.tokenizers.canary_tokenizer.CanaryTokenizer",
-        f"{_COMMON}.tokenizers.canary_tokenizer.CanaryBPETokenizer",
     }
 )
 """The classes, and the one function, that a section may name."""
+
+TOKENIZERS = frozenset(
+    f"{_COMMON}.tokenizers.canary_tokenizer.{name}" for name in ("CanaryTokenizer", "CanaryBPETokenizer")
+)
+"""The classes that `_TOKENIZER_CLASS` alone may name. They open the file that an argument names, and NeMo takes the
+argument from the archive only there."""
 
 _CLASS_KEYS = ("_target_", "target", "cls")  # Hydra's key, and those of NeMo before it used Hydra
 _HYDRA_KEYS = ("_args_", "_partial_", "_recursive_", "_convert_")
@@ -77,6 +81,8 @@ _UNUSED = frozenset(
         *("nsys_profile", "memory_profile", "chakra_profile", "params"),
     }
 )
+_TOKENIZER_CLASS = "tokenizer.custom_tokenizer._target_"
+_TOKENIZER_TYPES = ("bpe", "agg")  # NeMo asks the hub for the vocabulary of another type
 _TOKENIZER_FILES = {
     "model_path": "tokenizer.model",
     "vocab_path": "vocab.txt",
@@ -98,7 +104,8 @@ def vet(config: ModelConfig, files: Collection[str]) -> dict[str, Any]:
     if not isinstance(model, str) or model not in MODELS:
         raise config.refusal(f"names {_shown(model)} as its model, which is not one of Aviary's model classes")
     for place, key, value in _settings(sections, ""):
-        if key in _CLASS_KEYS and (not isinstance(value, str) or value not in CLASSES):
+        classes = TOKENIZERS if place == _TOKENIZER_CLASS else CLASSES
+        if key in _CLASS_KEYS and (not isinstance(value, str) or value not in classes):
             raise config.refusal(f"names {_shown(value)} at {place}, which is not one of the classes of these models")
         if key in _HYDRA_KEYS:
             raise config.refusal(f"has the key {place}, which changes how classes are called")
@@ -160,7 +167,11 @@ def _tokenizer(config: ModelConfig, section: Any, files: Collection[str]) -> dic
     """Return the section `tokenizer` of one tokenizer, or of one for each language in `langs`."""
     if not isinstance(section, dict):
         raise config.refusal(f"has {_shown(section)} as its tokenizer")
-    kept = {key: section[key] for key in ("type", "special_tokens", "custom_tokenizer") if key in section}
+    kept: dict[str, Any] = {"type": _tokenizer_type(config, section)}
+    if "special_tokens" in section:
+        kept["special_tokens"] = section["special_tokens"]
+    if isinstance(section.get("custom_tokenizer"), dict) and "_target_" in section["custom_tokenizer"]:
+        kept["custom_tokenizer"] = {"_target_": section["custom_tokenizer"]["_target_"]}
     if isinstance(languages := section.get("langs"), dict):
         kept["langs"] = {code: _tokenizer(config, one, files) for code, one in languages.items()}
     else:
@@ -170,6 +181,13 @@ def _tokenizer(config: ModelConfig, section: Any, files: Collection[str]) -> dic
         if isinstance(options := section.get("hf_kwargs"), dict):
             kept["hf_kwargs"] = {key: value for key, value in options.items() if key in _TOKENIZER_OPTIONS}
     return {**kept, "dir": None}
+
+
+def _tokenizer_type(config: ModelConfig, section: dict[str, Any]) -> str:
+    kind = section.get("type")
+    if not isinstance(kind, str) or kind.lower() not in _TOKENIZER_TYPES:
+        raise config.refusal(f"has a tokenizer of type {_shown(kind)}, and only {' and '.join(_TOKENIZER_TYPES)} load")
+    return kind
 
 
 def _shown(value: Any) -> str:

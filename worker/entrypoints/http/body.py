@@ -19,8 +19,8 @@ from fastapi.requests import Request
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
-from worker.entrypoints.http import multipart
-from worker.errors import Cancelled, DiskFull, NotReadable, QueueFull, RequestError
+from worker.entrypoints.http import body_limits, multipart
+from worker.errors import Cancelled, DiskFull, NotReadable, QueueFull, RequestError, TooLarge
 
 _ROOM = multipart.Room(multipart.TOGETHER)
 _LARGE = 1 << 18  # bytes; JSON this large takes milliseconds to parse, so it is parsed on a thread
@@ -115,13 +115,18 @@ async def _json(request: Request, memory: _Share) -> Body:
 
 
 def _parse(data: bytes) -> Any:
-    """Return the value of the JSON. Raises ValueError.
+    """Return the value of the JSON. Raises ValueError, and TooLarge.
 
     Unlike the parser of `json`, this parser makes no second copy of the whole text, and it rejects lone surrogates,
     which JSON can express and UTF-8, and so a response, cannot.
     """
     encoding = json.detect_encoding(data)  # UTF-16, and UTF-8 with a byte order mark, are JSON as well
-    return from_json(data if encoding == "utf-8" else data.decode(encoding).encode())
+    if encoding != "utf-8":
+        if len(data) > body_limits.WIDE_BYTES:
+            raise TooLarge(f"The body is {encoding}. Above {body_limits.WIDE_BYTES} bytes, send UTF-8.")
+        data = data.decode(encoding).encode()
+    body_limits.check_wide(data)
+    return from_json(data)
 
 
 async def _form(request: Request) -> Body:

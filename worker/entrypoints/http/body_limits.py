@@ -1,4 +1,4 @@
-"""How large, how intricate and how slow a request's body may be, checked while the server receives it.
+r"""How large, how intricate and how slow a request's body may be, checked while the server receives it.
 
                         a multipart form               JSON, and every other body
     bytes               MAX_AUDIO_BYTES + FORM_BYTES   MAX_JSON_BYTES
@@ -9,6 +9,9 @@
 The interpreter stops for all requests while it parses JSON and checks the values, and a value takes up to a hundred
 times the memory of its text. A body's values are therefore counted before it is parsed: each follows one of `,:[{`.
 Such a character inside a string counts too, so no parser is needed here; base64 has none.
+
+A string that has a character beyond Latin-1 takes two or four bytes for each of its characters in memory. The strings
+with characters beyond ASCII, written as they are or as \u escapes, may therefore have WIDE_BYTES in all.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ ROUTES = (
 )
 FORM_BYTES = 1 << 20  # of a form besides its file
 SLOWEST = 10
+WIDE_BYTES = 4 << 20
 _MARKS = (b",", b":", b"[", b"{")
 _MARKS_AN_INPUT = 192  # for all options and a conversation of ten turns; a third is to spare
 _MARKS_ELSEWHERE = 1 << 16  # a conversation of many turns
@@ -72,6 +76,38 @@ def limits_of(headers: Headers, settings: Settings) -> BodyLimits:
 def structure(max_inputs: int) -> int:
     """Return how many commas, colons and opening brackets a JSON body may have."""
     return _MARKS_ELSEWHERE + _MARKS_AN_INPUT * max_inputs
+
+
+def check_wide(data: bytes) -> None:
+    """Return if a JSON text has few enough bytes in strings that are not ASCII. Raises TooLarge."""
+    if len(data) <= WIDE_BYTES or not _is_wide(data):
+        return
+    wide = begin = at = 0
+    while (end := data.find(b'"', at)) >= 0:
+        at = end + 1
+        if _is_escaped(data, end):
+            continue
+        text = data[begin:end]  # a string, or what stands between two strings
+        begin = at
+        if _is_wide(text):
+            wide += len(text)
+            if wide > WIDE_BYTES:
+                raise TooLarge(
+                    f"The texts of the body that have characters beyond ASCII take more than {WIDE_BYTES} bytes. Send "
+                    "fewer inputs in one request."
+                )
+
+
+def _is_wide(text: bytes) -> bool:
+    return not text.isascii() or b"\\u" in text
+
+
+def _is_escaped(data: bytes, at: int) -> bool:
+    """Return whether an odd number of backslashes stands before a position."""
+    before = at
+    while before and data[before - 1] == 0x5C:
+        before -= 1
+    return (at - before) % 2 == 1
 
 
 def limited(receive: Receive, limits: BodyLimits) -> Receive:
