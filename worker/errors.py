@@ -11,7 +11,8 @@
     │   ├── NotReadable
     │   ├── Unauthorized
     │   ├── Forbidden
-    │   └── BodyTimeout
+    │   ├── BodyTimeout
+    │   └── HeadTooLarge
     ├── Busy                    a temporary state of the server
     │   ├── RateLimited
     │   ├── QueueFull
@@ -149,6 +150,13 @@ class BodyTimeout(RequestError):
 
     code = "body_timeout"
     status = 408
+
+
+class HeadTooLarge(RequestError):
+    """The URL and the headers of the request are longer than the server accepts."""
+
+    code = "head_too_large"
+    status = 431
 
 
 class Busy(AviaryError):

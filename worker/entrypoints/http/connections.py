@@ -23,11 +23,11 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from worker.config import Settings
 from worker.entrypoints.http import responses
 from worker.entrypoints.http.auth import is_open
+from worker.entrypoints.http.request_heads import BoundedHeads
 from worker.errors import TooManyConnections
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Connections:
             )
 
 
-class Connection(HttpToolsProtocol):
+class Connection(BoundedHeads):
     """uvicorn's protocol, within the limits of `Connections` unless the client is on a Unix socket."""
 
     def __init__(self, connections: Connections, **options: Any) -> None:

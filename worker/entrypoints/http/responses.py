@@ -46,7 +46,7 @@ def status_of(error: AviaryError) -> int:
 def response(error: AviaryError) -> JSONResponse:
     """Return the response for an error, with WWW-Authenticate, Retry-After and Connection where they apply."""
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
-    if error.status == 408:  # the rest of the body may come late
+    if error.status in (408, 431):  # the rest of the request may come late
         headers["Connection"] = "close"
     if error.retry_after_sec is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_sec))
