@@ -24,6 +24,7 @@ SIZE = 16 * MIB
 JSON = {"content-type": "application/json"}
 WIDE = b'"' + b"A" * 16_000 + b'\xf0\x9f\x98\x80"'
 LABEL = b'{"inputs":[{"source":"samples/week.wav","text":"'
+FORM = "multipart/form-data; boundary=x"
 MOST = body_limits.structure(Settings().max_inputs) - 20
 
 
@@ -158,7 +159,7 @@ def rest(raw: socket.socket) -> bytes:
 
 @pytest.mark.parametrize(
     "sent",
-    [(b'{"input": ', "application/json", "/runsync"), (b"--x\r\n", "multipart/form-data; boundary=x", "/transcribe")],
+    [(b'{"input": ', "application/json", "/runsync"), (b"--x\r\n", FORM, "/transcribe")],
 )
 def test_a_body_that_stops_is_given_up(slow, sent):
     with begun(slow, 1000, *sent) as raw:
@@ -208,6 +209,37 @@ def test_stalled_bodies_take_only_so_much_memory_and_only_for_so_long(slow):
     assert 1 <= answers.count(b"408") <= 4
     assert body._ROOM._left == 4 * MIB
     assert httpx.post(f"{slow}/runsync", json={"input": {"audio": "samples/week.wav"}}).json()["status"] == "COMPLETED"
+
+
+def many_fields(count: int) -> bytes:
+    """The beginning of a form with text fields of almost 1 MiB."""
+    head = b'--x\r\nContent-Disposition: form-data; name="f%d"\r\n\r\n'
+    return b"".join(head % number + b"a" * (MIB - 100) + b"\r\n" for number in range(count))
+
+
+def test_unfinished_forms_take_only_so_much_memory(server):
+    """Without a limit, eight forms with 100 MB of fields each took 800 MB."""
+    with server.watch(), contextlib.ExitStack() as stack:
+        for _ in range(8):
+            raw = stack.enter_context(begun(server.url, 1 << 28, b"", FORM, "/v1/audio/transcriptions"))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                raw.sendall(many_fields(20))
+    assert server.grown < 80 * MIB
+
+
+def test_too_many_bytes_of_fields_are_refused(server):
+    with begun(server.url, 1 << 28, many_fields(4) + many_fields(1)[:2000], FORM, "/transcribe") as raw:
+        assert raw.recv(12) == b"HTTP/1.1 413"
+
+
+def test_stalled_forms_share_the_memory_of_bodies(slow):
+    with contextlib.ExitStack() as stack:
+        raws = [stack.enter_context(begun(slow, 1 << 24, many_fields(1), FORM, "/transcribe")) for _ in range(12)]
+        with ThreadPoolExecutor(12) as pool:
+            answers = list(pool.map(lambda raw: raw.recv(12)[9:], raws))
+    assert set(answers) == {b"408", b"429"}
+    assert answers.count(b"408") <= 4
+    assert body._ROOM._left == 4 * MIB
 
 
 def test_a_body_that_finds_no_memory_is_to_come_again(slow):

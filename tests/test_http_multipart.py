@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from urllib3 import encode_multipart_formdata
 
 from worker.entrypoints.http import multipart
-from worker.errors import RequestError
+from worker.errors import RequestError, TooLarge
 
 NAMES = st.text("abcÄ []", min_size=1)
 FIELDS = st.tuples(NAMES, st.text())
@@ -52,7 +52,7 @@ def ask(
 
 
 def read(*args, **options) -> list[multipart.Part]:
-    return asyncio.run(multipart.read(ask(*args, **options)))
+    return asyncio.run(multipart.read(ask(*args, **options), lambda _size: None))
 
 
 def content(part: multipart.Part) -> bytes:
@@ -142,6 +142,20 @@ def test_what_is_wrong_with_a_form_is_said(body, kind, says, free):
         read(body, kind)
 
 
+@pytest.mark.parametrize("cut", [1, 1 << 16])
+def test_the_bytes_of_all_fields_are_bounded_and_reserved_before_they_are_kept(cut, free, monkeypatch):
+    monkeypatch.setattr(multipart, "FIELDS_BYTES", 400)
+    reserved: list[int] = []
+    body, kind = encode_multipart_formdata([("f", "x" * 100)] * 4 + [("file", ("a", b"x" * 1000))], boundary="b")
+    for part in asyncio.run(multipart.read(ask(body, kind, cut=cut), reserved.append)):
+        if part.file is not None:
+            part.file.close()
+    assert sum(reserved) == 400
+    body, kind = encode_multipart_formdata([("file", ("a", b"x")), *[("f", "x" * 100)] * 4, ("g", "x")], boundary="b")
+    with pytest.raises(TooLarge, match="more than 400 bytes"):
+        read(body, kind, cut=cut)
+
+
 @pytest.mark.parametrize("limit", [multipart.IN_MEMORY, 1000])
 def test_nothing_is_left_of_an_upload_whose_client_hung_up(limit, free, monkeypatch, tmp_path):
     monkeypatch.setattr(multipart, "IN_MEMORY", limit)
@@ -187,7 +201,7 @@ def test_writing_waits_for_no_other_work_and_ends_before_its_files_are_closed(mo
     async def run() -> None:
         busy, loop = threading.Event(), asyncio.get_running_loop()
         taken = [loop.run_in_executor(None, busy.wait, 10) for _ in range(64)]
-        reading = asyncio.ensure_future(multipart.read(ask(BODY, KIND, length=False)))
+        reading = asyncio.ensure_future(multipart.read(ask(BODY, KIND, length=False), lambda _size: None))
         while not begun.is_set():
             await asyncio.sleep(0.01)
         for _ in range(2):

@@ -178,7 +178,7 @@ class RateLimited(Busy):
 
 
 class QueueFull(Busy):
-    """The request would take the server over `MAX_QUEUE` unanswered inputs, or over the memory for JSON bodies."""
+    """The request would take the server over `MAX_QUEUE` unanswered inputs, or over the memory for bodies."""
 
     code = "queue_full"
     status = 429

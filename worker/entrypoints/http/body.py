@@ -62,7 +62,7 @@ async def read(request: Request) -> AsyncIterator[Body]:
     QueueFull."""
     with _Share() as memory:
         try:
-            body = await (_form(request) if is_form(request) else _json(request, memory))
+            body = await (_form if is_form(request) else _json)(request, memory)
         except ClientDisconnect as error:
             raise Cancelled("the client hung up") from error
         try:
@@ -75,7 +75,9 @@ RequestBody = Annotated[Body, Depends(read)]  # a route's parameter of this type
 
 
 class _Share:
-    """What one JSON body takes of the memory for all of them, from its first byte until the response is sent."""
+    """What one JSON body, or the fields of one form, take of the memory for all of them, from the first byte until the
+    response is sent.
+    """
 
     def __init__(self) -> None:
         self._size = 0
@@ -87,7 +89,7 @@ class _Share:
         """Reserve `size` bytes. Raises QueueFull if the other bodies leave too little."""
         if not _ROOM.take(size):
             raise QueueFull(
-                "The JSON bodies of the requests in progress fill the memory for them. Send the request again.",
+                "JSON bodies and form fields of other requests fill the memory for them. Send the request again.",
                 retry_after_sec=1,
             )
         self._size += size
@@ -129,9 +131,9 @@ def _parse(data: bytes) -> Any:
     return from_json(data)
 
 
-async def _form(request: Request) -> Body:
+async def _form(request: Request, memory: _Share) -> Body:
     try:
-        return _gather(await multipart.read(request))
+        return _gather(await multipart.read(request, memory.take))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull("The server's disk has no room for this upload.") from error

@@ -6,6 +6,7 @@
 
 The files of a form of up to IN_MEMORY bytes stay in memory, as long as all forms together leave room (TOGETHER bytes):
 creating a file on disk takes longer than the rest of a small upload. The position of a returned file is undefined.
+The caller reserves the memory for the fields, which together may have FIELDS_BYTES in one form.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import asyncio
 import io
 import tempfile
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,12 +25,12 @@ from fastapi.requests import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from worker.errors import RequestError
+from worker.errors import RequestError, TooLarge
 
 IN_MEMORY = 8 * 1024**2
 TOGETHER = 256 * 1024**2
 AT_ONCE = 1024**2
-MOST_FILES, MOST_FIELDS, FIELD_BYTES = 16, 200, 1024**2
+MOST_FILES, MOST_FIELDS, FIELD_BYTES, FIELDS_BYTES = 16, 200, 1024**2, 4 * 1024**2
 
 _PIECE_BYTES = 512  # the overhead of a piece that waits for the disk
 _WRITERS = ThreadPoolExecutor(8, thread_name_prefix="uploads")  # asyncio's own threads may all be waiting
@@ -45,22 +47,24 @@ class Part:
     filename: str = ""
 
 
-async def read(http: Request) -> list[Part]:
+async def read(http: Request, reserve: Callable[[int], None]) -> list[Part]:
     """Return the parts of the request's form in their order. The caller closes their files.
 
-    Raises RequestError for an invalid or incomplete form, OSError if there is no room on the disk, and
-    ClientDisconnect.
+    `reserve` is called with the bytes of fields before they are kept, and what it raises ends the reading.
+
+    Raises RequestError for an invalid or incomplete form, TooLarge for too many bytes of fields, OSError if there is no
+    room on the disk, and ClientDisconnect.
     """
     try:
-        return await _parse(http)
+        return await _parse(http, reserve)
     except FormParserError as error:
         raise RequestError(f"The form cannot be parsed: {error}") from error
 
 
-async def _parse(http: Request) -> list[Part]:
+async def _parse(http: Request, reserve: Callable[[int], None]) -> list[Part]:
     length = http.headers.get("content-length", "")
     size = int(length) if length.isdecimal() and "transfer-encoding" not in http.headers else TOGETHER
-    form = _Form(http.headers.get("content-type", ""))
+    form = _Form(http.headers.get("content-type", ""), reserve)
     form.in_memory = size <= IN_MEMORY and _ROOM.take(size)
     try:
         async for chunk in http.stream():
@@ -137,7 +141,7 @@ class _Form:
     pieces for the disk, and `waiting_bytes` counts their bytes.
     """
 
-    def __init__(self, content_type: str) -> None:
+    def __init__(self, content_type: str, reserve: Callable[[int], None]) -> None:
         """Prepare the parser. Raises FormParserError and RequestError for a content type without a usable boundary."""
         boundary = parse_options_header(content_type)[1].get(b"boundary")
         if not boundary:
@@ -147,7 +151,7 @@ class _Form:
         self.waiting_bytes = self.held_bytes = 0
         self._parts: list[Part] = []
         self._name, self._value, self._disposition = b"", b"", b""
-        self._text = bytearray()
+        self._text, self._text_bytes, self._reserve = bytearray(), 0, reserve  # of the field, of all fields
         self._ended = False
         self._parser = MultipartParser(
             boundary,
@@ -223,14 +227,21 @@ class _Form:
     def _data(self, data: bytes, start: int, end: int) -> None:
         part, more = self._parts[-1], memoryview(data)[start:end]
         if not part.is_file:
-            if len(self._text) + len(more) > FIELD_BYTES:
-                raise RequestError(f"{part.name[:64]} has more than {FIELD_BYTES} bytes", param=part.name[:64])
-            self._text += more
+            self._add_text(part, more)
         elif part.file is not None and self.in_memory:
             self.held_bytes += part.file.write(more)
         else:
             self.waiting.append((part, more))
             self.waiting_bytes += len(more) + _PIECE_BYTES
+
+    def _add_text(self, field: Part, more: memoryview) -> None:
+        self._text_bytes += len(more)
+        if len(self._text) + len(more) > FIELD_BYTES:
+            raise RequestError(f"{field.name[:64]} has more than {FIELD_BYTES} bytes", param=field.name[:64])
+        if self._text_bytes > FIELDS_BYTES:
+            raise TooLarge(f"The fields of the form have more than {FIELDS_BYTES} bytes. Send long audio as a file.")
+        self._reserve(len(more))
+        self._text += more
 
     def _part_ends(self) -> None:
         if not self._parts[-1].is_file:
