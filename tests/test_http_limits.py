@@ -142,6 +142,12 @@ def test_too_much_structure_is_refused_before_the_rest_is_sent(server):
 # Bodies that come slowly, or not at all
 
 
+def many_fields(count: int) -> bytes:
+    """The beginning of a form with text fields of almost 1 MiB."""
+    head = b'--x\r\nContent-Disposition: form-data; name="f%d"\r\n\r\n'
+    return b"".join(head % number + b"a" * (MIB - 100) + b"\r\n" for number in range(count))
+
+
 @pytest.fixture
 def slow(tmp_path, monkeypatch):
     """A server that waits 0.4 s for a client, has little memory for JSON, and gets all of it back."""
@@ -175,11 +181,32 @@ def test_a_body_that_stops_is_given_up(slow, sent):
 
 def test_json_that_drips_is_given_up_in_the_end(slow):
     started = time.monotonic()
-    with begun(slow, 1000, b"{") as raw, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+    with begun(slow, 100_000, b"{") as raw, contextlib.suppress(BrokenPipeError, ConnectionResetError):
         while time.monotonic() - started < 20:
             time.sleep(0.2)
-            raw.sendall(b" ")
+            raw.sendall(b" " * 500)
     assert 10 * 0.4 < time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [(b'{"input": ', "application/json", "/runsync"), (many_fields(1)[:200], FORM, "/transcribe")],
+)
+def test_a_body_that_drips_is_given_up_soon(slow, sent):
+    """Without a least rate, 28 forms that sent a byte a second filled a server of 32 connections."""
+    started = time.monotonic()
+    with begun(slow, 1000, *sent) as raw:
+        raw.setblocking(False)
+        while True:
+            time.sleep(0.05)
+            try:
+                answer = raw.recv(1 << 16)
+                break
+            except BlockingIOError:
+                assert time.monotonic() - started < 3
+                raw.sendall(b" ")
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"bytes a second" in answer
 
 
 def test_an_upload_that_takes_long_and_never_pauses_is_served(slow):
@@ -209,12 +236,6 @@ def test_stalled_bodies_take_only_so_much_memory_and_only_for_so_long(slow):
     assert 1 <= answers.count(b"408") <= 4
     assert body._ROOM._left == 4 * MIB
     assert httpx.post(f"{slow}/runsync", json={"input": {"audio": "samples/week.wav"}}).json()["status"] == "COMPLETED"
-
-
-def many_fields(count: int) -> bytes:
-    """The beginning of a form with text fields of almost 1 MiB."""
-    head = b'--x\r\nContent-Disposition: form-data; name="f%d"\r\n\r\n'
-    return b"".join(head % number + b"a" * (MIB - 100) + b"\r\n" for number in range(count))
 
 
 def test_unfinished_forms_take_only_so_much_memory(server):

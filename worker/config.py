@@ -168,7 +168,7 @@ class Settings(BaseSettings):
     client_timeout_sec: float = Field(
         60,
         gt=0,
-        description="Longest time, in seconds, that the HTTP server waits for a client: for the head of a request, for more of a body, and until more of a response is read. A JSON body must arrive within ten times as long.",
+        description="Longest time, in seconds, that the HTTP server waits for a client: for the head of a request, for more of a body, and until more of a response is read. A body must bring 1 KiB for each second of this time, and a JSON body must arrive within ten times as long.",
     )
     max_connections: int = Field(
         default_factory=_connections,

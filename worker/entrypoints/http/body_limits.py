@@ -5,6 +5,9 @@ r"""How large, how intricate and how slow a request's body may be, checked while
     structure           the form's reader bounds it    structure(MAX_INPUTS) commas, colons and opening brackets
     a pause             CLIENT_TIMEOUT_SEC            CLIENT_TIMEOUT_SEC
     from begin to end   unlimited                      SLOWEST × CLIENT_TIMEOUT_SEC
+    rate                MIN_RATE, averaged over each CLIENT_TIMEOUT_SEC of waiting for the client
+
+The rate keeps clients that send a byte now and then from holding connections for as long as they like.
 
 The interpreter stops for all requests while it parses JSON and checks the values, and a value takes up to a hundred
 times the memory of its text. A body's values are therefore counted before it is parsed: each follows one of `,:[{`.
@@ -44,6 +47,7 @@ ROUTES = (
 FORM_BYTES = 1 << 20  # of a form besides its file
 SLOWEST = 10
 WIDE_BYTES = 4 << 20
+MIN_RATE = 1024  # bytes a second
 _MARKS = (b",", b":", b"[", b"{")
 _MARKS_AN_INPUT = 192  # for all options and a conversation of ten turns; a third is to spare
 _MARKS_ELSEWHERE = 1 << 16  # a conversation of many turns
@@ -115,14 +119,16 @@ def limited(receive: Receive, limits: BodyLimits) -> Receive:
     the end of the connection without a limit.
     """
     size, marks, complete = 0, 0, False
+    window_sec, window_bytes = 0.0, 0  # spent waiting, and received, since the last look at the rate
     end = time.monotonic() + limits.total_sec if limits.total_sec is not None else None
 
     async def within() -> Message:
-        nonlocal size, marks, complete
+        nonlocal size, marks, complete, window_sec, window_bytes
         if complete:
             return await receive()
+        begin = time.monotonic()
         try:
-            left = limits.pause_sec if end is None else min(limits.pause_sec, end - time.monotonic())
+            left = limits.pause_sec if end is None else min(limits.pause_sec, end - begin)
             with anyio.fail_after(max(0.0, left)):
                 message = await receive()
         except TimeoutError:
@@ -132,6 +138,11 @@ def limited(receive: Receive, limits: BodyLimits) -> Receive:
         size += len(piece)
         if size > limits.size:
             raise _too_large(limits.size)
+        window_sec, window_bytes = window_sec + time.monotonic() - begin, window_bytes + len(piece)
+        if window_sec >= limits.pause_sec and not complete:
+            if window_bytes < MIN_RATE * window_sec:
+                raise _too_slow(limits)
+            window_sec, window_bytes = 0.0, 0
         if limits.marks is not None:
             marks += sum(map(piece.count, _MARKS))
             if marks > limits.marks:
@@ -154,5 +165,5 @@ def _too_slow(limits: BodyLimits) -> BodyTimeout:
     total = "" if limits.total_sec is None else f" and {limits.total_sec:g} s in all"
     return BodyTimeout(
         f"The body did not arrive in time: {limits.pause_sec:g} s without a byte{total} are allowed "
-        "(CLIENT_TIMEOUT_SEC). Send the request again."
+        f"(CLIENT_TIMEOUT_SEC), and {MIN_RATE} bytes a second are required. Send the request again."
     )
