@@ -13,7 +13,7 @@ import httpx
 import pytest
 from served import served
 from serving import serving
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from worker.config import Settings
 from worker.entrypoints.http import connections
@@ -151,6 +151,39 @@ def test_more_requests_than_connections_get_503_and_health_checks_do_not(tmp_pat
         for raw in busy:
             raw.sendall(b"}")
         assert {raw.recv(12) for raw in busy} == {b"HTTP/1.1 400"}
+        assert httpx.get(f"{url}/v1/models").status_code == 200
+
+
+@pytest.mark.parametrize("last", ["/ui/docs/assets/swagger-ui-bundle.js", "/v1/models"])
+def test_clients_without_a_key_that_read_nothing_take_no_places(tmp_path, last):
+    """31 slow readers of the documentation's scripts took the places of 32 connections, and others got status 503."""
+    settings = Settings(skip_model_load=True, data_dir=tmp_path, max_connections=16, api_key="k" * 20)
+    paths = ["/ui/docs/assets/swagger-ui-bundle.js"] * 4 + [last]
+    content = b"".join(f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode() for path in paths)
+    with serving(settings) as url, contextlib.ExitStack() as stack:
+        many(stack, url, 16, content)
+        time.sleep(0.5)
+        for _ in range(3):
+            answer = httpx.get(f"{url}/v1/models", headers={"authorization": "Bearer " + "k" * 20})
+            assert answer.status_code == 200
+        assert httpx.get(f"{url}/health/live").status_code == 200
+
+
+def test_a_client_that_does_not_read_its_error_takes_no_place(tmp_path):
+    settings = Settings(skip_model_load=True, data_dir=tmp_path, max_connections=8)
+
+    async def app(scope, receive, send):
+        status, pieces = (401, [b"x" * 10_000_000] * 2) if scope["path"] == "/refused" else (200, [b"x"])
+
+        async def content():
+            for piece in pieces:
+                yield piece
+
+        await StreamingResponse(content(), status)(scope, receive, send)
+
+    with serving(settings, app=app) as url, contextlib.ExitStack() as stack:
+        many(stack, url, 7, b"GET /refused HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        time.sleep(0.5)
         assert httpx.get(f"{url}/v1/models").status_code == 200
 
 

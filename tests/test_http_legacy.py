@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from serving import serving
+from starlette.responses import JSONResponse
 
 from worker.config import Settings
 
@@ -177,3 +179,25 @@ def test_score_against_references(tmp_path):
             assert http.post("/score", json={**fields, "audio": source}).json()["text_sim_score"] == 1
         for wrong in ({}, {"audio": 5}, {"audio": str(WEEK), "inputs": [str(WEEK)] * 2}):
             assert http.post("/score", json={**fields, **wrong}).status_code == 400
+
+
+def test_no_response_is_encoded_on_the_event_loop(server, monkeypatch):
+    on_loop = []
+
+    def render(self, content, encode=JSONResponse.render):
+        on_loop.append(asyncio._get_running_loop() is not None)
+        return encode(self, content)
+
+    monkeypatch.setattr(JSONResponse, "render", render)
+    folder = server.folder / "encoded"
+    folder.mkdir()
+    shutil.copy(WEEK, folder / "a.wav")
+    (folder / "a.txt").write_text("see you next week")
+    with WEEK.open("rb") as file:
+        answers = [
+            server.post("/transcribe", files={"file": file}),
+            server.post("/transcribe", json={"paths": [str(WEEK)]}),
+            server.post("/evaluate", json={"audio_dir": str(folder), "gt_dir": str(folder)}),
+        ]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert on_loop == [False] * 3

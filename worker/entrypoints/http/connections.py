@@ -1,15 +1,17 @@
 """The TCP connections of a server process: how many there are, and how long each may make the server wait.
 
-    accepted ──▶ idle ── a request's head is complete ──▶ busy ── the response is sent ──▶ idle
-                  │                                        │
-                  ├─ CLIENT_TIMEOUT_SEC without a head     └─ CLIENT_TIMEOUT_SEC in which the client reads nothing
+    accepted ──▶ idle ── a request begins ──▶ busy ── the response is sent, or an error begins ──▶ idle
+                  │                            │
+                  ├─ CLIENT_TIMEOUT_SEC        └─ CLIENT_TIMEOUT_SEC in which the client reads nothing
+                  │  without a head
                   └─ MAX_CONNECTIONS are open, and no
                      connection is idle for longer
-                  ▼                                        ▼
-               close                                     abort
+                  ▼                            ▼
+               close                         abort
 
 Some of the MAX_CONNECTIONS are kept for clients that have not sent a head yet. Once the others are busy, a further
-request gets status 503, unless its path is open (health checks, the page): these always get a response.
+request gets status 503. Requests for open paths (health checks, the page) always get a response, and leave their
+connection idle: clients without a key that read slowly can neither hold the places of others nor stay when these come.
 
 uvicorn limits none of this before the first request of a connection, so that a few hundred silent clients would take
 every file that the process may open. Clients of a Unix socket are the gateway and its supervisor, and have no limit.
@@ -21,7 +23,7 @@ import asyncio
 import logging
 from typing import Any
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 from typing_extensions import override
 
 from worker.config import Settings
@@ -41,7 +43,7 @@ class Connections:
         self._most = settings.max_connections
         self._most_busy = self._most - max(1, self._most // 8)
         self._open: set[Connection] = set()
-        self._idle: dict[Connection, None] = {}  # in the order in which they became idle
+        self._idle: dict[Connection, None] = {}  # in the order in which they became idle, or began with an open path
         self._reported = False
 
     def protocol(self, **options: Any) -> Connection:
@@ -64,16 +66,18 @@ class Connections:
         self._idle.pop(connection, None)
         self._reported = self._reported and len(self._open) > self._most // 2
 
-    def has_room(self, connection: Connection) -> bool:
-        """Note that a request begins. Return whether the server may work on it."""
+    def occupy(self, connection: Connection) -> bool:
+        """Note that the connection is busy with a request. Return False, and leave it idle, if there is no room."""
         self._idle.pop(connection, None)
         if len(self._open) - len(self._idle) <= self._most_busy:
             return True
+        self.release(connection)
         self._report()
         return False
 
-    def ends_request(self, connection: Connection) -> None:
-        """Note that the connection is idle again."""
+    def release(self, connection: Connection) -> None:
+        """Note that the connection is idle from now on."""
+        self._idle.pop(connection, None)
         if connection in self._open:
             self._idle[connection] = None
 
@@ -102,6 +106,7 @@ class Connection(BoundedHeads):
         super().connection_made(transport)
         self._limited = self.client is not None
         if self._limited:
+            self.app = self._run
             self._limits.add(self)
             self._wait()
 
@@ -113,16 +118,10 @@ class Connection(BoundedHeads):
             self._timer.cancel()
 
     @override
-    def on_headers_complete(self) -> None:
-        if self._limited:
-            self.app = self.config.loaded_app if self._limits.has_room(self) else self._refuse
-        super().on_headers_complete()
-
-    @override
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self._limited and self._is_idle:
-            self._limits.ends_request(self)
+            self._limits.release(self)
             self._wait()
 
     @property
@@ -145,11 +144,25 @@ class Connection(BoundedHeads):
             self._unsent = unsent
             self._wait()
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application, if there is room.
+
+        The connection is idle once an error response begins, such as that to a wrong key, because only the client can
+        delay the rest.
+        """
+
+        async def release_and_send(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                self._limits.release(self)
+            await send(message)
+
         if is_open(scope["path"]):
+            self._limits.release(self)
             await self.config.loaded_app(scope, receive, send)
-            return
-        error = TooManyConnections(
-            "The server has as many connections as MAX_CONNECTIONS allows. Try again later.", retry_after_sec=1
-        )
-        await responses.response(error)(scope, receive, send)
+        elif self._limits.occupy(self):
+            await self.config.loaded_app(scope, receive, release_and_send)
+        else:
+            error = TooManyConnections(
+                "The server has as many connections as MAX_CONNECTIONS allows. Try again later.", retry_after_sec=1
+            )
+            await responses.response(error)(scope, receive, send)

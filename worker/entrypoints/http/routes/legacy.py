@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter
@@ -34,6 +35,7 @@ from worker.entrypoints.http.openapi import (
     failures,
     option,
 )
+from worker.entrypoints.http.responses import large_json
 from worker.entrypoints.http.service import Service
 from worker.errors import InputError, RequestError
 from worker.evaluation import MATCH_MODES
@@ -74,8 +76,7 @@ def router(service: Service) -> APIRouter:
         openapi_extra=body(form=UPLOAD_FORM, json=_PATHS, required=("paths",)),
     )
     async def transcribe(http: Request, sent: RequestBody) -> Response:
-        answer = await (_upload(service, http, sent) if is_form(http) else _paths(service, http, sent.fields))
-        return JSONResponse(answer)
+        return await large_json(await (_upload if is_form(http) else _paths)(service, http, sent))
 
     @routes.post(
         "/evaluate",
@@ -86,7 +87,8 @@ def router(service: Service) -> APIRouter:
     )
     async def evaluate(http: Request, sent: RequestBody) -> Response:
         fields = legacy.without_unused_bound(sent.fields, service.settings)
-        return JSONResponse(await service.run(http, {**fields, "task": "evaluate"}))
+        answer = await service.run(http, {**fields, "task": "evaluate"})
+        return await large_json(lambda: answer)
 
     @routes.post(
         "/score",
@@ -112,15 +114,18 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-async def _upload(service: Service, http: Request, sent: Body) -> Json:
+async def _upload(service: Service, http: Request, sent: Body) -> Callable[[], Json]:
+    """Transcribe the upload, and return what makes its response."""
     _, filename = sent.upload("file")
     payload = legacy.upload_payload(sent.fields, service.settings)
     answer = await service.one(http, payload, sent.files)
-    return legacy.upload_json(answer["results"][0], filename, time.time())
+    done_at = time.time()
+    return lambda: legacy.upload_json(answer["results"][0], filename, done_at)
 
 
-async def _paths(service: Service, http: Request, fields: Json) -> Json:
-    payload = legacy.paths_payload(fields, service.settings)
+async def _paths(service: Service, http: Request, sent: Body) -> Callable[[], Json]:
+    """Transcribe the files, and return what makes the response."""
+    payload = legacy.paths_payload(sent.fields, service.settings)
     paths = payload["inputs"]
     await asyncio.to_thread(_check_paths, service.settings, paths)
     started, took = time.monotonic(), dict[int, float]()
@@ -129,8 +134,12 @@ async def _paths(service: Service, http: Request, fields: Json) -> Json:
         took[result.index] = time.monotonic() - started
 
     answer = await service.run(http, payload, on_result=note)
-    results = zip(paths, answer["results"], strict=True)
-    return {"results": [legacy.file_json(path, one, took[one["index"]]) for path, one in results]}
+
+    def make() -> Json:
+        results = zip(paths, answer["results"], strict=True)
+        return {"results": [legacy.file_json(path, one, took[one["index"]]) for path, one in results]}
+
+    return make
 
 
 def _check_paths(settings: Settings, paths: list[str]) -> None:
