@@ -173,7 +173,7 @@ def test_a_client_that_does_not_read_its_error_takes_no_place(tmp_path):
     settings = Settings(skip_model_load=True, data_dir=tmp_path, max_connections=8)
 
     async def app(scope, receive, send):
-        status, pieces = (401, [b"x" * 10_000_000] * 2) if scope["path"] == "/refused" else (200, [b"x"])
+        status, pieces = (401, [b"x" * 40_000_000] * 2) if scope["path"] == "/refused" else (200, [b"x"])
 
         async def content():
             for piece in pieces:
