@@ -78,3 +78,21 @@ def test_the_size_of_the_window_changes_nothing(seed, window):
         before = greedy_transducer.decode(decoder, joint, sound, lengths, [0, 1, 2, 3, 4], 5)
         patch.setattr(greedy_transducer, "WINDOW", window)
         assert greedy_transducer.decode(decoder, joint, sound, lengths, [0, 1, 2, 3, 4], 5) == before
+
+
+@pytest.mark.parametrize(("shared", "expected"), [(1, 2), (10**9, 1)])
+def test_small_steps_run_in_one_thread_and_large_ones_in_all(monkeypatch, shared, expected):
+    monkeypatch.setattr(greedy_transducer, "SHARED", shared)
+    decoder, joint = networks(0, 1, 0, 0.0)
+    seen = []
+    decoder.prediction.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    joint.joint_net.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.inference_mode():
+            greedy_transducer.decode(decoder, joint, torch.randn(2, WIDTH, 20), torch.tensor([20, 9]), [], 10)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {expected}

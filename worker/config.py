@@ -422,3 +422,14 @@ def keep_ray_here() -> None:
     """
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # makes 127.0.0.1 the address of nodes, on Linux too
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+
+def let_waiting_threads_sleep() -> None:
+    """Make the threads that share an operation of torch sleep while they wait for one another, instead of spinning.
+
+    A thread that spins uses up the core on which the awaited thread, or another process, could run. The user's own
+    OMP_WAIT_POLICY or GOMP_SPINCOUNT is kept. Call this before torch is imported: the OpenMP library reads the
+    environment when it is loaded.
+    """
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

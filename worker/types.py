@@ -96,6 +96,8 @@ class Options:
     """Sampling takes the most likely tokens up to this total probability. None: all tokens."""
     punctuation: bool = True
     """Whether a transcript has punctuation and capital letters, if the model can leave them out."""
+    confidence: bool = False
+    """Whether a transcript says how sure the model is of its words, segments and tokens."""
     pooling: Literal["none", "mean"] = "none"
     """Whether an embedding is the mean over all frames."""
 
@@ -135,6 +137,8 @@ class SpeechOptions(GenerationOptions, total=False):
     """An instruction or words to expect, depending on the model."""
     punctuation: bool
     """Whether the text has punctuation and capital letters."""
+    confidence: bool
+    """Whether the transcript says how sure the model is of its words and segments."""
 
 
 class CaptionOptions(GenerationOptions, total=False):
@@ -298,6 +302,36 @@ class Span:
     """Seconds from the start of the input."""
     end: float
     """Seconds from the start of the input."""
+    confidence: float | None = None
+    """How sure the model is of the text, from 0 to 1. None: the model does not say, or the request does not ask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment(Span):
+    """A segment, with what the decoder of a model such as Whisper reports of it. None: unknown."""
+
+    tokens: tuple[int, ...] | None = None
+    """The ids of the segment's tokens."""
+    temperature: float | None = None
+    """The temperature that the text was sampled at. 0: the most likely tokens."""
+    avg_logprob: float | None = None
+    """The mean natural logarithm of the probabilities of the tokens."""
+    compression_ratio: float | None = None
+    """The length of the text in UTF-8, divided by its length after zlib's compression. Loops have high ratios."""
+    no_speech_prob: float | None = None
+    """The probability that nobody speaks."""
+    language: str | None = None
+    """ISO 639-1 code of the language of the segment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token of a transcript, and how likely the model found it."""
+
+    text: str
+    """The token's part of the text, with the space before it."""
+    logprob: float
+    """The natural logarithm of the token's probability."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,10 +346,14 @@ class Transcript:
     """Sentences or phrases with their times, if requested and known to the model."""
     chars: tuple[Span, ...] = ()
     """The characters with their times, if requested and known to the model."""
+    tokens: tuple[Token, ...] = ()
+    """The tokens of the text and their probabilities, if `Options.confidence` is set and the model knows them."""
     language: str | None = None
     """ISO 639-1 code of the language of the text, if known."""
     tokens_generated: int | None = None
     """Tokens that a model generated one by one, without its prompt. None: another kind of model."""
+    warning: str | None = None
+    """What may be wrong with the text, such as speech that has no words, with its times."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ def _parakeet(name: str, *aliases: str, languages: tuple[str, ...] = ("en",), li
         aliases=aliases,
         languages=languages,
         timestamps=True,
-        options=("language",),
+        options=("language", "confidence"),
     )
 
 
@@ -74,7 +74,7 @@ def _canary(
         pivot_language="en",
         default_language="en",
         timestamps=timestamps,
-        options=("language", "target_language", "punctuation"),
+        options=("language", "target_language", "punctuation", "confidence"),
         window_sec=CANARY_SEC,
     )
 
@@ -100,7 +100,7 @@ def _whisper(
         aliases=aliases,
         languages=languages,
         timestamps=True,
-        options=("language", "prompt", *GENERATION),
+        options=("language", "prompt", "confidence", *GENERATION),
         window_sec=30,
         scores_as="whisper",
     )
@@ -159,7 +159,7 @@ def _higgs(name: str, *aliases: str) -> Model:
         aliases=aliases,
         languages=WHISPER,
         timestamps=True,
-        options=("language", "prompt", *GENERATION),
+        options=("language", "prompt", "confidence", *GENERATION),
         window_sec=30,
         part="audio_tower",
         processor="openai/whisper-large-v3-turbo",
@@ -206,7 +206,7 @@ MODELS: tuple[Model, ...] = (
         weights="embedded",
         languages=("en",),
         timestamps=True,
-        options=("language",),
+        options=("language", "confidence"),
     ),
 )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -44,14 +45,17 @@ def merge(parts: Sequence[tuple[float, Output]]) -> Transcript:
     """Return one transcript from those of the windows, each given with the window's start in seconds."""
     transcripts = [(start, output) for start, output in parts if isinstance(output, Transcript)]
     languages = Counter(part.language for _, part in transcripts if part.language and part.text)
+    warnings = dict.fromkeys(part.warning for _, part in transcripts if part.warning)
     counts = [part.tokens_generated for _, part in transcripts if part.tokens_generated is not None]
     return Transcript(
         text=_join([part.text for _, part in transcripts]),
         words=_shift(transcripts, "words"),
         segments=_shift(transcripts, "segments"),
         chars=_shift(transcripts, "chars"),
+        tokens=tuple(token for _, part in transcripts for token in part.tokens),
         language=languages.most_common(1)[0][0] if languages else transcripts[0][1].language,
         tokens_generated=sum(counts) if counts else None,
+        warning="; ".join(warnings) or None,
     )
 
 
@@ -80,7 +84,7 @@ def _is_unspaced(char: str) -> bool:
 def _shift(parts: Sequence[tuple[float, Transcript]], name: str) -> tuple[Span, ...]:
     """Return the spans of all windows, with times from the start of the clip."""
     return tuple(
-        Span(span.text, start + span.start, start + span.end)
+        replace(span, start=start + span.start, end=start + span.end)
         for start, transcript in parts
         for span in getattr(transcript, name)
     )

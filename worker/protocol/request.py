@@ -94,6 +94,9 @@ class OptionFields(Strict):
     punctuation: bool | None = _option(
         _SPEECH, "Canary: `false` leaves out punctuation and capital letters. Default: `true`"
     )
+    confidence: bool | None = _option(
+        _SPEECH, "How sure the model is, from 0 to 1, of the text and of each word and segment. Default: `false`"
+    )
     prompt: str | None = _option(
         (*_SPEECH, *_CAPTION), "Flamingo: the instruction, in place of the style's. Whisper: words to expect"
     )

@@ -6,7 +6,7 @@
 
 NeMo's decoder calls the joint once for each step over a blank. A GPU replays that step as a graph; a CPU pays for it in
 full. Here one call covers the next WINDOW frames of every row, and the walk over the labels is plain Python. The
-prediction network runs only after some row has found a token.
+prediction network runs only after some row has found a token. The steps of a small model run in one thread.
 
 The result is the same as NeMo's, durations included: the duration of a TDT token is that which the model's duration
 head predicts at the token's frame; an RNNT token stays on its frame.
@@ -16,7 +16,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from worker.backends.common import threads
+
 WINDOW = 16
+SHARED = 32_000_000  # multiplications in a call of the joint, some 1 ms of a core, from which on threads share it
 
 
 class Tokens(NamedTuple):
@@ -27,6 +30,13 @@ class Tokens(NamedTuple):
     durations: list[int]
 
 
+def _is_shared(_decoder: Any, joint: Any, encoded: Any, *_: Any, **__: Any) -> bool:
+    """Return whether a call of the joint is large enough for several threads."""
+    weights = sum(parameter.numel() for parameter in joint.joint_net.parameters())
+    return len(encoded) * WINDOW * int(weights) >= SHARED
+
+
+@threads.in_one_thread(unless=_is_shared)
 def decode(
     decoder: Any, joint: Any, encoded: Any, frames: Any, durations: list[int], max_symbols: int | None
 ) -> list[Tokens]:
