@@ -7,6 +7,7 @@ Times are seconds from the start of the input. Audio is float32, mono, 16 kHz, o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypedDict
@@ -175,6 +176,10 @@ class View:
     """The format of a transcript."""
     encoding: Literal["float", "base64", "s3"] = "float"
     """How the numbers of an embedding are rendered."""
+    confidence: bool = False
+    """Whether to render how sure the model is of a transcript, its words and its segments."""
+    include: tuple[Literal["logprobs"], ...] = ()
+    """What else to render of a transcript: the log probabilities of its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +324,7 @@ class Segment(Span):
     compression_ratio: float | None = None
     """The length of the text in UTF-8, divided by its length after zlib's compression. Loops have high ratios."""
     no_speech_prob: float | None = None
-    """The probability that nobody speaks."""
+    """The probability that the audio has no speech."""
     language: str | None = None
     """ISO 639-1 code of the language of the segment."""
 
@@ -346,14 +351,21 @@ class Transcript:
     """Sentences or phrases with their times, if requested and known to the model."""
     chars: tuple[Span, ...] = ()
     """The characters with their times, if requested and known to the model."""
-    tokens: tuple[Token, ...] = ()
-    """The tokens of the text and their probabilities, if `Options.confidence` is set and the model knows them."""
     language: str | None = None
     """ISO 639-1 code of the language of the text, if known."""
     tokens_generated: int | None = None
     """Tokens that a model generated one by one, without its prompt. None: another kind of model."""
+    tokens: tuple[Token, ...] = ()
+    """The tokens of the text and their probabilities, if `Options.confidence` is set and the model knows them."""
     warning: str | None = None
     """What may be wrong with the text, such as speech that has no words, with its times."""
+
+    @property
+    def confidence(self) -> float | None:
+        """How sure the model is of the whole text: the mean of the tokens' probabilities. None: they are unknown."""
+        if not self.tokens:
+            return None
+        return sum(math.exp(token.logprob) for token in self.tokens) / len(self.tokens)
 
 
 @dataclass(frozen=True, slots=True)

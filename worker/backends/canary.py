@@ -12,7 +12,10 @@ The model accepts 40 s at a time. The engine splits longer clips at quiet places
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from worker.backends.base import Backend
@@ -54,6 +57,7 @@ class Canary(Backend):
         tokenizer = self._model.tokenizer
         self._control_tokens = set(getattr(tokenizer, "special_tokens", None) or tokenizer.vocab)
         self._aligner = self._nemo.aligner
+        self._logits = self._model.log_softmax.mlp.last_linear_layer
         # Decoding is greedy, even if the checkpoint's configuration selects another strategy, and may fill the
         # decoder's positions: NeMo's own max_generation_delta is a limit that grows with the longest clip of the batch.
         # All other settings get NeMo's defaults.
@@ -75,7 +79,7 @@ class Canary(Backend):
 
     def close(self) -> None:
         """Free the device's memory."""
-        self._model = self._nemo.model = self._aligner = self._nemo.aligner = None
+        self._model = self._nemo.model = self._logits = self._aligner = self._nemo.aligner = None
         if self._device.type == "cuda":
             self._torch.cuda.empty_cache()
 
@@ -122,15 +126,48 @@ class Canary(Backend):
             if model.use_transf_encoder:
                 states = model.transf_encoder(encoder_states=states, encoder_mask=mask)
             ids = torch.tensor([prompt] * len(pieces), device=self._device)
-            hypotheses = model.decoding.decode_predictions_tensor(
-                encoder_hidden_states=states, encoder_input_mask=mask, decoder_input_ids=ids, return_hypotheses=True
-            )
-            timed = pieces[0].options.timestamps
-            if timed and self._aligner is not None:
-                return self._align(pieces, hypotheses, written)
-        return [
-            self._time_tokens(piece, hypothesis, written) for piece, hypothesis in zip(pieces, hypotheses, strict=True)
+            options = pieces[0].options
+            with _step_logprobs(self._logits, options.confidence) as steps:
+                hypotheses = model.decoding.decode_predictions_tensor(
+                    encoder_hidden_states=states, encoder_input_mask=mask, decoder_input_ids=ids, return_hypotheses=True
+                )
+            if options.timestamps and self._aligner is not None:
+                transcripts = self._align(pieces, hypotheses, written)
+            else:
+                transcripts = [
+                    self._time_tokens(piece, hypothesis, written)
+                    for piece, hypothesis in zip(pieces, hypotheses, strict=True)
+                ]
+            if options.confidence:
+                rows = torch.stack(steps, dim=1).tolist()
+                return [self._with_confidence(*row) for row in zip(transcripts, hypotheses, rows, strict=True)]
+        return transcripts
+
+    def _with_confidence(self, transcript: Transcript, hypothesis: Any, logprobs: list[float]) -> Transcript:
+        """Return the transcript with the tokens of the text, and the confidence of each word.
+
+        `logprobs` has a log probability for each step, of which the first ones are those of the hypothesis. A word has
+        no confidence if the texts of the tokens do not spell the words.
+        """
+        ids = hypothesis.y_sequence.tolist()
+        vocabulary = self._logits.out_features
+        tokens = [
+            timestamps.TimedToken(name, 0.0, 0.0, timestamps.confidence(logprob, vocabulary), number, logprob)
+            for number, name, logprob in zip(ids, self._model.tokenizer.ids_to_tokens(ids), logprobs, strict=False)
+            if _CONTROL.fullmatch(name) is None
         ]
+        groups = timestamps.tokens_of(transcript.words, tokens)
+        words = timestamps.with_confidence(transcript.words, groups)
+        segments = timestamps.segments(words, groups)
+        if not words:
+            segments = tuple(timestamps.reporting(span, tokens) for span in transcript.segments)
+        return replace(
+            transcript,
+            words=words,
+            segments=segments,
+            chars=timestamps.chars(words),
+            tokens=timestamps.plain(tokens),
+        )
 
     def _time_tokens(self, piece: Piece, hypothesis: Any, written: str) -> Transcript:
         """Return the transcript. Its words are those between two time tokens, if the text has any."""
@@ -179,6 +216,27 @@ class Canary(Backend):
         tokens = self._model.tokenizer.ids_to_tokens(hypothesis.y_sequence.tolist())
         count = sum(_CONTROL.fullmatch(token) is None for token in tokens)
         return Transcript(text, words, segments, timestamps.chars(words), written, count)
+
+
+@contextlib.contextmanager
+def _step_logprobs(layer: Any, wanted: bool) -> Iterator[list[Any]]:
+    """Yield a list that receives, at each step, the log probability of the likeliest token of each row, if `wanted`.
+
+    `layer` makes the logits, of shape (rows, 1, vocabulary). Greedy decoding takes the likeliest token. NeMo's own
+    switch makes confidences of the precision of the weights, which is too coarse in half precision.
+    """
+    steps: list[Any] = []
+
+    def record(_module: Any, _inputs: Any, logits: Any) -> None:
+        last = logits[:, -1].float()
+        steps.append(last.amax(dim=-1) - last.logsumexp(dim=-1))
+
+    hook = layer.register_forward_hook(record) if wanted else None
+    try:
+        yield steps
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 def languages(options: Options) -> tuple[str, str]:

@@ -35,6 +35,16 @@ def check(model: Model, options: Options) -> None:
     _check_control_tokens(model, options)
 
 
+def check_option(model: Model, name: str, *, called: str = "") -> None:
+    """Return if the model has the option, which the request calls `called`. Raises Unsupported."""
+    called = called or name
+    if name not in model.options:
+        raise Unsupported(
+            f"{model.id} does not accept {called}. Models that do: {_names(lambda other: name in other.options)}.",
+            param=called,
+        )
+
+
 def _check_task(model: Model, options: Options) -> None:
     task = options.task
     if task not in model.tasks:
@@ -54,12 +64,9 @@ def _check_timestamps(model: Model, options: Options) -> None:
 
 
 def _check_accepted(model: Model, options: Options) -> None:
-    refused = (name for name, unset in _UNSET.items() if name not in model.options and getattr(options, name) != unset)
-    if name := next(refused, None):
-        raise Unsupported(
-            f"{model.id} does not accept {name}. Models that do: {_names(lambda other: name in other.options)}.",
-            param=name,
-        )
+    for name, unset in _UNSET.items():
+        if getattr(options, name) != unset:
+            check_option(model, name)
 
 
 def _check_languages(model: Model, options: Options) -> None:

@@ -37,13 +37,15 @@ class CallResult:
 class Transcribed(CallResult):
     """A transcript. `words` and `segments` are filled with timestamps=True.
 
-    `language` is the code of the spoken language, if the model reports it.
+    `language` is the code of the spoken language, if the model reports it. `confidence` and the confidences of the
+    spans, from 0 to 1, are filled with confidence=True.
     """
 
     text: str
     language: str | None = None
     words: tuple[Span, ...] = ()
     segments: tuple[Span, ...] = ()
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,8 +124,9 @@ def _transcript(result: Json) -> dict[str, Any]:
     return {
         "text": result["text"],
         "language": result.get("language"),
+        "confidence": result.get("confidence"),
         **{
-            f"{level}s": tuple(Span(s[level], s["start"], s["end"]) for s in spans.get(level, ()))
+            f"{level}s": tuple(Span(s[level], s["start"], s["end"], s.get("confidence")) for s in spans.get(level, ()))
             for level in ("word", "segment")
         },
     }

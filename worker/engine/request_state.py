@@ -193,4 +193,5 @@ def visible(output: Output, view: View) -> Output:
         words=output.words if is_timed else (),
         segments=output.segments if is_timed else (),
         chars=output.chars if "char" in view.timestamps else (),
+        tokens=output.tokens if view.confidence or view.include else (),
     )

@@ -11,8 +11,9 @@ Blank lines are skipped.
 
 The output has the fields of each line, plus one of these: `pred_text` (transcribe; with timestamps=True also
 `timestamps`, which for a segment count from its start), `caption`, `embedding_path` (an .npy file, relative to the
-output), both of these (analyze), or `error`. Damaged audio adds `warning`; a server's transcripts report it only with
-timestamps.
+output), both of these (analyze), or `error`. With confidence=True, `transcribe` adds NeMo's `words` and
+`word_confidence`; the model must have timestamps. Damaged audio adds `warning`; a server's transcripts report it only
+with timestamps.
 """
 
 from worker.manifest.askers import output_path, process_manifest, with_engine

@@ -52,10 +52,11 @@ async def process_manifest(
     output = output_path(manifest_path, output_dir, task)
     loop, stop = asyncio.get_running_loop(), threading.Event()
     calls: set[Future[Any]] = set()
+    asked = _with_words(options)
     async with AsyncClient(server_url, api_key, retries=RETRIES) as client:
 
         def ask(line: Line) -> LineResult:
-            call = asyncio.run_coroutine_threadsafe(getattr(client, task)(line.audio(), **options), loop)
+            call = asyncio.run_coroutine_threadsafe(getattr(client, task)(line.audio(), **asked), loop)
             calls.add(call)
             try:
                 result = call.result()
@@ -67,7 +68,8 @@ async def process_manifest(
                 spans: dict[Level, Sequence[Span]] = (
                     {"word": result.words, "segment": result.segments} if options.get("timestamps") else {}
                 )
-                return _of_text(result.text, spans, result.warning)
+                words = result.words if options.get("confidence") else None
+                return _of_text(result.text, spans, words, result.warning)
             return _of_audio(getattr(result, "caption", None), getattr(result, "embedding", None), result.warning)
 
         run = asyncio.ensure_future(
@@ -112,6 +114,8 @@ def with_engine(engine: Engine, task: Task, **options: Any) -> Asker:
     from worker.protocol.request import parse
     from worker.types import Analysis, Caption, Embedding, Failure, Transcript
 
+    asked = _with_words(options)
+
     def ask(line: Line) -> LineResult:
         audio = line.audio()
         with contextlib.ExitStack() as stack:
@@ -121,7 +125,7 @@ def with_engine(engine: Engine, task: Task, **options: Any) -> Asker:
                 files["segment"].write(audio)
                 files["segment"].flush()
             source = "segment" if files else audio
-            request = parse({"task": task, **options, "inputs": [source]}, engine.settings, trusted=True, files=files)
+            request = parse({"task": task, **asked, "inputs": [source]}, engine.settings, trusted=True, files=files)
             (outcome,) = engine.submit(request).result().results
         if isinstance(outcome, Failure):
             raise outcome.error
@@ -137,15 +141,30 @@ def with_engine(engine: Engine, task: Task, **options: Any) -> Asker:
             if isinstance(output, Transcript)
             else {}
         )
-        return _of_text(output.text, {level: spans[level] for level in outcome.item.view.timestamps}, warning)
+        levels = outcome.item.view.timestamps if options.get("timestamps") else ()
+        words = spans.get("word", ()) if options.get("confidence") else None
+        return _of_text(output.text, {level: spans[level] for level in levels}, words, warning)
 
     return ask
 
 
-def _of_text(text: str, spans: Mapping[Level, Sequence[Span]], warning: str | None) -> LineResult:
-    """Return the result of transcribe."""
-    timestamps = {"timestamps": render.timestamps(spans)} if spans else {}
-    return LineResult({"pred_text": text} | timestamps | _warning(warning))
+def _with_words(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the requests: confidences are those of words, which a transcript has with timestamps."""
+    with_words = options.get("confidence") and not options.get("timestamps")
+    return {**options, "timestamps": ["word"]} if with_words else dict(options)
+
+
+def _of_text(
+    text: str, spans: Mapping[Level, Sequence[Span]], words: Sequence[Span] | None, warning: str | None
+) -> LineResult:
+    """Return the result of transcribe. `words` are the words whose confidences to report, or None."""
+    fields: dict[str, Any] = {"pred_text": text}
+    if spans:
+        fields["timestamps"] = render.timestamps(spans, confidence=words is not None)
+    if words is not None:
+        fields["word_confidence"] = [render.rounded(word.confidence) for word in words]
+        fields["words"] = [word.text for word in words]
+    return LineResult(fields | _warning(warning))
 
 
 def _of_audio(caption: str | None, embedding: np.ndarray | None, warning: str | None) -> LineResult:

@@ -97,6 +97,9 @@ class OptionFields(Strict):
     confidence: bool | None = _option(
         _SPEECH, "How sure the model is, from 0 to 1, of the text and of each word and segment. Default: `false`"
     )
+    include: Literal["logprobs"] | Annotated[list[Literal["logprobs"]], FirstError()] | None = _option(
+        _SPEECH, "`logprobs`: the tokens of the text, with the natural logarithms of their probabilities"
+    )
     prompt: str | None = _option(
         (*_SPEECH, *_CAPTION), "Flamingo: the instruction, in place of the style's. Whisper: words to expect"
     )
@@ -337,14 +340,30 @@ def _options(own: OptionFields, body: _Payload, checked: catalog.Model | None, m
         if value is not None:
             values[name] = value
     levels = _levels(values.get("timestamps"))
-    view = View(levels, values.get("format", "json"), values.get("encoding", "float"))
+    include = tuple(
+        dict.fromkeys([values["include"]] if values.get("include") == "logprobs" else values.get("include", []))
+    )
+    view = View(
+        levels,
+        values.get("format", "json"),
+        values.get("encoding", "float"),
+        confidence=values.get("confidence", False),
+        include=include,
+    )
     speech = body.task in _SPEECH
     subtitles = view.format in ("srt", "vtt")
     timed = view.format == "verbose_json" and speech and (checked is None or checked.timestamps)
     work = {name: values[name] for name in _OF_THE_WORK if name in values}
-    work |= {"timestamps": bool(levels) or subtitles or timed, "messages": _messages(values.get("messages", []))}
+    reported = view.format == "verbose_json" and speech and (checked is None or "confidence" in checked.options)
+    work |= {
+        "timestamps": bool(levels) or subtitles or timed,
+        "confidence": view.confidence or bool(include) or reported,
+        "messages": _messages(values.get("messages", [])),
+    }
     options = Options(model=model_id, task=body.task, **work)
     if checked is not None:
+        if include and not view.confidence:
+            catalog.check_option(checked, "confidence", called="include")
         catalog.check(checked, options)
     if subtitles and not speech:
         raise Unsupported(f"format {view.format} is for transcribe and translate, not {options.task}", param="format")
@@ -388,6 +407,8 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:
     if first["type"] == "extra_forbidden":
         known = f"; the fields are {', '.join(sorted(model.model_fields))}" if len(place) == 1 else ""
         return f"{field} is not a field{known}", field
+    if field.startswith("include"):
+        return 'include must be "logprobs", or a list with it', "include"
     if field.startswith("timestamps"):
         return "timestamps must be true, false, or a list out of word, segment, char", "timestamps"
     message = first["msg"][0].lower() + first["msg"][1:]

@@ -23,11 +23,15 @@ SHARED = 32_000_000  # multiplications in a call of the joint, some 1 ms of a co
 
 
 class Tokens(NamedTuple):
-    """The tokens of one row: their ids, the frame on which each was found, and the frames that each advanced by."""
+    """The tokens of one row: their ids, the frame on which each was found, and the frames that each advanced by.
+
+    `logprobs` are the natural logarithms of their probabilities among all labels, or empty if they are not wanted.
+    """
 
     ids: list[int]
     starts: list[int]
     durations: list[int]
+    logprobs: list[float]
 
 
 def _is_shared(_decoder: Any, joint: Any, encoded: Any, *_: Any, **__: Any) -> bool:
@@ -38,13 +42,21 @@ def _is_shared(_decoder: Any, joint: Any, encoded: Any, *_: Any, **__: Any) -> b
 
 @threads.in_one_thread(unless=_is_shared)
 def decode(
-    decoder: Any, joint: Any, encoded: Any, frames: Any, durations: list[int], max_symbols: int | None
+    decoder: Any,
+    joint: Any,
+    encoded: Any,
+    frames: Any,
+    durations: list[int],
+    max_symbols: int | None,
+    *,
+    logprobs: bool = False,
 ) -> list[Tokens]:
     """Return the tokens of each row.
 
     `encoded` has shape (rows, width, frames), and `frames`, of shape (rows,), is the length of each row. `durations`
     are those of the TDT head, empty for RNNT. After `max_symbols` tokens on one frame the walk advances by a frame;
-    None sets no limit.
+    None sets no limit. `logprobs` is whether to compute the log probability of each token: of the tokens only, because
+    the joint runs without its softmax.
     """
     import torch
 
@@ -57,7 +69,8 @@ def decode(
     labels = torch.full((rows, 1), blank)
     predicted, state, *_ = decoder.predict(labels, decoder.initialize_state(projected), add_sos=False, batch_size=rows)
     predicted = joint.project_prednet(predicted)
-    found = [Tokens([], [], []) for _ in range(rows)]
+    found = [Tokens([], [], [], []) for _ in range(rows)]
+    scores: list[tuple[list[int], Any]] = []  # the rows that found a token in the same call, and its log probabilities
     at = [0] * rows
     while any(here < length for here, length in zip(at, lengths, strict=True)):
         reached = torch.tensor(at).clamp(max=longest)[:, None] + window
@@ -65,7 +78,7 @@ def decode(
         split = logits.shape[-1] - len(durations)
         best = logits[..., :split].argmax(dim=-1).tolist()
         moves = logits[..., split:].argmax(dim=-1).tolist() if durations else None
-        new = []
+        new: dict[int, int] = {}  # rows that find a token in this call → where in their window
         for row, tokens in enumerate(found):
             first = here = at[row]
             end = min(lengths[row], first + WINDOW)
@@ -78,21 +91,31 @@ def decode(
                 tokens.ids.append(label)
                 tokens.starts.append(here)
                 tokens.durations.append(move)
-                new.append(row)
+                new[row] = here - first
                 here += move or _push(tokens.starts, max_symbols)
                 break
             at[row] = here
         if new:
+            if logprobs:
+                scores.append(([*new], _logprobs(logits[[*new], [*new.values()], :split])))
             predicted_before, state_before = predicted, state
             labels = torch.tensor([tokens.ids[-1:] or [blank] for tokens in found])
             predicted, state, *_ = decoder.predict(labels, state_before, add_sos=False, batch_size=rows)
             predicted = joint.project_prednet(predicted)
             if len(new) < rows:
                 kept = torch.ones(rows, dtype=torch.bool)
-                kept[new] = False
+                kept[[*new]] = False
                 decoder.batch_replace_states_mask(src_states=state_before, dst_states=state, mask=kept)
                 predicted = torch.where(kept[:, None, None], predicted_before, predicted)
+    for rows_of_call, values in scores:
+        for row, value in zip(rows_of_call, values.tolist(), strict=True):
+            found[row].logprobs.append(value)
     return found
+
+
+def _logprobs(logits: Any) -> Any:
+    """Return the log probability of the likeliest label of each row. `logits` has shape (rows, labels)."""
+    return logits.amax(dim=-1) - logits.logsumexp(dim=-1)
 
 
 def _push(starts: list[int], max_symbols: int | None) -> int:

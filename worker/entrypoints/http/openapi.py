@@ -37,6 +37,7 @@ EVENT: Json = {
 }
 EVENTS: Json = {"text/event-stream; charset=utf-8": {"schema": EVENT}}
 PLAIN_TEXT: Json = {"text/plain; charset=utf-8": {"schema": TEXT}}
+_LOGPROBS: Json = {"type": "array", "items": {"enum": ["logprobs"]}}
 METRICS: Json = {"text/plain; version=1.0.0; charset=utf-8": {"schema": TEXT}}
 
 _MEANINGS = {
@@ -80,12 +81,26 @@ class _TimedSegment(TypedDict):
     text: str
     start: float
     end: float
+    seek: int | None
+    tokens: list[int] | None
+    temperature: float | None
+    avg_logprob: float | None
+    compression_ratio: float | None
+    no_speech_prob: float | None
+    confidence: NotRequired[float | None]
 
 
 class _TimedWord(TypedDict):
     word: str
     start: float
     end: float
+    confidence: NotRequired[float | None]
+
+
+class _Logprob(TypedDict):
+    token: str
+    logprob: float
+    bytes: list[int]
 
 
 class Transcription(TypedDict):
@@ -98,6 +113,8 @@ class Transcription(TypedDict):
     duration: NotRequired[float]
     segments: NotRequired[list[_TimedSegment]]
     words: NotRequired[list[_TimedWord]]
+    confidence: NotRequired[float | None]
+    logprobs: NotRequired[list[_Logprob]]
 
 
 class Features(TypedDict):
@@ -259,13 +276,13 @@ def audio_body(route: str) -> Json:
     fields = {"model": MODEL} | _options(task)
     if route in ("transcriptions", "translations"):
         fields["stream"] = BOOLEAN
-    timed = fields.pop("timestamp_granularities", None)
+    timed, included = fields.pop("timestamp_granularities", None), fields.pop("include", None)
     if timed is None:
         return body(form={"file": FILE, **fields}, json={"audio": SOURCE, **fields})
     levels = {"type": "array", "items": {"enum": list(get_args(Level))}}
     return body(
-        form={"file": FILE, **fields, "timestamp_granularities[]": levels},
-        json={"audio": SOURCE, **fields, "timestamp_granularities": levels},
+        form={"file": FILE, **fields, "timestamp_granularities[]": levels, "include[]": _LOGPROBS},
+        json={"audio": SOURCE, **fields, "timestamp_granularities": levels, "include": included},
     )
 
 
