@@ -6,7 +6,6 @@ pocketsphinx has no batches, and a test of its own.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from collections.abc import Callable
@@ -143,21 +142,6 @@ def engine(case, tmp_path):
 def ask(engine, case, files, **payload) -> list:
     request = parse({**case.payload, **payload, "inputs": files}, engine.settings)
     return [getattr(one, "output", None) or one.error for one in engine.submit(request).result(120).results]
-
-
-def alike(one, other) -> bool:
-    """Whether two values are equal, and their probabilities equal but for what floating point leaves."""
-    if dataclasses.is_dataclass(one):
-        names = [field.name for field in dataclasses.fields(one)]
-        return type(one) is type(other) and all(
-            getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-4)
-            if name in ("confidence", "logprob", "avg_logprob")
-            else alike(getattr(one, name), getattr(other, name))
-            for name in names
-        )
-    if isinstance(one, tuple):
-        return len(one) == len(other) and all(map(alike, one, other))
-    return one == other
 
 
 def same(one, other) -> bool:

@@ -52,6 +52,7 @@ ABSENT = {
     ("page", "encoding"): "the page asks for base64 itself",
     ("page", "messages"): "the conversation is typed",
     ("page", "punctuation"): "not offered: an option for programs",
+    ("page", "long_audio"): "not offered: an option for programs",
     ("page", "top_p"): "not offered: an option for programs",
     ("chat completions", "format"): "OpenAI's response_format asks a chat for JSON, which no model here can do",
 }
@@ -62,6 +63,7 @@ VALUES = {
     "punctuation": False,
     "confidence": True,
     "include": ["logprobs"],
+    "long_audio": "windows",
     "prompt": "words",
     "style": "brief",
     "messages": [{"role": "user", "content": "what?"}],

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.backends.common import vad
-from worker.errors import ModelUnavailable
+from worker.errors import Cancelled, ModelUnavailable
 from worker.types import SAMPLE_RATE
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,6 +117,13 @@ def test_neither_torch_nor_the_package_is_imported():
 def test_importing_the_module_loads_no_library():
     code = "import sys; from worker.backends.common import vad; assert 'onnxruntime' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@needs_weights
+def test_the_search_stops_when_the_request_is_canceled():
+    answers = iter([False, False, True])
+    with pytest.raises(Cancelled):
+        vad.speech(np.zeros(3600 * SAMPLE_RATE, np.float32), lambda: next(answers))
 
 
 def test_missing_weights_are_an_error_that_says_what_to_install(monkeypatch):

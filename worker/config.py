@@ -99,6 +99,14 @@ class Settings(BaseSettings):
     local_attention_after_sec: float = Field(
         1440, gt=0, description="Length, in seconds, above which Parakeet transcribes a clip with local attention."
     )
+    long_audio: Literal["whole", "windows"] = Field(
+        "whole",
+        description="How models that accept any length transcribe audio longer than 30 s, unless the request says: `whole`, or `windows` of at most 30 s that share batches.",
+    )
+    detect_speech: bool = Field(
+        True,
+        description="`0`: long audio is not searched for speech, so speech without words in the transcript is neither transcribed again nor reported. The search takes some 7 s of a processor core for an hour of audio.",
+    )
 
     # Limits
     max_inputs: int = Field(1000, ge=1, description="Most inputs in one request.")

@@ -99,6 +99,8 @@ class Options:
     """Whether a transcript has punctuation and capital letters, if the model can leave them out."""
     confidence: bool = False
     """Whether a transcript says how sure the model is of its words, segments and tokens."""
+    long_audio: Literal["whole", "windows"] | None = None
+    """How a model that accepts any length transcribes long audio: at once or in windows. None: as LONG_AUDIO says."""
     pooling: Literal["none", "mean"] = "none"
     """Whether an embedding is the mean over all frames."""
 
@@ -140,6 +142,8 @@ class SpeechOptions(GenerationOptions, total=False):
     """Whether the text has punctuation and capital letters."""
     confidence: bool
     """Whether the transcript says how sure the model is of its words and segments."""
+    long_audio: Literal["whole", "windows"]
+    """Whether a model that accepts any length transcribes long audio at once or in windows of 30 s."""
 
 
 class CaptionOptions(GenerationOptions, total=False):
@@ -432,7 +436,7 @@ class Result:
     output: Output
     """What the model made of it."""
     warning: str | None = None
-    """An error after which the decoder could continue."""
+    """What may be wrong: an error after which the decoder could continue, or speech without words."""
 
     @property
     def index(self) -> int:

@@ -215,7 +215,7 @@ class Canary(Backend):
             segments = (Span(text, 0.0, piece.duration_sec),)  # no word has a time, but the whole text does
         tokens = self._model.tokenizer.ids_to_tokens(hypothesis.y_sequence.tolist())
         count = sum(_CONTROL.fullmatch(token) is None for token in tokens)
-        return Transcript(text, words, segments, timestamps.chars(words), written, count)
+        return Transcript(text, words, segments, timestamps.chars(words), language=written, tokens_generated=count)
 
 
 @contextlib.contextmanager

@@ -14,12 +14,12 @@ from worker.catalog.rows import MODELS
 from worker.errors import Unsupported
 from worker.types import Options
 
-# The options that a row lists by name, with the values that mean "not set". A row has a field of its own for task and
-# timestamps, and pooling changes the form of an embedding only.
+# The options that a row lists by name, with the values that mean "not set". A row has a field of its own for task,
+# timestamps and long_audio, and pooling changes the form of an embedding only.
 _UNSET = {
     field.name: field.default
     for field in fields(Options)
-    if field.name not in ("model", "task", "timestamps", "pooling")
+    if field.name not in ("model", "task", "timestamps", "long_audio", "pooling")
 }
 
 
@@ -30,6 +30,7 @@ def check(model: Model, options: Options) -> None:
     """
     _check_task(model, options)
     _check_timestamps(model, options)
+    _check_long_audio(model, options)
     _check_accepted(model, options)
     _check_languages(model, options)
     _check_control_tokens(model, options)
@@ -60,6 +61,16 @@ def _check_timestamps(model: Model, options: Options) -> None:
         raise Unsupported(
             f"{model.id} cannot return timestamps. Models that can: {_names(lambda other: other.timestamps)}.",
             param="timestamps",
+        )
+
+
+def _check_long_audio(model: Model, options: Options) -> None:
+    if options.long_audio == "whole" and model.window_sec:
+        can = _names(lambda other: other.window_sec is None and "transcribe" in other.tasks)
+        raise Unsupported(
+            f"{model.id} transcribes at most {model.window_sec:g} s at once. Set long_audio to windows, or leave it "
+            f"out. Models that transcribe long audio whole: {can}.",
+            param="long_audio",
         )
 
 

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 
@@ -24,18 +23,18 @@ from worker.backends import create
 from worker.backends.base import Backend
 from worker.backends.common.device import weights_budget
 from worker.config import Settings
-from worker.engine import chunking
 from worker.engine.batching import Limits
+from worker.engine.clip_run import ClipRun
 from worker.engine.model_manager import ModelManager
 from worker.engine.placement import device_placements
 from worker.engine.remote.device import Device
-from worker.engine.request_state import OnResult, OnText, RequestState, WindowCollector
+from worker.engine.request_state import OnResult, OnText, RequestState
 from worker.engine.runner import OnBatch, Runner
 from worker.engine.scheduler import Scheduler
-from worker.errors import AviaryError, DeviceLost, TooLong
+from worker.errors import AviaryError, DeviceLost
 from worker.faults import report
 from worker.futures import any_of, fail, when_all
-from worker.types import SAMPLE_RATE, Clip, Item, Options, Output, Piece, Request, Response, Source
+from worker.types import Item, Options, Output, Request, Response, Source
 
 log = logging.getLogger(__name__)
 
@@ -219,30 +218,12 @@ class Engine:
             output = outputs[options]
             output.add_done_callback(functools.partial(state.finish, group, decoded.clip))
             try:
-                self._submit_pieces(state, decoded.clip, options, group, output)
+                run = ClipRun(
+                    state, decoded.clip, options, group, settings=self.settings, submit=self._scheduler.submit
+                )
+                run.start(output)
             except Exception as error:  # noqa: BLE001  every input gets an outcome
                 fail(output, report(error))
-
-    def _submit_pieces(
-        self, state: RequestState, clip: Clip, options: Options, items: Sequence[Item], output: Future[Output]
-    ) -> None:
-        """Queue the clip, in windows if it is longer than what the model accepts at a time. Raises TooLong."""
-        windows = _windows(clip, options)
-        is_whole = len(windows) == 1
-        stream = state.text_stream(items)
-        collector = WindowCollector(
-            state,
-            [start / SAMPLE_RATE for start, _end in windows],
-            output,
-            on_text=None if stream is None or is_whole else stream.write,
-        )
-        order = time.monotonic()
-        for number, (start, end) in enumerate(windows):
-            part = clip if is_whole else Clip(clip.samples[start:end])
-            piece = Piece(part, options, order, state.request.background, state.future.cancelled)
-            if stream is not None and is_whole:
-                piece = dataclasses.replace(piece, on_text=stream.write, begins=stream.restart)
-            self._scheduler.submit(piece, functools.partial(collector.add, number))
 
     def _on_done(self, request: Request, future: Future[Response]) -> None:
         if future.cancelled():
@@ -250,17 +231,3 @@ class Engine:
             self._scheduler.wake()
         else:
             self._on_response(request, future.result())
-
-
-def _windows(clip: Clip, options: Options) -> list[tuple[int, int]]:
-    """Return the (start, end) samples of the windows in which the model takes the clip. Raises TooLong."""
-    row = catalog.find(options.model)
-    if options.task in ("transcribe", "translate"):
-        if row.window_sec:
-            return chunking.split(clip.samples, row.window_sec)
-    elif row.max_sec and clip.duration_sec > row.max_sec and options.task != "embed":
-        raise TooLong(
-            f"{clip.duration_sec:.1f} s is longer than the {row.max_sec:g} s that {row.id} accepts for one "
-            f"{options.task}"
-        )
-    return [(0, len(clip.samples))]

@@ -100,6 +100,11 @@ class OptionFields(Strict):
     include: Literal["logprobs"] | Annotated[list[Literal["logprobs"]], FirstError()] | None = _option(
         _SPEECH, "`logprobs`: the tokens of the text, with the natural logarithms of their probabilities"
     )
+    long_audio: Literal["whole", "windows"] | None = _option(
+        _SPEECH,
+        "How audio longer than 30 s is transcribed: at once (`whole`) or in windows that share batches (`windows`). "
+        "Models with a window of their own always use windows. Default: `LONG_AUDIO`",
+    )
     prompt: str | None = _option(
         (*_SPEECH, *_CAPTION), "Flamingo: the instruction, in place of the style's. Whisper: words to expect"
     )

@@ -15,13 +15,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from worker.errors import ModelUnavailable
+from worker.errors import Cancelled, ModelUnavailable
 from worker.types import SAMPLE_RATE
 
 # What the network was made for: frames of 512 samples, each after the last 64 samples of the frame before.
@@ -43,28 +43,30 @@ def is_available() -> bool:
     return importlib.util.find_spec("onnxruntime") is not None and _weights() is not None
 
 
-def speech(samples: np.ndarray) -> list[tuple[float, float]]:
+def speech(samples: np.ndarray, cancelled: Callable[[], bool] = lambda: False) -> list[tuple[float, float]]:
     """Return the spans (start, end) in seconds that contain speech, in order and without overlap.
 
-    `samples` is float32 of shape (samples,), 16 kHz.
+    `samples` is float32 of shape (samples,), 16 kHz. `cancelled` is called every 16 seconds of audio.
 
-    Raises: ModelUnavailable if onnxruntime or the weights are not installed.
+    Raises: ModelUnavailable if onnxruntime or the weights are not installed; Cancelled once `cancelled` returns True.
     """
     length_sec = len(samples) / SAMPLE_RATE
     return [
         (max(0.0, start - PAD_SEC), min(length_sec, end + PAD_SEC))
-        for start, end in _spans(probabilities(samples), length_sec)
+        for start, end in _spans(probabilities(samples, cancelled), length_sec)
     ]
 
 
-def probabilities(samples: np.ndarray) -> Iterator[float]:
+def probabilities(samples: np.ndarray, cancelled: Callable[[], bool] = lambda: False) -> Iterator[float]:
     """Yield the probability of speech in each frame of FRAME samples. The last frame may be padded with zeros.
 
-    Raises: ModelUnavailable if onnxruntime or the weights are not installed.
+    Raises: ModelUnavailable if onnxruntime or the weights are not installed; Cancelled once `cancelled` returns True.
     """
     session = _session()
     hidden, cell = np.zeros(STATE, np.float32), np.zeros(STATE, np.float32)
     for block in _blocks(samples):
+        if cancelled():
+            raise Cancelled("the request was canceled")
         values, hidden, cell = session.run(["speech_probs", "hn", "cn"], {"input": block, "h": hidden, "c": cell})
         yield from values.ravel().tolist()
 

@@ -253,9 +253,9 @@ class Whisper(Backend):
             spoken,
             tuple(map(cut.restore, parts.segments)) if piece.options.timestamps else (),
             timestamps.chars(spoken),
-            parts.tokens,
             language,
             count,
+            tokens=parts.tokens,
         )
 
     def _embeddings(self, pieces: Sequence[Piece]) -> list[Output]:

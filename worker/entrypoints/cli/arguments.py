@@ -172,6 +172,7 @@ def _manifest(commands: Any) -> None:
     command.add_argument("--style", choices=STYLES, help="caption, analyze: detailed unless said otherwise")
     _punctuation(command)
     _confidence(command)
+    _long_audio(command)
     command.add_argument(
         "--pooling",
         choices=("none", "mean"),
@@ -277,6 +278,7 @@ def _speech(command: Any) -> None:
     )
     _punctuation(command)
     _confidence(command)
+    _long_audio(command)
     command.add_argument("--prompt", help="Flamingo: the instruction; Whisper: words to expect")
 
 
@@ -296,6 +298,14 @@ def _confidence(command: Any) -> None:
         action="store_true",
         default=None,
         help="transcribe: report how sure the model is of the text and of each word, from 0 to 1",
+    )
+
+
+def _long_audio(command: Any) -> None:
+    command.add_argument(
+        "--long-audio",
+        choices=("whole", "windows"),
+        help="audio longer than 30 s, on models that accept any length: at once or in windows (LONG_AUDIO)",
     )
 
 
