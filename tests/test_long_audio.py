@@ -79,7 +79,7 @@ def audio(path, seconds: int) -> str:
 
 def run(tmp_path, model, payload, **settings):
     made = Settings(
-        model="pocketsphinx", data_dir=tmp_path / "data", allowed_paths=(tmp_path,), max_inputs=50, **settings
+        model="parakeet", data_dir=tmp_path / "data", allowed_paths=(tmp_path,), max_inputs=50, **settings
     )
     with Engine(made, create_backend=lambda _row: model) as engine:
         response = engine.submit(parse(payload, made)).result(60)
@@ -185,7 +185,7 @@ def test_a_detector_that_fails_costs_the_check_only(tmp_path, spoken, monkeypatc
 
 
 def test_canceling_between_the_rounds_releases_the_audio(tmp_path, spoken):
-    settings = Settings(model="pocketsphinx", data_dir=tmp_path / "data", allowed_paths=(tmp_path,))
+    settings = Settings(model="parakeet", data_dir=tmp_path / "data", allowed_paths=(tmp_path,))
     model, second = Reader(drops=range(40, 50)), threading.Event()
     infer = model.infer
 
@@ -209,7 +209,7 @@ def test_canceling_between_the_rounds_releases_the_audio(tmp_path, spoken):
 
 
 def test_a_text_that_was_streamed_is_not_changed_but_its_gaps_are_named(tmp_path, spoken):
-    settings = Settings(model="pocketsphinx", data_dir=tmp_path / "data", allowed_paths=(tmp_path,))
+    settings = Settings(model="parakeet", data_dir=tmp_path / "data", allowed_paths=(tmp_path,))
     deltas = []
     with Engine(settings, create_backend=lambda _row: Reader(drops=range(40, 50), deaf=True)) as engine:
         request = parse({"inputs": [audio(tmp_path / "a.wav", 90)], "long_audio": "windows"}, settings)

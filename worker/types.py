@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, BinaryIO, Literal, TypedDict
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, TypedDict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -226,6 +226,8 @@ class Request:
     """The inputs that failed validation."""
     background: bool = False
     """Whether no client waits for the response at present. Interactive requests are then served first."""
+    owner: str | None = None
+    """Names the API key that sent the request, or is None if none was required. Owners share the devices equally."""
 
     @property
     def size(self) -> int:
@@ -248,6 +250,18 @@ class Clip:
         return len(self.samples) / SAMPLE_RATE
 
 
+class Turn(NamedTuple):
+    """Whom a piece is for. Owners take turns, and so do the requests of an owner."""
+
+    owner: str | None = None
+    """The owner of the request, as in `Request`."""
+    request: int = 0
+    """A number that no other request in this process has."""
+
+
+_TURN = Turn()
+
+
 def _never() -> bool:
     return False
 
@@ -265,7 +279,7 @@ class Piece:
     options: Options
     """What to do with it."""
     order: float = 0
-    """The piece of the lowest order is served first."""
+    """Of the pieces of a request, the one of the lowest order is served first."""
     background: bool = False
     """Whether the piece is of a background request. Background and interactive pieces share no batch."""
     cancelled: Callable[[], bool] = _never
@@ -274,6 +288,8 @@ class Piece:
     """Called with each new part of a generated text."""
     begins: Callable[[], None] = _nothing
     """Called whenever the text is generated from its beginning: again, for example, after a batch has failed."""
+    turn: Turn = _TURN
+    """Whom the piece is for."""
 
     @property
     def duration_sec(self) -> float:

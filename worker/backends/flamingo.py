@@ -61,6 +61,7 @@ class Flamingo(Backend):
     """A Flamingo checkpoint, or its audio tower: transcribes, captions, chats about, embeds and analyzes audio."""
 
     overhead_sec = 600.0  # a batch generates its tokens in nearly the same time as a single clip
+    least_sec = 30.0
 
     def __init__(self, model: Model, settings: Settings) -> None:
         self._row, self._settings = model, settings

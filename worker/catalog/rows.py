@@ -207,6 +207,7 @@ MODELS: tuple[Model, ...] = (
         languages=("en",),
         timestamps=True,
         options=("language", "confidence"),
+        window_sec=30,
     ),
 )
 

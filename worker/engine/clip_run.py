@@ -104,8 +104,10 @@ class ClipRun:
         start, end = window
         is_whole = end - start == len(self._clip.samples)
         clip = self._clip if is_whole else Clip(self._clip.samples[start:end])
-        request, cancelled = self._state.request, self._state.future.cancelled
-        return Piece(clip, self._options, self._order, request.background, cancelled)
+        state = self._state
+        return Piece(
+            clip, self._options, self._order, state.request.background, state.future.cancelled, turn=state.turn
+        )
 
     def _speech(self) -> list[Times]:
         """Return the spans of speech, or none if they are not to be detected. A failure is logged."""

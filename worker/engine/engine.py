@@ -21,7 +21,7 @@ from worker.audio.ingest import Decoded, Ingest, Unit
 from worker.audio.read_ahead import Queue
 from worker.backends import create
 from worker.backends.base import Backend
-from worker.backends.common.device import weights_budget
+from worker.backends.common.device import batch_target_sec, weights_budget
 from worker.config import Settings
 from worker.engine.batching import Limits
 from worker.engine.clip_run import ClipRun
@@ -172,13 +172,14 @@ class Engine:
     def _local(self, number: int, create_backend: CreateBackend) -> Runner:
         """Return the runner of a device in this process."""
         settings = self.settings.model_copy(update={"device": self.settings.devices[number]})
-        return self._runner(number, self._manager(create_backend, settings))
+        return self._runner(number, self._manager(create_backend, settings), settings)
 
     def _remote(self, number: int, device: Device) -> Runner:
         """Return the runner of a device in a process of its own."""
-        models = self._manager(device.create, device.placement.settings)
+        settings = device.placement.settings
+        models = self._manager(device.create, settings)
         device.watch(models.lose)
-        return self._runner(number, models, device.close)
+        return self._runner(number, models, settings, device.close)
 
     def _manager(self, create_backend: CreateBackend, settings: Settings) -> ModelManager:
         return ModelManager(
@@ -189,9 +190,18 @@ class Engine:
             loading=self._loading,
         )
 
-    def _runner(self, number: int, models: ModelManager, on_end: Callable[[], None] = lambda: None) -> Runner:
-        limits = Limits.of(self.settings)
-        return Runner(self._scheduler, models, limits, name=str(number), on_batch=self._on_batch, on_end=on_end)
+    def _runner(
+        self, number: int, models: ModelManager, settings: Settings, on_end: Callable[[], None] = lambda: None
+    ) -> Runner:
+        return Runner(
+            self._scheduler,
+            models,
+            Limits.of(self.settings),
+            target_sec=functools.partial(batch_target_sec, settings),
+            name=str(number),
+            on_batch=self._on_batch,
+            on_end=on_end,
+        )
 
     # Requests
 

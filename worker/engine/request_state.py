@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import threading
 import time
@@ -21,9 +22,11 @@ from worker.engine import chunking
 from worker.engine.piece_queue import PieceResult
 from worker.errors import AviaryError
 from worker.futures import fail, settle
-from worker.types import Clip, Failure, Item, Output, Request, Response, Result, Timing, Transcript, View
+from worker.types import Clip, Failure, Item, Output, Request, Response, Result, Timing, Transcript, Turn, View
 
 log = logging.getLogger(__name__)
+
+_numbers = itertools.count()  # of requests
 
 OnResult = Callable[[Result | Failure], None]
 OnText = Callable[[int, str], None]
@@ -33,6 +36,8 @@ Parts = list[tuple[float, Output]]  # where each window starts, in seconds, and 
 class RequestState:
     """The outcomes and the seconds of a request. `future` is set once every input has its outcome.
 
+    `turn` is what its pieces have in common for the scheduler.
+
     on_result: called with each outcome, before the future is set. Its exceptions are logged.
     on_text: called with an input's index and each new part of its generated text. Its exceptions are logged.
     """
@@ -40,6 +45,7 @@ class RequestState:
     def __init__(self, request: Request, on_result: OnResult | None, on_text: OnText | None) -> None:
         self.future: Future[Response] = Future()
         self.request, self._on_result, self._on_text = request, on_result, on_text
+        self.turn = Turn(request.owner, next(_numbers))
         self._started = time.monotonic()
         self._outcomes: dict[int, Result | Failure] = {}  # by index
         self._seconds: dict[str, float] = {}

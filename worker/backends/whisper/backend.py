@@ -47,6 +47,8 @@ BY_LETTER = {"zh", "ja", "yue", "th", "lo", "my"}  # written without spaces: eac
 class Whisper(Backend):
     """A Whisper checkpoint: transcribes speech, translates it into English, and embeds audio."""
 
+    least_sec = 30.0
+
     def __init__(self, model: Model, settings: Settings) -> None:
         self._row, self._settings = model, settings
 

@@ -50,7 +50,9 @@ async def respond(http: Request, events: AsyncGenerator[Event, None]) -> Respons
     )
 
 
-async def transcription(service: Service, payload: Json, files: Mapping[str, BinaryIO]) -> AsyncGenerator[Event, None]:
+async def transcription(
+    service: Service, http: Request, payload: Json, files: Mapping[str, BinaryIO]
+) -> AsyncGenerator[Event, None]:
     """Yield the events of a transcription: deltas, then the whole text, with times for `verbose_json`.
 
     With `include=logprobs`, there is one delta for each token. The deltas then follow the end of the transcription,
@@ -58,7 +60,7 @@ async def transcription(service: Service, payload: Json, files: Mapping[str, Bin
     """
     verbose, scored = payload.get("format") == "verbose_json", bool(payload.get("include"))
     text = ""
-    stream = service.stream(await service.prepare(payload | {"format": "verbose_json"}, files))
+    stream = service.stream(await service.prepare(http, payload | {"format": "verbose_json"}, files))
     try:
         async for piece in stream:
             if isinstance(piece, str):
@@ -94,9 +96,9 @@ def _scored_deltas(text: str, logprobs: list[Json]) -> Iterator[Json]:
         yield {"type": "transcript.text.delta", "delta": text, "logprobs": logprobs}
 
 
-async def chat(service: Service, payload: Json, *, include_usage: bool) -> AsyncGenerator[Event, None]:
+async def chat(service: Service, http: Request, payload: Json, *, include_usage: bool) -> AsyncGenerator[Event, None]:
     """Yield the events of a chat completion."""
-    work = await service.prepare(payload)
+    work = await service.prepare(http, payload)
     head: Json = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion.chunk",

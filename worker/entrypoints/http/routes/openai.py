@@ -52,7 +52,7 @@ def router(service: Service) -> APIRouter:
         stream = _stream_options(sent)
         payload, shape = openai.translate(http.scope["path"], sent.fields)
         if stream is not None:
-            return await events.respond(http, events.transcription(service, payload, sent.files))
+            return await events.respond(http, events.transcription(service, http, payload, sent.files))
         shaped = shape(await service.one(http, payload, sent.files))
         return PlainTextResponse(shaped) if isinstance(shaped, str) else JSONResponse(shaped)
 
@@ -98,7 +98,7 @@ def router(service: Service) -> APIRouter:
         payload, shape = openai.translate(http.scope["path"], sent.fields)
         if stream is not None:
             include_usage = bool(stream.get("include_usage"))
-            return await events.respond(http, events.chat(service, payload, include_usage=include_usage))
+            return await events.respond(http, events.chat(service, http, payload, include_usage=include_usage))
         return JSONResponse(shape(await service.one(http, payload)))
 
     @routes.get(
