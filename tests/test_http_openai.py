@@ -61,6 +61,14 @@ def test_verbose_json_with_words_and_segments(speaking):
     assert all(word.start < word.end for word in answer.words)
 
 
+def test_the_language_of_verbose_json_is_never_null(dry):
+    """The dry run transcribes nothing, so it knows the language only if the request names it."""
+    for options, language in (({}, "und"), ({"language": "de"}, "de")):
+        answer = ask(dry, model="parakeet", response_format="verbose_json", **options)
+        assert answer.language == language
+        openai.types.audio.TranscriptionVerbose.model_validate(answer.model_dump(), strict=True)
+
+
 def test_verbose_json_has_segments_unasked(speaking):
     answer = ask(speaking, response_format="verbose_json")
     assert [segment.text for segment in answer.segments] == ["see you next week"]

@@ -78,9 +78,7 @@ def audio(path, seconds: int) -> str:
 
 
 def run(tmp_path, model, payload, **settings):
-    made = Settings(
-        model="parakeet", data_dir=tmp_path / "data", allowed_paths=(tmp_path,), max_inputs=50, **settings
-    )
+    made = Settings(model="parakeet", data_dir=tmp_path / "data", allowed_paths=(tmp_path,), max_inputs=50, **settings)
     with Engine(made, create_backend=lambda _row: model) as engine:
         response = engine.submit(parse(payload, made)).result(60)
         assert engine.held_sec == pytest.approx(0, abs=1e-6)

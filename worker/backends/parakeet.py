@@ -2,6 +2,9 @@
 
     pieces ── encoder ──▶ states ── greedy transducer or CTC ──▶ timed tokens ──▶ words, segments, chars
 
+A model of several languages does not say which one it wrote, so the language is identified from the text, unless the
+request names it.
+
 Greedy decoding yields token times for free, so every transcript has words and segments. The model is not run on
 silence, or on clips shorter than one encoder frame: their transcript is empty.
 """
@@ -16,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from worker.backends.base import Backend
-from worker.backends.common import timestamps
+from worker.backends.common import text_language, timestamps
 from worker.backends.common.silence import is_silent
 from worker.backends.nemo import greedy_transducer
 from worker.backends.nemo.encoder import NemoModel, weight_bytes
@@ -73,6 +76,8 @@ class Parakeet(Backend):
         self._vocabulary = (model.joint if self._transducer else model.decoder).num_classes_with_blank
         if self._transducer:
             self._vocabulary -= model.joint.num_extra_outputs
+        if len(self._row.languages) != 1:
+            text_language.load()
 
     def weight_bytes(self) -> int:
         """Return the bytes of the .nemo file. Raises ModelUnavailable if there is none."""
@@ -85,7 +90,7 @@ class Parakeet(Backend):
 
     def infer(self, batch: Batch) -> list[Output]:
         """Transcribe the pieces. Raises OutOfMemory."""
-        outputs: list[Output] = [Transcript("", language=self._language(piece)) for piece in batch.pieces]
+        outputs: list[Output] = [Transcript("", language=self._language(piece, "")) for piece in batch.pieces]
         spoken = [i for i, piece in enumerate(batch.pieces) if not is_silent(piece.clip.samples)]
         if spoken:
             try:
@@ -219,12 +224,12 @@ class Parakeet(Backend):
                 for word, own in zip(words, groups, strict=True)
                 for token in own
             ),
-            self._language(piece),
+            self._language(piece, row.text),
             tokens=timestamps.plain(tokens),
         )
 
-    def _language(self, piece: Piece) -> str | None:
-        return piece.options.language or (self._row.languages[0] if len(self._row.languages) == 1 else None)
+    def _language(self, piece: Piece, text: str) -> str | None:
+        return piece.options.language or text_language.identify(text, self._row.languages)
 
     def _capture(self, long: bool, items: int, seconds: float) -> None:
         """Capture a decoder's CUDA graph at its largest shape: `items` clips of `seconds` each."""

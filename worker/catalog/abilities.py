@@ -104,7 +104,7 @@ def _check_translation(model: Model, spoken: str | None, target: str) -> None:
             param="target_language",
         )
     pivot = model.pivot_language
-    if pivot and pivot not in (spoken, target):
+    if pivot and spoken and pivot not in (spoken, target):
         raise Unsupported(
             f"unsupported target_language {target!r} for language {spoken!r}; {model.id} translates only from or into "
             f"{pivot}. Set one of them to {pivot}.",

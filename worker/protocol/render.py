@@ -36,6 +36,7 @@ from worker.types import (
 Json = dict[str, Any]
 # put(name, data, content type) stores the data and returns a URL. Raises AviaryError if it cannot be stored.
 Put = Callable[[str, bytes, str], str]
+UNDETERMINED = "und"  # ISO 639's code of a language that is not known
 
 
 def to_json(response: Response, put: Put) -> Json:
@@ -205,12 +206,13 @@ def _formatted(result: Result, shape: Json) -> Any:
 def _verbose(result: Result, transcript: Transcript) -> Json:
     """Return OpenAI's verbose_json (OpenAI API reference, "The transcription object").
 
-    What the model does not report is null.
+    `language` is never null, because typed clients expect a string: if unknown, it is UNDETERMINED. All else that the
+    model does not report is null.
     """
     view = result.item.view
     return {
         "task": result.item.options.task,
-        "language": transcript.language,
+        "language": transcript.language or UNDETERMINED,
         "duration": round(result.duration_sec, 3),
         "text": _text(transcript.text),
         **_probabilities(transcript, view),

@@ -109,7 +109,7 @@ class Transcription(TypedDict):
     text: str
     usage: _Usage
     task: NotRequired[str]
-    language: NotRequired[str | None]
+    language: NotRequired[str]
     duration: NotRequired[float]
     segments: NotRequired[list[_TimedSegment]]
     words: NotRequired[list[_TimedWord]]
