@@ -39,7 +39,7 @@ help:  ## List the targets
 run: $(VENV)/$(if $(LIGHT),base,$(FULL)).installed  ## Run the worker on test_input.json: pocketsphinx, or Parakeet on a GPU
 	@$(if $(RUN_MODEL),MODEL='$(RUN_MODEL)') $(PY) -u handler.py $(ARGS)
 
-test: $(VENV)/$(FULL).installed $(VENV)/dev.installed  ## Run all tests; those that need a program of `make system` are skipped without it
+test: $(VENV)/$(FULL).installed $(VENV)/dev.installed $(VENV)/real.installed  ## Run all tests; those that need a program of `make system` are skipped without it
 	@$(PYTEST) $(ARGS)
 
 check: lint  ## Lint, then run the fast tests, which need neither torch nor NeMo
@@ -70,7 +70,7 @@ system:  ## Install the programs that the tests run: nginx, PostgreSQL, Chromium
 	@$(SUDO) apt-get update -qq
 	@$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(PROGRAMS) >/dev/null
 
-bench: $(VENV)/$(FULL).installed $(VENV)/dev.installed  ## Measure speed, side by side with the naive worker
+bench: $(VENV)/$(FULL).installed $(VENV)/dev.installed $(VENV)/real.installed  ## Measure speed, side by side with the naive worker and with faster-whisper
 	@$(PY) -m benchmarks $(ARGS)
 
 # The image's platform. uv reads the public index only, because wheels from elsewhere would have other hashes.
@@ -88,11 +88,12 @@ clean:  ## Remove .venv/, the built site and every cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp for each requirements file: a file is installed again when it or the one it includes is newer than its stamp.
-# All share one environment, and all include requirements-base.txt.
+# All share one environment, and all but requirements-real.txt include requirements-base.txt.
 $(VENV)/base.installed: requirements-base.txt
 $(VENV)/dev.installed: requirements-dev.txt requirements-base.txt
 $(VENV)/cpu.installed: requirements-cpu.txt requirements-base.txt
 $(VENV)/gpu.installed: requirements.txt requirements-base.txt
+$(VENV)/real.installed: requirements-real.txt | $(VENV)/dev.installed
 
 # torchaudio, once installed for a GPU, breaks NeMo beside a CPU build of torch: such an environment is not converted.
 $(VENV)/cpu.installed: OTHER := gpu

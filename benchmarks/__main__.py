@@ -10,9 +10,10 @@ import sys
 
 def main() -> None:
     """Run the measurements that the command line names. Exit with a message for an unknown name."""
-    from benchmarks import doors, gpu, http, measures, models, scaling
+    from benchmarks import doors, gpu, http, measures, models, real, scaling, turns
 
-    known = {**measures.ALL, **models.ALL, **http.ALL, **doors.ALL, **scaling.ALL, "gpu": gpu.measure}
+    modules = (measures, models, http, doors, scaling, real, turns)
+    known = {name: measure for module in modules for name, measure in module.ALL.items()} | {"gpu": gpu.measure}
     names = sys.argv[1:] or list(known)
     if unknown := set(names) - set(known):
         sys.exit(f"unknown measurements: {', '.join(unknown)}; the measurements are {', '.join(known)}")

@@ -26,7 +26,7 @@ class Scripted(Backend):
         return 7
 
     def load(self) -> None:
-        self.overhead_sec = 6.0
+        self.overhead_sec, self.least_sec = 6.0, 30.0
         if os.path.exists("gated"):
             raise ModelUnavailable("it is gated")
         if os.path.exists("broken"):

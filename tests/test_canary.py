@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import tarfile
 from pathlib import Path
@@ -21,7 +22,7 @@ from worker.types import Batch, Clip, Options, Piece, Transcript
 
 pytest.importorskip("nemo.collections.asr", reason="nemo_toolkit is not installed")
 import torch
-from fixtures import train_canary
+from fixtures import train_canary, train_parakeet
 from fixtures.train_canary import translated
 from omegaconf import OmegaConf
 
@@ -29,6 +30,7 @@ pytestmark = pytest.mark.slow
 
 RATE = 16_000
 FIXTURES = Path(__file__).parent / "fixtures"
+WORDS = {"en": tuple(train_parakeet.DIGITS), "de": tuple(train_canary.GERMAN)}
 NAME, ALIGNER = str(FIXTURES / "canary-digits.nemo"), str(FIXTURES / "ctc-digits.nemo")
 
 
@@ -158,11 +160,11 @@ def check_aligned(some: list[Clip], aligned: list[Transcript]) -> None:
 
 def test_signs_are_no_words_to_the_aligner(model, aligning, clips):
     some = [Piece(clip, Options("m", timestamps=True, punctuation=False)) for clip in list(clips.values())[:4]]
-    prompt = model._prompt(some[0].options, "en", "en")
-    aligned = aligning._transcribe(
-        some, prompt, "en"
-    )  # asked for time tokens, which a checkpoint with an aligner never is
-    assert [one.text for one in aligned] == [one.text for one in model._transcribe(some, prompt, "en")]
+    prompts, written = [model._prompt(some[0].options, "en", "en")] * 4, ["en"] * 4
+    # The aligning model is asked for time tokens, which a checkpoint with an aligner never is.
+    with torch.inference_mode():
+        aligned, timed = (made._transcribe(some, *made._encode(some), prompts, written) for made in (aligning, model))
+    assert [one.text for one in aligned] == [one.text for one in timed]
     check_aligned([piece.clip for piece in some], aligned)
 
 
@@ -289,3 +291,104 @@ def test_through_the_engine_from_a_file(tmp_path, suffix):
         (result,) = engine.submit(request).result(60).results
     assert result.output.language == "de"
     assert set(result.output.text.split()) <= set(train_canary.GERMAN)
+
+
+# The spoken language
+
+
+@pytest.fixture(scope="module")
+def detecting():
+    """A model that was trained on English and German speech, prompt included (fixtures/train_languages.py)."""
+    made = create(find(str(FIXTURES / "canary-languages.nemo")), Settings(device="cpu"))
+    made.load()
+    return made
+
+
+@pytest.fixture(scope="module")
+def german() -> dict[str, Clip]:
+    """Clips of spoken German digits by their texts."""
+    labels = json.loads((FIXTURES / "german" / "labels.json").read_text())
+    return {text: Clip(soundfile.read(FIXTURES / "german" / name, dtype="float32")[0]) for name, text in labels.items()}
+
+
+def test_the_spoken_language_is_detected_and_written(detecting, clips, german):
+    both = [*((text, clip, "de") for text, clip in german.items())]
+    both += [(LABELS[name], clip, "en") for name, clip in clips.items()]
+    found = ask(detecting, [clip for _, clip, _ in both], punctuation=False)
+    for language, bound in (("de", 0.9), ("en", 0.8)):
+        rows = [(one, text) for one, (text, _, spoken) in zip(found, both, strict=True) if spoken == language]
+        assert sum(one.language == language for one, _ in rows) >= bound * len(rows)
+        assert all(set(one.text.split()) <= set(WORDS[one.language]) for one, _ in rows)
+
+
+def test_a_detected_language_gives_what_naming_it_gives(detecting, clips, german):
+    some = [*list(german.values())[:4], *list(clips.values())[:4]]
+    detected = ask(detecting, some)
+    assert {one.language for one in detected} == {"de", "en"}
+    for clip, one in zip(some, detected, strict=True):
+        assert ask(detecting, [clip], language=one.language) == [one]
+
+
+def test_a_detected_language_depends_on_its_own_clip_only(detecting, clips, german):
+    some = [*list(german.values())[:6], *list(clips.values())[:6]]
+    alone = [ask(detecting, [clip])[0] for clip in some]
+    assert ask(detecting, some) == alone
+    order = random.Random(1).sample(range(12), 12)
+    assert ask(detecting, [some[i] for i in order]) == [alone[i] for i in order]
+
+
+def test_detected_speech_is_translated(detecting, german):
+    found = ask(detecting, german.values(), task="translate", punctuation=False)
+    assert {one.language for one in found} == {"en"}
+    assert sum(set(one.text.split()) <= set(WORDS["en"]) for one in found) >= 0.9 * len(found)
+    same = ask(detecting, german.values(), target_language="de", punctuation=False)
+    assert [one.text for one in same] == [one.text for one in ask(detecting, german.values(), punctuation=False)]
+
+
+def test_a_target_leaves_only_the_languages_that_the_model_translates_it_from(detecting):
+    for options, pairs in (
+        ({}, [("de", "de"), ("en", "en")]),
+        ({"task": "translate"}, [("de", "en"), ("en", "en")]),
+        ({"target_language": "en"}, [("de", "en"), ("en", "en")]),
+        ({"target_language": "de"}, [("en", "de"), ("de", "de")]),
+        ({"language": "de"}, [("de", "de")]),
+    ):
+        assert detecting._pairs(Options("m", **options)) == pairs
+    with pytest.raises(Unsupported, match="unsupported target_language 'fr'"):
+        ask(detecting, [Clip(np.zeros(RATE, np.float32))], target_language="fr")
+
+
+def test_silence_has_a_language_only_if_the_request_leaves_no_choice(detecting):
+    silence = [Clip(np.zeros(RATE, np.float32))]
+    for options, language in (({}, None), ({"language": "de"}, "de"), ({"task": "translate"}, "en")):
+        assert ask(detecting, silence, **options) == [Transcript("", language=language)]
+
+
+def test_a_checkpoint_that_did_not_learn_its_prompt_takes_english(model):
+    assert find(NAME).default_language == "en"
+    assert model._pairs(Options("m")) == [("en", "en")]
+
+
+@pytest.mark.parametrize("shape", [{"prompt_format": "canary"}, {"single": True}], ids=str)
+def test_the_first_and_the_second_canary_detect_too(tmp_path, clips, german, shape):
+    torch.manual_seed(0)
+    made = train_canary.canary(tmp_path, d_model=32, layers=1, encoder_layers=1, **shape)
+    made.cfg.use_loss_mask_for_prompt = False
+    made.save_to(str(tmp_path / "canary.nemo"))
+    other = create(find(str(tmp_path / "canary.nemo")), Settings(device="cpu"))
+    other.load()
+    some = [*list(clips.values())[:2], *list(german.values())[:2]]
+    assert all(one.language in other._codes() for one in ask(other, some))
+
+
+def test_a_text_that_fills_the_decoder_s_positions_says_so(model, clips, monkeypatch):
+    search = model._model.decoding.decoding.greedy_search
+    some = list(clips.values())[:3]
+    whole = ask(model, some)
+    assert [(one.finish_reason, one.warning) for one in whole] == [("stop", None)] * 3
+    prompt = len(model._prompt(Options(NAME), "en", "en"))
+    monkeypatch.setattr(search, "max_seq_length", prompt + 2)
+    for one, full in zip(ask(model, some), whole, strict=True):
+        assert one.finish_reason == "length"
+        assert one.warning.startswith("The text is cut off at 2 new tokens, the limit of the model.")
+        assert full.text.startswith(one.text)

@@ -27,9 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def nemo(path: Path, config: str) -> str:
     with tarfile.open(path, "w") as archive:
-        entry = tarfile.TarInfo("./model_config.yaml")
-        entry.size = len(config)
-        archive.addfile(entry, io.BytesIO(config.encode()))
+        entry, content = tarfile.TarInfo("./model_config.yaml"), config.encode()
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
     return str(path)
 
 
@@ -77,6 +77,25 @@ def test_checkpoints_on_disk_say_what_they_are(tmp_path):
     trained = "train_ds:\n  batch_size: 4\n  max_duration: {}\ntest_ds:\n  max_duration: 7\n"
     assert find(nemo(tmp_path / "c.nemo", canary.format(2) + trained.format(12.5))).window_sec == 12.5
     assert find(nemo(tmp_path / "d.nemo", canary.format(2) + trained.format(100))).window_sec == 40
+
+
+def test_a_nemo_file_shows_whether_it_can_detect_the_spoken_language(tmp_path):
+    config = "target: nemo.collections.asr.models.EncDecMultiTaskModel\nprompt_format: canary2\n"
+    for name, more, default in (
+        ("a", "", None),
+        ("b", "use_loss_mask_for_prompt: false\n", None),
+        ("c", "use_loss_mask_for_prompt: true\n", "en"),
+    ):
+        assert find(nemo(tmp_path / f"{name}.nemo", config + more)).default_language == default
+    with pytest.raises(Unsupported, match="does not detect the spoken language"):
+        check(find(str(tmp_path / "c.nemo")), Options("m", task="translate"))
+
+
+def test_a_parakeet_with_letters_that_english_lacks_is_not_taken_for_english(tmp_path):
+    config = "target: nemo.collections.asr.models.EncDecRNNTBPEModel\njoint:\n  vocabulary:\n  - {}\n"
+    assert find(nemo(tmp_path / "a.nemo", config.format("▁the"))).languages == ("en",)
+    for token in ("▁ö", "ж", "λ"):
+        assert find(nemo(tmp_path / f"{ord(token[-1])}.nemo", config.format(token))).languages == ()
     assert find(folder(tmp_path / "x", "AudioFlamingo3ForConditionalGeneration")).max_sec == 600
     assert find(folder(tmp_path / "y", "MusicFlamingoForConditionalGeneration")).max_sec == 1200
     assert find(folder(tmp_path / "z", "WhisperForConditionalGeneration")).backend == "whisper"
@@ -166,7 +185,6 @@ def test_a_folder_of_another_kind_is_not_a_model(tmp_path):
             {"language": "de"},
             "unsupported language 'de'; someone/whisper-small.en supports en",
         ),
-        ("canary", {"task": "translate"}, "Set language, or target_language"),
         ("canary", {"language": "de", "target_language": "fr"}, "only from or into en"),
         ("whisper", {"punctuation": False}, "does not accept punctuation. Models that do: canary"),
         ("parakeet", {"max_new_tokens": 5}, "does not accept max_new_tokens"),
@@ -211,6 +229,8 @@ TRANSLATOR = replace(
         ({"pivot_language": "fr"}, {"language": "sv", "target_language": "fr"}, None),
         ({"pivot_language": "fr"}, {"language": "sv", "target_language": "de"}, "only from or into fr"),
         ({"pivot_language": "fr", "default_language": "fr"}, {"target_language": "de"}, None),
+        ({"pivot_language": "fr"}, {"target_language": "de"}, None),
+        ({"pivot_language": "fr"}, {"task": "translate"}, None),
         ({"default_language": "fr"}, {"task": "translate"}, "does not detect the spoken language"),
         ({"default_language": "fr"}, {"task": "translate", "target_language": "de"}, None),
     ],
@@ -291,6 +311,8 @@ def is_backend(node: ast.AST) -> bool:
         ("canary", {"language": "de", "target_language": "en"}),
         ("canary", {"language": "de", "target_language": "de", "punctuation": False}),
         ("canary", {"task": "translate", "language": "fr"}),
+        ("canary", {"task": "translate"}),
+        ("canary", {"target_language": "sv"}),
         ("canary", {"task": "translate", "target_language": "de"}),
         ("whisper", {"language": "yue"}),
         ("whisper-large", {"task": "translate", "language": "de", "temperature": 0.2}),

@@ -129,7 +129,11 @@ SPOKEN = (200, {}, {"text": "so", "usage": {"seconds": 1.0}})
 
 def problem(error: errors.AviaryError):
     answer = responses.response(error)
-    return answer.status_code, {k: v for k, v in answer.headers.items() if k == "retry-after"}, bytes(answer.body)
+    return (
+        answer.status_code,
+        {k: v for k, v in answer.headers.items() if k in ("retry-after", "x-should-retry")},
+        bytes(answer.body),
+    )
 
 
 # Against the server
@@ -445,6 +449,16 @@ def test_it_is_sent_again_whole(stage, first, given):
     assert asyncio.run(ask()).text == "so"
     assert len(sizes) == 3
     assert len(set(sizes)) == 1
+
+
+def test_a_request_that_was_too_slow_for_the_server_is_not_sent_again():
+    with (
+        scripted(lambda *_: problem(errors.DeadlineExceeded("late"))) as server,
+        Client(server.url) as client,
+        pytest.raises(errors.DeadlineExceeded),
+    ):
+        client.transcribe(WEEK)
+    assert len(server.seen) == 1
 
 
 def test_retry_after_is_honoured_and_retries_end():

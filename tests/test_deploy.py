@@ -58,6 +58,7 @@ def settings_of(command: list[str]) -> Settings:
 def test_every_file_is_one_that_is_checked_here():
     files = {str(path.relative_to(DEPLOY)) for path in DEPLOY.rglob("*") if path.is_file()}
     assert files == {
+        "aviary.service",
         "docker-compose.yml",
         "prometheus.yml",
         "kubernetes.yaml",
@@ -349,3 +350,19 @@ def test_ray(monkeypatch):
         monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError, match="API_KEY"):
         ray_serve.app(application["args"])
+
+
+def test_the_systemd_unit_starts_a_server_with_settings_that_exist(tmp_path):
+    text = (DEPLOY / "aviary.service").read_text()
+    (command,) = re.findall(r"^ExecStart=(.+)$", text, re.MULTILINE)
+    python, flag, module, *rest = command.split()
+    assert (flag, module) == ("-m", "worker")
+    assert arguments.parser().parse_args(rest).command == "serve"
+    names = {word.partition("=")[0] for word in re.findall(r"^Environment=(.+)$", text, re.MULTILINE)[0].split()}
+    assert {name.lower() for name in names - {"HF_HOME"}} <= set(Settings.model_fields)
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    unit = tmp_path / "aviary.service"
+    unit.write_text(text.replace(python, shutil.which("true")).replace("/opt/aviary", str(tmp_path)))
+    verified = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+    assert "aviary.service" not in verified.stderr, verified.stderr

@@ -41,9 +41,12 @@ ADDRESS = "http://127.0.0.1:8000"
 OTHER_NAMES = {
     "BAKE_MODEL",
     "CUDA_VISIBLE_DEVICES",
+    "GOMP_SPINCOUNT",
     "HF_TOKEN",
     "IN_PROGRESS",
     "IN_QUEUE",
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
     "RUNPOD_API_KEY",
     "RUN_AS",
     "SO_REUSEPORT",
@@ -226,7 +229,12 @@ def test_every_piece_of_json_is_json(text):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[str]:
     settings = Settings(
-        model="pocketsphinx", data_dir=tmp_path_factory.mktemp("data"), allowed_paths=(ROOT,), decode_workers=2
+        model="pocketsphinx",
+        data_dir=tmp_path_factory.mktemp("data"),
+        allowed_paths=(ROOT,),
+        decode_workers=2,
+        allow_private_urls=True,
+        webhook_secret="secret",
     )
     with serving(settings) as url:
         yield url

@@ -193,9 +193,9 @@ def test_a_manifest_relative_to_itself(tmp_path):
     )
     corpus = read_manifest(path)
     assert corpus.pairs == (
-        Pair("clips/a.wav", str(tmp_path / "clips/a.wav"), "one two", "de"),
+        Pair("clips/a.wav", str(tmp_path / "clips/a.wav"), "one two", "de", segment=(0.0, 1.0)),
         Pair(str(tmp_path / "b.wav"), str(tmp_path / "b.wav"), "drei"),
-        Pair("https://host/d.mp3", "https://host/d.mp3", "vier", "fr"),
+        Pair("https://host/d.mp3", "https://host/d.mp3", "vier", "fr", segment=(0.0, None)),
     )
     assert (corpus.unlabelled, corpus.missing_audio) == (("c.wav",), ("gone.wav",))
 
@@ -210,7 +210,7 @@ def test_a_manifest_relative_to_itself(tmp_path):
         ({"audio_filepath": ""}, "audio_filepath"),
         ({"audio_filepath": "b.wav", "text": 5}, "text must be a string"),
         ({"audio_filepath": "b.wav", "text": "x", "lang": 5}, "lang must be a string"),
-        ({"audio_filepath": "b.wav", "text": "x", "offset": 1.5}, "offset is not supported"),
+        ({"audio_filepath": "b.wav", "text": "x", "offset": "1.5"}, "offset must be a number"),
         ({"audio_filepath": "./a.wav", "text": "y"}, "is already in line 1"),
     ],
 )

@@ -305,3 +305,25 @@ def test_every_task_through_the_engine(folders, tmp_path):
         request = parse({"inputs": [str(path)], "task": "chat", "max_new_tokens": 12}, engine.settings)
         (reply,) = engine.submit(request, on_text=lambda index, text: told.append((index, text))).result(60).results
         assert "".join(text for _, text in told).strip() == reply.output.text
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("The spoken content of the audio is 'Wir nahmen den frühen Zug nach Hause.'.", "de"),
+        ("Nous avons pris le premier train du matin.", "fr"),
+        ("", None),
+    ],
+)
+def test_the_language_of_a_transcript_is_that_of_its_text_without_the_preamble(models, monkeypatch, text, language):
+    monkeypatch.setattr(models["audio"], "_read", lambda ids: text)  # random weights write no language
+    (transcript,) = ask(models["audio"], CLIPS[:1], task="transcribe")
+    assert transcript.language == language
+
+
+def test_texts_that_a_limit_cuts_off_say_so(model):
+    for task in ("transcribe", "caption", "chat", "analyze"):
+        (output,) = ask(model, CLIPS[:1], task=task, max_new_tokens=2)
+        text = output.caption if task == "analyze" else output
+        assert text.finish_reason == "length"
+        assert text.warning.startswith("The text is cut off at max_new_tokens (2)")

@@ -64,3 +64,20 @@ def test_a_folder_is_evaluated(tmp_path, dry):
     assert [detail["file"] for detail in answer["details"]] == ["00.flac", "01.flac"]
     with pytest.raises(RequestError, match="not a folder"):
         functions.evaluate_folder(tmp_path / "none", tmp_path, dry)
+
+
+def test_no_function_bounds_the_new_tokens_by_itself(monkeypatch, tmp_path, dry):
+    (tmp_path / "00.txt").write_text(LABELS["00.flac"])
+    (tmp_path / "00.flac").symlink_to(DIGITS / "00.flac")
+    submit, bounds = dry.engine.submit, []
+
+    def record(request, **options):
+        bounds.extend(item.options.max_new_tokens for item in request.items)
+        return submit(request, **options)
+
+    monkeypatch.setattr(dry.engine, "submit", record)
+    for bound in ({}, {"max_new_tokens": 7}):
+        functions.transcribe_file(str(WEEK), dry, **bound)
+        functions.transcribe_files([str(WEEK)], dry, **bound)
+        functions.evaluate_folder(tmp_path, tmp_path, dry, **bound)
+    assert bounds == [None] * 3 + [7] * 3

@@ -187,3 +187,13 @@ def test_a_gateway_without_keys_takes_bodies_where_they_are_read_and_no_foreign_
         assert httpx.post(f"{host.url}/cancel/x", headers={"origin": "https://evil.example"}).status_code == 403
         for path in ("/stats", "/jobs"):
             assert httpx.get(host.url + path, headers={"host": "evil.example"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("path", "takes"),
+    [("/v2/any-name/run", True), ("/v2/x/runsync", True), ("/v2/x/y/run", False), ("/v2//run", False)],
+)
+def test_nginx_accepts_bodies_on_the_routes_of_any_endpoint(path, takes):
+    text = nginx.configuration(Settings(), Path("/x"), [])
+    (pattern,) = re.findall(r'location ~ "(.*)" \{', text)
+    assert bool(re.match(pattern.replace(r"\z", r"\Z"), path)) == takes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 import time
@@ -283,13 +284,26 @@ def test_a_default_model_that_cannot_load_is_told(tmp_path):
             assert ask(http).json()["error"]["code"] == "model_unavailable"
 
 
+def posts(http: httpx.Client) -> float:
+    """How many POST requests the server has refused with 503."""
+    rows = re.findall(r"^aviary_http_requests_total\{(.*)\} (\S+)$", http.get("/metrics").text, re.MULTILINE)
+    return sum(float(count) for labels, count in rows if 'status="503"' in labels and 'method="POST"' in labels)
+
+
 def test_what_takes_too_long_is_given_up(tmp_path):
     with held(tmp_path, request_timeout_sec=0.3) as (http, _, _):
         late = ask(http)
         assert late.status_code == 503
         assert late.json()["error"]["code"] == "deadline_exceeded"
+        assert late.headers["x-should-retry"] == "false"
+        assert "retry-after" not in late.headers
         streamed = ask(http, data={"stream": "true"})
         assert streamed.status_code == 503
+        assert streamed.headers["x-should-retry"] == "false"
+        url = str(http.base_url).rstrip("/") + "/v1"
+        with pytest.raises(openai.InternalServerError), open(WEEK, "rb") as file:
+            openai.OpenAI(base_url=url, api_key="none").audio.transcriptions.create(file=file, model="pocketsphinx")
+        assert posts(http) == 3, "OpenAI's client retried"
         assert http.get("/stats").json()["inputs"]["in_flight"] == 0
 
 

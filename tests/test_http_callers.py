@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 from serving import serving
 
 from worker.config import Settings
+from worker.engine.engine import Engine
 from worker.entrypoints.http.auth import AuthMiddleware, keys
 from worker.entrypoints.http.callers import Callers
 from worker.errors import ConfigError
@@ -130,3 +132,34 @@ def test_a_caller_without_an_owner_does_not_see_jobs_without_one(tmp_path):
     with contextlib.closing(JobStore.of(Settings(data_dir=tmp_path))) as store:
         job = store.submit("run", {})
     assert not Callers([b"a", b"b"], []).of(None).may_see(job)
+
+
+def test_the_engine_knows_the_key_of_each_request(tmp_path, monkeypatch):
+    """Keys take turns there; a job has the key that submitted it."""
+    owners: list[tuple[str | None, bool]] = []
+    submit = Engine.submit
+
+    def spy(self, request, **callbacks):
+        owners.append((request.owner, request.background))
+        return submit(self, request, **callbacks)
+
+    monkeypatch.setattr(Engine, "submit", spy)
+    settings = Settings(
+        skip_model_load=True, data_dir=tmp_path / "data", allowed_paths=(WEEK.parent,), api_key="alice, bob"
+    )
+    with clients(settings, "alice", "bob") as (alice, bob):
+        payload = {"input": {"audio": str(WEEK)}}
+        for http in (alice, bob, alice):
+            assert http.post("/runsync", json=payload).status_code == 200
+        form = {"files": {"file": ("week.wav", WEEK.read_bytes())}, "data": {"stream": "true"}}
+        assert bob.post("/v1/audio/transcriptions", **form).status_code == 200
+        job = run(bob)
+        deadline = time.monotonic() + 20
+        while bob.get(f"/status/{job}").json()["status"] != "COMPLETED":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    names = [name for name, _ in owners]
+    assert names == [names[0], names[1], names[0], names[1], names[1]]
+    assert len(set(names)) == 2
+    assert None not in names
+    assert [background for _, background in owners] == [False] * 4 + [True]

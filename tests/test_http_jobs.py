@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import signal
 import socket
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+import requests
+import runpod
 from conftest import tone
 from serving import serving
 
@@ -306,3 +309,34 @@ def test_a_hundred_jobs_survive_two_kills(tmp_path):
     assert [f"{1 + i / 100:.2f} s" in text for i, text in enumerate(texts)] == [True] * 100
     assert counts == {"pending": 0, "processing": 0, "completed": 100, "failed": 0, "cancelled": 0}
     assert not list((tmp_path / "data" / "uploads").iterdir())
+
+
+def test_times_have_a_zone(server):
+    name = upload(server).json()["job_id"]
+    status = until(server, f"/jobs/{name}/status", "completed")
+    for text in (status["created_at"], status["completed_at"], status["result"]["timestamp"]):
+        moment = datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+        assert moment.utcoffset() == datetime.timedelta(0), text
+        assert abs(moment.timestamp() - time.time()) < 120
+
+
+def test_runpods_sdk_works_against_the_server(server, monkeypatch):
+    monkeypatch.setattr(runpod, "endpoint_url_base", str(server.base_url).rstrip("/") + "/v2")
+    endpoint = runpod.Endpoint("any-name", api_key="none")
+    payload = {"input": {"inputs": [str(WEEK)]}}
+    assert endpoint.run_sync(payload)["results"][0]["text"] == "see you next week"
+    job = endpoint.run(payload)
+    assert job.output(timeout=60)["results"][0]["text"] == "see you next week"
+    assert job.status() == "COMPLETED"
+    with pytest.raises(requests.HTTPError, match="400"):  # the job has ended
+        job.cancel()
+    health = endpoint.health()
+    assert health["workers"] == {"initializing": 0, "ready": 1, "unhealthy": 0}
+    assert health["jobs"]["completed"] >= 1
+    assert health["jobs"].keys() == {"inQueue", "inProgress", "completed", "failed"}
+
+
+def test_health_of_an_endpoint_requires_the_key(tmp_path):
+    with serving(Settings(skip_model_load=True, data_dir=tmp_path, api_key="k")) as url:
+        assert httpx.get(f"{url}/v2/x/health").status_code == 401
+        assert httpx.get(f"{url}/v2/x/health", headers={"authorization": "Bearer k"}).status_code == 200

@@ -61,6 +61,15 @@ def test_verbose_json_with_words_and_segments(speaking):
     assert all(word.start < word.end for word in answer.words)
 
 
+def test_the_language_of_verbose_json_is_never_null(dry):
+    """The dry run transcribes nothing, so it knows the language only if the request names it."""
+    for options, language in (({}, "und"), ({"language": "de"}, "de")):
+        answer = ask(dry, model="parakeet", response_format="verbose_json", **options)
+        assert answer.language == language
+        known = answer.model_dump(exclude={"segments"})  # numbers of segments that the model does not report are null
+        openai.types.audio.TranscriptionVerbose.model_validate(known, strict=True)
+
+
 def test_verbose_json_has_segments_unasked(speaking):
     answer = ask(speaking, response_format="verbose_json")
     assert [segment.text for segment in answer.segments] == ["see you next week"]
@@ -159,7 +168,7 @@ def test_captions_embeddings_and_analyze(dry):
         ({"model": "/etc/passwd.nemo"}, openai.NotFoundError, "is not available here"),
         ({"temperature": 0.5}, openai.BadRequestError, "does not accept temperature"),
         ({"response_format": "diarized_json"}, openai.BadRequestError, "format"),
-        ({"include": ["logprobs"]}, openai.BadRequestError, "include is not a field"),
+        ({"model": "audio-flamingo", "include": ["logprobs"]}, openai.BadRequestError, "does not accept include"),
         ({"language": "xx"}, openai.BadRequestError, "unsupported language"),
         ({"timestamp_granularities": ["minute"]}, openai.BadRequestError, "word, segment, char"),
     ],
@@ -196,3 +205,72 @@ def test_bodies_that_are_none(speaking, content, kind, status):
     answer = httpx.post(f"{speaking.base_url}audio/transcriptions", content=content, headers={"content-type": kind})
     assert answer.status_code == status
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_verbose_json_says_nothing_that_the_model_does_not(speaking):
+    (segment,) = ask(speaking, response_format="verbose_json").segments
+    for name in ("seek", "tokens", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob"):
+        assert getattr(segment, name) is None, name
+    assert not hasattr(segment, "confidence")
+
+
+def test_confidence_is_ours_to_add(speaking):
+    plain = ask(speaking, extra_body={"confidence": True})
+    verbose = ask(
+        speaking,
+        response_format="verbose_json",
+        timestamp_granularities=["word", "segment"],
+        extra_body={"confidence": True},
+    )
+    assert 0 < plain.confidence < 1
+    assert verbose.confidence == plain.confidence
+    words = [word.confidence for word in verbose.words]
+    assert verbose.segments[0].confidence == pytest.approx(sum(words) / len(words), abs=1e-4)
+    assert sum(words) / len(words) == pytest.approx(plain.confidence, abs=1e-4)  # pocketsphinx's tokens are words
+    assert words == [round(word, 4) for word in words]
+
+
+def spelled(logprobs) -> str:
+    return b"".join(bytes(map(int, token.bytes)) for token in logprobs).decode()
+
+
+def test_log_probabilities(speaking):
+    answer = ask(speaking, include=["logprobs"])
+    assert [token.token for token in answer.logprobs] == ["see", " you", " next", " week"]
+    assert all(token.logprob <= 0 for token in answer.logprobs)
+    assert spelled(answer.logprobs) == answer.text
+    raw = httpx.post(
+        f"{speaking.base_url}audio/transcriptions",
+        json={"model": "pocketsphinx", "audio": {"data": DATA}, "include": ["logprobs"]},
+    ).json()
+    assert "".join(token["token"] for token in raw["logprobs"]) == raw["text"]
+
+
+def test_a_stream_with_log_probabilities_has_those_of_each_delta(speaking):
+    *deltas, done = ask(speaking, include=["logprobs"], stream=True)
+    assert [event.delta for event in deltas] == ["see", " you", " next", " week"]
+    assert [token for event in deltas for token in (t.token for t in event.logprobs)] == [e.delta for e in deltas]
+    assert spelled(done.logprobs) == done.text == "see you next week"
+
+
+@pytest.mark.parametrize(("field", "value"), [("include", ["logprobs"]), ("confidence", True)])
+def test_a_model_that_cannot_say_names_those_that_can(speaking, field, value):
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(speaking, model="audio-flamingo", extra_body={field: value})
+    assert caught.value.param == field
+    assert "Models that do: parakeet" in caught.value.message
+
+
+def test_what_else_openai_can_include_is_refused(speaking):
+    with pytest.raises(openai.BadRequestError, match="include must be"):
+        ask(speaking, extra_body={"include": ["loudness"]})
+
+
+@pytest.mark.parametrize("route", ["transcriptions", "translations", "captions", "embeddings", "analyze"])
+def test_a_body_without_audio_is_refused_by_the_name_of_the_field(dry, route):
+    form = httpx.post(f"{dry.base_url}audio/{route}", files={"model": (None, "pocketsphinx")})
+    body = httpx.post(f"{dry.base_url}audio/{route}", json={})
+    for answer, name in ((form, "file"), (body, "audio")):
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == name
+        assert answer.json()["error"]["message"].startswith(f"{name} is missing")

@@ -151,3 +151,34 @@ def test_a_unix_socket_is_trusted_and_the_clients_that_a_gateway_names_are_not(t
         finally:
             server.should_exit = True
             thread.join(20)
+
+
+STAINLESS = [
+    "arch",
+    "lang",
+    "os",
+    "package-version",
+    "retry-count",
+    "runtime",
+    "runtime-version",
+    "timeout",
+    "helper-method",
+]
+
+
+def test_openai_s_client_in_a_page_of_a_named_origin_passes_the_preflight(url):
+    asked = ["authorization", "content-type", *(f"x-stainless-{name}" for name in STAINLESS), "openai-project"]
+    headers = {"access-control-request-method": "POST", "access-control-request-headers": ",".join(asked)}
+    named, evil = (
+        httpx.options(f"{url}/v1/audio/transcriptions", headers=headers | {"origin": origin})
+        for origin in ("https://app.example", "https://evil.example")
+    )
+    assert named.status_code == 200, named.text
+    assert named.headers["access-control-allow-origin"] == "https://app.example"
+    allowed = {name.strip() for name in named.headers["access-control-allow-headers"].lower().split(",")}
+    assert allowed >= set(asked)
+    assert evil.status_code == 400
+    assert "access-control-allow-origin" not in evil.headers
+    answer = httpx.get(f"{url}/v1/models", headers={"origin": "https://app.example"})
+    exposed = {name.strip().lower() for name in answer.headers["access-control-expose-headers"].split(",")}
+    assert exposed >= {"retry-after", "x-should-retry"}

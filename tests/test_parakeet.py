@@ -3,6 +3,7 @@ else."""
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from worker.backends import create
 from worker.catalog import find
+from worker.catalog.rows import EUROPEAN
 from worker.config import Settings
 from worker.engine.engine import Engine
 from worker.errors import ModelUnavailable
@@ -322,7 +324,22 @@ def test_durations_are_those_nemo_finds_for_a_clip_alone(model, clips):
                 )
                 encoded, frames = whole.encoder(audio_signal=mel, length=length)
                 (theirs,) = whole.decoding.rnnt_decoder_predictions_tensor(encoded, frames, return_hypotheses=True)
-                ours = model._durations(encoded, [theirs.y_sequence.tolist()], [theirs.timestamp.tolist()])
+                ours, _ = model._rescore(encoded, [theirs.y_sequence.tolist()], [theirs.timestamp.tolist()], False)
             assert ours == [theirs.token_duration.tolist()]
     finally:
         whole.decoding, whole.cfg.decoding = kept
+
+
+def test_a_model_of_several_languages_says_which_one_it_wrote(clips):
+    made = create(dataclasses.replace(find(NAME), languages=EUROPEAN), Settings(device="cpu"))
+    made.load()
+    long = [clip for name, clip in clips.items() if len(LABELS[name].split()) >= 4]
+    found = hear(made, *long)
+    assert {one.language for one in found} <= {"en", None}
+    assert sum(one.language == "en" for one in found) >= 0.8 * len(found)
+    assert [hear(made, clip)[0] for clip in long] == found
+    silence = Clip(np.zeros(RATE, np.float32))
+    assert hear(made, silence)[0].language is None
+    (told,) = made.infer(Batch((Piece(silence, Options(NAME, language="de")),)))
+    assert told.language == "de"
+    assert hear(backend(), silence)[0].language == "en"  # a model of one language writes no other

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from worker.audio.decode import Decoder
 from worker.backends.pocketsphinx import Pocketsphinx
 from worker.catalog import find
 from worker.config import Settings
+from worker.engine import chunking
 from worker.engine.engine import Engine
 from worker.errors import ModelError
 from worker.protocol.request import parse
@@ -99,3 +101,29 @@ def test_a_process_that_died_is_told_and_begun_anew():
     assert len(engine.infer(batch(1))) == 1
     engine.close()
     engine.close()
+
+
+def test_a_long_file_in_windows_reads_as_well_as_in_one_piece():
+    """The windows end in pauses, so no word is lost or split."""
+    import jiwer
+
+    names, decoder = [*TEXTS] * 3, Decoder(Settings())
+    clips = {}
+    for name in TEXTS:
+        with (SAMPLES / name).open("rb") as file:
+            clips[name] = decoder.decode(file).samples
+    decoder.close()
+    samples = np.concatenate([part for name in names for part in (clips[name], NOISE[:8_000])])
+    text = " ".join(TEXTS[name] for name in names)
+    engine = backend()
+    windows = chunking.split(samples, find("pocketsphinx").window_sec)
+    assert len(windows) > 1
+    pieces = [Piece(Clip(samples[start:end]), Options("pocketsphinx")) for start, end in windows]
+    outputs = engine.infer(Batch(tuple(pieces)))
+    whole = engine.infer(Batch((Piece(Clip(samples), Options("pocketsphinx")),)))[0].text
+    engine.close()
+    starts = [start / 16_000 for start, _ in windows]
+    merged = chunking.merge(list(zip(starts, outputs, strict=True)))
+    assert jiwer.wer(text, merged.text) <= jiwer.wer(text, whole)
+    edges = [edge for word in merged.words for edge in (word.start, word.end)]
+    assert edges == sorted(edges)

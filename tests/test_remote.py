@@ -128,7 +128,7 @@ def test_a_backend_elsewhere_is_one_like_any_other(device):
     assert backend.weight_bytes() == 7
     assert backend.overhead_sec != 6
     backend.load()
-    assert backend.overhead_sec == 6
+    assert (backend.overhead_sec, backend.least_sec) == (6, 30)
     backend.warm()
     clips = [
         Piece(Clip(np.random.default_rng(i).normal(size=1000 * i).astype(np.float32)), Options(ROW.id))

@@ -70,6 +70,13 @@ def test_the_contract_s_shape():
     assert "error" not in answer
 
 
+def test_an_unknown_language_is_null_in_json_and_undetermined_in_verbose_json():
+    (plain,) = render.to_json(response(Transcript("")), no_bucket)["results"]
+    (verbose,) = render.to_json(response(Transcript(""), view=View(format="verbose_json")), no_bucket)["results"]
+    assert plain["language"] is None
+    assert verbose["formatted"]["language"] == "und"
+
+
 def test_error_at_the_top_only_when_every_input_failed():
     bad = Failure(1, FetchFailed("gone"), "b")
     good = response(spoken("a")).results[0]

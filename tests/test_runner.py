@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from worker.backends.base import Backend
 from worker.engine import model_manager, runner
-from worker.engine.batching import Limits, next_batch
+from worker.engine.batching import Limits, turn_batch
 from worker.engine.model_manager import ModelManager
 from worker.engine.scheduler import Scheduler
 from worker.errors import Cancelled, DeviceLost, ModelError, ModelUnavailable, OutOfMemory
@@ -218,7 +218,7 @@ def test_a_fault_in_planning_fails_what_waits_and_the_lane_goes_on(monkeypatch):
     from worker.engine import scheduler
 
     planned = iter([True, False])
-    monkeypatch.setattr(scheduler, "next_batch", lambda *given: 1 / 0 if next(planned, False) else next_batch(*given))
+    monkeypatch.setattr(scheduler, "turn_batch", lambda *given: 1 / 0 if next(planned, False) else turn_batch(*given))
     lane = Harness(LIMITS, lambda _row: Model())
     broken, after = Future(), Future()
     lane.put(piece(1), broken.set_result)

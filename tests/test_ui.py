@@ -238,6 +238,32 @@ def test_a_click_on_a_word_plays_from_it_and_lights_it(visit, dry_server):
 
 
 @needs_browser
+def test_doubtful_words_are_marked_for_every_reader(visit, dry_server):
+    """By an underline, and by a name that says the number: not by the color alone."""
+    page = visit(dry_server)
+    sent = []
+
+    def reply(route) -> None:
+        sent.append(route.request.post_data_buffer or b"")
+        sure = [("clear", 0.97), ("unsure", 0.42), ("guess", 0.1), ("unknown", None)]
+        words = [{"word": word, "start": i, "end": i + 1, "confidence": value} for i, (word, value) in enumerate(sure)]
+        answer(route, {"text": "clear unsure guess unknown", "language": "en", "words": words, "segments": []})
+
+    page.route("**/v1/audio/transcriptions", reply)
+    ready(page).set_input_files("#files", SPEECH)
+    page.get_by_label("Mark doubtful words").check()
+    page.click("#run")
+    marked = pane(page).locator(".word.doubtful")
+    expect(marked).to_have_text(["unsure", "guess"])
+    assert b'name="confidence"\r\n\r\ntrue' in sent[0]
+    for word, share in ((marked.first, "42% sure"), (marked.last, "10% sure")):
+        expect(word).to_have_attribute("title", share)
+        expect(word).to_have_accessible_name(re.compile(share))
+        assert "underline" in word.evaluate("one => getComputedStyle(one).textDecorationLine")
+    page.get_by_label("Mark doubtful words").uncheck()
+
+
+@needs_browser
 def test_what_is_saved_is_what_the_server_would_have_written(visit, server):
     page = heard(visit(server), SPEECH)
     for kind, form in (("srt", "srt"), ("vtt", "vtt"), ("json", "verbose_json"), ("txt", None)):
@@ -792,7 +818,7 @@ def job(status: str, done: int = 0) -> dict[str, Any]:
         "job_id": "a",
         "status": status,
         "filename": "a.mp3",
-        "created_at": "2026-02-04T19:30:00",
+        "created_at": "2026-02-04T19:30:00Z",
         "completed_at": None,
         "error": None,
         "progress": {"done": done, "total": 10},

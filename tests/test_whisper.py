@@ -10,12 +10,14 @@ import itertools
 import numpy as np
 import pytest
 import soundfile
-from conftest import check_embeddings
+from conftest import alike, check_embeddings
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 from fixtures import tiny_whisper
 
-from worker.backends import create, whisper_alignment
+from worker.backends import create
+from worker.backends.common import vad
+from worker.backends.whisper import alignment, decoding
 from worker.catalog import find
 from worker.config import Settings
 from worker.engine.engine import Engine
@@ -26,6 +28,12 @@ from worker.types import Batch, Clip, Options, Piece, Transcript
 pytestmark = pytest.mark.slow
 
 RATE = 16_000
+
+
+@pytest.fixture(autouse=True)
+def without_vad(monkeypatch):
+    """Nobody speaks in these synthetic clips, so the detector would leave nothing of them."""
+    monkeypatch.setattr(vad, "is_available", lambda: False)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +73,7 @@ CLIPS = [clip(seconds, seed) for seed, seconds in enumerate((3.0, 9.0, 29.5, 0.4
 def ask(model, clips: list[Clip], **options) -> list:
     if options.get("task") != "embed":
         options.setdefault("max_new_tokens", 16)
+        options.setdefault("temperature", 0.0)  # what random weights write is improbable at each temperature
     return model.infer(Batch(tuple(Piece(one, Options("m", **options)) for one in clips)))
 
 
@@ -82,8 +91,8 @@ def ask(model, clips: list[Clip], **options) -> list:
 def test_together_equals_alone_in_any_order(model, options):
     alone = [ask(model, [one], **options)[0] for one in CLIPS]
     assert len({one.text for one in alone}) > 1, "random weights that say the same to everything would prove nothing"
-    assert ask(model, CLIPS, **options) == alone
-    assert ask(model, CLIPS[::-1], **options) == alone[::-1]
+    assert alike(ask(model, CLIPS, **options), alone)
+    assert alike(ask(model, CLIPS[::-1], **options), alone[::-1])
 
 
 def test_the_language_is_detected_clip_by_clip_or_taken_as_given(model):
@@ -146,7 +155,7 @@ def test_an_old_checkpoint_lacks_nothing(tmp_path, multilingual):
         assert getattr(old._model.generation_config, name, None) == getattr(told, name, None)
     for options in ({}, {"timestamps": True}, {"language": "en", "prompt": "a brown fox"}):
         alone = [ask(old, [one], **options)[0] for one in CLIPS]
-        assert ask(old, CLIPS, **options) == alone
+        assert alike(ask(old, CLIPS, **options), alone)
     if multilingual:
         assert ask(old, CLIPS[:1], task="translate", language="de")[0].language == "en"
         assert len({one.language for one in ask(old, CLIPS)}) > 1
@@ -178,11 +187,11 @@ def test_silence_and_next_to_nothing_are_no_text(model):
 def test_prompts_bias_and_do_not_leak_and_may_differ_within_a_batch(model):
     prompts = [None, "a brown fox", "the lazy dog in the rain", "a brown fox"]
     pieces = [
-        Piece(one, Options("m", language="en", prompt=prompt, max_new_tokens=16))
+        Piece(one, Options("m", language="en", prompt=prompt, max_new_tokens=16, temperature=0.0))
         for one, prompt in zip(CLIPS, prompts, strict=True)
     ]
     together = model.infer(Batch(tuple(pieces)))
-    assert together == [model.infer(Batch((piece,)))[0] for piece in pieces]
+    assert alike(together, [model.infer(Batch((piece,)))[0] for piece in pieces])
     plain = ask(model, CLIPS, language="en")
     assert together[0] == plain[0]
     assert [one.text for one in together[1:]] != [one.text for one in plain[1:]]
@@ -213,22 +222,23 @@ def test_more_tokens_than_the_decoder_holds_may_be_asked_for(folders, prompt):
 
 
 def test_what_follows_the_end_token_is_nothing_whatever_pads_it(model):
-    letter = model._tokenizer.convert_tokens_to_ids("a")
+    letter, ids = model._tokenizer.convert_tokens_to_ids("a"), model._ids
     prompt = [
         letter,
-        model._start,
+        ids.start,
         *model._tokenizer.convert_tokens_to_ids(["<|en|>", "<|transcribe|>", "<|notimestamps|>"]),
     ]
-    assert model._new_ids([*prompt, model._end, letter, letter]) == []
-    assert model._new_ids([*prompt, letter, model._end, letter]) == [letter]
-    assert model._new_ids([*prompt, letter, letter]) == [letter, letter]
+    assert decoding._written([*prompt, ids.end, letter, letter], ids) == []
+    assert decoding._written([*prompt, letter, ids.end, letter], ids) == [letter]
+    assert decoding._written([*prompt, letter, letter], ids) == [letter, letter]
 
 
 def test_generation_gives_the_ids_alone_and_copies_no_cache(model, monkeypatch):
     generate, given = model._model.generate, []
 
     def both(**named):
-        given.append((generate(**named), generate(**named, return_dict_in_generate=True)["sequences"]))
+        with_cache = generate(**named | {"logits_processor": []}, return_dict_in_generate=True)
+        given.append((generate(**named), with_cache["sequences"]))
         return given[-1][0]
 
     monkeypatch.setattr(model._model, "generate", both)
@@ -241,7 +251,7 @@ def test_generation_gives_the_ids_alone_and_copies_no_cache(model, monkeypatch):
 
 def test_a_cancelled_piece_stops_at_the_next_token_and_the_others_go_on(model):
     told: list[str] = []
-    options = Options("m", language="en", max_new_tokens=40)
+    options = Options("m", language="en", max_new_tokens=40, temperature=0.0)
     (alone,) = model.infer(Batch((Piece(CLIPS[1], options),)))
     watched = Piece(CLIPS[0], options, cancelled=lambda: len(told) > 2, on_text=told.append)
     first, second = model.infer(Batch((watched, Piece(CLIPS[1], options))))
@@ -278,7 +288,7 @@ def test_the_cheapest_path_is_that_of_plain_dynamic_programming():
     rng = np.random.default_rng(0)
     for tokens, frames in ((1, 1), (1, 9), (4, 4), (5, 40), (12, 30), (6, 3)):
         cost = rng.standard_normal((tokens, frames))
-        assert whisper_alignment.path_starts(cost) == plain_starts(cost)
+        assert alignment.path_starts(cost) == plain_starts(cost)
 
 
 def plain_starts(cost: np.ndarray) -> list[int]:
@@ -305,8 +315,8 @@ def test_times_follow_the_attention():
     attention = torch.full((2, 2 + len(truth) + 1, 100), 0.001)
     edges = [*truth, 80, 100]
     for token, (begin, end) in enumerate(itertools.pairwise(edges)):
-        attention[:, 2 + token, begin:end] = 1.0
-    times = whisper_alignment._times(attention, 2, 0.02)
+        attention[:, 1 + token, begin:end] = 1.0  # the row that predicts the token
+    times = alignment._times(attention, 2, 0.02)
     assert [round(start / 0.02) for start, _ in times] == pytest.approx(truth, abs=2)
     assert times[-1][1] == pytest.approx(1.6, abs=0.05)
 

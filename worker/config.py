@@ -96,8 +96,21 @@ class Settings(BaseSettings):
         le=5,
         description="Longest time, in seconds, that an idle device waits to fill a batch with clips that are being fetched and decoded.",
     )
+    batch_target_sec: float | None = Field(
+        None,
+        gt=0,
+        description="Longest time, in seconds, that a batch is expected to run, as learned from earlier batches, so that the next request does not wait longer. A batch of one clip or window may take longer. If unset, 1 on a GPU and 5 on a CPU.",
+    )
     local_attention_after_sec: float = Field(
         1440, gt=0, description="Length, in seconds, above which Parakeet transcribes a clip with local attention."
+    )
+    long_audio: Literal["whole", "windows"] = Field(
+        "whole",
+        description="How models that accept any length transcribe audio longer than 30 s, unless the request says: `whole`, or `windows` of at most 30 s that share batches.",
+    )
+    detect_speech: bool = Field(
+        True,
+        description="`0`: long audio is not searched for speech, so speech without words in the transcript is neither transcribed again nor reported. The search takes some 7 s of a processor core for an hour of audio.",
     )
 
     # Limits
@@ -154,7 +167,7 @@ class Settings(BaseSettings):
     workers: int = Field(1, ge=0, description="Server processes behind one port. `auto` or `0`: one per GPU.")
     rate_limit: str | None = Field(
         None,
-        description="Most requests per key, or per address if no key is required, such as `60/minute` or `1000/hour`.",
+        description="Most POST requests per key, or per address if no key is required, such as `60/minute` or `1000/hour`.",
     )
     max_queue: int = Field(
         512, ge=1, description="Most unfinished inputs that the HTTP server holds. Further requests get status 429."
@@ -422,3 +435,14 @@ def keep_ray_here() -> None:
     """
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # makes 127.0.0.1 the address of nodes, on Linux too
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+
+def let_waiting_threads_sleep() -> None:
+    """Make the threads that share an operation of torch sleep while they wait for one another, instead of spinning.
+
+    A thread that spins uses up the core on which the awaited thread, or another process, could run. The user's own
+    OMP_WAIT_POLICY or GOMP_SPINCOUNT is kept. Call this before torch is imported: the OpenMP library reads the
+    environment when it is loaded.
+    """
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -7,9 +7,10 @@ Times are seconds from the start of the input. Audio is float32, mono, 16 kHz, o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, BinaryIO, Literal, TypedDict
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, TypedDict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,6 +57,12 @@ class Source:
     """Writes audio in memory into an empty file. It is called when the source is read. Raises InputError."""
 
 
+Part = tuple[float, float | None]
+"""Where a part of audio starts, and how long it is, in seconds. None: up to the end."""
+FinishReason = Literal["stop", "length"]
+"""Why a generated text ends: the model ended it, or the limit on new tokens did."""
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a chat."""
@@ -96,6 +103,12 @@ class Options:
     """Sampling takes the most likely tokens up to this total probability. None: all tokens."""
     punctuation: bool = True
     """Whether a transcript has punctuation and capital letters, if the model can leave them out."""
+    confidence: bool = False
+    """Whether a transcript says how sure the model is of its words, segments and tokens."""
+    condition_on_previous_text: bool = False
+    """Whether the text of a window is the prompt of the next one, which then waits for it."""
+    long_audio: Literal["whole", "windows"] | None = None
+    """How a model that accepts any length transcribes long audio: at once or in windows. None: as LONG_AUDIO says."""
     pooling: Literal["none", "mean"] = "none"
     """Whether an embedding is the mean over all frames."""
 
@@ -135,6 +148,12 @@ class SpeechOptions(GenerationOptions, total=False):
     """An instruction or words to expect, depending on the model."""
     punctuation: bool
     """Whether the text has punctuation and capital letters."""
+    confidence: bool
+    """Whether the transcript says how sure the model is of its words and segments."""
+    condition_on_previous_text: bool
+    """Whether the text of each 30 s is the prompt of the next 30 s, which then wait for it."""
+    long_audio: Literal["whole", "windows"]
+    """Whether a model that accepts any length transcribes long audio at once or in windows of 30 s."""
 
 
 class CaptionOptions(GenerationOptions, total=False):
@@ -171,6 +190,10 @@ class View:
     """The format of a transcript."""
     encoding: Literal["float", "base64", "s3"] = "float"
     """How the numbers of an embedding are rendered."""
+    confidence: bool = False
+    """Whether to render how sure the model is of a transcript, its words and its segments."""
+    include: tuple[Literal["logprobs"], ...] = ()
+    """What else to render of a transcript: the log probabilities of its tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +210,8 @@ class Item:
     """How to render its result."""
     id: str | int | None = None
     """The caller's own name for the input."""
+    segment: Part | None = None
+    """The part of the audio to run. None: all of it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -213,6 +238,8 @@ class Request:
     """The inputs that failed validation."""
     background: bool = False
     """Whether no client waits for the response at present. Interactive requests are then served first."""
+    owner: str | None = None
+    """Names the API key that sent the request, or is None if none was required. Owners share the devices equally."""
 
     @property
     def size(self) -> int:
@@ -235,6 +262,18 @@ class Clip:
         return len(self.samples) / SAMPLE_RATE
 
 
+class Turn(NamedTuple):
+    """Whom a piece is for. Owners take turns, and so do the requests of an owner."""
+
+    owner: str | None = None
+    """The owner of the request, as in `Request`."""
+    request: int = 0
+    """A number that no other request in this process has."""
+
+
+_TURN = Turn()
+
+
 def _never() -> bool:
     return False
 
@@ -252,7 +291,7 @@ class Piece:
     options: Options
     """What to do with it."""
     order: float = 0
-    """The piece of the lowest order is served first."""
+    """Of the pieces of a request, the one of the lowest order is served first."""
     background: bool = False
     """Whether the piece is of a background request. Background and interactive pieces share no batch."""
     cancelled: Callable[[], bool] = _never
@@ -261,6 +300,8 @@ class Piece:
     """Called with each new part of a generated text."""
     begins: Callable[[], None] = _nothing
     """Called whenever the text is generated from its beginning: again, for example, after a batch has failed."""
+    turn: Turn = _TURN
+    """Whom the piece is for."""
 
     @property
     def duration_sec(self) -> float:
@@ -298,6 +339,36 @@ class Span:
     """Seconds from the start of the input."""
     end: float
     """Seconds from the start of the input."""
+    confidence: float | None = None
+    """How sure the model is of the text, from 0 to 1. None: the model does not say, or the request does not ask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment(Span):
+    """A segment, with what the decoder of a model such as Whisper reports of it. None: unknown."""
+
+    tokens: tuple[int, ...] | None = None
+    """The ids of the segment's tokens."""
+    temperature: float | None = None
+    """The temperature that the text was sampled at. 0: the most likely tokens."""
+    avg_logprob: float | None = None
+    """The mean natural logarithm of the probabilities of the tokens."""
+    compression_ratio: float | None = None
+    """The length of the text in UTF-8, divided by its length after zlib's compression. Loops have high ratios."""
+    no_speech_prob: float | None = None
+    """The probability that the audio has no speech."""
+    language: str | None = None
+    """ISO 639-1 code of the language of the segment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token of a transcript, and how likely the model found it."""
+
+    text: str
+    """The token's part of the text, with the space before it."""
+    logprob: float
+    """The natural logarithm of the token's probability."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +387,19 @@ class Transcript:
     """ISO 639-1 code of the language of the text, if known."""
     tokens_generated: int | None = None
     """Tokens that a model generated one by one, without its prompt. None: another kind of model."""
+    tokens: tuple[Token, ...] = ()
+    """The tokens of the text and their probabilities, if `Options.confidence` is set and the model knows them."""
+    warning: str | None = None
+    """What may be wrong with the text, such as speech that has no words, with its times."""
+    finish_reason: FinishReason | None = None
+    """Why the generation of the text ended; "length" if that of any window was cut off. None: another kind of model."""
+
+    @property
+    def confidence(self) -> float | None:
+        """How sure the model is of the whole text: the mean of the tokens' probabilities. None: they are unknown."""
+        if not self.tokens:
+            return None
+        return sum(math.exp(token.logprob) for token in self.tokens) / len(self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +412,10 @@ class Caption:
     """Tokens that the model generated, without its prompt."""
     thinking: str | None = None
     """The reasoning that the model wrote before the description, if it did."""
+    finish_reason: FinishReason | None = None
+    """Why the generation of the text ended, if known."""
+    warning: str | None = None
+    """What may be wrong with the text: the limit on new tokens cut it off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,14 +424,16 @@ class Reply:
 
     text: str
     """The reply."""
-    finish_reason: Literal["stop", "length"]
-    """Why the reply ends: the model ended it, or `max_new_tokens` did."""
+    finish_reason: FinishReason
+    """Why the reply ends: the model ended it, or the limit on new tokens did."""
     prompt_tokens: int
     """Tokens of the conversation, those of the audio included."""
     completion_tokens: int
     """Tokens that the model generated."""
     thinking: str | None = None
     """The reasoning that the model wrote before the reply, if it did."""
+    warning: str | None = None
+    """What may be wrong with the text: the limit on new tokens cut it off."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -382,7 +472,7 @@ class Result:
     output: Output
     """What the model made of it."""
     warning: str | None = None
-    """An error after which the decoder could continue."""
+    """What may be wrong: damaged audio, speech without words, or a text that the limit on new tokens cut off."""
 
     @property
     def index(self) -> int:

@@ -11,14 +11,14 @@ import importlib
 
 from worker.backends.base import Backend
 from worker.catalog import Model
-from worker.config import Settings
+from worker.config import Settings, let_waiting_threads_sleep
 
 # A row's `backend` → the module and the class.
 _CLASSES = {
     "parakeet": ("worker.backends.parakeet", "Parakeet"),
     "canary": ("worker.backends.canary", "Canary"),
     "flamingo": ("worker.backends.flamingo", "Flamingo"),
-    "whisper": ("worker.backends.whisper", "Whisper"),
+    "whisper": ("worker.backends.whisper.backend", "Whisper"),
     "higgs": ("worker.backends.higgs", "Higgs"),
     "pocketsphinx": ("worker.backends.pocketsphinx", "Pocketsphinx"),
     "dry_run": ("worker.backends.dry_run", "DryRun"),
@@ -27,6 +27,7 @@ _CLASSES = {
 
 def create(model: Model, settings: Settings) -> Backend:
     """Return the backend of a model, not yet loaded. With SKIP_MODEL_LOAD, it is the dry run for every model."""
+    let_waiting_threads_sleep()
     module, name = _CLASSES["dry_run" if settings.skip_model_load else model.backend]
     backend: Backend = getattr(importlib.import_module(module), name)(model, settings)
     return backend

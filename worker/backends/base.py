@@ -19,7 +19,10 @@ class Backend(ABC):
 
     overhead_sec: float = 100.0
     """The cost of starting a batch, as the seconds of audio that the model computes in that time; known once the model
-    has loaded. Clips share a batch only while the padding is shorter than this."""
+    has loaded. Clips share a batch only while the padding is shorter than this. 0: pieces run one after another."""
+
+    least_sec: float = 0.0
+    """The model computes shorter clips as if they had this length, in seconds."""
 
     def weight_bytes(self) -> int:
         """Return the bytes of device memory that the weights need, from the sizes of their files. 0 if unknown.

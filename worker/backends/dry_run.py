@@ -6,16 +6,19 @@ its own piece only.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from worker.backends.base import Backend
 from worker.backends.common.timestamps import chars
 from worker.catalog import Model
 from worker.config import Settings
-from worker.types import Analysis, Batch, Caption, Embedding, Output, Piece, Reply, Span, Transcript
+from worker.types import Analysis, Batch, Caption, Embedding, Output, Piece, Reply, Span, Token, Transcript
 
 FRAME_RATE = 25.0
 WIDTH = 1280
+PROBABILITY = 0.5  # of every word
 
 
 class DryRun(Backend):
@@ -54,9 +57,12 @@ def _transcript(text: str, piece: Piece) -> Transcript:
     """Return a transcript whose words share the clip's time evenly."""
     words = text.split()
     step = piece.duration_sec / len(words)
-    spans = tuple(Span(word, i * step, (i + 1) * step) for i, word in enumerate(words))
+    probability = PROBABILITY if piece.options.confidence else None
+    spans = tuple(Span(word, i * step, (i + 1) * step, probability) for i, word in enumerate(words))
+    whole = Span(text, 0.0, piece.duration_sec, probability)
+    tokens = tuple(Token(f" {word}", math.log(PROBABILITY)) for word in words if piece.options.confidence)
     language = piece.options.target_language or piece.options.language
-    return Transcript(text, spans, (Span(text, 0.0, piece.duration_sec),), chars(spans), language)
+    return Transcript(text, spans, (whole,), chars(spans), language, tokens=tokens)
 
 
 def _embedding(piece: Piece) -> Embedding:

@@ -4,9 +4,10 @@
                                                               └── states ──▶ embedding
 
 A conversation holds one audio. The clips of a batch run together even if their prompts differ, and a row does not
-depend on the other rows. Generation is greedy unless a temperature is set. The checkpoint's own repetition penalty
-applies, its sampling settings do not. Embeddings are the audio tower's states without padding; `analyze` takes them
-from the pass that writes the caption. A row with `part` loads only the audio tower, which supports only embed.
+depend on the other rows. The language of a transcript is identified from its text. Generation is greedy unless a
+temperature is set. The checkpoint's own repetition penalty applies, its sampling settings do not. Embeddings are the
+audio tower's states without padding; `analyze` takes them from the pass that writes the caption. A row with `part`
+loads only the audio tower, which supports only embed.
 
 The processor gets arrays, never a string, which it would open or fetch. It also truncates clips that are longer than
 the model accepts, so the engine rejects those first.
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from worker.backends.base import Backend
-from worker.backends.common import audio_tower, checkpoints, generation, pretrained
+from worker.backends.common import audio_tower, checkpoints, generation, pretrained, text_language
 from worker.backends.common.device import device_of, dtype_of, libraries
 from worker.catalog import Model
 from worker.config import Settings
@@ -61,6 +62,7 @@ class Flamingo(Backend):
     """A Flamingo checkpoint, or its audio tower: transcribes, captions, chats about, embeds and analyzes audio."""
 
     overhead_sec = 600.0  # a batch generates its tokens in nearly the same time as a single clip
+    least_sec = 30.0
 
     def __init__(self, model: Model, settings: Settings) -> None:
         self._row, self._settings = model, settings
@@ -88,6 +90,7 @@ class Flamingo(Backend):
             self._processor = pretrained.load(transformers.AutoProcessor, folder)
             self._tower, self._features = self._model.model.audio_tower, self._processor.feature_extractor
             ends = self._model.generation_config.eos_token_id
+            text_language.load()
             self._ends = [*(ends if isinstance(ends, list | tuple) else [ends]), self._processor.tokenizer.pad_token_id]
         if self._settings.compile:
             self._tower.compile(dynamic=True)
@@ -122,16 +125,22 @@ class Flamingo(Backend):
         ).to(self._device, dtype=self._dtype)
         prompt = inputs["input_ids"].shape[1]
         watch = generation.Watch(pieces, prompt, lambda ids: self._visible(options.task, self._read(ids)))
+        arguments = generation.settings(options, longest=LONGEST[options.task])
         with self._record_tower() as states:
             ids = self._model.generate(
                 **inputs,
-                **generation.settings(options, longest=LONGEST[options.task]),
+                **arguments,
                 stopping_criteria=[watch],
                 repetition_penalty=self._model.generation_config.repetition_penalty or 1.0,
             )
         rows = [generation.hypothesis(row, self._ends, self._read) for row in ids[:, prompt:].tolist()]
         prompts = inputs["attention_mask"].sum(dim=-1).tolist()
-        outputs = [self._output(options.task, row, count) for row, count in zip(rows, prompts, strict=True)]
+        outputs = [
+            self._output(
+                options.task, row, count, generation.length_warning(row.reason, options, arguments["max_new_tokens"])
+            )
+            for row, count in zip(rows, prompts, strict=True)
+        ]
         watch.finish([output.text for output in outputs])
         if options.task != "analyze":
             return list(outputs)
@@ -145,13 +154,23 @@ class Flamingo(Backend):
             if isinstance(caption, Caption)
         ]
 
-    def _output(self, task: str, row: generation.Hypothesis, prompt_tokens: int) -> Transcript | Reply | Caption:
+    def _output(
+        self, task: str, row: generation.Hypothesis, prompt_tokens: int, warning: str | None
+    ) -> Transcript | Reply | Caption:
         text, thinking = generation.split_thinking(row.text)
         if task == "transcribe":
-            return Transcript(_strip_preamble(text), tokens_generated=len(row.tokens))
+            transcript = _strip_preamble(text)
+            language = text_language.identify(transcript, self._row.languages)
+            return Transcript(
+                transcript,
+                language=language,
+                tokens_generated=len(row.tokens),
+                finish_reason=row.reason,
+                warning=warning,
+            )
         if task == "chat":
-            return Reply(text, row.reason, prompt_tokens, len(row.tokens), thinking)
-        return Caption(text, len(row.tokens), thinking)
+            return Reply(text, row.reason, prompt_tokens, len(row.tokens), thinking, warning)
+        return Caption(text, len(row.tokens), thinking, row.reason, warning)
 
     @staticmethod
     def _visible(task: str, text: str) -> str:

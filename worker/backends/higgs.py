@@ -58,7 +58,7 @@ class Higgs(Backend):
             )
         self._tower = audio_tower.load_tower(folder, config, self._dtype, self._device)
         self._transcriber.load()
-        self.overhead_sec = self._transcriber.overhead_sec
+        self.overhead_sec, self.least_sec = self._transcriber.overhead_sec, self._transcriber.least_sec
         self._frame_rate = SAMPLE_RATE / self._features.hop_length / 4
 
     def infer(self, batch: Batch) -> list[Output]:

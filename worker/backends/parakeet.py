@@ -2,6 +2,9 @@
 
     pieces ── encoder ──▶ states ── greedy transducer or CTC ──▶ timed tokens ──▶ words, segments, chars
 
+A model of several languages does not say which one it wrote, so the language is identified from the text, unless the
+request names it.
+
 Greedy decoding yields token times for free, so every transcript has words and segments. The model is not run on
 silence, or on clips shorter than one encoder frame: their transcript is empty.
 """
@@ -10,12 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from worker.backends.base import Backend
-from worker.backends.common import timestamps
+from worker.backends.common import text_language, timestamps
 from worker.backends.common.silence import is_silent
 from worker.backends.nemo import greedy_transducer
 from worker.backends.nemo.encoder import NemoModel, weight_bytes
@@ -23,9 +27,24 @@ from worker.backends.nemo.local_attention import LocalAttention
 from worker.catalog import Model
 from worker.config import Settings
 from worker.errors import OutOfMemory
-from worker.types import Batch, Output, Piece, Span, Transcript
+from worker.types import Batch, Output, Piece, Transcript
 
 log = logging.getLogger(__name__)
+
+LOGITS_AT_ONCE = 1 << 25  # values: the outputs of the joint for all tokens of a batch do not have to fit in memory
+
+
+class Row(NamedTuple):
+    """The decoded tokens of one piece: its text, and for each token its id, first frame and length in frames.
+
+    `logprobs` has the log probability of each token, or is empty if the request does not ask.
+    """
+
+    text: str
+    ids: list[int]
+    starts: list[int]
+    lasts: list[int]
+    logprobs: list[float]
 
 
 class Parakeet(Backend):
@@ -54,6 +73,11 @@ class Parakeet(Backend):
             self._decoders = {False: _decoder(model), True: _decoder(model)}
         self._local = LocalAttention(model.encoder) if model.encoder.self_attention_model == "rel_pos" else None
         self._long_decoder_warm = False
+        self._vocabulary = (model.joint if self._transducer else model.decoder).num_classes_with_blank
+        if self._transducer:
+            self._vocabulary -= model.joint.num_extra_outputs
+        if len(self._row.languages) != 1:
+            text_language.load()
 
     def weight_bytes(self) -> int:
         """Return the bytes of the .nemo file. Raises ModelUnavailable if there is none."""
@@ -66,7 +90,7 @@ class Parakeet(Backend):
 
     def infer(self, batch: Batch) -> list[Output]:
         """Transcribe the pieces. Raises OutOfMemory."""
-        outputs: list[Output] = [Transcript("", language=self._language(piece)) for piece in batch.pieces]
+        outputs: list[Output] = [Transcript("", language=self._language(piece, "")) for piece in batch.pieces]
         spoken = [i for i, piece in enumerate(batch.pieces) if not is_silent(piece.clip.samples)]
         if spoken:
             try:
@@ -88,11 +112,12 @@ class Parakeet(Backend):
     def _transcribe(self, pieces: list[Piece], long: bool) -> list[Transcript]:
         with self._torch.inference_mode(), self._attention(pieces):
             encoded, frames = self._nemo.encode(pieces)
+            logprobs = pieces[0].options.confidence
             if self._transducer:
-                tokens = self._transduce(encoded, frames, long)
+                rows = self._transduce(encoded, frames, long, logprobs)
             else:
-                tokens = _ctc(self._model, encoded, frames)
-        return [self._transcript(piece, *row) for piece, row in zip(pieces, tokens, strict=True)]
+                rows = _ctc(self._model, encoded, frames, logprobs)
+        return [self._transcript(piece, row) for piece, row in zip(pieces, rows, strict=True)]
 
     def _attention(self, pieces: list[Piece]) -> contextlib.AbstractContextManager[None]:
         """Return the context to encode in: local attention if a piece is longer than LOCAL_ATTENTION_AFTER_SEC."""
@@ -101,8 +126,8 @@ class Parakeet(Backend):
             return self._local
         return contextlib.nullcontext()
 
-    def _transduce(self, encoded: Any, frames: Any, long: bool) -> list[tuple[str, list[int], list[int], list[int]]]:
-        """Return each row's text, token ids, first frames of the tokens, and frames that each token lasts.
+    def _transduce(self, encoded: Any, frames: Any, long: bool, logprobs: bool) -> list[Row]:
+        """Return the tokens of each row.
 
         `encoded` has shape (rows, width, frames), and `frames`, of shape (rows,), is the length of each row. Long clips
         have a decoder of their own, because NeMo captures a decoder's CUDA graph again whenever a batch is larger than
@@ -110,31 +135,41 @@ class Parakeet(Backend):
         """
         if self._windowed:
             rows = greedy_transducer.decode(
-                self._model.decoder, self._model.joint, encoded, frames, self._tdt_durations, self._max_symbols
+                self._model.decoder,
+                self._model.joint,
+                encoded,
+                frames,
+                self._tdt_durations,
+                self._max_symbols,
+                logprobs=logprobs,
             )
             spell = self._model.decoding.decode_tokens_to_str_with_strip_punctuation
-            return [(spell(row.ids), *row) for row in rows]
+            return [Row(spell(row.ids), *row) for row in rows]
         if long and self._device.type == "cuda" and not self._long_decoder_warm:
             self._capture(True, 1, self._settings.max_audio_sec)
             self._long_decoder_warm = True
         hypotheses = self._decoders[long].rnnt_decoder_predictions_tensor(encoded, frames, return_hypotheses=True)
         ids = [_list(hypothesis.y_sequence) for hypothesis in hypotheses]
         starts = [_list(hypothesis.timestamp) for hypothesis in hypotheses]
-        lasts = self._durations(encoded, ids, starts)
-        return [(h.text, *row) for h, *row in zip(hypotheses, ids, starts, lasts, strict=True)]
+        lasts, scores = self._rescore(encoded, ids, starts, logprobs)
+        texts = [hypothesis.text for hypothesis in hypotheses]
+        return [Row(*row) for row in zip(texts, ids, starts, lasts, scores, strict=True)]
 
-    def _durations(self, encoded: Any, ids: list[list[int]], starts: list[list[int]]) -> list[list[int]]:
-        """Return the frames that each token lasts: for a TDT model what its duration head predicts, else 1.
+    def _rescore(
+        self, encoded: Any, ids: list[list[int]], starts: list[list[int]], logprobs: bool
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """Return the frames that each token lasts, and the log probability of each token if `logprobs` asks for it.
 
-        NeMo 3.0.0 reports durations too, but while one row of a batch searches for its next token, NeMo overwrites the
-        durations of the other rows. So this method computes them again, for all tokens at once: the prediction network
-        runs over the tokens, and the last layer of the joint is computed for the duration outputs only.
+        A token of a TDT model lasts as long as the model's duration head predicts, else 1 frame. NeMo 3.0.0 reports
+        durations too, but while one row of a batch searches for its next token, NeMo overwrites the durations of the
+        other rows. So this method computes them again, for all tokens at once: the prediction network runs over the
+        tokens, and the last layer of the joint is computed for the outputs that are needed only.
         """
         torch, joint = self._torch, self._model.joint
         count = len(self._tdt_durations)
         longest = max(map(len, ids))
-        if not count or not longest:
-            return [[1] * len(row) for row in ids]
+        if not longest or not (count or logprobs):
+            return [[1] * len(row) for row in ids], [[] for _ in ids]
         lengths = torch.tensor([len(row) for row in ids], device=self._device)
         targets, at = (
             torch.tensor([row + [0] * (longest - len(row)) for row in table], device=self._device)
@@ -143,25 +178,58 @@ class Parakeet(Backend):
         before, _, _ = self._model.decoder(targets=targets, target_length=lengths)
         states = encoded.transpose(1, 2).gather(1, at[:, :, None].expand(-1, -1, encoded.shape[1]))
         hidden = joint.project_encoder(states) + joint.project_prednet(before.transpose(1, 2)[:, :longest])
-        last = joint.joint_net[-1]
-        logits = torch.nn.functional.linear(joint.joint_net[:-1](hidden), last.weight[-count:], last.bias[-count:])
-        table = torch.tensor(self._tdt_durations, device=self._device)
-        return [row[: len(own)] for row, own in zip(table[logits.argmax(dim=-1)].tolist(), ids, strict=True)]
+        hidden, last = joint.joint_net[:-1](hidden), joint.joint_net[-1]
+        labels = last.out_features - joint.num_extra_outputs
+        lasts = [[1] * len(row) for row in ids]
+        if count:
+            logits = torch.nn.functional.linear(hidden, last.weight[-count:], last.bias[-count:])
+            table = torch.tensor(self._tdt_durations, device=self._device)[logits.argmax(dim=-1)]
+            lasts = [row[: len(own)] for row, own in zip(table.tolist(), ids, strict=True)]
+        if not logprobs:
+            return lasts, [[] for _ in ids]
+        scores = []
+        for part, own in zip(
+            hidden.split(max(1, LOGITS_AT_ONCE // (len(ids) * labels)), dim=1),
+            targets.split(max(1, LOGITS_AT_ONCE // (len(ids) * labels)), dim=1),
+            strict=True,
+        ):
+            logits = torch.nn.functional.linear(part, last.weight[:labels], last.bias[:labels]).float()
+            scores.append(logits.gather(2, own[:, :, None]).squeeze(2) - logits.logsumexp(dim=-1))
+        joined = torch.cat(scores, dim=1).tolist()
+        return lasts, [row[: len(own)] for row, own in zip(joined, ids, strict=True)]
 
-    def _transcript(self, piece: Piece, text: str, ids: list[int], starts: list[int], lasts: list[int]) -> Transcript:
-        end_sec = piece.duration_sec
-        names = _names(self._model, ids)
+    def _transcript(self, piece: Piece, row: Row) -> Transcript:
+        end_sec, frame_sec = piece.duration_sec, self._frame_sec
+        logprobs: list[float | None] = [*row.logprobs] if row.logprobs else [None] * len(row.ids)
         tokens = [
-            Span(name, min(start * self._frame_sec, end_sec), min((start + max(1, last)) * self._frame_sec, end_sec))
-            for name, start, last in zip(names, starts, lasts, strict=True)
+            timestamps.TimedToken(
+                name,
+                min(start * frame_sec, end_sec),
+                min((start + max(1, last)) * frame_sec, end_sec),
+                None if logprob is None else timestamps.confidence(logprob, self._vocabulary),
+                number,
+                logprob,
+            )
+            for name, number, start, last, logprob in zip(
+                _names(self._model, row.ids), row.ids, row.starts, row.lasts, logprobs, strict=True
+            )
         ]
-        words = timestamps.words(tokens)
+        groups, words = timestamps.group(tokens), timestamps.words(tokens)
         return Transcript(
-            text.strip(), words, timestamps.segments(words), timestamps.chars(tokens), self._language(piece)
+            row.text.strip(),
+            words,
+            timestamps.segments(words, groups if row.logprobs else ()),
+            timestamps.chars(
+                replace(token, confidence=word.confidence)
+                for word, own in zip(words, groups, strict=True)
+                for token in own
+            ),
+            self._language(piece, row.text),
+            tokens=timestamps.plain(tokens),
         )
 
-    def _language(self, piece: Piece) -> str | None:
-        return piece.options.language or (self._row.languages[0] if len(self._row.languages) == 1 else None)
+    def _language(self, piece: Piece, text: str) -> str | None:
+        return piece.options.language or text_language.identify(text, self._row.languages)
 
     def _capture(self, long: bool, items: int, seconds: float) -> None:
         """Capture a decoder's CUDA graph at its largest shape: `items` clips of `seconds` each."""
@@ -190,22 +258,23 @@ def _decoder(model: Any) -> Any:
     return model.decoding
 
 
-def _ctc(model: Any, encoded: Any, frames: Any) -> list[tuple[str, list[int], list[int], list[int]]]:
+def _ctc(model: Any, encoded: Any, frames: Any, logprobs: bool) -> list[Row]:
     """Decode by greedy CTC: take the best label of each frame, merge repeated labels, drop blanks.
 
-    Return the same as `Parakeet._transduce`.
+    As in NeMo, the probability of a token is that of its least likely frame. Return the same as `Parakeet._transduce`.
     """
-    best = model.decoder(encoder_output=encoded).argmax(dim=-1).cpu().numpy()
+    highest, best = model.decoder(encoder_output=encoded).max(dim=-1)
     blank = model.decoder.num_classes_with_blank - 1
     rows = []
-    for row, length in zip(best, frames.tolist(), strict=True):
+    for row, values, length in zip(best.cpu().numpy(), highest.float().cpu().numpy(), frames.tolist(), strict=True):
         labels = row[:length]
         changes = np.flatnonzero(np.diff(labels, prepend=-1))
         lasts = np.diff(np.append(changes, length))
         kept = labels[changes] != blank
         ids = labels[changes][kept].tolist()
         text = model.decoding.decode_ids_to_str(ids)
-        rows.append((text, ids, changes[kept].tolist(), lasts[kept].tolist()))
+        lowest = np.minimum.reduceat(values[:length], changes)[kept].tolist() if logprobs and ids else []
+        rows.append(Row(text, ids, changes[kept].tolist(), lasts[kept].tolist(), lowest))
     return rows
 
 

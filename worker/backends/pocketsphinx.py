@@ -3,12 +3,14 @@
     Pocketsphinx ── PCM over stdin ──▶ pocketsphinx_process ── JSON over stdout ──▶ words with times
 
 It transcribes clear read English, without punctuation. It is meant for trying the worker and testing a pipeline, not
-for archives. The clips of a batch run one after another in a child process, which is restarted if it exits.
+for archives. The confidence of a word is its posterior probability in the engine's word lattice. The clips of a batch
+run one after another in a child process, which is restarted if it exits.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import struct
 import subprocess
 from typing import Any
@@ -22,7 +24,7 @@ from worker.backends.common.timestamps import chars, segments
 from worker.catalog import Model
 from worker.config import Settings
 from worker.errors import Cancelled, ModelError, ModelUnavailable
-from worker.types import Batch, Output, Piece, Span, Transcript
+from worker.types import Batch, Output, Piece, Span, Token, Transcript
 
 _CHILD = "worker.backends.pocketsphinx_process"
 
@@ -83,8 +85,16 @@ class Pocketsphinx(Backend):
         if "words" not in message:
             self.close()
             raise ModelError("pocketsphinx crashed on this input")
-        words = tuple(Span(word, start, min(end, piece.duration_sec)) for word, start, end in message["words"])
-        return Transcript(" ".join(word.text for word in words), words, segments(words), chars(words), "en")
+        asked = piece.options.confidence
+        words = tuple(
+            Span(word, start, min(end, piece.duration_sec), posterior if asked else None)
+            for word, start, end, posterior in message["words"]
+        )
+        tokens = tuple(
+            Token(f" {word}", math.log(posterior)) for word, _start, _end, posterior in message["words"] if asked
+        )
+        text = " ".join(word.text for word in words)
+        return Transcript(text, words, segments(words), chars(words), "en", tokens=tokens)
 
     def _receive(self) -> dict[str, Any]:
         """Return the process's next message, or an empty one if the process has exited."""

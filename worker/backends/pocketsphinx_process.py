@@ -5,7 +5,7 @@ Decoding holds Python's interpreter lock from start to end, so it must not run i
 Run with -m, the process writes a line of JSON to stdout for each message on stdin:
 
     at the start       {"ready": true} or {"error": text}
-    for each clip      {"words": [[word, start, end] …]}, times in seconds
+    for each clip      {"words": [[word, start, end, posterior] …]}, times in seconds
 
 A clip is a little-endian uint32, the count of bytes, and that many bytes of int16 samples at 16 kHz. The process exits
 at the end of stdin.
@@ -24,6 +24,7 @@ from typing import Any
 
 RATE = 16_000
 FILLER = ("<", "[", "+")
+LEAST = 1e-30  # the posterior that the engine rounds to 0, which has no logarithm
 
 
 def main() -> None:
@@ -44,8 +45,8 @@ def main() -> None:
         print(json.dumps({"words": transcribe(decoder, initial_cmn, pcm)}), file=messages, flush=True)
 
 
-def transcribe(decoder: Any, initial_cmn: str, pcm: bytes) -> list[tuple[str, float, float]]:
-    """Return the words of a clip with their start and end in seconds.
+def transcribe(decoder: Any, initial_cmn: str, pcm: bytes) -> list[tuple[str, float, float, float]]:
+    """Return the words of a clip with their start and end in seconds, and their posterior probabilities.
 
     `pcm` are int16 samples at 16 kHz. `initial_cmn` is the decoder's cepstral mean before the first clip.
     """
@@ -59,7 +60,12 @@ def transcribe(decoder: Any, initial_cmn: str, pcm: bytes) -> list[tuple[str, fl
     frame_sec = 1 / decoder.config["frate"]
     # A word may carry the number of its pronunciation, which is dropped: 'the(2)' is 'the'.
     return [
-        (segment.word.split("(", 1)[0], segment.start_frame * frame_sec, (segment.end_frame + 1) * frame_sec)
+        (
+            segment.word.split("(", 1)[0],
+            segment.start_frame * frame_sec,
+            (segment.end_frame + 1) * frame_sec,
+            min(max(segment.prob, LEAST), 1.0),  # the engine's sums in steps of 0.01% may exceed 1
+        )
         for segment in decoder.seg()
         if not segment.word.startswith(FILLER)
     ]

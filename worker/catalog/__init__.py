@@ -4,6 +4,7 @@
     find(name)              name → row                                        lookup.py
     is_repository(name)     whether a name is owner/name                      lookup.py
     check(model, options)   raise Unsupported if the model cannot do it       abilities.py
+    check_option(model, …)  the same for one option                           abilities.py
     Model                   the fields of a row                               model.py
 
 A name is an alias, an id, a repository whose name shows its family, or the path of a .nemo file or of a checkpoint's
@@ -11,9 +12,9 @@ folder, whose configuration is then read. `NAME:audio_tower` is the audio tower 
 `higgs:PROCESSOR` is Higgs with the features of another processor, a repository or a folder.
 """
 
-from worker.catalog.abilities import check
+from worker.catalog.abilities import check, check_option
 from worker.catalog.lookup import find, is_repository
 from worker.catalog.model import Model
 from worker.catalog.rows import MODELS
 
-__all__ = ["MODELS", "Model", "check", "find", "is_repository"]
+__all__ = ["MODELS", "Model", "check", "check_option", "find", "is_repository"]

@@ -14,12 +14,12 @@ from worker.catalog.rows import MODELS
 from worker.errors import Unsupported
 from worker.types import Options
 
-# The options that a row lists by name, with the values that mean "not set". A row has a field of its own for task and
-# timestamps, and pooling changes the form of an embedding only.
+# The options that a row lists by name, with the values that mean "not set". A row has a field of its own for task,
+# timestamps and long_audio, and pooling changes the form of an embedding only.
 _UNSET = {
     field.name: field.default
     for field in fields(Options)
-    if field.name not in ("model", "task", "timestamps", "pooling")
+    if field.name not in ("model", "task", "timestamps", "long_audio", "pooling")
 }
 
 
@@ -30,9 +30,20 @@ def check(model: Model, options: Options) -> None:
     """
     _check_task(model, options)
     _check_timestamps(model, options)
+    _check_long_audio(model, options)
     _check_accepted(model, options)
     _check_languages(model, options)
     _check_control_tokens(model, options)
+
+
+def check_option(model: Model, name: str, *, called: str = "") -> None:
+    """Return if the model has the option, which the request calls `called`. Raises Unsupported."""
+    called = called or name
+    if name not in model.options:
+        raise Unsupported(
+            f"{model.id} does not accept {called}. Models that do: {_names(lambda other: name in other.options)}.",
+            param=called,
+        )
 
 
 def _check_task(model: Model, options: Options) -> None:
@@ -53,13 +64,20 @@ def _check_timestamps(model: Model, options: Options) -> None:
         )
 
 
-def _check_accepted(model: Model, options: Options) -> None:
-    refused = (name for name, unset in _UNSET.items() if name not in model.options and getattr(options, name) != unset)
-    if name := next(refused, None):
+def _check_long_audio(model: Model, options: Options) -> None:
+    if options.long_audio == "whole" and model.window_sec:
+        can = _names(lambda other: other.window_sec is None and "transcribe" in other.tasks)
         raise Unsupported(
-            f"{model.id} does not accept {name}. Models that do: {_names(lambda other: name in other.options)}.",
-            param=name,
+            f"{model.id} transcribes at most {model.window_sec:g} s at once. Set long_audio to windows, or leave it "
+            f"out. Models that transcribe long audio whole: {can}.",
+            param="long_audio",
         )
+
+
+def _check_accepted(model: Model, options: Options) -> None:
+    for name, unset in _UNSET.items():
+        if getattr(options, name) != unset:
+            check_option(model, name)
 
 
 def _check_languages(model: Model, options: Options) -> None:
@@ -86,7 +104,7 @@ def _check_translation(model: Model, spoken: str | None, target: str) -> None:
             param="target_language",
         )
     pivot = model.pivot_language
-    if pivot and pivot not in (spoken, target):
+    if pivot and spoken and pivot not in (spoken, target):
         raise Unsupported(
             f"unsupported target_language {target!r} for language {spoken!r}; {model.id} translates only from or into "
             f"{pivot}. Set one of them to {pivot}.",

@@ -50,7 +50,7 @@ def _parakeet(name: str, *aliases: str, languages: tuple[str, ...] = ("en",), li
         aliases=aliases,
         languages=languages,
         timestamps=True,
-        options=("language",),
+        options=("language", "confidence"),
     )
 
 
@@ -72,9 +72,8 @@ def _canary(
         languages=languages,
         target_languages=languages,
         pivot_language="en",
-        default_language="en",
         timestamps=timestamps,
-        options=("language", "target_language", "punctuation"),
+        options=("language", "target_language", "punctuation", "confidence"),
         window_sec=CANARY_SEC,
     )
 
@@ -100,7 +99,7 @@ def _whisper(
         aliases=aliases,
         languages=languages,
         timestamps=True,
-        options=("language", "prompt", *GENERATION),
+        options=("language", "prompt", "condition_on_previous_text", "confidence", *GENERATION),
         window_sec=30,
         scores_as="whisper",
     )
@@ -159,7 +158,7 @@ def _higgs(name: str, *aliases: str) -> Model:
         aliases=aliases,
         languages=WHISPER,
         timestamps=True,
-        options=("language", "prompt", *GENERATION),
+        options=("language", "prompt", "condition_on_previous_text", "confidence", *GENERATION),
         window_sec=30,
         part="audio_tower",
         processor="openai/whisper-large-v3-turbo",
@@ -206,7 +205,8 @@ MODELS: tuple[Model, ...] = (
         weights="embedded",
         languages=("en",),
         timestamps=True,
-        options=("language",),
+        options=("language", "confidence"),
+        window_sec=30,
     ),
 )
 
@@ -225,11 +225,21 @@ def _music_flamingo_folder(name: str, _config: Mapping[str, Any]) -> Model:
     return _flamingo(name, max_sec=1200, music=True, licence=OWN_LICENCE)
 
 
+def _parakeet_file(name: str, config: str) -> Model:
+    """Return the row for a Parakeet. If its vocabulary has letters that English lacks, only the checkpoint knows its
+    languages."""
+    foreign = any(letter.isalpha() and not letter.isascii() for letter in config)
+    return _parakeet(name, languages=() if foreign else ("en",), licence=OWN_LICENCE)
+
+
 def _canary_file(name: str, config: str) -> Model:
-    """Return the row for a Canary. Only checkpoints with the canary2 prompt can return timestamps, and one that was
-    trained on clips shorter than 40 s gets windows of that length."""
+    """Return the row for a Canary. Only checkpoints with the canary2 prompt can return timestamps. Training without a
+    loss for the prompt leaves a checkpoint unable to detect the spoken language, and one that was trained on clips
+    shorter than 40 s gets windows of that length."""
     timed = re.search(r"^prompt_format: canary2$", config, re.MULTILINE) is not None
     row = _canary(name, languages=(), timestamps=timed, licence=OWN_LICENCE)
+    if re.search(r"^use_loss_mask_for_prompt: true$", config, re.MULTILINE):
+        row = replace(row, default_language="en")
     trained = re.search(r"^train_ds:\n(?:[ \t].*\n)*?[ \t]+max_duration: ([\d.]+)", config, re.MULTILINE)
     return replace(row, window_sec=min(CANARY_SEC, float(trained[1]))) if trained else row
 
@@ -267,4 +277,4 @@ def of_nemo(name: str, config: str = "") -> Model:
     """Return the row for a .nemo file with this model_config.yaml: Canary, or Parakeet for every other class."""
     if "EncDecMultiTaskModel" in config:
         return _canary_file(name, config)
-    return _parakeet(name, licence=OWN_LICENCE)
+    return _parakeet_file(name, config)

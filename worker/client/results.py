@@ -10,12 +10,12 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from worker.errors import InternalError
-from worker.types import Span
+from worker.types import FinishReason, Span
 
 Json = Mapping[str, Any]
 
@@ -24,8 +24,8 @@ Json = Mapping[str, Any]
 class CallResult:
     """The fields of every result.
 
-    `model` is the id of the model, and `duration` the seconds of audio, if the response reports them. `warning` reports
-    damage to the file; the result then covers the part that could be read.
+    `model` is the id of the model, and `duration` the seconds of audio, if the response reports them. `warning` says
+    what may be wrong: damage to the file, of which the result covers the part that could be read, or a cut text.
     """
 
     model: str | None = None
@@ -37,21 +37,29 @@ class CallResult:
 class Transcribed(CallResult):
     """A transcript. `words` and `segments` are filled with timestamps=True.
 
-    `language` is the code of the spoken language, if the model reports it.
+    `language` is the code of the spoken language, if the model reports it. `finish_reason` is "length" if a limit on
+    new tokens cut off the text, and None if the model does not generate token by token. `confidence` and the
+    confidences of the spans, from 0 to 1, are filled with confidence=True.
     """
 
     text: str
     language: str | None = None
     words: tuple[Span, ...] = ()
     segments: tuple[Span, ...] = ()
+    confidence: float | None = None
+    finish_reason: FinishReason | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Captioned(CallResult):
-    """A description of the audio. `thinking` is the model's reasoning, if it writes any before the caption."""
+    """A description of the audio. `thinking` is the model's reasoning, if it writes any before the caption.
+
+    `finish_reason` is "length" if a limit on new tokens cut off the text, and None if the response does not report it.
+    """
 
     caption: str
     thinking: str | None = None
+    finish_reason: FinishReason | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,7 +84,7 @@ class Replied(CallResult):
     """The next turn of a chat. `finish_reason` is "length" if the reply reached its token limit."""
 
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
 
@@ -122,15 +130,21 @@ def _transcript(result: Json) -> dict[str, Any]:
     return {
         "text": result["text"],
         "language": result.get("language"),
+        "confidence": result.get("confidence"),
+        "finish_reason": result.get("finish_reason"),
         **{
-            f"{level}s": tuple(Span(s[level], s["start"], s["end"]) for s in spans.get(level, ()))
+            f"{level}s": tuple(Span(s[level], s["start"], s["end"], s.get("confidence")) for s in spans.get(level, ()))
             for level in ("word", "segment")
         },
     }
 
 
 def _caption(result: Json) -> dict[str, Any]:
-    return {"caption": result["caption"], "thinking": result.get("thinking")}
+    return {
+        "caption": result["caption"],
+        "thinking": result.get("thinking"),
+        "finish_reason": result.get("finish_reason"),
+    }
 
 
 def _embedding(result: Json) -> dict[str, Any]:

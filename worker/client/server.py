@@ -92,6 +92,7 @@ def _from_openai_chat(response: Json) -> Json:
         choice: Any = response["choices"][0]
         return {
             "model": response.get("model"),
+            "warning": response.get("warning"),
             "text": choice["message"]["content"],
             "finish_reason": choice["finish_reason"],
             "usage": response["usage"],

@@ -103,7 +103,8 @@ def exchange(send: Send, retries: int) -> Steps[Json]:
     """Send a request, and return the JSON object of the response.
 
     A request is sent up to `retries` times more after a lost connection, and while the server is busy (status 429, 502
-    or 503); the pauses grow, and are at least as long as the server's Retry-After. A request that timed out is sent
+    or 503); the pauses grow, and are at least as long as the server's Retry-After. No request is
+    sent again if X-Should-Retry forbids it. A request that timed out is sent
     again only if it is a GET, because the server may still be working on it.
 
     Raises: ServerUnreachable if there is no response; DeadlineExceeded after a timeout; InternalError if the response
@@ -126,7 +127,9 @@ def exchange(send: Send, retries: int) -> Steps[Json]:
                 return _json(response)
             failure = error_from_response(response)
             retry_after = failure.retry_after_sec or 0
-            if response.status_code not in _RETRIED or not failure.retryable or retry_after > LONGEST_RETRY_AFTER_SEC:
+            forbidden = response.headers.get("X-Should-Retry") == "false"
+            busy = response.status_code in _RETRIED and failure.retryable and not forbidden
+            if not busy or retry_after > LONGEST_RETRY_AFTER_SEC:
                 raise failure
             wait = max(wait, retry_after)
         if attempt < retries:

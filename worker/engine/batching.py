@@ -5,17 +5,24 @@ background. Pieces are sorted by duration, so that a piece shares its batch with
 up to `max_items` pieces and `max_padded_sec` seconds *counted with padding*: the longest piece times their number is
 what the device computes and what its memory must hold. Long pieces run alone.
 
-`next_batch` always serves the waiting piece of the lowest order first, so that no piece starves. The rest of its batch
-are the pieces next to it by duration, from all requests.
+A batch is expected to run for `target_sec` at most, so that who comes next does not wait for long. If one piece alone
+takes longer, the batch may run longer than that piece by what it costs to start another batch.
+
+`next_batch` serves the piece whose turn it is. The rest of its batch are the pieces next to it by duration, from all
+requests. `turn_batch` leaves out those that would delay it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from worker.config import Settings
+from worker.engine.batch_cost import FREE, BatchCost
 from worker.types import Batch, Piece
+
+DELAY = 1.25  # a batch may run this much longer because of pieces whose turn it is not
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +37,23 @@ class Limits:
     """Pieces that are longer, in seconds, run alone."""
     max_waste_sec: float = 100.0
     """The most seconds of padding: more would cost the device more than a further batch."""
+    target_sec: float = math.inf
+    """How long a batch may be expected to run, unless one piece takes longer."""
+    cost: BatchCost = FREE
+    """What a batch costs on the device."""
+
+    def allow(self, count: int, longest_sec: float) -> bool:
+        """Return whether a batch may hold so many pieces of which the longest has so many seconds."""
+        return (
+            count <= self.max_items
+            and count * longest_sec <= self.max_padded_sec
+            and self.cost.of(count, longest_sec)
+            <= max(self.target_sec, self.cost.of(1, longest_sec) + self.cost.overhead_sec)
+        )
+
+    def cost_of(self, batch: Batch) -> float:
+        """Return the seconds that a batch is expected to run."""
+        return self.cost.of(len(batch.pieces), _longest_sec(batch))
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
@@ -59,9 +83,13 @@ def plan(pieces: Sequence[Piece], limits: Limits) -> list[Batch]:
     return batches
 
 
-def next_batch(waiting: Sequence[Piece], limits: Limits) -> Batch:
-    """Return the batch that holds the waiting piece of the lowest order. `waiting` must not be empty."""
-    first = min(waiting, key=lambda piece: piece.order)
+def next_batch(waiting: Sequence[Piece], limits: Limits, first: Piece | None = None) -> Batch:
+    """Return the batch that holds `first`, one of the waiting pieces; by default that of the lowest order.
+
+    `waiting` must not be empty.
+    """
+    if first is None:
+        first = min(waiting, key=lambda piece: piece.order)
     if is_long(first, limits):
         return Batch((first,), long=True)
     kind = _kind(first)
@@ -69,10 +97,28 @@ def next_batch(waiting: Sequence[Piece], limits: Limits) -> Batch:
     return next(batch for batch in plan(same, limits) if first in batch.pieces)
 
 
+def turn_batch(waiting: Sequence[Piece], limits: Limits, first: Piece, is_new: Callable[[Piece], bool]) -> Batch:
+    """Return the batch that holds `first`, without pieces that would delay the end of its request.
+
+    is_new: whether the request of a piece is new, so that it may share every batch. Pieces of other requests fill the
+    batch if it then runs little longer, or if more of the request of `first` waits than the batch can hold.
+    """
+    batch = next_batch(waiting, limits, first)
+    if first.background or all(map(is_new, batch.pieces)):
+        return batch
+    prompt = next_batch([piece for piece in waiting if is_new(piece) or piece.turn == first.turn], limits, first)
+    of_request = sum(piece.turn == first.turn for piece in waiting)
+    is_last = sum(piece.turn == first.turn for piece in prompt.pieces) == of_request
+    return prompt if is_last and limits.cost_of(batch) > DELAY * limits.cost_of(prompt) else batch
+
+
 def is_full(batch: Batch, limits: Limits) -> bool:
     """Whether the batch cannot hold another piece like its own."""
-    longest = max(piece.duration_sec for piece in batch.pieces)
-    return batch.long or len(batch.pieces) >= limits.max_items or batch.padded_sec + longest > limits.max_padded_sec
+    return batch.long or not limits.allow(len(batch.pieces) + 1, _longest_sec(batch))
+
+
+def _longest_sec(batch: Batch) -> float:
+    return max(piece.duration_sec for piece in batch.pieces)
 
 
 def _kind(piece: Piece) -> tuple[object, bool]:
@@ -88,11 +134,7 @@ def _pack(longest_first: Sequence[Piece], limits: Limits) -> list[Batch]:
         if group:
             longest = group[0].duration_sec
             waste_sec += longest - piece.duration_sec
-            if (
-                len(group) == limits.max_items
-                or (len(group) + 1) * longest > limits.max_padded_sec
-                or waste_sec > limits.max_waste_sec
-            ):
+            if not limits.allow(len(group) + 1, longest) or waste_sec > limits.max_waste_sec:
                 batches.append(Batch(tuple(group)))
                 group, waste_sec = [], 0.0
         group.append(piece)

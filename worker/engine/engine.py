@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 
@@ -22,20 +21,21 @@ from worker.audio.ingest import Decoded, Ingest, Unit
 from worker.audio.read_ahead import Queue
 from worker.backends import create
 from worker.backends.base import Backend
-from worker.backends.common.device import weights_budget
+from worker.backends.common.device import batch_target_sec, weights_budget
 from worker.config import Settings
-from worker.engine import chunking
 from worker.engine.batching import Limits
+from worker.engine.chunking import cut
+from worker.engine.clip_run import ClipRun
 from worker.engine.model_manager import ModelManager
 from worker.engine.placement import device_placements
 from worker.engine.remote.device import Device
-from worker.engine.request_state import OnResult, OnText, RequestState, WindowCollector
+from worker.engine.request_state import OnResult, OnText, RequestState
 from worker.engine.runner import OnBatch, Runner
 from worker.engine.scheduler import Scheduler
-from worker.errors import AviaryError, DeviceLost, TooLong
+from worker.errors import AviaryError, DeviceLost, EmptyAudio
 from worker.faults import report
 from worker.futures import any_of, fail, when_all
-from worker.types import SAMPLE_RATE, Clip, Item, Options, Output, Piece, Request, Response, Source
+from worker.types import Item, Options, Output, Part, Request, Response, Source
 
 log = logging.getLogger(__name__)
 
@@ -173,13 +173,14 @@ class Engine:
     def _local(self, number: int, create_backend: CreateBackend) -> Runner:
         """Return the runner of a device in this process."""
         settings = self.settings.model_copy(update={"device": self.settings.devices[number]})
-        return self._runner(number, self._manager(create_backend, settings))
+        return self._runner(number, self._manager(create_backend, settings), settings)
 
     def _remote(self, number: int, device: Device) -> Runner:
         """Return the runner of a device in a process of its own."""
-        models = self._manager(device.create, device.placement.settings)
+        settings = device.placement.settings
+        models = self._manager(device.create, settings)
         device.watch(models.lose)
-        return self._runner(number, models, device.close)
+        return self._runner(number, models, settings, device.close)
 
     def _manager(self, create_backend: CreateBackend, settings: Settings) -> ModelManager:
         return ModelManager(
@@ -190,9 +191,18 @@ class Engine:
             loading=self._loading,
         )
 
-    def _runner(self, number: int, models: ModelManager, on_end: Callable[[], None] = lambda: None) -> Runner:
-        limits = Limits.of(self.settings)
-        return Runner(self._scheduler, models, limits, name=str(number), on_batch=self._on_batch, on_end=on_end)
+    def _runner(
+        self, number: int, models: ModelManager, settings: Settings, on_end: Callable[[], None] = lambda: None
+    ) -> Runner:
+        return Runner(
+            self._scheduler,
+            models,
+            Limits.of(self.settings),
+            target_sec=functools.partial(batch_target_sec, settings),
+            name=str(number),
+            on_batch=self._on_batch,
+            on_end=on_end,
+        )
 
     # Requests
 
@@ -208,41 +218,24 @@ class Engine:
         return Unit(source, on_outcome, state.future.cancelled)
 
     def _infer(self, state: RequestState, queue: Queue, decoded: Decoded, items: Iterable[Item]) -> None:
-        """Run a clip, once for each distinct set of options, and release its audio when all of these are done."""
+        """Run a clip, once for each segment and set of options, and release its audio when all of these are done."""
         state.add_seconds(fetch_sec=decoded.fetch_sec, decode_sec=decoded.decode_sec)
-        groups: dict[Options, list[Item]] = {}
+        groups: dict[tuple[Options, Part | None], list[Item]] = {}
         for item in items:
-            groups.setdefault(item.options, []).append(item)
-        outputs: dict[Options, Future[Output]] = {options: Future() for options in groups}
+            groups.setdefault((item.options, item.segment), []).append(item)
+        outputs: dict[tuple[Options, Part | None], Future[Output]] = {key: Future() for key in groups}
         when_all(outputs.values(), functools.partial(self._ingest.release, decoded.clip, queue))
-        for options, group in groups.items():
-            output = outputs[options]
-            output.add_done_callback(functools.partial(state.finish, group, decoded.clip))
+        for key, group in groups.items():
+            output, (options, segment) = outputs[key], key
+            clip = decoded.clip if segment is None else cut(decoded.clip, *segment)
+            output.add_done_callback(functools.partial(state.finish, group, clip))
             try:
-                self._submit_pieces(state, decoded.clip, options, group, output)
+                if not len(clip.samples):
+                    raise EmptyAudio(f"the segment lies past the end of the audio, at {decoded.clip.duration_sec:g} s")
+                run = ClipRun(state, clip, options, group, settings=self.settings, submit=self._scheduler.submit)
+                run.start(output)
             except Exception as error:  # noqa: BLE001  every input gets an outcome
                 fail(output, report(error))
-
-    def _submit_pieces(
-        self, state: RequestState, clip: Clip, options: Options, items: Sequence[Item], output: Future[Output]
-    ) -> None:
-        """Queue the clip, in windows if it is longer than what the model accepts at a time. Raises TooLong."""
-        windows = _windows(clip, options)
-        is_whole = len(windows) == 1
-        stream = state.text_stream(items)
-        collector = WindowCollector(
-            state,
-            [start / SAMPLE_RATE for start, _end in windows],
-            output,
-            on_text=None if stream is None or is_whole else stream.write,
-        )
-        order = time.monotonic()
-        for number, (start, end) in enumerate(windows):
-            part = clip if is_whole else Clip(clip.samples[start:end])
-            piece = Piece(part, options, order, state.request.background, state.future.cancelled)
-            if stream is not None and is_whole:
-                piece = dataclasses.replace(piece, on_text=stream.write, begins=stream.restart)
-            self._scheduler.submit(piece, functools.partial(collector.add, number))
 
     def _on_done(self, request: Request, future: Future[Response]) -> None:
         if future.cancelled():
@@ -250,17 +243,3 @@ class Engine:
             self._scheduler.wake()
         else:
             self._on_response(request, future.result())
-
-
-def _windows(clip: Clip, options: Options) -> list[tuple[int, int]]:
-    """Return the (start, end) samples of the windows in which the model takes the clip. Raises TooLong."""
-    row = catalog.find(options.model)
-    if options.task in ("transcribe", "translate"):
-        if row.window_sec:
-            return chunking.split(clip.samples, row.window_sec)
-    elif row.max_sec and clip.duration_sec > row.max_sec and options.task != "embed":
-        raise TooLong(
-            f"{clip.duration_sec:.1f} s is longer than the {row.max_sec:g} s that {row.id} accepts for one "
-            f"{options.task}"
-        )
-    return [(0, len(clip.samples))]

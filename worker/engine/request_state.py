@@ -10,26 +10,47 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
+from typing import Any
 
 from worker.engine import chunking
 from worker.engine.piece_queue import PieceResult
 from worker.errors import AviaryError
 from worker.futures import fail, settle
-from worker.types import Clip, Failure, Item, Output, Request, Response, Result, Timing, Transcript, View
+from worker.types import (
+    Analysis,
+    Clip,
+    Embedding,
+    Failure,
+    Item,
+    Output,
+    Request,
+    Response,
+    Result,
+    Timing,
+    Transcript,
+    Turn,
+    View,
+)
 
 log = logging.getLogger(__name__)
 
+_numbers = itertools.count()  # of requests
+
 OnResult = Callable[[Result | Failure], None]
 OnText = Callable[[int, str], None]
+Parts = list[tuple[float, Output]]  # where each window starts, in seconds, and its output
 
 
 class RequestState:
     """The outcomes and the seconds of a request. `future` is set once every input has its outcome.
+
+    `turn` is what its pieces have in common for the scheduler.
 
     on_result: called with each outcome, before the future is set. Its exceptions are logged.
     on_text: called with an input's index and each new part of its generated text. Its exceptions are logged.
@@ -38,6 +59,7 @@ class RequestState:
     def __init__(self, request: Request, on_result: OnResult | None, on_text: OnText | None) -> None:
         self.future: Future[Response] = Future()
         self.request, self._on_result, self._on_text = request, on_result, on_text
+        self.turn = Turn(request.owner, next(_numbers))
         self._started = time.monotonic()
         self._outcomes: dict[int, Result | Failure] = {}  # by index
         self._seconds: dict[str, float] = {}
@@ -64,7 +86,8 @@ class RequestState:
             self.fail(items, error)
             return
         for item in items:
-            self._add(Result(item, clip.duration_sec, visible(output.result(), item.view), clip.warning))
+            result = output.result()
+            self._add(Result(item, clip.duration_sec, visible(result, item.view), _warning(clip, result)))
 
     def fail(self, items: Iterable[Item], error: AviaryError) -> None:
         """Give these inputs the error."""
@@ -90,6 +113,11 @@ class RequestState:
             self.future.set_result(Response(self.request.model, results, timing))
 
 
+def merge(parts: Parts) -> Output:
+    """Return the output of the only window, or the merged transcripts of several."""
+    return parts[0][1] if len(parts) == 1 else chunking.merge(parts)
+
+
 class WindowCollector:
     """Merges the outcomes of a clip's windows into the future `output`.
 
@@ -97,16 +125,19 @@ class WindowCollector:
 
     starts_sec: where each window starts in the clip.
     on_text: receives the text of the windows in order, each as soon as the windows before it are done.
+    merge: makes the result of `output` from the starts and the outputs of the windows.
     """
 
     def __init__(
         self,
         state: RequestState,
         starts_sec: Sequence[float],
-        output: Future[Output],
+        output: Future[Any],
         on_text: Callable[[str], None] | None = None,
+        merge: Callable[[Parts], Any] = merge,
     ) -> None:
         self._state, self._starts_sec, self._output, self._on_text = state, starts_sec, output, on_text
+        self._merge = merge
         self._outcomes: list[Output | AviaryError | None] = [None] * len(starts_sec)
         self._missing = len(starts_sec)
         self._streamed = 0  # characters that `on_text` has received
@@ -129,18 +160,14 @@ class WindowCollector:
         else:
             settle(self._output, self._merge(self._parts()))
 
-    def _parts(self) -> list[tuple[float, Output]]:
+    def _parts(self) -> Parts:
         """Return the start and the output of each window, up to the first that failed or is not done."""
-        parts: list[tuple[float, Output]] = []
+        parts: Parts = []
         for start_sec, outcome in zip(self._starts_sec, self._outcomes, strict=True):
             if outcome is None or isinstance(outcome, AviaryError):
                 break
             parts.append((start_sec, outcome))
         return parts
-
-    @staticmethod
-    def _merge(parts: Sequence[tuple[float, Output]]) -> Output:
-        return parts[0][1] if len(parts) == 1 else chunking.merge(parts)
 
     def _stream(self, on_text: Callable[[str], None]) -> None:
         parts = self._parts()
@@ -175,6 +202,11 @@ class TextStream:
         except Exception:
             log.exception("on_text failed")
 
+    @property
+    def has_written(self) -> bool:
+        """Whether the listener has received text."""
+        return self._passed_on > 0
+
     def restart(self) -> None:
         """Note that the text is generated from its beginning."""
         self._position = 0
@@ -193,4 +225,12 @@ def visible(output: Output, view: View) -> Output:
         words=output.words if is_timed else (),
         segments=output.segments if is_timed else (),
         chars=output.chars if "char" in view.timestamps else (),
+        tokens=output.tokens if view.confidence or view.include else (),
     )
+
+
+def _warning(clip: Clip, output: Output) -> str | None:
+    """Return what may be wrong with the audio and with its text."""
+    text = output.caption if isinstance(output, Analysis) else output
+    of_text = None if isinstance(text, Embedding) else text.warning
+    return "; ".join(filter(None, (clip.warning, of_text))) or None

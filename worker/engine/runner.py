@@ -1,7 +1,8 @@
 """The one thread of a device: takes batches from the scheduler and runs them, and outlives their failures.
 
 A batch that fails is run again in halves, until only the piece at fault fails. Running out of memory does the same, and
-lowers the model's budget on this device. The loss of the device ends the thread, and the pieces that it was running go
+lowers the model's budget on this device. From the batches that ran, the runner learns how long the next one may be. The
+loss of the device ends the thread, and the pieces that it was running go
 back to the scheduler. No other exception ends the thread.
 """
 
@@ -9,18 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 
 from worker.backends.base import Backend
+from worker.engine.batch_cost import CostEstimate
 from worker.engine.batching import Limits
 from worker.engine.model_manager import ModelManager
 from worker.engine.piece_queue import PieceResult, QueuedPiece, deliver_all
 from worker.engine.scheduler import Assignment, Scheduler
 from worker.errors import AviaryError, Cancelled, DeviceLost, InternalError, ModelUnavailable, OutOfMemory
 from worker.faults import forget, report, translate
-from worker.types import Batch, Output
+from worker.types import Batch, Output, Task
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,7 @@ class Runner:
 
     models: the models on the device.
     limits: what a batch may hold, before a model runs out of memory.
+    target_sec: returns how long a batch should run at most. It is called once a model is loaded.
     name: the name of the device.
     on_batch: called with each batch that ran, its seconds and `name`, on the device's thread.
     on_end: called to give up the device, when its models are closed. If the device is lost, it is called before that
@@ -45,6 +49,7 @@ class Runner:
         models: ModelManager,
         limits: Limits,
         *,
+        target_sec: Callable[[], float] = lambda: math.inf,
         name: str = "0",
         on_batch: OnBatch = lambda batch, seconds, device: None,
         on_end: Callable[[], None] = lambda: None,
@@ -52,7 +57,9 @@ class Runner:
         self.models, self.name = models, name
         self.lost: DeviceLost | None = None
         self._scheduler, self._limits, self._on_batch, self._on_end = scheduler, limits, on_batch, on_end
+        self._target_sec = target_sec
         self._budgets: dict[str, Limits] = {}  # by model
+        self._estimates: dict[tuple[str, Task], CostEstimate] = {}  # by model and task
         self._thread = threading.Thread(target=self._run, name=f"runner {name}", daemon=True)
         scheduler.add_runner(self)
 
@@ -65,9 +72,16 @@ class Runner:
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout=JOIN_SEC)
 
-    def limits(self, model: str, backend: Backend) -> Limits:
-        """Return what a batch of the model may hold on this device."""
-        return self._budgets.setdefault(model, dataclasses.replace(self._limits, max_waste_sec=backend.overhead_sec))
+    def limits(self, model: str, backend: Backend, task: Task) -> Limits:
+        """Return what a batch of the model, for one task, may hold on this device."""
+        if model not in self._budgets:
+            self._budgets[model] = dataclasses.replace(
+                self._limits, max_waste_sec=backend.overhead_sec, target_sec=self._target_sec()
+            )
+        if (model, task) not in self._estimates:
+            target_sec = self._budgets[model].target_sec
+            self._estimates[model, task] = CostEstimate(backend.overhead_sec, backend.least_sec, target_sec)
+        return dataclasses.replace(self._budgets[model], cost=self._estimates[model, task].cost)
 
     def _run(self) -> None:
         while not self._scheduler.closed and self.lost is None:
@@ -100,9 +114,11 @@ class Runner:
         if isinstance(model, AviaryError):
             deliver_all(group, report(model))
             return
+        started = time.monotonic()
         try:
             self._run_batch(model, group)
         finally:
+            self._scheduler.end(group, time.monotonic() - started)
             self.models.release(group[0].piece.options.model)
 
     def _run_batch(self, backend: Backend, group: Sequence[QueuedPiece]) -> None:
@@ -122,6 +138,8 @@ class Runner:
             self._recover(backend, group, batch, translate(error))
             return
         took_sec = time.monotonic() - started
+        if not batch.long:
+            self._estimates[batch.options.model, batch.options.task].add(batch, took_sec)
         _deliver_outputs(group, outputs, started, took_sec)
         self._on_batch(batch, took_sec, self.name)
 

@@ -2,11 +2,13 @@
 
     submit(piece, on_outcome)      queues a piece
     next_assignment(runner)        the runner's next batch, with its model acquired on the runner's device
+    end(group, took_sec)           the batch has ended
     requeue(group)                 takes back the pieces that a lost device did not finish
     remove_runner(runner, error)   takes a lost device out of service
 
-While more pieces are about to be submitted, a batch waits to be filled, for `wait_sec` at most. Otherwise the idle
-runners share the pieces that wait, in parts that are each worth a batch.
+Requests take turns; see worker.engine.piece_queue. While more pieces are about to be submitted, a batch waits to be
+filled, for `wait_sec` at most. Otherwise the idle runners share the pieces that wait, in parts that are each worth a
+batch.
 
 Pieces that a lost device was running are returned to the queue once. Returned pieces run alone, so one that crashes
 devices takes no others down with it; after its second crash it fails. When the last runner is removed, `lost` says
@@ -24,11 +26,11 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, Protocol
 
 from worker.backends.base import Backend
-from worker.engine.batching import Limits, is_full, next_batch
+from worker.engine.batching import Limits, is_full, turn_batch
 from worker.engine.model_manager import ModelManager
-from worker.engine.piece_queue import OnOutcome, PieceQueue, QueuedPiece, deliver_all
+from worker.engine.piece_queue import Group, OnOutcome, PieceQueue, QueuedPiece, deliver_all
 from worker.errors import AviaryError, Cancelled, DeviceLost
-from worker.types import Batch, Piece
+from worker.types import Batch, Piece, Task
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +49,8 @@ class DeviceRunner(Protocol):
     models: ModelManager
     name: str
 
-    def limits(self, model: str, backend: Backend) -> Limits:
-        """Return what a batch of the model may hold on the runner's device."""
+    def limits(self, model: str, backend: Backend, task: Task) -> Limits:
+        """Return what a batch of the model, for one task, may hold on the runner's device."""
         ...
 
 
@@ -57,11 +59,18 @@ class Scheduler:
 
     wait_sec: the longest time that a batch waits for more pieces.
     incoming: returns how many pieces, of the background (True) or interactive (False), are about to be submitted.
+    clock: returns the time in seconds.
     """
 
-    def __init__(self, *, wait_sec: float = 0.05, incoming: Callable[[bool], int] = lambda background: 0) -> None:
-        self._wait_sec, self._incoming = wait_sec, incoming
-        self._queue = PieceQueue()
+    def __init__(
+        self,
+        *,
+        wait_sec: float = 0.05,
+        incoming: Callable[[bool], int] = lambda background: 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._wait_sec, self._incoming, self._clock = wait_sec, incoming, clock
+        self._queue = PieceQueue(clock)
         self._changed = threading.Condition()
         self._runners: list[DeviceRunner] = []
         self._idle: list[DeviceRunner] = []  # the runners that wait for an assignment
@@ -79,7 +88,7 @@ class Scheduler:
 
     def submit(self, piece: Piece, on_outcome: OnOutcome) -> None:
         """Queue a piece. `on_outcome` is called once, with its result or an error, on the thread that has it."""
-        queued = QueuedPiece(piece, on_outcome, time.monotonic())
+        queued = QueuedPiece(piece, on_outcome, self._clock())
         with self._changed:
             is_open = self.lost is None and not self.closed
             if is_open:
@@ -102,12 +111,15 @@ class Scheduler:
             cancelled = self._queue.pop_cancelled()
             if cancelled:
                 return Assignment(cancelled, Cancelled("the request was canceled"))
-            for model, group in self._queue.by_model():
+            fills_up = False  # an interactive batch, which must not wait for one of the background
+            for group in self._queue.groups():
+                if fills_up and group.first.background:
+                    continue
                 try:
-                    backend = runner.models.acquire(model)
+                    backend = runner.models.acquire(group.model)
                 except AviaryError as error:
-                    if self._refused_by_all(model, runner, error):
-                        return Assignment(self._pop(group), error.with_traceback(None))
+                    if self._refused_by_all(group.model, runner, error):
+                        return Assignment(self._pop(group.pieces), error.with_traceback(None))
                     continue
                 if backend is None:
                     continue
@@ -115,11 +127,17 @@ class Scheduler:
                 if assignment is not None:
                     return assignment
                 pause = patience_sec if pause is None else min(pause, patience_sec)
+                fills_up = fills_up or not group.first.background
             if not self.closed and self.lost is None and not runner.models.has_work:
                 self._idle.append(runner)
                 self._changed.wait(pause)
                 self._idle.remove(runner)
         return None
+
+    def end(self, group: Sequence[QueuedPiece], took_sec: float) -> None:
+        """Note that the batch of an assignment has ended, and how long it ran."""
+        with self._changed:
+            self._queue.end([queued.piece for queued in group], took_sec)
 
     def requeue(self, group: Sequence[QueuedPiece], *, ran: bool) -> list[QueuedPiece]:
         """Take back the pieces that a lost device did not finish, and return those that must fail.
@@ -162,45 +180,42 @@ class Scheduler:
             self._changed.notify_all()
         self.fail_all(Cancelled("the worker is shutting down"))
 
-    def _assign(
-        self, runner: DeviceRunner, backend: Backend, group: Sequence[QueuedPiece]
-    ) -> tuple[Assignment | None, float]:
+    def _assign(self, runner: DeviceRunner, backend: Backend, group: Group) -> tuple[Assignment | None, float]:
         """Return the assignment of a batch out of the group; or None, and the seconds that it may still wait.
 
         The model of the group is acquired, and is released here if there is no assignment.
         """
-        model = group[0].piece.options.model
         assignment = None
         try:
-            batch, patience_sec = self._next_batch(runner, group, runner.limits(model, backend))
+            limits = runner.limits(group.model, backend, group.first.options.task)
+            batch, patience_sec = self._next_batch(runner, group, limits)
             if batch is not None:
-                self._refusals.remove(model, runner)
+                self._refusals.remove(group.model, runner)
                 assignment = Assignment(self._queue.pop_batch(batch), backend)
                 if self._queue and self._idle:
                     self._changed.notify_all()
             return assignment, patience_sec
         finally:
             if assignment is None:
-                runner.models.release(model)
+                runner.models.release(group.model)
 
-    def _next_batch(
-        self, runner: DeviceRunner, group: Sequence[QueuedPiece], limits: Limits
-    ) -> tuple[Batch | None, float]:
+    def _next_batch(self, runner: DeviceRunner, group: Group, limits: Limits) -> tuple[Batch | None, float]:
         """Return the batch to run now; or None, and the seconds that it may still wait to be filled."""
-        suspect = next((queued.piece for queued in group if queued.suspect), None)
+        suspect = next((queued.piece for queued in group.pieces if queued.suspect), None)
         if suspect is not None:
             return Batch((suspect,)), 0.0
-        pieces = [queued.piece for queued in group]
-        batch = next_batch(pieces, limits)
-        patience_sec = group[0].since + self._wait_sec - time.monotonic()
-        if self._incoming(batch.pieces[0].background):
+        pieces = [queued.piece for queued in group.pieces]
+        batch = turn_batch(pieces, limits, group.first, self._queue.is_new)
+        patience_sec = group.pieces[0].since + self._wait_sec - self._clock()
+        if self._incoming(group.first.background):
             return (batch if patience_sec <= 0 or is_full(batch, limits) else None), patience_sec
-        sharers = self._idle_runners_with(batch.options.model, besides=runner)
+        sharers = self._idle_runners_with(group.model, besides=runner)
         if not sharers:
             return batch, patience_sec
         share_sec = sum(piece.duration_sec for piece in pieces) / (1 + len(sharers))
         share = min(max(share_sec, limits.max_waste_sec), limits.max_padded_sec)
-        return next_batch(pieces, dataclasses.replace(limits, max_padded_sec=share)), patience_sec
+        limits = dataclasses.replace(limits, max_padded_sec=share)
+        return turn_batch(pieces, limits, group.first, self._queue.is_new), patience_sec
 
     def _idle_runners_with(self, model: str, *, besides: DeviceRunner) -> list[DeviceRunner]:
         return [runner for runner in self._idle if runner is not besides and runner.models.is_ready(model)]

@@ -22,13 +22,19 @@ Json = dict[str, Any]
 
 
 def transcribe_file(
-    path: str | os.PathLike[str], model_bundle: ModelBundle, prompt: str | None = None, max_new_tokens: int = 128
+    path: str | os.PathLike[str],
+    model_bundle: ModelBundle,
+    prompt: str | None = None,
+    max_new_tokens: int | None = None,
 ) -> Json:
     """Return the transcript of a file as {"file", "text", "tokens_generated", "elapsed_sec"}.
 
-    max_new_tokens: the most tokens, for a model that generates text token by token. For another kind of model it has
-        no effect, and tokens_generated is None.
+    max_new_tokens: the most tokens, for a model that generates text token by token. None: the model's own limit, which
+        is far above the length of ordinary speech. For another kind of model it has no effect, and tokens_generated is
+        None.
     elapsed_sec: seconds from the call until the text was ready.
+    The result also has `finish_reason` ("stop", or "length" if a limit on new tokens cut off the text) if the model
+    generates token by token, and `warning` if something may be wrong with the audio or the text.
     Raises AviaryError; for example, Unsupported if a prompt is given to a model that takes none.
     """
     answer = model_bundle.transcribe(path, **_options(model_bundle, prompt, max_new_tokens))
@@ -39,7 +45,7 @@ def transcribe_files(
     paths: Sequence[str | os.PathLike[str]],
     model_bundle: ModelBundle,
     prompt: str | None = None,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     *,
     progress: bool = False,
 ) -> list[Json]:
@@ -60,7 +66,7 @@ def evaluate_folder(
     model_bundle: ModelBundle,
     match_mode: str = "exact",
     prompt: str | None = None,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     *,
     normalizer: str = "basic",
     progress: bool = False,
@@ -103,9 +109,11 @@ def _file_json(file: str, answer: Answer[Transcript] | Failure) -> Json:
 
         return {"file": file, "error": error_json(answer.error)}
     transcript = answer.output
+    notes = {"finish_reason": transcript.finish_reason, "warning": answer.warning}
     return {
         "file": file,
         "text": transcript.text,
         "tokens_generated": transcript.tokens_generated,
         "elapsed_sec": round(answer.elapsed_sec, 3),
+        **{name: value for name, value in notes.items() if value is not None},
     }

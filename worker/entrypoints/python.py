@@ -81,7 +81,7 @@ class Answer(Generic[T]):
     elapsed_sec: float
     """Seconds from the call until the output was ready."""
     warning: str | None = None
-    """An error after which the decoder could continue."""
+    """What may be wrong: damaged audio, speech without words, or a text that the limit on new tokens cut off."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

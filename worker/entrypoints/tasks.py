@@ -40,13 +40,15 @@ class Tasks:
         s3: S3Access | None = None,
         files: Mapping[str, BinaryIO] | None = None,
         background: bool = False,
+        owner: str | None = None,
     ) -> Work:
         """Return the work that a request (unwrapped) asks for. Raises RequestError if the request as a whole is wrong.
 
-        s3: the job's own bucket. files: as in `worker.protocol.request.parse`. background: as in `Request`.
+        s3: the job's own bucket. files: as in `worker.protocol.request.parse`. background, owner: as in
+        `Request`.
         """
         if "openai_route" in fields:
-            return self._routed(fields, s3=s3, files=files, background=background)
+            return self._routed(fields, s3=s3, files=files, background=background, owner=owner)
         task = fields.get("task")
         if task == "score":
             from worker.scoring import task as scoring
@@ -55,8 +57,9 @@ class Tasks:
         if task == "evaluate":
             from worker.evaluation import task as evaluation
 
-            return evaluation.prepare(fields, self._settings, self._engine, s3=s3, background=background)
-        request = dataclasses.replace(parse(fields, self._settings, s3=s3, files=files), background=background)
+            return evaluation.prepare(fields, self._settings, self._engine, s3=s3, background=background, owner=owner)
+        request = parse(fields, self._settings, s3=s3, files=files)
+        request = dataclasses.replace(request, background=background, owner=owner)
         return Inference(request, self._engine, Bucket(self._settings, s3).put)
 
     @property

@@ -20,7 +20,7 @@ and how an empty label counts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from worker.config import Settings
@@ -28,7 +28,7 @@ from worker.errors import RequestError
 from worker.evaluation import metrics
 from worker.evaluation.folders import Corpus, Pair
 from worker.evaluation.metrics import Counts
-from worker.protocol import render
+from worker.protocol import nemo_manifest, render
 from worker.protocol.request import find_model, parse
 from worker.types import Failure, Request, Response, Result, S3Access, Transcript
 
@@ -149,14 +149,22 @@ def prepare(
         )
     options = dict(options or {})
     takes_language = "language" in find_model(options.get("model"), settings, trusted=trusted).options
-    inputs = [
-        {"source": pair.source, "language": pair.language} if pair.language and takes_language else pair.source
-        for pair in corpus.pairs
-    ]
+    inputs = [_input(pair, options, takes_language=takes_language) for pair in corpus.pairs]
     if trusted:
         settings = settings.model_copy(update={"max_inputs": max(settings.max_inputs, len(inputs))})
     request = parse({**options, "task": "transcribe", "inputs": inputs}, settings, s3=s3, trusted=trusted)
-    return Evaluation(corpus, request, match_mode, normalizer, options.get("language"))
+    items = tuple(replace(item, segment=corpus.pairs[item.index].segment) for item in request.items)
+    return Evaluation(corpus, replace(request, items=items), match_mode, normalizer, options.get("language"))
+
+
+def _input(pair: Pair, options: Mapping[str, Any], *, takes_language: bool) -> Json:
+    """Return the input of a pair. A language that the model does not take only selects the normalizer."""
+    own = {"language": pair.language, **pair.options} if pair.language else pair.options
+    needed = nemo_manifest.override({name: None for name in own if name in options}, own)
+    return {
+        "source": pair.source,
+        **{name: value for name, value in needed.items() if name != "language" or takes_language},
+    }
 
 
 def evaluate(

@@ -4,7 +4,8 @@
                  path and stem of its audio; its lines are joined. Alternatively, in the layout of LibriSpeech,
                  a/1-2.trans.txt holds lines such as `1-2-0001 the words`, which label a/1-2-0001.flac
     manifest     NeMo's format: one JSON object a line with `audio_filepath` (a URL, or a path relative to the
-                 manifest's folder), `text`, and optionally `lang` or `source_lang`
+                 manifest's folder), `text`, and optionally `lang` or `source_lang`, `target_lang`, `taskname`, `pnc`,
+                 and `offset` and `duration`, which select a segment of the file
 
 Labels are UTF-8. `worker.audio.files` defines which files of a folder are read and which are audio. Two audio files
 with one stem (a.wav, a.mp3) share a label, and both are evaluated; two labels for one audio file are an error. Only
@@ -20,13 +21,15 @@ from __future__ import annotations
 import json
 import os
 import unicodedata
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from worker.audio.files import below, is_audio
-from worker.errors import RequestError
+from worker.errors import InputError, RequestError
+from worker.protocol import nemo_manifest
+from worker.types import Part
 
 Check = Callable[[Path, str], None]  # check(path, field of the request), raises RequestError
 
@@ -42,13 +45,16 @@ def trust(_path: Path, _param: str) -> None:
 class Pair:
     """Audio and its label.
 
-    `file` is the name in the report, `source` a path or URL, and `language` the ISO code of the label, or None.
+    `file` is the name in the report, `source` a path or URL, and `language` the ISO code of the speech, or None.
+    `options` are the line's other options. `segment` is as in Item.
     """
 
     file: str
     source: str
     text: str
     language: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    segment: Part | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,30 +92,33 @@ def read_folder(audio_dir: str | Path, gt_dir: str | Path | None = None, *, chec
 def read_manifest(path: str | Path, *, check: Check = trust) -> Corpus:
     """Return the audio that a NeMo manifest lists, in its order. A row without `text` is audio without a label.
 
-    Raises: RequestError, with the line number, if a row is malformed, if audio occurs twice, or if a row has an
-    `offset` (a segment of a file cannot be evaluated); the errors of `check` for the manifest.
+    Raises: RequestError, with the line number, if a row is malformed or if a segment of audio occurs twice; the errors
+    of `check` for the manifest.
     """
     path = Path(path).absolute()
     pairs: list[Pair] = []
     unlabelled, missing = [], []
-    lines: dict[str, int] = {}
+    lines: dict[Any, int] = {}
     text = _text(path, "manifest", check)
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines: a JSON string may contain U+2028
         if not line.strip():
             continue
         where = f"{_legible(path.name)}, line {number}"
         row = _row(line, where)
-        name, label = row["audio_filepath"], row["text"]
+        name, label, segment = row["audio_filepath"], row["text"], row["segment"]
         source = name if "://" in name else os.path.normpath(path.parent / name)
-        if source in lines:
-            raise RequestError(f"{where}: {_legible(name)} is already in line {lines[source]}", param="manifest")
-        lines[source] = number
+        start = segment[0] if segment else 0.0
+        key = (source, segment if start else None)
+        if key in lines:
+            raise RequestError(f"{where}: {_legible(name)} is already in line {lines[key]}", param="manifest")
+        lines[key] = number
         if "://" not in name and _is_missing(source, check):
             missing.append(_legible(name))
         elif label is None:
             unlabelled.append(_legible(name))
         else:
-            pairs.append(Pair(_legible(name), source, _one_line(label), row["language"]))
+            file = f"{_legible(name)} at {start:g} s" if start else _legible(name)
+            pairs.append(Pair(file, source, _one_line(label), row["language"], row["options"], segment))
     return Corpus(tuple(pairs), tuple(unlabelled), tuple(missing))
 
 
@@ -186,7 +195,7 @@ def _composed(name: str) -> str:
 
 
 def _row(line: str, where: str) -> dict[str, Any]:
-    """Return audio_filepath, text and language of a line; text and language are None if the line lacks them."""
+    """Return audio_filepath, text, language, options and segment of a line, None for what the line lacks."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -195,15 +204,21 @@ def _row(line: str, where: str) -> dict[str, Any]:
         raise RequestError(
             f"{where}: must be an object with audio_filepath, which holds a path or URL", param="manifest"
         )
-    text, language = row.get("text"), row.get("lang") or row.get("source_lang")
-    for field, value in (("text", text), ("lang", language)):
-        if not isinstance(value, str | None):
-            raise RequestError(f"{where}: {field} must be a string", param="manifest")
-    if row.get("offset"):
-        raise RequestError(
-            f"{where}: offset is not supported; cut the segment out into a file of its own", param="manifest"
-        )
-    return {"audio_filepath": row["audio_filepath"], "text": text, "language": language}
+    text = row.get("text")
+    if not isinstance(text, str | None):
+        raise RequestError(f"{where}: text must be a string", param="manifest")
+    try:
+        options, segment = nemo_manifest.options(row), nemo_manifest.segment(row)
+    except InputError as error:
+        raise RequestError(f"{where}: {error.message}", param="manifest") from error
+    language = options.pop("language", None)
+    return {
+        "audio_filepath": row["audio_filepath"],
+        "text": text,
+        "language": language,
+        "options": options,
+        "segment": segment,
+    }
 
 
 def _text(path: Path, param: str, check: Check) -> str:

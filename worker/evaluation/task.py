@@ -61,7 +61,7 @@ class _EvaluationPayload(BaseModel):
 
 
 def prepare(
-    fields: Fields, settings: Settings, engine: Engine, *, s3: S3Access | None, background: bool
+    fields: Fields, settings: Settings, engine: Engine, *, s3: S3Access | None, background: bool, owner: str | None
 ) -> EvaluationWork:
     """Return the work that the fields describe. Reads the labels. Raises RequestError."""
     body = validated(_EvaluationPayload, fields)
@@ -71,7 +71,7 @@ def prepare(
     evaluation = prepare_evaluation(
         _corpus(body, settings), settings, options, match_mode=body.match_mode, normalizer=body.normalizer, s3=s3
     )
-    request = dataclasses.replace(evaluation.request, background=background)
+    request = dataclasses.replace(evaluation.request, background=background, owner=owner)
     return EvaluationWork(dataclasses.replace(evaluation, request=request), engine)
 
 

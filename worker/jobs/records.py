@@ -61,8 +61,8 @@ class Job:
 class Seen:
     """A job as one read found it.
 
-    `position` is the number of jobs ahead in the queue, or None if the job is not pending. `answer` is the result, or
-    None if there is none.
+    `position` is the number of pending jobs that were submitted earlier, or None if the job is not pending. `answer` is
+    the result, or None if there is none.
     """
 
     job: Job

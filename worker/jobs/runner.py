@@ -1,6 +1,6 @@
 """Run the jobs of a store: claim as many as there is room for, renew their leases, and store their outcomes.
 
-    store.claim ──▶ run(payload, on_progress) ──▶ Future of the result ──▶ store.finish ──▶ webhook
+    store.claim ──▶ run(payload, on_progress, owner) ──▶ Future of the result ──▶ store.finish ──▶ webhook
 
 One thread does all the work on the store, in rounds. A round starts when a job is submitted or ends, and at least every
 TICK_SEC, for jobs that other processes submit. The more jobs run, the longer is the pause between rounds, up to
@@ -37,7 +37,7 @@ from worker.jobs.webhook import check as check_webhook
 log = logging.getLogger(__name__)
 
 OnProgress = Callable[[int, int], None]  # on_progress(done, total), in inputs
-StartJob = Callable[[Any, OnProgress], "Future[dict[str, Any]]"]
+StartJob = Callable[[Any, OnProgress, "str | None"], "Future[dict[str, Any]]"]  # of the payload of an owner
 
 TICK_SEC = 0.5  # the longest time between rounds; progress is written as often
 PACE_SEC = 0.05  # the pause between rounds at full load
@@ -53,7 +53,7 @@ class JobRunner:
 
     Args:
         store: The jobs.
-        run: Starts a payload, and returns a future of its result.
+        run: Starts the payload of an owner, and returns a future of its result.
         workers_in_flight: The most jobs that run at a time.
         owner: A name that no other process has; by default it consists of host, process id and a random number.
         lease_sec: The length of a lease, which the runner renews RENEWALS times in that time.
@@ -226,18 +226,18 @@ class JobRunner:
             return
         with self._starting:
             for job, payload in self._store.claim(self.owner, self._lease_sec, room):
-                future = self._start(job.id, payload)
+                future = self._start(job, payload)
                 with self._changed:
                     self._running[job.id] = future
                 future.add_done_callback(functools.partial(self._on_done, job.id))
 
-    def _start(self, job_id: str, payload: Any) -> Future[dict[str, Any]]:
+    def _start(self, job: Job, payload: Any) -> Future[dict[str, Any]]:
         def on_progress(done: int, total: int) -> None:
             with self._changed:
-                self._progress[job_id] = (done, total)
+                self._progress[job.id] = (done, total)
 
         try:
-            return self._run(payload, on_progress)
+            return self._run(payload, on_progress, job.owner)
         except Exception as error:  # noqa: BLE001  any error ends the job
             failed: Future[dict[str, Any]] = Future()
             failed.set_exception(error)

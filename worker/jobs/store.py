@@ -26,7 +26,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -224,18 +225,13 @@ class JobStore:
     def claim(self, owner: str, lease_sec: float, limit: int = 1) -> list[tuple[Job, Any]]:
         """Lease up to `limit` pending jobs to the owner, and return them with their payloads, oldest first.
 
-        Each claim counts as an attempt. Jobs whose leases have lapsed return to the queue first.
+        The API keys take turns: the next job is the oldest of the key of which the fewest jobs run. Each claim counts
+        as an attempt. Jobs whose leases have lapsed return to the queue first.
         """
         now = self._clock()
         with self._database.write() as connection:
             uploads = self._return_lapsed(connection, now)
-            numbers = connection.scalars(
-                sa.select(jobs.c.number)
-                .where(jobs.c.state == "pending")
-                .order_by(jobs.c.number)
-                .limit(limit)
-                .with_for_update(skip_locked=True)
-            ).all()
+            numbers = _in_turns(_pending(connection, limit), _running(connection), limit)
             rows = (
                 connection.execute(
                     jobs.update()
@@ -464,6 +460,47 @@ def _has_document(name: str) -> sa.ColumnElement[bool]:
 
 
 # The statements that every job needs, built once, because building a statement takes longer than running it.
+def _running(connection: sa.Connection) -> Counter[str | None]:
+    """Return how many jobs of each API key run."""
+    query = sa.select(jobs.c.owner, sa.func.count()).where(jobs.c.state == "processing").group_by(jobs.c.owner)
+    return Counter(dict(connection.execute(query).tuples().all()))
+
+
+def _pending(connection: sa.Connection, limit: int) -> dict[str | None, list[int]]:
+    """Return and lock the `limit` oldest pending jobs of each API key, by their numbers."""
+    return {
+        owner: list(
+            connection.scalars(
+                sa.select(jobs.c.number)
+                .where(jobs.c.state == "pending", jobs.c.owner.is_(None) if owner is None else jobs.c.owner == owner)
+                .order_by(jobs.c.number)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
+            )
+        )
+        for owner in (None, *_pending_keys(connection))
+    }
+
+
+def _pending_keys(connection: sa.Connection) -> Iterator[str]:
+    """Yield each API key with pending jobs. One look-up in the index a key, however many jobs there are."""
+    query = sa.select(sa.func.min(jobs.c.owner)).where(jobs.c.state == "pending")
+    key = connection.scalar(query)
+    while key is not None:
+        yield key
+        key = connection.scalar(query.where(jobs.c.owner > key))
+
+
+def _in_turns(pending: Mapping[str | None, Sequence[int]], running: Mapping[str | None, int], limit: int) -> list[int]:
+    """Return up to `limit` jobs: each the oldest of the API key of which the fewest jobs run or are taken."""
+    turns = [
+        (running.get(owner, 0) + place, number)
+        for owner, numbers in pending.items()
+        for place, number in enumerate(numbers)
+    ]
+    return [number for _, number in sorted(turns)[:limit]]
+
+
 _SUBMIT = jobs.insert().returning(jobs.c.number, sort_by_parameter_order=True)
 _DOCUMENT = documents.insert()
 _SEE = (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from worker.errors import Cancelled, RequestError
 from worker.manifest.lines import Line
 from worker.manifest.run import Asker, LineResult, Summary, process
-from worker.protocol import render
+from worker.protocol import nemo_manifest, render
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,22 +52,30 @@ async def process_manifest(
     output = output_path(manifest_path, output_dir, task)
     loop, stop = asyncio.get_running_loop(), threading.Event()
     calls: set[Future[Any]] = set()
+    asked = _with_words(options)
     async with AsyncClient(server_url, api_key, retries=RETRIES) as client:
 
         def ask(line: Line) -> LineResult:
-            call = asyncio.run_coroutine_threadsafe(getattr(client, task)(line.audio(), **options), loop)
+            audio, own = line.audio(), line.options() if task == "transcribe" else {}
+            call = asyncio.run_coroutine_threadsafe(
+                getattr(client, task)(audio, **nemo_manifest.override(asked, own)), loop
+            )
             calls.add(call)
             try:
-                result = call.result()
+                with nemo_manifest.naming(own):
+                    result = call.result()
             except concurrent.futures.CancelledError:
                 raise Cancelled("the run was stopped") from None
             finally:
                 calls.discard(call)
+            if result.duration is not None:
+                line.check_duration(result.duration)
             if isinstance(result, Transcribed):
                 spans: dict[Level, Sequence[Span]] = (
                     {"word": result.words, "segment": result.segments} if options.get("timestamps") else {}
                 )
-                return _of_text(result.text, spans, result.warning)
+                words = result.words if options.get("confidence") else None
+                return _of_text(result.text, spans, words, result.warning)
             return _of_audio(getattr(result, "caption", None), getattr(result, "embedding", None), result.warning)
 
         run = asyncio.ensure_future(
@@ -112,8 +120,10 @@ def with_engine(engine: Engine, task: Task, **options: Any) -> Asker:
     from worker.protocol.request import parse
     from worker.types import Analysis, Caption, Embedding, Failure, Transcript
 
+    asked = _with_words(options)
+
     def ask(line: Line) -> LineResult:
-        audio = line.audio()
+        audio, own = line.audio(), line.options() if task == "transcribe" else {}
         with contextlib.ExitStack() as stack:
             files = {}
             if isinstance(audio, bytes):
@@ -121,10 +131,13 @@ def with_engine(engine: Engine, task: Task, **options: Any) -> Asker:
                 files["segment"].write(audio)
                 files["segment"].flush()
             source = "segment" if files else audio
-            request = parse({"task": task, **options, "inputs": [source]}, engine.settings, trusted=True, files=files)
-            (outcome,) = engine.submit(request).result().results
-        if isinstance(outcome, Failure):
-            raise outcome.error
+            fields = {"task": task, **nemo_manifest.override(asked, own), "inputs": [source]}
+            with nemo_manifest.naming(own):
+                request = parse(fields, engine.settings, trusted=True, files=files)
+                (outcome,) = engine.submit(request).result().results
+                if isinstance(outcome, Failure):
+                    raise outcome.error
+        line.check_duration(outcome.duration_sec)
         output, warning = outcome.output, outcome.warning
         if isinstance(output, Analysis):
             return _of_audio(output.caption.text, output.embedding.values, warning)
@@ -137,15 +150,30 @@ def with_engine(engine: Engine, task: Task, **options: Any) -> Asker:
             if isinstance(output, Transcript)
             else {}
         )
-        return _of_text(output.text, {level: spans[level] for level in outcome.item.view.timestamps}, warning)
+        levels = outcome.item.view.timestamps if options.get("timestamps") else ()
+        words = spans.get("word", ()) if options.get("confidence") else None
+        return _of_text(output.text, {level: spans[level] for level in levels}, words, warning)
 
     return ask
 
 
-def _of_text(text: str, spans: Mapping[Level, Sequence[Span]], warning: str | None) -> LineResult:
-    """Return the result of transcribe."""
-    timestamps = {"timestamps": render.timestamps(spans)} if spans else {}
-    return LineResult({"pred_text": text} | timestamps | _warning(warning))
+def _with_words(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the requests: confidences are those of words, which a transcript has with timestamps."""
+    with_words = options.get("confidence") and not options.get("timestamps")
+    return {**options, "timestamps": ["word"]} if with_words else dict(options)
+
+
+def _of_text(
+    text: str, spans: Mapping[Level, Sequence[Span]], words: Sequence[Span] | None, warning: str | None
+) -> LineResult:
+    """Return the result of transcribe. `words` are the words whose confidences to report, or None."""
+    fields: dict[str, Any] = {"pred_text": text}
+    if spans:
+        fields["timestamps"] = render.timestamps(spans, confidence=words is not None)
+    if words is not None:
+        fields["word_confidence"] = [render.rounded(word.confidence) for word in words]
+        fields["words"] = [word.text for word in words]
+    return LineResult(fields | _warning(warning))
 
 
 def _of_audio(caption: str | None, embedding: np.ndarray | None, warning: str | None) -> LineResult:

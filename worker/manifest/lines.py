@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from worker.errors import DecodeFailed, EmptyAudio, InputError, SourceNotFound
+from worker.protocol import nemo_manifest
 
 Json = dict[str, Any]
 
+TOLERANCE_SEC = 0.05  # manifests round durations
 SOURCES = ("audio_filepath", "audio", "source", "path", "url")
 
 
@@ -45,11 +47,32 @@ class Line:
             raise InputError(f"{name} must be a path or URL", param=name)
         remote = "://" in source or source.startswith("data:")
         location = source if remote else str(self.folder / source)
-        if self.fields.get("offset") is None:
+        segment = nemo_manifest.segment(self.fields)
+        if segment is None:
             return location
+        if self.fields.get("offset") is None:
+            return location if remote or not _is_longer(location, segment[1]) else _segment(location, *segment)
         if remote:
             raise InputError("offset requires a local file, not a URL", param="offset")
-        return _segment(location, self.fields["offset"], self.fields.get("duration"))
+        return _segment(location, *segment)
+
+    def options(self) -> Json:
+        """Return the options of a transcription that the line sets. Raises: InputError."""
+        return nemo_manifest.options(self.fields)
+
+    def check_duration(self, seconds: float) -> None:
+        """Raise InputError if `seconds` of audio were read of a line whose `duration` is shorter.
+
+        A line without `offset` may name audio whose length is unknown before it is read.
+        """
+        segment = nemo_manifest.segment(self.fields)
+        longest = None if segment is None else segment[1]
+        if longest is not None and seconds > longest + TOLERANCE_SEC:
+            raise InputError(
+                f"duration is {longest:g} s, but the audio has {seconds:g} s. A part of it requires a local file that "
+                "libsndfile reads (wav, flac, ogg, mp3). Remove duration to transcribe the whole audio.",
+                param="duration",
+            )
 
 
 def read(manifest: Path) -> Iterator[tuple[Line, int]]:
@@ -79,16 +102,22 @@ def _finite(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _segment(path: str, offset: Any, duration: Any) -> bytes:
+def _is_longer(path: str, duration: float | None) -> bool:
+    """Return whether a file that libsndfile reads is longer than `duration` seconds."""
+    import soundfile
+
+    try:
+        return duration is not None and soundfile.info(path).duration > duration + TOLERANCE_SEC
+    except (soundfile.LibsndfileError, OSError):
+        return False
+
+
+def _segment(path: str, offset: float, duration: float | None) -> bytes:
     """Return `duration` seconds of a file, from `offset` seconds, as a WAV file of float32 samples."""
     import soundfile
 
     from worker.client.audio import wav
 
-    if not _is_number(offset) or offset < 0:
-        raise InputError(f"offset must be a number of seconds from the start, not {offset!r}", param="offset")
-    if duration is not None and (not _is_number(duration) or duration <= 0):
-        raise InputError(f"duration must be a number of seconds above 0, not {duration!r}", param="duration")
     if not Path(path).is_file():
         raise SourceNotFound(f"no such file: {path}")
     try:
@@ -103,7 +132,3 @@ def _segment(path: str, offset: Any, duration: Any) -> bytes:
             return wav(file.read(count, dtype="float32"), file.samplerate)
     except soundfile.LibsndfileError as error:
         raise DecodeFailed(f"offset requires a file that libsndfile reads (wav, flac, ogg, mp3): {error}") from error
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -65,6 +65,7 @@ def file_json(path: str, result: Json, elapsed_sec: float) -> Json:
         "text": result["text"],
         "tokens_generated": result.get("tokens_generated"),
         "elapsed_sec": round(elapsed_sec, 3),
+        **{name: result[name] for name in ("finish_reason", "warning") if name in result},
     }
 
 
@@ -102,11 +103,11 @@ def job_result(job: Job, answer: Any) -> Any:
 
 
 def iso(seconds: float | None) -> str | None:
-    """Return UTC in ISO 8601, to the second and without a zone, or None."""
+    """Return UTC in ISO 8601, to the second and with the zone Z, or None."""
     if seconds is None:
         return None
     moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
-    return moment.replace(tzinfo=None).isoformat(timespec="seconds")
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _refuse_unknown(fields: Mapping[str, Any], known: set[str]) -> None:

@@ -161,6 +161,7 @@ def _speech_shape(answer: Json) -> Any:
     if "formatted" in one:
         return one["formatted"]
     told = {"language": one["language"]} if one["language"] else {}
+    told |= {name: one[name] for name in ("confidence", "logprobs", "finish_reason", "warning") if name in one}
     return {"text": one["text"], **told, "usage": {"type": "duration", "seconds": one["duration_sec"]}}
 
 
@@ -178,4 +179,5 @@ def _chat_shape(answer: Json) -> Json:
         "model": answer["model"],
         "choices": [choice],
         "usage": one["usage"],
+        **({"warning": one["warning"]} if "warning" in one else {}),
     }

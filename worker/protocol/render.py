@@ -18,11 +18,25 @@ import numpy as np
 
 from worker.errors import AviaryError
 from worker.protocol import subtitles
-from worker.types import Analysis, Caption, Embedding, Failure, Level, Reply, Response, Result, Span, Transcript, View
+from worker.types import (
+    Analysis,
+    Caption,
+    Embedding,
+    Failure,
+    Level,
+    Reply,
+    Response,
+    Result,
+    Segment,
+    Span,
+    Transcript,
+    View,
+)
 
 Json = dict[str, Any]
 # put(name, data, content type) stores the data and returns a URL. Raises AviaryError if it cannot be stored.
 Put = Callable[[str, bytes, str], str]
+UNDETERMINED = "und"  # ISO 639's code of a language that is not known
 
 
 def to_json(response: Response, put: Put) -> Json:
@@ -59,9 +73,17 @@ def error_json(error: AviaryError) -> Json:
     return shape | {"param": error.param} if error.param else shape
 
 
-def timestamps(spans: Mapping[Level, Sequence[Span]]) -> Json:
-    """Return a result's `timestamps`: for each level, a list of {<level>: text, "start", "end"}, in seconds."""
-    return {level: [_span(level, span) for span in spans[level]] for level in spans}
+def timestamps(spans: Mapping[Level, Sequence[Span]], *, confidence: bool = False) -> Json:
+    """Return a result's `timestamps`: for each level, a list of {<level>: text, "start", "end"}, in seconds.
+
+    `confidence` adds the confidence of each span, or null if it is unknown.
+    """
+    return {level: [_span(level, span, confidence) for span in spans[level]] for level in spans}
+
+
+def rounded(confidence: float | None) -> float | None:
+    """Return a confidence with the four digits that are rendered. None: unknown."""
+    return None if confidence is None else round(confidence, 4)
 
 
 def _result(result: Result | Failure, put: Put) -> Json:
@@ -81,7 +103,7 @@ def _result(result: Result | Failure, put: Put) -> Json:
 def _output(result: Result, put: Put) -> Json:
     output, view = result.output, result.item.view
     if isinstance(output, Transcript):
-        shape = _transcript(output, view.timestamps)
+        shape = _transcript(output, view)
     elif isinstance(output, Caption):
         shape = _caption(output)
     elif isinstance(output, Reply):
@@ -108,30 +130,49 @@ def _reply(reply: Reply) -> Json:
 
 
 def _caption(caption: Caption) -> Json:
-    shape: Json = {"caption": _text(caption.text)} | _thinking(caption)
+    shape: Json = {"caption": _text(caption.text)} | _thinking(caption) | _finish_reason(caption)
     return shape if caption.tokens_generated is None else shape | {"tokens_generated": caption.tokens_generated}
+
+
+def _finish_reason(output: Caption | Transcript) -> Json:
+    return {"finish_reason": output.finish_reason} if output.finish_reason else {}
 
 
 def _thinking(output: Caption | Reply) -> Json:
     return {"thinking": _text(output.thinking)} if output.thinking else {}
 
 
-def _transcript(transcript: Transcript, levels: tuple[Level, ...]) -> Json:
-    shape: Json = {"text": _text(transcript.text), "language": transcript.language}
+def _transcript(transcript: Transcript, view: View) -> Json:
+    shape: Json = {"text": _text(transcript.text), "language": transcript.language} | _finish_reason(transcript)
     if transcript.tokens_generated is not None:
         shape["tokens_generated"] = transcript.tokens_generated
-    if levels:
+    shape |= _probabilities(transcript, view)
+    if view.timestamps:
         spans: dict[Level, tuple[Span, ...]] = {
             "word": transcript.words,
             "segment": transcript.segments,
             "char": transcript.chars,
         }
-        shape["timestamps"] = timestamps({level: spans[level] for level in levels})
+        levels = {level: spans[level] for level in view.timestamps}
+        shape["timestamps"] = timestamps(levels, confidence=view.confidence)
     return shape
 
 
-def _span(name: str, span: Span) -> Json:
-    return {name: _text(span.text), "start": round(span.start, 3), "end": round(span.end, 3)}
+def _probabilities(transcript: Transcript, view: View) -> Json:
+    """Return the `confidence` of the whole text and the `logprobs` of its tokens, if the view has them."""
+    shape: Json = {"confidence": rounded(transcript.confidence)} if view.confidence else {}
+    if "logprobs" in view.include:
+        texts = [_text(token.text) for token in transcript.tokens]
+        shape["logprobs"] = [
+            {"token": text, "logprob": round(token.logprob, 6), "bytes": list(text.encode())}
+            for text, token in zip([text.lstrip(" ") for text in texts[:1]] + texts[1:], transcript.tokens, strict=True)
+        ]
+    return shape
+
+
+def _span(name: str, span: Span, confidence: bool) -> Json:
+    shape: Json = {name: _text(span.text), "start": round(span.start, 3), "end": round(span.end, 3)}
+    return shape | {"confidence": rounded(span.confidence)} if confidence else shape
 
 
 def _embedding(embedding: Embedding, view: View, put: Put) -> Json:
@@ -169,32 +210,39 @@ def _formatted(result: Result, shape: Json) -> Any:
 def _verbose(result: Result, transcript: Transcript) -> Json:
     """Return OpenAI's verbose_json (OpenAI API reference, "The transcription object").
 
-    The models report neither tokens nor log probabilities, so these fields have OpenAI's empty values.
+    `language` is never null, because typed clients expect a string: if unknown, it is UNDETERMINED. All else that the
+    model does not report is null.
     """
-    segments = [
-        {
-            "id": i,
-            "seek": 0,
-            "start": round(s.start, 3),
-            "end": round(s.end, 3),
-            "text": _text(s.text),
-            "tokens": [],
-            "temperature": 0.0,
-            "avg_logprob": 0.0,
-            "compression_ratio": 0.0,
-            "no_speech_prob": 0.0,
-        }
-        for i, s in enumerate(transcript.segments)
-    ]
+    view = result.item.view
     return {
         "task": result.item.options.task,
-        "language": transcript.language,
+        "language": transcript.language or UNDETERMINED,
         "duration": round(result.duration_sec, 3),
         "text": _text(transcript.text),
-        "segments": segments,
-        "words": [_span("word", s) for s in transcript.words],
+        **_finish_reason(transcript),
+        **_probabilities(transcript, view),
+        "segments": [_segment(i, span, view.confidence) for i, span in enumerate(transcript.segments)],
+        "words": [_span("word", s, view.confidence) for s in transcript.words],
         "usage": {"type": "duration", "seconds": round(result.duration_sec, 3)},
         **({"warning": _text(result.warning)} if result.warning else {}),
+    }
+
+
+def _segment(number: int, span: Span, confidence: bool) -> Json:
+    """Return a segment of verbose_json. `seek` is null: the engine cuts at pauses, not where OpenAI's windows end."""
+    known = span if isinstance(span, Segment) else Segment(span.text, span.start, span.end, span.confidence)
+    return {
+        "id": number,
+        "seek": None,
+        "start": round(span.start, 3),
+        "end": round(span.end, 3),
+        "text": _text(span.text),
+        "tokens": None if known.tokens is None else list(known.tokens),
+        "temperature": known.temperature,
+        "avg_logprob": known.avg_logprob,
+        "compression_ratio": known.compression_ratio,
+        "no_speech_prob": known.no_speech_prob,
+        **({"confidence": rounded(span.confidence)} if confidence else {}),
     }
 
 

@@ -94,6 +94,22 @@ class OptionFields(Strict):
     punctuation: bool | None = _option(
         _SPEECH, "Canary: `false` leaves out punctuation and capital letters. Default: `true`"
     )
+    confidence: bool | None = _option(
+        _SPEECH, "How sure the model is, from 0 to 1, of the text and of each word and segment. Default: `false`"
+    )
+    include: Literal["logprobs"] | Annotated[list[Literal["logprobs"]], FirstError()] | None = _option(
+        _SPEECH, "`logprobs`: the tokens of the text, with the natural logarithms of their probabilities"
+    )
+    condition_on_previous_text: bool | None = _option(
+        _SPEECH,
+        "Whisper: the text of each window is the prompt of the next one. This keeps names and style alike, and the "
+        "windows of a clip share no batch. Default: `false`",
+    )
+    long_audio: Literal["whole", "windows"] | None = _option(
+        _SPEECH,
+        "How audio longer than 30 s is transcribed: at once (`whole`) or in windows that share batches (`windows`). "
+        "Models with a window of their own always use windows. Default: `LONG_AUDIO`",
+    )
     prompt: str | None = _option(
         (*_SPEECH, *_CAPTION), "Flamingo: the instruction, in place of the style's. Whisper: words to expect"
     )
@@ -334,14 +350,30 @@ def _options(own: OptionFields, body: _Payload, checked: catalog.Model | None, m
         if value is not None:
             values[name] = value
     levels = _levels(values.get("timestamps"))
-    view = View(levels, values.get("format", "json"), values.get("encoding", "float"))
+    include = tuple(
+        dict.fromkeys([values["include"]] if values.get("include") == "logprobs" else values.get("include", []))
+    )
+    view = View(
+        levels,
+        values.get("format", "json"),
+        values.get("encoding", "float"),
+        confidence=values.get("confidence", False),
+        include=include,
+    )
     speech = body.task in _SPEECH
     subtitles = view.format in ("srt", "vtt")
     timed = view.format == "verbose_json" and speech and (checked is None or checked.timestamps)
     work = {name: values[name] for name in _OF_THE_WORK if name in values}
-    work |= {"timestamps": bool(levels) or subtitles or timed, "messages": _messages(values.get("messages", []))}
+    reported = view.format == "verbose_json" and speech and (checked is None or "confidence" in checked.options)
+    work |= {
+        "timestamps": bool(levels) or subtitles or timed,
+        "confidence": view.confidence or bool(include) or reported,
+        "messages": _messages(values.get("messages", [])),
+    }
     options = Options(model=model_id, task=body.task, **work)
     if checked is not None:
+        if include and not view.confidence:
+            catalog.check_option(checked, "confidence", called="include")
         catalog.check(checked, options)
     if subtitles and not speech:
         raise Unsupported(f"format {view.format} is for transcribe and translate, not {options.task}", param="format")
@@ -385,6 +417,8 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:
     if first["type"] == "extra_forbidden":
         known = f"; the fields are {', '.join(sorted(model.model_fields))}" if len(place) == 1 else ""
         return f"{field} is not a field{known}", field
+    if field.startswith("include"):
+        return 'include must be "logprobs", or a list with it', "include"
     if field.startswith("timestamps"):
         return "timestamps must be true, false, or a list out of word, segment, char", "timestamps"
     message = first["msg"][0].lower() + first["msg"][1:]

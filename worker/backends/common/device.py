@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from typing import Any
 
 from worker.config import Settings
 from worker.errors import ModelUnavailable
 
 GIB = 1024**3
+GPU_TARGET_SEC, CPU_TARGET_SEC = 1.0, 5.0  # of BATCH_TARGET_SEC
 FOR_WEIGHTS = 0.8  # the rest is for activations, caches and other processes
 
 
@@ -52,6 +54,21 @@ def dtype_of(settings: Settings, device: Any) -> Any:
     if settings.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return getattr(torch, settings.dtype)
+
+
+def batch_target_sec(settings: Settings) -> float:
+    """Return how long a batch should run at most: BATCH_TARGET_SEC, by default longer on a CPU than on a GPU.
+
+    Call it once a model is loaded: if torch has not been imported by then, the model runs on the CPU.
+    """
+    if settings.batch_target_sec is not None:
+        return settings.batch_target_sec
+    if settings.device == "auto":
+        torch = sys.modules.get("torch")
+        on_gpu = torch is not None and torch.cuda.is_available()
+    else:
+        on_gpu = settings.device.startswith("cuda")
+    return GPU_TARGET_SEC if on_gpu else CPU_TARGET_SEC
 
 
 def weights_budget(settings: Settings) -> float:

@@ -3,6 +3,7 @@
     settings(options, longest=…)    the arguments of transformers' `generate`
     Watch(pieces, …)                its stopping criterion: cancels rows, and streams the text of each row
     hypothesis(ids, ends, read)     the ids of a finished row → Hypothesis
+    length_warning(reason, …)       the warning of a text that the limit on new tokens cut off
     split_thinking(text)            an answer, and the thoughts before it
 
 torch is imported inside, because the module is also imported where torch is not installed.
@@ -12,9 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
-from worker.types import Options, Piece
+from worker.types import FinishReason, Options, Piece
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Hypothesis:
 
     text: str
     tokens: list[int]
-    reason: Literal["stop", "length"]
+    reason: FinishReason
 
 
 class Watch:
@@ -88,6 +89,15 @@ def hypothesis(ids: Sequence[int], ends: Sequence[int], read: Callable[[list[int
     stop = next((i for i, token in enumerate(tokens) if token in ends), None)
     kept = tokens if stop is None else tokens[:stop]
     return Hypothesis(read(kept), kept, "length" if stop is None else "stop")
+
+
+def length_warning(reason: FinishReason, options: Options, limit: int) -> str | None:
+    """Return the warning of a text that ended at `limit` new tokens, or None if the model ended the text."""
+    if reason == "stop":
+        return None
+    if options.max_new_tokens == limit:
+        return f"The text is cut off at max_new_tokens ({limit}). Raise max_new_tokens, or leave it out."
+    return f"The text is cut off at {limit} new tokens, the limit of the model. Split the audio into shorter parts."
 
 
 def split_thinking(text: str) -> tuple[str, str | None]:

@@ -6,7 +6,7 @@
 
 NeMo's decoder calls the joint once for each step over a blank. A GPU replays that step as a graph; a CPU pays for it in
 full. Here one call covers the next WINDOW frames of every row, and the walk over the labels is plain Python. The
-prediction network runs only after some row has found a token.
+prediction network runs only after some row has found a token. The steps of a small model run in one thread.
 
 The result is the same as NeMo's, durations included: the duration of a TDT token is that which the model's duration
 head predicts at the token's frame; an RNNT token stays on its frame.
@@ -16,25 +16,47 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from worker.backends.common import threads
+
 WINDOW = 16
+SHARED = 32_000_000  # multiplications in a call of the joint, some 1 ms of a core, from which on threads share it
 
 
 class Tokens(NamedTuple):
-    """The tokens of one row: their ids, the frame on which each was found, and the frames that each advanced by."""
+    """The tokens of one row: their ids, the frame on which each was found, and the frames that each advanced by.
+
+    `logprobs` are the natural logarithms of their probabilities among all labels, or empty if they are not wanted.
+    """
 
     ids: list[int]
     starts: list[int]
     durations: list[int]
+    logprobs: list[float]
 
 
+def _is_shared(_decoder: Any, joint: Any, encoded: Any, *_: Any, **__: Any) -> bool:
+    """Return whether a call of the joint is large enough for several threads."""
+    weights = sum(parameter.numel() for parameter in joint.joint_net.parameters())
+    return len(encoded) * WINDOW * int(weights) >= SHARED
+
+
+@threads.in_one_thread(unless=_is_shared)
 def decode(
-    decoder: Any, joint: Any, encoded: Any, frames: Any, durations: list[int], max_symbols: int | None
+    decoder: Any,
+    joint: Any,
+    encoded: Any,
+    frames: Any,
+    durations: list[int],
+    max_symbols: int | None,
+    *,
+    logprobs: bool = False,
 ) -> list[Tokens]:
     """Return the tokens of each row.
 
     `encoded` has shape (rows, width, frames), and `frames`, of shape (rows,), is the length of each row. `durations`
     are those of the TDT head, empty for RNNT. After `max_symbols` tokens on one frame the walk advances by a frame;
-    None sets no limit.
+    None sets no limit. `logprobs` is whether to compute the log probability of each token: of the tokens only, because
+    the joint runs without its softmax.
     """
     import torch
 
@@ -47,7 +69,8 @@ def decode(
     labels = torch.full((rows, 1), blank)
     predicted, state, *_ = decoder.predict(labels, decoder.initialize_state(projected), add_sos=False, batch_size=rows)
     predicted = joint.project_prednet(predicted)
-    found = [Tokens([], [], []) for _ in range(rows)]
+    found = [Tokens([], [], [], []) for _ in range(rows)]
+    scores: list[tuple[list[int], Any]] = []  # the rows that found a token in the same call, and its log probabilities
     at = [0] * rows
     while any(here < length for here, length in zip(at, lengths, strict=True)):
         reached = torch.tensor(at).clamp(max=longest)[:, None] + window
@@ -55,7 +78,7 @@ def decode(
         split = logits.shape[-1] - len(durations)
         best = logits[..., :split].argmax(dim=-1).tolist()
         moves = logits[..., split:].argmax(dim=-1).tolist() if durations else None
-        new = []
+        new: dict[int, int] = {}  # rows that find a token in this call → where in their window
         for row, tokens in enumerate(found):
             first = here = at[row]
             end = min(lengths[row], first + WINDOW)
@@ -68,21 +91,31 @@ def decode(
                 tokens.ids.append(label)
                 tokens.starts.append(here)
                 tokens.durations.append(move)
-                new.append(row)
+                new[row] = here - first
                 here += move or _push(tokens.starts, max_symbols)
                 break
             at[row] = here
         if new:
+            if logprobs:
+                scores.append(([*new], _logprobs(logits[[*new], [*new.values()], :split])))
             predicted_before, state_before = predicted, state
             labels = torch.tensor([tokens.ids[-1:] or [blank] for tokens in found])
             predicted, state, *_ = decoder.predict(labels, state_before, add_sos=False, batch_size=rows)
             predicted = joint.project_prednet(predicted)
             if len(new) < rows:
                 kept = torch.ones(rows, dtype=torch.bool)
-                kept[new] = False
+                kept[[*new]] = False
                 decoder.batch_replace_states_mask(src_states=state_before, dst_states=state, mask=kept)
                 predicted = torch.where(kept[:, None, None], predicted_before, predicted)
+    for rows_of_call, values in scores:
+        for row, value in zip(rows_of_call, values.tolist(), strict=True):
+            found[row].logprobs.append(value)
     return found
+
+
+def _logprobs(logits: Any) -> Any:
+    """Return the log probability of the likeliest label of each row. `logits` has shape (rows, labels)."""
+    return logits.amax(dim=-1) - logits.logsumexp(dim=-1)
 
 
 def _push(starts: list[int], max_symbols: int | None) -> int:

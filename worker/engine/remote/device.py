@@ -189,7 +189,7 @@ class _Remote(Backend):
         return int(self._device.call("weight_bytes", self._handle))
 
     def load(self) -> None:
-        self.overhead_sec = self._device.call("load", self._handle)
+        self.overhead_sec, self.least_sec = self._device.call("load", self._handle)
 
     def warm(self) -> None:
         self._device.call("warm", self._handle)

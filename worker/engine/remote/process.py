@@ -5,7 +5,7 @@ message is the Plan. Every other message is a call: (number of the call, operati
 
     create row → handle                  a backend that is not loaded yet   ┐
     weight_bytes handle → bytes                                             ├ each on a thread of its own
-    load handle → overhead_sec                                              ┘
+    load handle → overhead_sec, least_sec                                   ┘
     warm handle                                                             ┐
     infer handle, pieces, long → outputs                                    ├ one at a time, in the order of the calls
     close handle                                                            ┘
@@ -107,11 +107,11 @@ class Host:
         with _loading(model):
             return backend.weight_bytes()
 
-    def _load(self, _call: int, handle: int) -> float:
+    def _load(self, _call: int, handle: int) -> tuple[float, float]:
         model, backend = self._hosted[handle]
         with _loading(model):
             backend.load()
-        return backend.overhead_sec
+        return backend.overhead_sec, backend.least_sec
 
     def _warm(self, _call: int, handle: int) -> None:
         model, backend = self._hosted[handle]

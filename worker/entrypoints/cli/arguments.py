@@ -171,6 +171,9 @@ def _manifest(commands: Any) -> None:
     command.add_argument("--prompt", help="a prompt for the model")
     command.add_argument("--style", choices=STYLES, help="caption, analyze: detailed unless said otherwise")
     _punctuation(command)
+    _confidence(command)
+    _condition(command)
+    _long_audio(command)
     command.add_argument(
         "--pooling",
         choices=("none", "mean"),
@@ -275,6 +278,9 @@ def _speech(command: Any) -> None:
         "--timestamps", type=_levels, metavar="LEVELS", help="word, segment and char, separated by commas"
     )
     _punctuation(command)
+    _confidence(command)
+    _condition(command)
+    _long_audio(command)
     command.add_argument("--prompt", help="Flamingo: the instruction; Whisper: words to expect")
 
 
@@ -285,6 +291,32 @@ def _punctuation(command: Any) -> None:
         action="store_false",
         default=None,
         help="Canary: write without punctuation and capital letters",
+    )
+
+
+def _confidence(command: Any) -> None:
+    command.add_argument(
+        "--confidence",
+        action="store_true",
+        default=None,
+        help="transcribe: report how sure the model is of the text and of each word, from 0 to 1",
+    )
+
+
+def _condition(command: Any) -> None:
+    command.add_argument(
+        "--condition-on-previous-text",
+        action="store_true",
+        default=None,
+        help="Whisper: the text of each window is the prompt of the next one",
+    )
+
+
+def _long_audio(command: Any) -> None:
+    command.add_argument(
+        "--long-audio",
+        choices=("whole", "windows"),
+        help="audio longer than 30 s, on models that accept any length: at once or in windows (LONG_AUDIO)",
     )
 
 

@@ -3,7 +3,7 @@
     /v1/...                      routes/openai.py   OpenAI's routes, captions, embeddings, analyze, models
     /transcribe, /evaluate ...   routes/legacy.py   the routes of the servers that Aviary replaces
     /transcribe/async, /jobs...  routes/jobs.py     jobs that outlive a restart
-    /run, /runsync, /status...   routes/runpod.py   the same, as Runpod's API
+    /run, /runsync, /status...   routes/runpod.py   the same, as Runpod's API, also below /v2/{endpoint}/
     /health..., /ping, /metrics  routes/health.py   health and metrics
     /ui, /docs, /redoc           html_pages.py     the page, and the documentation of the routes
 
@@ -69,8 +69,8 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
-            expose_headers=["Retry-After"],
+            allow_headers=["*"],  # OpenAI's clients send x-stainless-* headers, which change with their versions
+            expose_headers=["Retry-After", "X-Should-Retry"],
         )
     for routes in (
         openai.router(service),

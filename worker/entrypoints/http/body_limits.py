@@ -29,7 +29,8 @@ from starlette.types import Message, Receive
 from worker.config import Settings
 from worker.errors import BodyTimeout, TooLarge
 
-# The paths that accept a body: the gateway accepts none on the others. A test compares them with the application's.
+# The paths that accept a body: the gateway accepts none on the others. {endpoint} is any one segment. A test compares
+# the paths with the application's.
 ROUTES = (
     "/v1/audio/transcriptions",
     "/v1/audio/translations",
@@ -39,6 +40,8 @@ ROUTES = (
     "/v1/chat/completions",
     "/run",
     "/runsync",
+    "/v2/{endpoint}/run",
+    "/v2/{endpoint}/runsync",
     "/transcribe",
     "/transcribe/async",
     "/evaluate",

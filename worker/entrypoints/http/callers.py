@@ -73,9 +73,10 @@ def _owner(key: bytes) -> str:
     return hashlib.sha256(b"aviary job owner: " + key).hexdigest()[:32]
 
 
-def _of_request(http: Request) -> Caller:
+def caller_of(http: Request) -> Caller:
+    """Return the caller that the authentication found."""
     caller: Caller = http.scope[CALLER]
     return caller
 
 
-SentBy = Annotated[Caller, Depends(_of_request)]
+SentBy = Annotated[Caller, Depends(caller_of)]

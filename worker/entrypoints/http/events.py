@@ -12,7 +12,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from fastapi.requests import Request
@@ -50,21 +50,32 @@ async def respond(http: Request, events: AsyncGenerator[Event, None]) -> Respons
     )
 
 
-async def transcription(service: Service, payload: Json, files: Mapping[str, BinaryIO]) -> AsyncGenerator[Event, None]:
-    """Yield the events of a transcription: deltas, then the whole text, with times for `verbose_json`."""
-    verbose = payload.get("format") == "verbose_json"
+async def transcription(
+    service: Service, http: Request, payload: Json, files: Mapping[str, BinaryIO]
+) -> AsyncGenerator[Event, None]:
+    """Yield the events of a transcription: deltas, then the whole text, with times for `verbose_json`.
+
+    With `include=logprobs`, there is one delta for each token. The deltas then follow the end of the transcription,
+    because the log probabilities are known only then.
+    """
+    verbose, scored = payload.get("format") == "verbose_json", bool(payload.get("include"))
     text = ""
-    stream = service.stream(await service.prepare(payload | {"format": "verbose_json"}, files))
+    stream = service.stream(await service.prepare(http, payload | {"format": "verbose_json"}, files))
     try:
         async for piece in stream:
             if isinstance(piece, str):
-                text += piece
-                yield {"type": "transcript.text.delta", "delta": piece}
+                if not scored:
+                    text += piece
+                    yield {"type": "transcript.text.delta", "delta": piece}
                 continue
             done = piece["results"][0]["formatted"]
-            if rest := _rest(done["text"], text):
+            if scored:
+                for event in _scored_deltas(done["text"], done["logprobs"]):
+                    yield event
+            elif rest := _rest(done["text"], text):
                 yield {"type": "transcript.text.delta", "delta": rest}
             more = [name for name in ("language", "duration", "segments", "words") if verbose and name in done]
+            more += [name for name in ("confidence", "logprobs", "finish_reason", "warning") if name in done]
             yield {
                 "type": "transcript.text.done",
                 "text": done["text"],
@@ -76,9 +87,18 @@ async def transcription(service: Service, payload: Json, files: Mapping[str, Bin
     yield "[DONE]"
 
 
-async def chat(service: Service, payload: Json, *, include_usage: bool) -> AsyncGenerator[Event, None]:
+def _scored_deltas(text: str, logprobs: list[Json]) -> Iterator[Json]:
+    """Yield the deltas of a text with the log probabilities of its tokens: one delta if the tokens do not spell it."""
+    if "".join(token["token"] for token in logprobs) == text:
+        for token in logprobs:
+            yield {"type": "transcript.text.delta", "delta": token["token"], "logprobs": [token]}
+    elif text:
+        yield {"type": "transcript.text.delta", "delta": text, "logprobs": logprobs}
+
+
+async def chat(service: Service, http: Request, payload: Json, *, include_usage: bool) -> AsyncGenerator[Event, None]:
     """Yield the events of a chat completion."""
-    work = await service.prepare(payload)
+    work = await service.prepare(http, payload)
     head: Json = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion.chunk",

@@ -123,7 +123,7 @@ class JobQueue:
             raise
         return name
 
-    def _run(self, stored: Json, on_progress: OnProgress) -> Future[Json]:
+    def _run(self, stored: Json, on_progress: OnProgress, owner: str | None) -> Future[Json]:
         """Run a stored job. It is checked again: the process that stored it may have had other settings.
 
         Raises: SourceForbidden if the stored upload is not the name of an upload; the errors of `Tasks.prepare`.
@@ -135,7 +135,7 @@ class JobQueue:
             files = {UPLOAD: file}
             answer.add_done_callback(lambda _: file.close())
         try:
-            work = self._tasks.prepare(unwrap(stored["input"]), files=files, background=True)
+            work = self._tasks.prepare(unwrap(stored["input"]), files=files, background=True, owner=owner)
         except BaseException:
             answer.cancel()
             raise

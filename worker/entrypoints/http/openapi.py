@@ -13,7 +13,7 @@ from typing_extensions import NotRequired, TypedDict
 from worker.jobs.records import State
 from worker.protocol import openai
 from worker.protocol.request import option_schema, options_of
-from worker.types import Level, Task
+from worker.types import FinishReason, Level, Task
 
 Json = dict[str, Any]
 
@@ -37,6 +37,7 @@ EVENT: Json = {
 }
 EVENTS: Json = {"text/event-stream; charset=utf-8": {"schema": EVENT}}
 PLAIN_TEXT: Json = {"text/plain; charset=utf-8": {"schema": TEXT}}
+_LOGPROBS: Json = {"type": "array", "items": {"enum": ["logprobs"]}}
 METRICS: Json = {"text/plain; version=1.0.0; charset=utf-8": {"schema": TEXT}}
 
 _MEANINGS = {
@@ -80,12 +81,26 @@ class _TimedSegment(TypedDict):
     text: str
     start: float
     end: float
+    seek: int | None
+    tokens: list[int] | None
+    temperature: float | None
+    avg_logprob: float | None
+    compression_ratio: float | None
+    no_speech_prob: float | None
+    confidence: NotRequired[float | None]
 
 
 class _TimedWord(TypedDict):
     word: str
     start: float
     end: float
+    confidence: NotRequired[float | None]
+
+
+class _Logprob(TypedDict):
+    token: str
+    logprob: float
+    bytes: list[int]
 
 
 class Transcription(TypedDict):
@@ -94,10 +109,14 @@ class Transcription(TypedDict):
     text: str
     usage: _Usage
     task: NotRequired[str]
-    language: NotRequired[str | None]
+    language: NotRequired[str]
     duration: NotRequired[float]
     segments: NotRequired[list[_TimedSegment]]
     words: NotRequired[list[_TimedWord]]
+    confidence: NotRequired[float | None]
+    logprobs: NotRequired[list[_Logprob]]
+    finish_reason: NotRequired[FinishReason]
+    warning: NotRequired[str]
 
 
 class Features(TypedDict):
@@ -105,6 +124,8 @@ class Features(TypedDict):
 
     model: str
     caption: NotRequired[str]
+    finish_reason: NotRequired[FinishReason]
+    warning: NotRequired[str]
     embedding: NotRequired[list[Any] | str]
     shape: NotRequired[list[int]]
     frame_rate: NotRequired[float]
@@ -119,6 +140,7 @@ class ChatCompletion(TypedDict):
     model: str
     choices: list[Any]
     usage: Json
+    warning: NotRequired[str]
 
 
 class ModelInfo(TypedDict):
@@ -221,6 +243,26 @@ class RunpodJob(TypedDict):
     output: NotRequired[Any]
 
 
+class _RunpodJobs(TypedDict):
+    inQueue: int
+    inProgress: int
+    completed: int
+    failed: int
+
+
+class _RunpodWorkers(TypedDict):
+    initializing: int
+    ready: int
+    unhealthy: int
+
+
+class RunpodHealth(TypedDict):
+    """The health of an endpoint as Runpod's API shows it."""
+
+    jobs: _RunpodJobs
+    workers: _RunpodWorkers
+
+
 def failures(*statuses: int) -> dict[int | str, Json]:
     """Return the responses that are OpenAI's error object; every route may respond with 403."""
     return {status: {"description": _MEANINGS[status], "model": ErrorBody} for status in (403, *statuses)}
@@ -259,13 +301,13 @@ def audio_body(route: str) -> Json:
     fields = {"model": MODEL} | _options(task)
     if route in ("transcriptions", "translations"):
         fields["stream"] = BOOLEAN
-    timed = fields.pop("timestamp_granularities", None)
+    timed, included = fields.pop("timestamp_granularities", None), fields.pop("include", None)
     if timed is None:
         return body(form={"file": FILE, **fields}, json={"audio": SOURCE, **fields})
     levels = {"type": "array", "items": {"enum": list(get_args(Level))}}
     return body(
-        form={"file": FILE, **fields, "timestamp_granularities[]": levels},
-        json={"audio": SOURCE, **fields, "timestamp_granularities": levels},
+        form={"file": FILE, **fields, "timestamp_granularities[]": levels, "include[]": _LOGPROBS},
+        json={"audio": SOURCE, **fields, "timestamp_granularities": levels, "include": included},
     )
 
 

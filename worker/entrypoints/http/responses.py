@@ -19,7 +19,7 @@ from fastapi.requests import Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from worker.errors import AviaryError, Cancelled
+from worker.errors import AviaryError, Cancelled, DeadlineExceeded
 from worker.faults import report
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -44,10 +44,17 @@ def status_of(error: AviaryError) -> int:
 
 
 def response(error: AviaryError) -> JSONResponse:
-    """Return the response for an error, with WWW-Authenticate, Retry-After and Connection where they apply."""
+    """Return the response for an error, with WWW-Authenticate, Retry-After, X-Should-Retry and Connection where they
+    apply.
+
+    OpenAI's clients retry every status 503 unless X-Should-Retry forbids it. A request that was too slow would be as
+    slow again.
+    """
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
     if error.status in (408, 431):  # the rest of the request may come late
         headers["Connection"] = "close"
+    if isinstance(error, DeadlineExceeded):
+        headers["X-Should-Retry"] = "false"
     if error.retry_after_sec is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_sec))
     return JSONResponse(to_json(error), status_of(error), headers)

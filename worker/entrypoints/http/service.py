@@ -2,7 +2,7 @@
 
     answer = await service.run(http, fields, files)     admitted and run; dropped if the client hangs up or is late
     answer = await service.one(http, fields, files)     the same for one input, whose error is the request's
-    work = await service.prepare(fields, files)         only checked; service.stream(work) then yields text as it comes
+    work = await service.prepare(http, fields, files)   only checked; service.stream(work) then yields text as it comes
 
 A server holds at most MAX_QUEUE inputs. While its models load it refuses requests at once instead of keeping clients
 waiting.
@@ -24,6 +24,7 @@ from fastapi.requests import Request as HttpRequest
 from worker import catalog
 from worker.config import Settings
 from worker.engine.engine import Engine
+from worker.entrypoints.http.callers import caller_of
 from worker.entrypoints.http.metrics import Metrics
 from worker.entrypoints.tasks import Tasks
 from worker.errors import AviaryError, Cancelled, DeadlineExceeded, QueueFull, StillLoading
@@ -80,11 +81,12 @@ class Service:
             return "loading"
         return "unhealthy" if load.exception() else "ready"
 
-    async def prepare(self, fields: Fields, files: Mapping[str, BinaryIO] | None = None) -> Work:
+    async def prepare(self, http: HttpRequest, fields: Fields, files: Mapping[str, BinaryIO] | None = None) -> Work:
         """Check a request. Raises RequestError."""
+        owner = caller_of(http).owner
         if is_light(fields):
-            return self.tasks.prepare(fields, files=files)
-        return await asyncio.to_thread(self.tasks.prepare, fields, files=files)
+            return self.tasks.prepare(fields, files=files, owner=owner)
+        return await asyncio.to_thread(self.tasks.prepare, fields, files=files, owner=owner)
 
     async def run(
         self,
@@ -95,12 +97,12 @@ class Service:
         on_result: OnResult | None = None,
     ) -> Any:
         """Return the answer to a request of any task. Raises AviaryError for the request as a whole."""
-        work = await self.prepare(fields, files)
+        work = await self.prepare(http, fields, files)
         return await self._finish(work, await self._wait(http, self._start(work, on_result=on_result)))
 
     async def one(self, http: HttpRequest, fields: Fields, files: Mapping[str, BinaryIO] | None = None) -> Any:
         """Return the answer to a request of one input. Raises AviaryError, that of the input among them."""
-        work = await self.prepare(fields, files)
+        work = await self.prepare(http, fields, files)
         outcome = await self._wait(http, self._start(work))
         _raise(work.error(outcome))
         return await self._finish(work, outcome)
@@ -186,8 +188,7 @@ class Service:
     def _late(self) -> DeadlineExceeded:
         return DeadlineExceeded(
             f"not done within {self.settings.request_timeout_sec:g} s (REQUEST_TIMEOUT_SEC): send it "
-            "as a job (/run, /transcribe/async)",
-            retry_after_sec=LOADING_SEC,
+            "as a job (/run, /transcribe/async)"
         )
 
 

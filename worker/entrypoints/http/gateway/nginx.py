@@ -121,7 +121,7 @@ http {{
             {_asks(_GATE) if gated else ""}
             proxy_pass http://workers;
         }}
-        location ~ "^({"|".join(map(re.escape, ROUTES))})/?\\z" {{
+        location ~ "^({"|".join(map(_pattern, ROUTES))})/?\\z" {{
             client_max_body_size {size};
             client_body_buffer_size 1m;
             if ($unexpected_body) {{ return 413; }}
@@ -178,6 +178,11 @@ def _files() -> int:
     return 8192 if most == resource.RLIM_INFINITY else min(8192, most)
 
 
+def _pattern(route: str) -> str:
+    """Return the regular expression of a route's paths."""
+    return re.escape(route).replace(re.escape("{endpoint}"), "[^/]+")
+
+
 def _asks(gate: str) -> str:
     return f"auth_request {gate}; auth_request_set $again $upstream_http_retry_after;"
 
@@ -192,6 +197,8 @@ def _error_page(status: int, error: AviaryError) -> str:
     code = status if error is _ERRORS.get(status) else error.status
     after = _RETRY_AFTER.get(error.code)
     again = f"add_header Retry-After {after} always; " if after else ""
+    if isinstance(error, DeadlineExceeded):
+        again += "add_header X-Should-Retry false always; "
     text = json.dumps(responses.to_json(error))
     # nginx does not read the body of a rejected request, so the connection cannot carry another request.
     # `keepalive_timeout 0` makes the response announce that the connection closes. The location has a path and not a

@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from worker import catalog
 from worker.entrypoints.http import events
-from worker.entrypoints.http.body import Body, RequestBody
+from worker.entrypoints.http.body import Body, RequestBody, is_form
 from worker.entrypoints.http.openapi import (
     EVENTS,
     PLAIN_TEXT,
@@ -50,15 +50,17 @@ def router(service: Service) -> APIRouter:
 
     async def speech(http: Request, sent: RequestBody) -> Response:
         stream = _stream_options(sent)
+        _require_audio(http, sent)
         payload, shape = openai.translate(http.scope["path"], sent.fields)
         if stream is not None:
-            return await events.respond(http, events.transcription(service, payload, sent.files))
+            return await events.respond(http, events.transcription(service, http, payload, sent.files))
         shaped = shape(await service.one(http, payload, sent.files))
         return PlainTextResponse(shaped) if isinstance(shaped, str) else JSONResponse(shaped)
 
     async def features(http: Request, sent: RequestBody) -> Response:
         if _stream_options(sent) is not None:
             raise RequestError("stream is not a field of this route", param="stream")
+        _require_audio(http, sent)
         payload, shape = openai.translate(http.scope["path"], sent.fields)
         answer = await service.one(http, payload, sent.files)
         return await large_json(lambda: shape(answer))
@@ -98,7 +100,7 @@ def router(service: Service) -> APIRouter:
         payload, shape = openai.translate(http.scope["path"], sent.fields)
         if stream is not None:
             include_usage = bool(stream.get("include_usage"))
-            return await events.respond(http, events.chat(service, payload, include_usage=include_usage))
+            return await events.respond(http, events.chat(service, http, payload, include_usage=include_usage))
         return JSONResponse(shape(await service.one(http, payload)))
 
     @routes.get(
@@ -129,6 +131,15 @@ def _listed(service: Service) -> list[Json]:
     known = {one["id"] for one in listed}
     own = {row.id: openai.model_json(row) for row in rows if row.id not in known}
     return [*own.values(), *listed]
+
+
+def _require_audio(http: Request, sent: Body) -> None:
+    """Raise RequestError, in the words of the route, if a body has no audio."""
+    if sent.fields.keys() & {"file", "audio"}:
+        return
+    if is_form(http):
+        raise RequestError("file is missing: send the audio as a file in the form field file", param="file")
+    raise RequestError("audio is missing: send a source, or an object with url or data", param="audio")
 
 
 def _stream_options(sent: Body) -> Json | None:

@@ -2,6 +2,9 @@
 
 POST /run        stores a job; GET or POST /status/{id} reports on it, POST /cancel/{id} cancels it
 POST /runsync    runs the payload and responds with its answer; nothing is stored
+
+Runpod's SDK looks for these routes, and for GET /health in a shape of its own, below /v2/{endpoint}/. `endpoint` may be
+any name.
 """
 
 from __future__ import annotations
@@ -11,14 +14,14 @@ import time
 import uuid
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from fastapi.requests import Request
 from fastapi.responses import JSONResponse, Response
 
 from worker.entrypoints.http.body import RequestBody
 from worker.entrypoints.http.callers import SentBy
 from worker.entrypoints.http.job_queue import JobQueue
-from worker.entrypoints.http.openapi import STORED, TEXT, WORK, RunpodJob, body, failures
+from worker.entrypoints.http.openapi import STORED, TEXT, WORK, RunpodHealth, RunpodJob, body, failures
 from worker.entrypoints.http.responses import large_json
 from worker.entrypoints.http.service import Service
 from worker.errors import AviaryError, RequestError
@@ -30,9 +33,48 @@ Json = dict[str, Any]
 _PAYLOAD = body(json={"input": {"type": "object"}, "webhook": TEXT}, required=("input",))
 
 
+# Runpod's words for the states of a service.
+_WORKERS = {"loading": "initializing", "ready": "ready", "unhealthy": "unhealthy"}
+
+
 def router(service: Service, queue: JobQueue) -> APIRouter:
     """Return the routes on one service and its jobs."""
     routes = APIRouter(tags=["Runpod"])
+    routes.include_router(_jobs(service, queue))
+    for sub in (_jobs(service, queue, suffix="_v2"), _health(service, queue)):
+        routes.include_router(sub, prefix="/v2/{endpoint}", dependencies=[Depends(_endpoint)])
+    return routes
+
+
+def _endpoint(endpoint: str) -> None:
+    """Declare the name of the endpoint. A server is one endpoint, so the name selects nothing."""
+
+
+def _health(service: Service, queue: JobQueue) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get(
+        "/health",
+        summary="The caller's jobs, and the state of the worker that responds",
+        response_model=RunpodHealth,
+        responses=failures(401, 503),
+    )
+    async def endpoint_health(caller: SentBy) -> Response:
+        counts = await asyncio.to_thread(lambda: queue.store.counts(owner=caller.sees_jobs_of))
+        jobs = {
+            "inQueue": counts["pending"],
+            "inProgress": counts["processing"],
+            "completed": counts["completed"],
+            "failed": counts["failed"],
+        }
+        workers = {word: int(state == service.state) for state, word in _WORKERS.items()}
+        return JSONResponse({"jobs": jobs, "workers": workers})
+
+    return routes
+
+
+def _jobs(service: Service, queue: JobQueue, *, suffix: str = "") -> APIRouter:
+    routes = APIRouter()
     runs: Json = {"response_model": RunpodJob, "responses": failures(*WORK, 507), "openapi_extra": _PAYLOAD}
 
     @routes.post("/run", summary="Store a payload as a job", **runs)
@@ -72,7 +114,7 @@ def router(service: Service, queue: JobQueue) -> APIRouter:
             "/status/{name}",
             status,
             methods=[method],
-            operation_id=f"runpod_status_{method.lower()}",
+            operation_id=f"runpod_status_{method.lower()}{suffix}",
             summary="The state of a job, and its output",
             response_model=RunpodJob,
             responses=failures(*STORED),

@@ -77,7 +77,7 @@ export class Jobs {
   #line(job) {
     const name = job.filename ?? job.job_id;
     const { done, total } = job.progress;
-    const created = new Date(`${job.created_at.replace(/Z$/, "")}Z`);
+    const created = new Date(job.created_at);
     const problem = h("div");
     const act = (/** @type {string} */ label, /** @type {() => Promise<void>} */ what) => h("button", { type: "button",
       "aria-label": `${label}: ${name}`, onclick: () => what().catch((error) => showError(problem, error)) }, label);

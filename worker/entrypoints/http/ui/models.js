@@ -31,8 +31,8 @@ export const TASKS = {
 const GENERATION = ["max_new_tokens", "temperature"];
 /** The options that a task may have; those of a model are a part of them. @type {Record<Task, string[]>} */
 const OPTIONS = {
-  transcribe: ["language", "timestamps", "prompt", ...GENERATION],
-  translate: ["language", "target_language", "timestamps", "prompt", ...GENERATION],
+  transcribe: ["language", "timestamps", "confidence", "prompt", ...GENERATION],
+  translate: ["language", "target_language", "timestamps", "confidence", "prompt", ...GENERATION],
   caption: ["style", "prompt", ...GENERATION],
   chat: GENERATION,
   embed: ["pooling"],

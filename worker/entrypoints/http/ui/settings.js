@@ -47,6 +47,7 @@ export class Settings {
     const values = this.task === "score" ? {} : { model: this.select.value };
     for (const name of optionsOf(this.model, this.task)) {
       if (name === "timestamps") values.timestamps = this.#levels();
+      else if (name === "confidence") Object.assign(values, byId(name).checked && { confidence: true });
       else if (byId(name).value.trim()) values[name] = byId(name).value.trim();
     }
     for (const name of ["max_new_tokens", "temperature"]) if (name in values) values[name] = Number(values[name]);

@@ -4,7 +4,7 @@
  */
 
 /** @typedef {{start: number, end: number, text: string}} Segment  seconds */
-/** @typedef {{start: number, end: number, word: string}} Word  seconds */
+/** @typedef {{start: number, end: number, word: string, confidence?: number|null}} Word  seconds */
 /** @typedef {{text: string, duration?: number, words?: Word[], segments?: Segment[]}} Transcript */
 
 const LINE_CHARS = 42;

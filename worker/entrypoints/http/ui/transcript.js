@@ -4,7 +4,10 @@ import { clock } from "./format.js";
 import { addSpaces, srt, vtt } from "./subtitles.js";
 
 /** @typedef {import("./subtitles.js").Transcript} Transcript */
-/** @typedef {{text: string, start: number, end: number}} Spoken */
+/** @typedef {{text: string, start: number, end: number, confidence?: number|null}} Spoken */
+
+const DOUBTFUL = 0.6; // a confidence below this marks a word
+const VERY_DOUBTFUL = 0.3;
 
 /**
  * Return the view of a transcript.
@@ -16,10 +19,10 @@ import { addSpaces, srt, vtt } from "./subtitles.js";
 export function transcriptView(transcript, name, seek) {
   const { words = [], segments = [], text } = transcript;
   /** @type {Spoken[]} */
-  const spoken = words.length ? words.map(({ word, start, end }) => ({ text: word, start, end })) : segments;
+  const spoken = words.length ? words.map(({ word, ...rest }) => ({ text: word, ...rest })) : segments;
   const spans = spoken.map((one, i) => h("span", seek
-    ? { class: "word", role: "button", tabindex: i ? -1 : 0, "data-i": i }
-    : { class: "word", title: `${clock(one.start, true)} to ${clock(one.end, true)}` }, one.text));
+    ? { class: "word", role: "button", tabindex: i ? -1 : 0, "data-i": i, ...doubt(one) }
+    : { class: "word", title: `${clock(one.start, true)} to ${clock(one.end, true)}`, ...doubt(one) }, one.text));
   const body = h("div", { class: "words", role: "group", "aria-label": "Transcript" },
     ...(spoken.length ? paragraphs(spoken, spans, segments, text, seek) : [h("p", {}, text || "No speech was found.")]));
   let lit = -1;
@@ -34,6 +37,17 @@ export function transcriptView(transcript, name, seek) {
   const hint = seek && spoken.length ? h("p", { class: "note" }, "Click a word to play it, or use the arrow keys and Enter.") : null;
   if (seek) listen(body, spans, (i) => seek(spoken[i].start));
   return { element: h("div", { class: "transcript" }, body, h("div", { class: "foot" }, hint, downloads(transcript, name))), at };
+}
+
+/**
+ * Return the attributes that mark a doubtful word: an underline and a shade, and the number for everyone.
+ * @param {Spoken} spoken
+ * @returns {Record<string, string>}
+ */
+function doubt({ text, confidence }) {
+  if (typeof confidence !== "number" || confidence >= DOUBTFUL) return {};
+  const share = `${Math.round(confidence * 100)}% sure`;
+  return { class: `word doubtful${confidence < VERY_DOUBTFUL ? " very" : ""}`, title: share, "aria-label": `${text}, ${share}` };
 }
 
 /**

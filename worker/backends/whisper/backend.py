@@ -1,21 +1,22 @@
 """Whisper through transformers: transcribe, translate into English, and embed (the encoder's states).
 
     pieces ── encoder, once ──▶ states ──┬── language detection
-                                         ├── decoder ──▶ text with time tokens ──▶ segments
-                                         ├── attention of the alignment heads ──▶ words
+                                         ├── decoding  ──▶ tokens ──▶ text, segments
+                                         ├── alignment ──▶ the tokens' times ──▶ words
                                          └── without padding ──▶ embedding
 
 The model accepts 30 s at a time. The engine splits longer clips at quiet places, and the pieces of all clips share
-batches. Generation is greedy unless a temperature is set. A checkpoint that does not name its alignment heads has no
-word times. The model is not run on silence, for which it would invent words. `tokens_generated` counts the tokens of
-the text, without control and time tokens.
+batches, in any order. The engine gives a window the text before it as its prompt if the request asks for it. Long
+pauses are cut out before the model runs, and the model is not run on a piece without speech, for which it would invent
+words. Generation is greedy, and falls back to sampling for pieces whose text is improbable or repeats itself, unless
+the request sets a temperature. A checkpoint that does not name its alignment heads has no word times.
+`tokens_generated` counts the tokens of the text, without control and time tokens.
 
 An embedding covers the audio itself: the padding up to 30 s is stripped, before pooling too.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,15 +24,17 @@ from typing import Any
 
 import numpy as np
 
-from worker.backends import whisper_alignment
 from worker.backends.base import Backend
 from worker.backends.common import checkpoints, generation, pretrained, timestamps
 from worker.backends.common.device import device_of, dtype_of, libraries
 from worker.backends.common.silence import is_silent
+from worker.backends.whisper import alignment, decoding, speech, words
+from worker.backends.whisper.decoding import Decoded
+from worker.backends.whisper.speech import Cut
 from worker.catalog import Model
 from worker.config import Settings
 from worker.errors import Unsupported
-from worker.types import SAMPLE_RATE, Batch, Embedding, Options, Output, Piece, Span, Transcript
+from worker.types import SAMPLE_RATE, Batch, Embedding, Options, Output, Piece, Transcript
 
 WINDOW = 30 * SAMPLE_RATE
 WINDOWS_AT_ONCE = 16
@@ -43,6 +46,8 @@ BY_LETTER = {"zh", "ja", "yue", "th", "lo", "my"}  # written without spaces: eac
 
 class Whisper(Backend):
     """A Whisper checkpoint: transcribes speech, translates it into English, and embeds audio."""
+
+    least_sec = 30.0
 
     def __init__(self, model: Model, settings: Settings) -> None:
         self._row, self._settings = model, settings
@@ -81,8 +86,7 @@ class Whisper(Backend):
             for layer, head in getattr(config, "alignment_heads", None) or []
             if layer < sizes.decoder_layers and head < sizes.decoder_attention_heads
         ]
-        self._end, self._start = config.eos_token_id, config.decoder_start_token_id
-        self._first_time = config.no_timestamps_token_id + 1
+        self._ids = decoding.Ids(config.decoder_start_token_id, config.eos_token_id, config.no_timestamps_token_id + 1)
         self._room = sizes.max_target_positions - CONTROL_TOKENS  # ids, for the prompt and the text
         self._frame_rate = SAMPLE_RATE / self._features.hop_length / 2  # one convolution strides by two
 
@@ -93,14 +97,17 @@ class Whisper(Backend):
                 return self._embeddings(batch.pieces)
             self._check(batch.options)
             language = "en" if _translates(batch.options) else batch.options.language
-            empty = Transcript("", language=language, tokens_generated=0)
+            empty = Transcript("", language=language, tokens_generated=0, finish_reason="stop")
             outputs: list[Output] = [empty] * len(batch.pieces)
-            spoken = [i for i, piece in enumerate(batch.pieces) if not is_silent(piece.clip.samples)]
-            prompts = {(prompt := batch.pieces[i].options.prompt): self._prompt_ids(prompt) for i in spoken}
+            audible = [i for i, piece in enumerate(batch.pieces) if not is_silent(piece.clip.samples)]
+            found = speech.cut_all([batch.pieces[i].clip.samples for i in audible])
+            cuts = {i: cut for i, cut in zip(audible, found, strict=True) if cut is not None}
+            prompts = {(prompt := batch.pieces[i].options.prompt): self._prompt_ids(prompt) for i in cuts}
             # `generate` accepts one prompt a call. All prompts are checked before the first call.
             for prompt, ids in prompts.items():
-                rows = [i for i in spoken if batch.pieces[i].options.prompt == prompt]
-                for i, transcript in zip(rows, self._transcribe([batch.pieces[i] for i in rows], ids), strict=True):
+                rows = [i for i in cuts if batch.pieces[i].options.prompt == prompt]
+                transcripts = self._transcribe([batch.pieces[i] for i in rows], [cuts[i] for i in rows], ids)
+                for i, transcript in zip(rows, transcripts, strict=True):
                     outputs[i] = transcript
             return outputs
 
@@ -113,33 +120,30 @@ class Whisper(Backend):
     def _folder(self) -> Path:
         return checkpoints.checkpoint(self._row.id, self._settings)
 
-    def _transcribe(self, pieces: list[Piece], prompt_ids: Any) -> list[Transcript]:
-        """Return the transcripts of pieces with the same prompt. `prompt_ids` has shape (ids,), or is None."""
+    def _transcribe(self, pieces: list[Piece], cuts: list[Cut], prompt_ids: Any) -> list[Transcript]:
+        """Return the transcripts of pieces with the same prompt. `prompt_ids` has shape (ids,), or is None.
+
+        `cuts` are what is left of the pieces' audio.
+        """
         options = pieces[0].options
-        states, frames = self._encode([piece.clip.samples for piece in pieces])
+        states, frames = self._encode([cut.samples for cut in cuts])
         spoken = self._spoken(options, states)
-        translated = _translates(options)
-        task = {"language": spoken, "task": "translate" if translated else "transcribe"} if self._multilingual else {}
-        watch = generation.Watch(pieces, 0, lambda ids: self._text(self._new_ids(ids)))
+        task = {"task": "translate" if _translates(options) else "transcribe"} if self._multilingual else {}
         settings = generation.settings(options, longest=self._room)
         room = self._room - (0 if prompt_ids is None else len(prompt_ids))
         settings["max_new_tokens"] = min(settings["max_new_tokens"], room)
-        out = self._model.generate(
-            encoder_outputs=self._states_of(last_hidden_state=states),
-            prompt_ids=prompt_ids,
-            stopping_criteria=[watch],
-            return_timestamps=options.timestamps,
-            force_unique_generate_call=True,
-            **task,
-            **settings,
+        windows = decoding.Windows(
+            self._states_of(last_hidden_state=states),
+            pieces,
+            spoken if self._multilingual else None,
+            {"prompt_ids": prompt_ids, "return_timestamps": options.timestamps, **task, **settings},
         )
-        rows = [self._new_ids(row) for row in out.tolist()]
-        texts = [self._text(row) for row in rows]
-        watch.finish(texts)
-        words = self._words(states, frames, rows, spoken, task) if options.timestamps else [()] * len(rows)
+        rows = decoding.decode(self._model, self._ids, self._text, windows)
+        times = self._times(states, frames, rows, spoken, task) if options.timestamps else [None] * len(rows)
+        languages = ["en"] * len(rows) if _translates(options) else spoken
         return [
-            self._transcript(piece, row, text, words_of_row, "en" if translated else language)
-            for piece, row, text, words_of_row, language in zip(pieces, rows, texts, words, spoken, strict=True)
+            self._transcript(piece, cut, row, edges, language, settings["max_new_tokens"])
+            for piece, cut, row, edges, language in zip(pieces, cuts, rows, times, languages, strict=True)
         ]
 
     def _encode(self, clips: Sequence[np.ndarray]) -> tuple[Any, list[int]]:
@@ -197,72 +201,70 @@ class Whisper(Backend):
             ) from error
         return self._torch.cat([ids[:1], ids[1:][-(self._room // 2 - 1) :]]).to(self._device)
 
-    def _new_ids(self, row: list[int]) -> list[int]:
-        """Return the generated ids: those after the prompt and its control tokens, up to the end token."""
-        after = itertools.takewhile(lambda token: token != self._end, row[row.index(self._start) + 1 :])
-        return list(itertools.dropwhile(lambda token: self._end < token < self._first_time, after))
+    def _text(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
 
-    def _text(self, row: list[int]) -> str:
-        return str(self._tokenizer.decode([token for token in row if token < self._end])).strip()
-
-    def _words(
-        self, states: Any, frames: list[int], rows: list[list[int]], spoken: list[str], task: dict[str, Any]
-    ) -> list[tuple[Span, ...]]:
-        """Return the words of each row with their times, or no words if the checkpoint has no alignment heads."""
+    def _times(
+        self,
+        states: Any,
+        frames: list[int],
+        rows: Sequence[Decoded],
+        spoken: Sequence[str],
+        task: dict[str, str],
+    ) -> Sequence[list[tuple[float, float]] | None]:
+        """Return the start and end of each row's text tokens, or None if the checkpoint has no alignment heads."""
         if not self._heads:
-            return [()] * len(rows)
+            return [None] * len(rows)
         id_of = self._tokenizer.convert_tokens_to_ids
-        texts = [[token for token in row if token < self._end] for row in rows]
+        texts = [[token for token in row.tokens if token < self._ids.end] for row in rows]
         prefixes = [
             [
-                self._start,
+                self._ids.start,
                 *([id_of(f"<|{language}|>"), id_of(f"<|{task['task']}|>")] if task else []),
-                self._first_time - 1,
+                self._ids.first_time - 1,
             ]
             for language in spoken
         ]
-        full = [[*prefix, *text, self._end] for prefix, text in zip(prefixes, texts, strict=True)]
-        times = whisper_alignment.token_times(
+        full = [[*prefix, *text, self._ids.end] for prefix, text in zip(prefixes, texts, strict=True)]
+        return alignment.token_times(
             self._model, states, full, len(prefixes[0]), frames, self._heads, 1 / self._frame_rate
         )
-        written = ["en"] * len(rows) if task.get("task") == "translate" else spoken
-        return [self._spell(text, edges, language) for text, edges, language in zip(texts, times, written, strict=True)]
-
-    def _spell(self, tokens: list[int], edges: list[tuple[float, float]], language: str) -> tuple[Span, ...]:
-        """Group tokens, each of which may be a part of a character, into words. `edges` are their start and end."""
-        spans: list[Span] = []
-        held: list[int] = []
-        for i, token in enumerate(tokens):
-            held.append(token)
-            text = str(self._tokenizer.decode(held))
-            if "\ufffd" in text and i + 1 < len(tokens):
-                continue
-            spans.append(Span(text, edges[i - len(held) + 1][0], edges[i][1]))
-            held = []
-        return timestamps.chars(spans, marker=" ") if language in BY_LETTER else timestamps.words(spans, marker=" ")
 
     def _transcript(
-        self, piece: Piece, row: list[int], text: str, words: tuple[Span, ...], language: str
+        self,
+        piece: Piece,
+        cut: Cut,
+        row: Decoded,
+        edges: list[tuple[float, float]] | None,
+        language: str,
+        limit: int,
     ) -> Transcript:
-        end = piece.duration_sec
-        words = tuple(Span(word.text, min(word.start, end), min(word.end, end)) for word in words)
-        segments = self._segments(row, end) if piece.options.timestamps else ()
-        count = sum(token < self._end for token in row)
-        return Transcript(text, words, segments, timestamps.chars(words), language, count)
-
-    def _segments(self, row: list[int], end: float) -> tuple[Span, ...]:
-        """Return the segments: the texts between time tokens. A segment without an end token ends at `end`."""
-        found: list[Span] = []
-        start, held = 0.0, list[int]()
-        for token in [*row, None]:
-            if token is not None and token < self._first_time:
-                held.append(token)
-                continue
-            at = end if token is None else min((token - self._first_time) * 0.02, end)
-            if text := self._text(held):
-                found.append(Span(text, start, max(start, at)))
-            start, held = at, []
-        return tuple(found)
+        """Return the transcript of a piece, whose text has at most `limit` new tokens."""
+        count = sum(token < self._ids.end for token in row.tokens)
+        if row.is_silence:
+            return Transcript("", language=language, tokens_generated=count, finish_reason="stop")
+        parts = words.compose(
+            row,
+            edges,
+            first_time=self._ids.first_time,
+            read=self._text,
+            duration_sec=len(cut.samples) / SAMPLE_RATE,
+            language=language,
+            by_letter=language in BY_LETTER,
+            confidence=piece.options.confidence,
+        )
+        spoken = tuple(map(cut.restore, parts.words))
+        return Transcript(
+            parts.text,
+            spoken,
+            tuple(map(cut.restore, parts.segments)) if piece.options.timestamps else (),
+            timestamps.chars(spoken),
+            language,
+            count,
+            tokens=parts.tokens,
+            finish_reason=row.finish_reason,
+            warning=generation.length_warning(row.finish_reason, piece.options, limit),
+        )
 
     def _embeddings(self, pieces: Sequence[Piece]) -> list[Output]:
         """Return the embeddings. The windows of all clips share batches."""

@@ -5,9 +5,10 @@
 The decoder runs over the finished text once more, and only the attention of the alignment heads is kept. transformers'
 own token times keep every attention map of the encoder, which takes gigabytes for a large model.
 
-The method is that of OpenAI's Whisper (whisper/timing.py): the attention of each head is normalized over the tokens and
-smoothed by a median filter over the frames; the cheapest monotonic path (dynamic time warping) through the mean of all
-heads gives each token's start.
+The method is that of OpenAI's Whisper (whisper/timing.py). The attention of each head to the valid frames is normalized
+over the tokens, and smoothed by a median filter over the frames. The cheapest monotonic path (dynamic time warping)
+through the mean of all heads gives each token's start. The attention that belongs to a token is that of the position
+before it, at which the decoder predicts the token.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 import numpy as np
 
 SMOOTHED = 7  # frames, the width of the median filter
+# A sorting network for the median of seven values: each pair (i, j) puts the lower value in place i, the higher in j.
+_EXCHANGES = ((0, 5), (0, 3), (1, 6), (2, 4), (0, 1), (3, 5), (2, 6), (2, 3), (3, 6), (4, 5), (1, 4), (1, 3), (3, 4))
 
 
 def token_times(
@@ -76,14 +79,28 @@ def _times(attention: Any, prefix: int, frame_sec: float) -> list[tuple[float, f
 
     `attention` has shape (heads, tokens, frames).
     """
-    spread, mean = attention.std(dim=-2, keepdim=True, unbiased=False), attention.mean(dim=-2, keepdim=True)
-    normal = ((attention - mean) / spread.clamp(min=1e-9)).cpu().numpy()
-    edge = SMOOTHED // 2
-    padded = np.pad(normal, ((0, 0), (0, 0), (edge, edge)), mode="reflect" if normal.shape[-1] > edge else "edge")
-    smooth = np.median(np.lib.stride_tricks.sliding_window_view(padded, SMOOTHED, axis=-1), axis=-1)
-    starts = path_starts(-smooth.mean(axis=0)[prefix:])  # the last is that of the end token
+    valid = attention / attention.sum(dim=-1, keepdim=True).clamp(min=1e-9)
+    spread, mean = valid.std(dim=-2, keepdim=True, unbiased=False), valid.mean(dim=-2, keepdim=True)
+    smooth = smoothed((valid - mean) / spread.clamp(min=1e-9)).mean(dim=0)
+    # Row i predicts token i + 1: the row before the text is that of the first token, the last is that of the end token.
+    starts = path_starts(-smooth[prefix - 1 : -1].cpu().numpy())
     edges = [start * frame_sec for start in starts]
     return list(itertools.pairwise(edges))
+
+
+def smoothed(values: Any) -> Any:
+    """Return the medians of the `SMOOTHED` frames around each frame. `values` has shape (heads, tokens, frames)."""
+    import torch
+
+    edge, frames = SMOOTHED // 2, values.shape[-1]
+    padded = torch.nn.functional.pad(values, (edge, edge), mode="reflect" if frames > edge else "replicate")
+    places = [padded[..., at : at + frames] for at in range(SMOOTHED)]
+    for low, high in _EXCHANGES:
+        places[low], places[high] = (
+            torch.minimum(places[low], places[high]),
+            torch.maximum(places[low], places[high]),
+        )
+    return places[edge]
 
 
 def path_starts(cost: np.ndarray) -> list[int]:

@@ -1,0 +1,127 @@
+"""Samples → the spans that contain speech, found by Silero's voice activity detector (VAD) on onnxruntime.
+
+    samples ── frames of 32 ms ──▶ network ── probabilities ──▶ hysteresis, shortest lengths, padding ──▶ spans
+
+The weights are a file of the package `silero-vad`. This module reads the file without importing the package, which
+requires torch. `is_available` says whether the file and onnxruntime are installed: requirements-cpu.txt and
+requirements.txt contain both, requirements-base.txt contains neither.
+
+Thread-safe. The network is loaded once for each process, at its first use, and runs on the caller's thread alone. Its
+memory does not grow with the length of the audio: the network takes 16 seconds at a time and keeps its state between.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worker.errors import Cancelled, ModelUnavailable
+from worker.types import SAMPLE_RATE
+
+# What the network was made for: frames of 512 samples, each after the last 64 samples of the frame before.
+FRAME, CONTEXT, STATE = 512, 64, (1, 1, 128)
+BLOCK = 512  # frames that the network takes at a time
+
+# Silero's own defaults. Speech starts at the first probability and ends below the second.
+STARTS, ENDS = 0.5, 0.35
+MIN_SPEECH_SEC = 0.25  # shorter speech is left out
+MIN_SILENCE_SEC = 0.1  # shorter silence belongs to the speech around it
+PAD_SEC = 0.03  # spans begin and end this much outside of what the network reports; less than half of MIN_SILENCE_SEC
+
+_WEIGHTS = Path("data", "silero_vad_16k_sequence.onnx")
+_loading = threading.Lock()
+
+
+def is_available() -> bool:
+    """Return whether `speech` can run: whether onnxruntime and the weights are installed."""
+    return importlib.util.find_spec("onnxruntime") is not None and _weights() is not None
+
+
+def speech(samples: np.ndarray, cancelled: Callable[[], bool] = lambda: False) -> list[tuple[float, float]]:
+    """Return the spans (start, end) in seconds that contain speech, in order and without overlap.
+
+    `samples` is float32 of shape (samples,), 16 kHz. `cancelled` is called every 16 seconds of audio.
+
+    Raises: ModelUnavailable if onnxruntime or the weights are not installed; Cancelled once `cancelled` returns True.
+    """
+    length_sec = len(samples) / SAMPLE_RATE
+    return [
+        (max(0.0, start - PAD_SEC), min(length_sec, end + PAD_SEC))
+        for start, end in _spans(probabilities(samples, cancelled), length_sec)
+    ]
+
+
+def probabilities(samples: np.ndarray, cancelled: Callable[[], bool] = lambda: False) -> Iterator[float]:
+    """Yield the probability of speech in each frame of FRAME samples. The last frame may be padded with zeros.
+
+    Raises: ModelUnavailable if onnxruntime or the weights are not installed; Cancelled once `cancelled` returns True.
+    """
+    session = _session()
+    hidden, cell = np.zeros(STATE, np.float32), np.zeros(STATE, np.float32)
+    for block in _blocks(samples):
+        if cancelled():
+            raise Cancelled("the request was canceled")
+        values, hidden, cell = session.run(["speech_probs", "hn", "cn"], {"input": block, "h": hidden, "c": cell})
+        yield from values.ravel().tolist()
+
+
+def _blocks(samples: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield at most BLOCK frames at a time, float32 of shape (frames, CONTEXT + FRAME)."""
+    context = np.zeros(CONTEXT, np.float32)
+    for first in range(0, len(samples), BLOCK * FRAME):
+        part = samples[first : first + BLOCK * FRAME]
+        padded = np.concatenate((context, part, np.zeros(-len(part) % FRAME, np.float32)))
+        context = padded[-CONTEXT:]
+        yield np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(padded, CONTEXT + FRAME)[::FRAME])
+
+
+def _spans(probabilities: Iterable[float], length_sec: float) -> Iterator[tuple[float, float]]:
+    """Yield the start and the end of each speech in seconds, without padding."""
+    start: float | None = None
+    silent_since: float | None = None
+    for number, probability in enumerate(probabilities):
+        now = number * FRAME / SAMPLE_RATE
+        if probability >= STARTS:
+            start, silent_since = now if start is None else start, None
+        elif probability < ENDS and start is not None:
+            silent_since = now if silent_since is None else silent_since
+            if now - silent_since >= MIN_SILENCE_SEC:
+                if silent_since - start > MIN_SPEECH_SEC:
+                    yield start, silent_since
+                start = silent_since = None
+    if start is not None and length_sec - start > MIN_SPEECH_SEC:
+        yield start, length_sec
+
+
+def _session() -> Any:
+    with _loading:
+        return _load()
+
+
+@functools.cache
+def _load() -> Any:
+    """Return the network, which runs on the caller's thread."""
+    weights = _weights()
+    if not is_available() or weights is None:
+        raise ModelUnavailable(
+            "Detecting speech requires onnxruntime and the weights of silero-vad. Install requirements-cpu.txt, or, "
+            "without torch: pip install onnxruntime && pip install --no-deps silero-vad"
+        )
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(weights), options, providers=["CPUExecutionProvider"])
+
+
+def _weights() -> Path | None:
+    """Return the file of the weights, or None if silero-vad is not installed."""
+    package = importlib.util.find_spec("silero_vad")
+    folders = (package.submodule_search_locations if package else None) or ()
+    return next((path for folder in folders if (path := Path(folder) / _WEIGHTS).is_file()), None)

@@ -1,0 +1,266 @@
+"""The decoder's loop of Whisper: encoder states → the tokens of each window, with their probabilities.
+
+    states ── temperature 0 ──▶ tokens ── loop or improbable? ──▶ temperature 0.2 … 1.0, those windows alone
+                                   └───── improbable, and no speech? ──▶ no text
+
+The thresholds and temperatures are those of OpenAI's Whisper. A request that sets a temperature is decoded once, at
+that temperature. Otherwise, a window is decoded again if its text compresses like a loop, or if its mean log
+probability is low. Among windows that fail at every temperature, the most probable text that is no loop is kept.
+
+Sampling is reproducible: each window has a random generator of its own, whose seed is the audio. A window therefore has
+the same text in each batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from worker.backends.common import generation
+from worker.types import FinishReason, Piece
+
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+MAX_COMPRESSION_RATIO = 2.4
+MIN_AVG_LOGPROB = -1.0
+NO_SPEECH_PROB = 0.6
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ids:
+    """The token ids that have a meaning: ids below `end` are text, ids from `first_time` on are times."""
+
+    start: int
+    end: int
+    first_time: int
+
+    @property
+    def no_speech(self) -> int:
+        """Return the id whose probability, next to the start token, is that of no speech."""
+        return self.first_time - 2
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Windows:
+    """Windows of audio to decode together, with the same prompt.
+
+    `states` is the encoder's output, whose last hidden state has shape (windows, frames, width). `languages` are the
+    codes of the spoken languages, None for a checkpoint without languages. `arguments` are others of `generate`.
+    """
+
+    states: Any
+    pieces: Sequence[Piece]
+    languages: Sequence[str] | None
+    arguments: dict[str, Any]
+
+    def select(self, rows: Sequence[int]) -> Windows:
+        """Return the windows of `rows`, which stream no text: what they stream is decided before."""
+        return dataclasses.replace(
+            self,
+            states=type(self.states)(last_hidden_state=self.states.last_hidden_state[list(rows)]),
+            pieces=[dataclasses.replace(self.pieces[row], on_text=None) for row in rows],
+            languages=None if self.languages is None else [self.languages[row] for row in rows],
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decoded:
+    """What the decoder wrote for one window.
+
+    `tokens` are ids of text and of times, and `logprobs` the natural logarithms of their probabilities, before the
+    temperature. `end_logprob` is that of the end token, None if the limit on new tokens ended the text.
+    """
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    end_logprob: float | None
+    text: str
+    temperature: float
+    no_speech_prob: float
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Return whether the model or the limit on new tokens ended the text."""
+        return "length" if self.end_logprob is None else "stop"
+
+    @property
+    def avg_logprob(self) -> float:
+        """Return the mean log probability of the tokens and the end token."""
+        return (sum(self.logprobs) + (self.end_logprob or 0.0)) / (len(self.logprobs) + 1)
+
+    @property
+    def is_loop(self) -> bool:
+        """Return whether the text repeats itself."""
+        return compression_ratio(self.text) > MAX_COMPRESSION_RATIO
+
+    @property
+    def is_improbable(self) -> bool:
+        """Return whether the tokens have a low mean log probability."""
+        return self.avg_logprob < MIN_AVG_LOGPROB
+
+    @property
+    def is_silence(self) -> bool:
+        """Return whether the window holds no speech."""
+        return self.no_speech_prob > NO_SPEECH_PROB and self.is_improbable
+
+
+def compression_ratio(text: str) -> float:
+    """Return the bytes of the text in UTF-8, divided by the bytes after zlib's compression."""
+    data = text.encode()
+    return len(data) / len(zlib.compress(data))
+
+
+def decode(model: Any, ids: Ids, read: Callable[[list[int]], str], windows: Windows) -> list[Decoded]:
+    """Return what the decoder writes for each window. `read` decodes ids into text."""
+    options = windows.pieces[0].options
+    watch = generation.Watch(windows.pieces, 0, lambda row: read(_written(row, ids)).strip())
+    first = _attempt(model, ids, read, windows, watch, options.temperature or 0.0)
+    attempts = [[decoded] for decoded in first]
+    for temperature in TEMPERATURES[1:] if options.temperature is None else ():
+        rows = [
+            row for row, tries in enumerate(attempts) if _is_rejected(tries[-1]) and not windows.pieces[row].cancelled()
+        ]
+        if not rows:
+            break
+        again = windows.select(rows)
+        watch_again = generation.Watch(again.pieces, 0, read)
+        for row, decoded in zip(rows, _attempt(model, ids, read, again, watch_again, temperature), strict=True):
+            attempts[row].append(decoded)
+    chosen = [_best(tries) for tries in attempts]
+    watch.finish(["" if decoded.is_silence else decoded.text for decoded in chosen])
+    return chosen
+
+
+def _is_rejected(decoded: Decoded) -> bool:
+    return decoded.is_loop or (decoded.is_improbable and not decoded.is_silence)
+
+
+def _best(tries: Sequence[Decoded]) -> Decoded:
+    if not _is_rejected(tries[-1]):
+        return tries[-1]
+    return max(tries, key=lambda decoded: (not decoded.is_loop, decoded.avg_logprob))
+
+
+def _attempt(
+    model: Any, ids: Ids, read: Callable[[list[int]], str], windows: Windows, watch: Any, temperature: float
+) -> list[Decoded]:
+    """Return what the decoder writes for each window at one temperature."""
+    # The request's own temperature is sampled by `generate`, together with top_p.
+    is_own = windows.pieces[0].options.temperature is not None
+    seeds = [zlib.crc32(piece.clip.samples.tobytes()) + round(10 * temperature) for piece in windows.pieces]
+    scores = Scores(ids.start, ids.no_speech, 0.0 if is_own else temperature, seeds)
+    arguments = dict(windows.arguments)
+    if windows.languages is not None:
+        arguments["language"] = list(windows.languages)
+    with scores.watch(model):
+        out = model.generate(
+            encoder_outputs=windows.states,
+            logits_processor=[scores],
+            stopping_criteria=[watch],
+            force_unique_generate_call=True,
+            **arguments,
+        )
+    logprobs = scores.logprobs(out).tolist()
+    return [
+        _decoded(row[-len(values) :], values, ids, read, temperature, no_speech_prob)
+        for row, values, no_speech_prob in zip(out.tolist(), logprobs, scores.no_speech_probs(), strict=True)
+    ]
+
+
+def _decoded(
+    row: list[int],
+    values: list[float],
+    ids: Ids,
+    read: Callable[[list[int]], str],
+    temperature: float,
+    no_speech_prob: float,
+) -> Decoded:
+    """Return one window's new ids, up to the end token, as what the decoder wrote."""
+    end = row.index(ids.end) if ids.end in row else None
+    kept = [
+        (token, value)
+        for token, value in zip(row[:end], values[:end], strict=True)
+        if token < ids.end or token >= ids.first_time
+    ]
+    tokens = tuple(token for token, _ in kept)
+    return Decoded(
+        tokens,
+        tuple(value for _, value in kept),
+        None if end is None else values[end],
+        read([token for token in tokens if token < ids.end]).strip(),
+        temperature,
+        no_speech_prob,
+    )
+
+
+def _written(row: list[int], ids: Ids) -> list[int]:
+    """Return the text tokens of a row of `generate`: those after the start token, up to the end token."""
+    after = itertools.takewhile(lambda token: token != ids.end, row[row.index(ids.start) + 1 :])
+    return [token for token in after if token < ids.end]
+
+
+class Scores:
+    """A logits processor that records the log probabilities of the tokens, and samples if there is a temperature.
+
+    It runs after the rules that forbid tokens, as in OpenAI's decoder. Adding Gumbel noise to the scores and taking the
+    best token is the same as sampling, and allows for a generator of random numbers for each row. `seeds` are theirs.
+    """
+
+    def __init__(self, start: int, no_speech: int, temperature: float, seeds: Sequence[int]) -> None:
+        self._start, self._no_speech, self._temperature = start, no_speech, temperature
+        self._seeds = seeds
+        self._generators: list[Any] = []
+        self._steps: list[Any] = []  # of shape (rows,) each
+        self._scores: Any = None
+        self._first_logits: Any = None
+        self._no_speech_probs: Any = None
+
+    @contextlib.contextmanager
+    def watch(self, model: Any) -> Iterator[None]:
+        """Record the logits of the prompt while `generate` runs."""
+
+        def keep(_module: Any, _inputs: Any, logits: Any) -> None:
+            if self._first_logits is None:
+                self._first_logits = logits
+
+        hook = model.proj_out.register_forward_hook(keep)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def __call__(self, ids: Any, scores: Any) -> Any:
+        """Return the scores to take the best token of, of shape (rows, vocabulary). `ids` has shape (rows, tokens)."""
+        if self._scores is None:
+            at_start = self._first_logits[:, ids[0].tolist().index(self._start)]
+            self._no_speech_probs = at_start.float().softmax(dim=-1)[:, self._no_speech]
+            self._first_logits = ()  # the memory of a long prompt's logits
+        else:
+            self._record(ids)
+        self._scores = scores
+        return scores / self._temperature + self._noise(scores) if self._temperature else scores
+
+    def logprobs(self, ids: Any) -> Any:
+        """Return the log probabilities of the new tokens of `ids`, of shape (rows, new tokens)."""
+        import torch
+
+        self._record(ids)
+        return torch.stack(self._steps, dim=1)
+
+    def no_speech_probs(self) -> list[float]:
+        """Return the probability of no speech of each row."""
+        return list(self._no_speech_probs.tolist())
+
+    def _record(self, ids: Any) -> None:
+        chosen = self._scores.gather(1, ids[:, -1:])[:, 0]
+        self._steps.append(chosen - self._scores.logsumexp(dim=-1))
+
+    def _noise(self, scores: Any) -> Any:
+        import torch
+
+        self._generators = self._generators or [torch.Generator().manual_seed(seed) for seed in self._seeds]
+        uniform = torch.stack([torch.rand(scores.shape[1], generator=generator) for generator in self._generators])
+        return -(-uniform.clamp(min=1e-20).log()).clamp(min=1e-20).log().to(scores.device)

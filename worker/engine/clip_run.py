@@ -1,0 +1,200 @@
+"""One clip with one set of options → pieces for the devices → one output.
+
+    short clip ── one piece ──▶ output
+    long clip ── windows, or whole ──▶ transcripts ──▶ speech without words ── its pieces ──▶ transcripts ──▶ output
+
+A clip is long if it is longer than the model's window, or than chunking.WINDOW_SEC for a model that accepts any length.
+In a long clip, speech is detected on the caller's thread. Speech that the transcript has no words for is transcribed
+again, alone and once. What is still without words is named in the transcript's warning.
+
+With `condition_on_previous_text`, each window waits for the window before it, whose text is its prompt.
+
+If the text has been streamed, nothing can be put into it any more: speech without words is then only named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from worker import catalog
+from worker.backends.common import vad
+from worker.config import Settings
+from worker.engine import chunking, gaps
+from worker.engine.gaps import Times, Window
+from worker.engine.piece_queue import OnOutcome, PieceResult
+from worker.engine.request_state import Parts, RequestState, WindowCollector
+from worker.errors import AviaryError, Cancelled, TooLong
+from worker.futures import into, settle
+from worker.types import SAMPLE_RATE, Clip, Item, Options, Output, Piece, Segment, Transcript
+
+log = logging.getLogger(__name__)
+
+GUESSED = 0.5  # the temperature above which OpenAI's Whisper does not continue a text
+Samples = tuple[int, int]  # the start and the end of a window, in samples
+
+
+class ClipRun:
+    """The pieces of a clip for one set of options.
+
+    items: the inputs of the request that have this clip and these options.
+    submit: queues a piece for the devices.
+    """
+
+    def __init__(
+        self,
+        state: RequestState,
+        clip: Clip,
+        options: Options,
+        items: Sequence[Item],
+        *,
+        settings: Settings,
+        submit: Callable[[Piece, OnOutcome], None],
+    ) -> None:
+        self._state, self._clip, self._submit = state, clip, submit
+        self._row = catalog.find(options.model)
+        self._conditions = options.condition_on_previous_text
+        # Pieces of each kind share batches.
+        self._options = dataclasses.replace(options, long_audio=None, condition_on_previous_text=False)
+        self._stream = state.text_stream(items)
+        self._order = time.monotonic()
+        self._transcribes = options.task in ("transcribe", "translate")
+        self._in_windows = bool(self._row.window_sec) or (options.long_audio or settings.long_audio) == "windows"
+        self._window_sec = self._row.window_sec or chunking.WINDOW_SEC
+        self._detects_speech = settings.detect_speech and self._row.timestamps and vad.is_available()
+
+    def start(self, output: Future[Output]) -> None:
+        """Queue the pieces. `output` is set when the last of them is done. Raises TooLong."""
+        self._check_length()
+        if not self._transcribes or self._clip.duration_sec <= self._window_sec:
+            self._submit_whole(WindowCollector(self._state, [0.0], output))
+        else:
+            self._start_long(output)
+
+    def _check_length(self) -> None:
+        task, limit = self._options.task, self._row.max_sec
+        if not self._transcribes and task != "embed" and limit and self._clip.duration_sec > limit:
+            raise TooLong(
+                f"{self._clip.duration_sec:.1f} s is longer than the {limit:g} s that {self._row.id} accepts for one "
+                f"{task}"
+            )
+
+    def _start_long(self, output: Future[Output]) -> None:
+        first: Future[Parts] = Future()
+        first.add_done_callback(into(output, lambda _parts: None))  # a failure does not wait for the search for speech
+        if self._in_windows:
+            speech = self._speech()
+            windows = chunking.split(self._clip.samples, self._window_sec, speech)
+            on_text = self._stream.write if self._stream else None
+            collector = WindowCollector(self._state, _starts(windows), first, on_text, list)
+            if self._conditions:
+                self._submit_next(windows, 0, "", collector)
+            else:
+                for number, window in enumerate(windows):
+                    self._submit(self._piece(window), functools.partial(collector.add, number))
+        else:
+            windows = [(0, len(self._clip.samples))]
+            self._submit_whole(WindowCollector(self._state, [0.0], first, merge=list))
+            speech = self._speech()  # while the device transcribes
+        first.add_done_callback(into(output, functools.partial(self._check_words, output, windows, speech)))
+
+    def _submit_whole(self, collector: WindowCollector) -> None:
+        piece = self._piece((0, len(self._clip.samples)))
+        if self._stream is not None:
+            piece = dataclasses.replace(piece, on_text=self._stream.write, begins=self._stream.restart)
+        self._submit(piece, functools.partial(collector.add, 0))
+
+    def _submit_next(self, windows: list[Samples], number: int, before: str, collector: WindowCollector) -> None:
+        """Queue a window with the text before it as its prompt, and then the windows after it."""
+
+        def on_outcome(outcome: PieceResult | AviaryError) -> None:
+            collector.add(number, outcome)
+            if isinstance(outcome, AviaryError):
+                for later in range(number + 1, len(windows)):
+                    collector.add(later, outcome)
+            elif number + 1 < len(windows):
+                self._submit_next(windows, number + 1, _prompt(outcome.output), collector)
+
+        piece = self._piece(windows[number])
+        prompt = f"{self._options.prompt or ''} {before}".strip()
+        self._submit(
+            dataclasses.replace(piece, options=dataclasses.replace(self._options, prompt=prompt or None)), on_outcome
+        )
+
+    def _piece(self, window: Samples) -> Piece:
+        start, end = window
+        is_whole = end - start == len(self._clip.samples)
+        clip = self._clip if is_whole else Clip(self._clip.samples[start:end])
+        state = self._state
+        return Piece(
+            clip, self._options, self._order, state.request.background, state.future.cancelled, turn=state.turn
+        )
+
+    def _speech(self) -> list[Times]:
+        """Return the spans of speech, or none if they are not to be detected. A failure is logged."""
+        if not self._detects_speech:
+            return []
+        try:
+            return vad.speech(self._clip.samples, self._state.future.cancelled)
+        except Cancelled:
+            return []
+        except Exception:
+            log.exception("speech could not be detected; the transcript of this clip is not checked")
+            return []
+
+    def _check_words(self, output: Future[Output], windows: list[Samples], speech: list[Times], parts: Parts) -> None:
+        """Transcribe the speech without words again, or set the output if there is none."""
+        transcripts = _windows(windows, parts)
+        again = [
+            (start + begin, start + end)
+            for start, stop in _samples(gaps.find(transcripts, speech))
+            for begin, end in chunking.split(self._clip.samples[start:stop], self._window_sec)
+        ]
+        if not again or (self._stream and self._stream.has_written):
+            settle(output, gaps.merge(transcripts, [], speech))
+            return
+        second: Future[Parts] = Future()
+        collector = WindowCollector(self._state, _starts(again), second, merge=list)
+        second.add_done_callback(into(output, functools.partial(self._repair, output, transcripts, again, speech)))
+        for number, window in enumerate(again):
+            self._submit(self._piece(window), functools.partial(_add, collector, number))
+
+    @staticmethod
+    def _repair(
+        output: Future[Output], transcripts: list[Window], again: list[Samples], speech: list[Times], parts: Parts
+    ) -> None:
+        settle(output, gaps.merge(transcripts, _windows(again, parts), speech))
+
+
+def _add(collector: WindowCollector, number: int, outcome: PieceResult | AviaryError) -> None:
+    """Record the outcome of a second transcription, which is empty if it failed. The runner reports the failure."""
+    collector.add(number, PieceResult(Transcript(""), 0.0, 0.0) if isinstance(outcome, AviaryError) else outcome)
+
+
+def _prompt(output: Output) -> str:
+    """Return the text that the next window continues: none if the model was so unsure that it had to guess."""
+    if not isinstance(output, Transcript):
+        return ""
+    guessed = any(isinstance(span, Segment) and (span.temperature or 0.0) > GUESSED for span in output.segments)
+    return "" if guessed else output.text
+
+
+def _starts(windows: Sequence[Samples]) -> list[float]:
+    return [start / SAMPLE_RATE for start, _end in windows]
+
+
+def _windows(windows: Sequence[Samples], parts: Parts) -> list[Window]:
+    """Return the windows of the transcripts."""
+    return [
+        Window(start / SAMPLE_RATE, end / SAMPLE_RATE, output)
+        for (start, end), (_start_sec, output) in zip(windows, parts, strict=True)
+        if isinstance(output, Transcript)
+    ]
+
+
+def _samples(spans: Sequence[Times]) -> list[Samples]:
+    return [(int(start * SAMPLE_RATE), int(end * SAMPLE_RATE)) for start, end in spans]
