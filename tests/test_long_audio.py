@@ -5,6 +5,7 @@ Each second of the audio has a level of its own, from which the scripted model r
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from concurrent.futures import CancelledError
@@ -247,6 +248,17 @@ def test_each_window_continues_the_text_of_the_window_before(tmp_path, spoken):
         "".join(f" {prompt.removeprefix('Names.').strip()}" for prompt in joined.prompts[1:]) in f" {whole.output.text}"
     )
     assert len(joined.prompts) >= 4
+
+
+def test_a_guessed_text_is_not_continued(tmp_path, spoken):
+    class Guesser(Writer):
+        def read(self, samples):
+            return dataclasses.replace(super().read(samples), temperature=0.8)
+
+    model = Guesser()
+    payload = {"inputs": [audio(tmp_path / "a.wav", 100)], "model": "whisper", "condition_on_previous_text": True}
+    run(tmp_path, model, payload)
+    assert set(model.prompts) == {None}
 
 
 def test_a_window_that_fails_ends_the_clip_and_no_other(tmp_path, spoken):

@@ -149,7 +149,7 @@ def test_token_times_are_those_of_the_published_method(model):
         for row, count, state, times in zip(rows, frames, states, found, strict=True):
             with alignment._record(model._model.model.decoder, model._heads) as maps:
                 model._model.model.decoder(input_ids=torch.tensor([row]), encoder_hidden_states=state[None])
-            weights = np.stack([maps[layer][0, head].numpy() for layer, head in model._heads])[:, :, :count]
+            weights = np.stack([maps[head][0].numpy() for head in model._heads])[:, :, :count]
             wanted = reference(weights.astype(np.float64), len(before))
             assert np.array(times) == pytest.approx(np.array(wanted), abs=0.021)
 

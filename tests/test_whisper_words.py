@@ -160,3 +160,22 @@ def test_long_pauses_are_cut_out_and_times_map_back():
     whole = speech.keep(samples, [(1.0, 2.0), (3.5, 18.5)])
     assert whole.parts == ((0.0, 20.0),)
     assert whole.samples is samples
+
+
+def test_a_word_on_both_sides_of_a_cut_is_where_more_of_it_is():
+    cut = speech.Cut(np.zeros(4 * SAMPLE_RATE, np.float32), ((1.0, 3.0), (9.0, 11.0)))
+    for edges, times in (((0.5, 1.5), (1.5, 2.5)), ((1.2, 2.5), (2.2, 3.0)), ((1.8, 3.0), (9.0, 10.0))):
+        restored = cut.restore_word(Span("a", *edges))
+        assert (restored.start, restored.end) == pytest.approx(times)
+
+
+def test_bytes_that_are_no_character_end_with_their_tokens():
+    texts = {0: " hello", 1: "\ufffd", 2: " world", 3: " again"}
+    found = words.units(
+        decoding.Decoded((0, 1, 2, 3), (-0.1,) * 4, -0.1, "", 0.0, 0.0),
+        [0] * 4,
+        None,
+        FIRST_TIME,
+        lambda tokens: "".join(texts[token] for token in tokens),
+    )
+    assert [unit.text for unit in found] == [" hello", "\ufffd world", " again"]

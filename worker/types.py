@@ -389,6 +389,8 @@ class Transcript:
     """Tokens that a model generated one by one, without its prompt. None: another kind of model."""
     tokens: tuple[Token, ...] = ()
     """The tokens of the text and their probabilities, if `Options.confidence` is set and the model knows them."""
+    temperature: float | None = None
+    """The temperature that the text was sampled at, if the model chooses one by itself. 0: the most likely tokens."""
     warning: str | None = None
     """What may be wrong with the text, such as speech that has no words, with its times."""
     finish_reason: FinishReason | None = None

@@ -30,7 +30,7 @@ from worker.engine.piece_queue import OnOutcome, PieceResult
 from worker.engine.request_state import Parts, RequestState, WindowCollector
 from worker.errors import AviaryError, Cancelled, TooLong
 from worker.futures import into, settle
-from worker.types import SAMPLE_RATE, Clip, Item, Options, Output, Piece, Segment, Transcript
+from worker.types import SAMPLE_RATE, Clip, Item, Options, Output, Piece, Transcript
 
 log = logging.getLogger(__name__)
 
@@ -179,8 +179,7 @@ def _prompt(output: Output) -> str:
     """Return the text that the next window continues: none if the model was so unsure that it had to guess."""
     if not isinstance(output, Transcript):
         return ""
-    guessed = any(isinstance(span, Segment) and (span.temperature or 0.0) > GUESSED for span in output.segments)
-    return "" if guessed else output.text
+    return "" if (output.temperature or 0.0) > GUESSED else output.text
 
 
 def _starts(windows: Sequence[Samples]) -> list[float]:

@@ -8,6 +8,7 @@ A gap lies between the words before and after it. So a repair repeats no word an
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -159,8 +160,9 @@ def _divide_segments(transcript: Transcript, at_sec: float) -> tuple[tuple[Span,
     """Return the segments before and after a gap. A segment with words on both sides becomes two, made of its words."""
     before: list[Span] = []
     after: list[Span] = []
+    starts = [word.start for word in transcript.words]
     for segment in transcript.segments:
-        words = [word for word in transcript.words if segment.start <= word.start < segment.end]
+        words = transcript.words[bisect_left(starts, segment.start) : bisect_left(starts, segment.end)]
         early, late = _before(words, at_sec), _after(words, at_sec)
         if early and late:
             before += timestamps.segments(early)

@@ -170,8 +170,7 @@ class WindowCollector:
         return parts
 
     def _stream(self, on_text: Callable[[str], None]) -> None:
-        parts = self._parts()
-        text = chunking.merge(parts).text if parts else ""
+        text = chunking.join([part.text for _, part in self._parts() if isinstance(part, Transcript)])
         if len(text) > self._streamed:
             on_text(text[self._streamed :])
             self._streamed = len(text)

@@ -47,7 +47,7 @@ def token_times(
     ids = torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in rows], device=states.device)
     with _record(model.model.decoder, heads) as maps:
         model.model.decoder(input_ids=ids, encoder_hidden_states=states, use_cache=False)
-    attention = torch.stack([maps[layer][:, head] for layer, head in heads], dim=1).float()
+    attention = torch.stack([maps[head] for head in heads], dim=1).float()
     return [
         _times(attention[row, :, : len(tokens), : max(1, count)], prefix, frame_sec)
         for row, (tokens, count) in enumerate(zip(rows, frames, strict=True))
@@ -55,9 +55,13 @@ def token_times(
 
 
 @contextlib.contextmanager
-def _record(decoder: Any, heads: Sequence[tuple[int, int]]) -> Iterator[dict[int, Any]]:
-    """Record the cross-attention of the heads' layers: by layer, of shape (rows, heads, tokens, frames)."""
-    maps: dict[int, Any] = {}
+def _record(decoder: Any, heads: Sequence[tuple[int, int]]) -> Iterator[dict[tuple[int, int], Any]]:
+    """Record the cross-attention of the heads: by layer and head, of shape (rows, tokens, frames)."""
+    maps: dict[tuple[int, int], Any] = {}
+
+    def keep(layer: int, weights: Any) -> None:
+        maps.update({(layer, head): weights[:, head].clone() for at, head in heads if at == layer})
+
     undo = contextlib.ExitStack()
     with undo:
         for layer in sorted({layer for layer, _ in heads}):
@@ -68,7 +72,7 @@ def _record(decoder: Any, heads: Sequence[tuple[int, int]]) -> Iterator[dict[int
             undo.callback(setattr, module, "config", kept)
             undo.callback(
                 module.register_forward_hook(
-                    lambda _module, _inputs, output, layer=layer: maps.__setitem__(layer, output[1])
+                    lambda _module, _inputs, output, layer=layer: keep(layer, output[1])
                 ).remove
             )
         yield maps

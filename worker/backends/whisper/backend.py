@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from worker.backends.whisper.speech import Cut
 from worker.catalog import Model
 from worker.config import Settings
 from worker.errors import Unsupported
-from worker.types import SAMPLE_RATE, Batch, Embedding, Options, Output, Piece, Transcript
+from worker.types import SAMPLE_RATE, Batch, Embedding, Options, Output, Piece, Segment, Span, Transcript
 
 WINDOW = 30 * SAMPLE_RATE
 WINDOWS_AT_ONCE = 16
@@ -100,7 +101,7 @@ class Whisper(Backend):
             empty = Transcript("", language=language, tokens_generated=0, finish_reason="stop")
             outputs: list[Output] = [empty] * len(batch.pieces)
             audible = [i for i, piece in enumerate(batch.pieces) if not is_silent(piece.clip.samples)]
-            found = speech.cut_all([batch.pieces[i].clip.samples for i in audible])
+            found = speech.cut_all([batch.pieces[i].clip.samples for i in audible], self._settings.detect_speech)
             cuts = {i: cut for i, cut in zip(audible, found, strict=True) if cut is not None}
             prompts = {(prompt := batch.pieces[i].options.prompt): self._prompt_ids(prompt) for i in cuts}
             # `generate` accepts one prompt a call. All prompts are checked before the first call.
@@ -253,15 +254,16 @@ class Whisper(Backend):
             by_letter=language in BY_LETTER,
             confidence=piece.options.confidence,
         )
-        spoken = tuple(map(cut.restore, parts.words))
+        spoken = tuple(map(cut.restore_word, parts.words))
         return Transcript(
             parts.text,
             spoken,
-            tuple(map(cut.restore, parts.segments)) if piece.options.timestamps else (),
+            _restored(parts, spoken, cut) if piece.options.timestamps else (),
             timestamps.chars(spoken),
             language,
             count,
             tokens=parts.tokens,
+            temperature=row.temperature,
             finish_reason=row.finish_reason,
             warning=generation.length_warning(row.finish_reason, piece.options, limit),
         )
@@ -285,6 +287,20 @@ class Whisper(Backend):
             )
             for piece, values in zip(pieces, whole, strict=True)
         ]
+
+
+def _restored(parts: words.Composition, spoken: Sequence[Span], cut: Cut) -> tuple[Segment, ...]:
+    """Return the segments with times in the window: those of their words. `spoken` are the words in the window."""
+    segments = []
+    for segment in parts.segments:
+        own = [
+            restored
+            for word, restored in zip(parts.words, spoken, strict=True)
+            if segment.start <= word.start and word.end <= segment.end
+        ]
+        found = cut.restore(segment)
+        segments.append(replace(found, start=own[0].start, end=own[-1].end) if own else found)
+    return tuple(segments)
 
 
 def _translates(options: Options) -> bool:

@@ -40,6 +40,18 @@ class Cut:
         start, end = self._time(span.start, at_end=False), self._time(span.end, at_end=True)
         return dataclasses.replace(span, start=start, end=max(start, end))
 
+    def restore_word(self, word: Span) -> Span:
+        """Return the word with times in the window. A word on both sides of a cut is where more of it is."""
+        before, best, longest = 0.0, (word.start, word.end), -1.0
+        for start, end in self.parts:
+            after = before + end - start
+            inside = min(word.end, after) - max(word.start, before)
+            if inside > longest:
+                shift = start - before
+                best, longest = (max(word.start, before) + shift, min(word.end, after) + shift), inside
+            before = after
+        return dataclasses.replace(word, start=best[0], end=max(best))
+
     def _time(self, time: float, *, at_end: bool) -> float:
         """Return the time in the window. A time at a cut is the end of a part for the end of a span, else a start."""
         before = 0.0
@@ -51,18 +63,27 @@ class Cut:
         return self.parts[-1][1]
 
 
-def cut_all(clips: Sequence[np.ndarray]) -> list[Cut | None]:
-    """Return what `cut` returns for each clip. The detector runs in one thread, so clips share the cores."""
+def cut_all(clips: Sequence[np.ndarray], detects: bool = True) -> list[Cut | None]:
+    """Return what `cut` returns for each clip, or whole clips if speech is not to be detected.
+
+    The detector runs in one thread, so clips share the cores.
+    """
+    if not detects:
+        return [whole(clip) for clip in clips]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(min(cores, len(clips)) or 1) as threads:
         return list(threads.map(cut, clips))
 
 
+def whole(samples: np.ndarray) -> Cut:
+    """Return all of the window. `samples` has shape (samples,)."""
+    return Cut(samples, ((0.0, len(samples) / SAMPLE_RATE),))
+
+
 def cut(samples: np.ndarray) -> Cut | None:
     """Return the window without its long pauses, or None if it has no speech. `samples` has shape (samples,)."""
-    length = len(samples) / SAMPLE_RATE
     if not vad.is_available():
-        return Cut(samples, ((0.0, length),))
+        return whole(samples)
     speech = vad.speech(samples)
     return keep(samples, speech) if speech else None
 
@@ -81,7 +102,7 @@ def keep(samples: np.ndarray, speech: Sequence[tuple[float, float]]) -> Cut:
     if length - speech[-1][1] > LONG_PAUSE_SEC:
         del parts[-1]
     if len(parts) == 1 and parts[0] == [0.0, length]:
-        return Cut(samples, ((0.0, length),))
+        return whole(samples)
     # Whole samples, so that the times of the parts are those of the samples that are kept.
     places = [(round(start * SAMPLE_RATE), round(end * SAMPLE_RATE)) for start, end in parts]
     kept = np.concatenate([samples[start:end] for start, end in places])

@@ -26,6 +26,7 @@ from worker.types import Segment, Span, Token
 _OPENING = set("\"'“¿([{-«„")  # punctuation that belongs to the next word
 LONGEST_MEDIAN_SEC = 0.7
 FAR_SEC = 0.5  # a word that lies this far outside of its segment's time tokens is cut
+MOST_BYTES = 4  # of a character in UTF-8, and so tokens of it
 TIME_STEP_SEC = 0.02  # what a time token counts
 
 
@@ -116,7 +117,7 @@ def units(
     for last in range(len(text_tokens)):
         tokens = [token for token, _ in text_tokens[first : last + 1]]
         text = read(tokens)
-        if "\ufffd" in text and last + 1 < len(text_tokens):
+        if text.endswith("\ufffd") and len(tokens) < MOST_BYTES and last + 1 < len(text_tokens):
             continue
         times = (edges[first][0], edges[last][1]) if edges else None
         values = tuple(value for _, value in text_tokens[first : last + 1])
@@ -187,7 +188,7 @@ def timed(found: Sequence[Word], spans: Sequence[Mark], duration_sec: float) -> 
         if begins_segment and start + FAR_SEC < mark.start < end:
             start = max(start, min(end - median, mark.start))
         if ends_segment and start < mark.end < end - FAR_SEC:
-            end = max(start + median, mark.end)
+            end = min(end, max(start + median, mark.end))
         result.append(dataclasses.replace(word, start=min(start, duration_sec), end=min(end, duration_sec)))
     return result
 
