@@ -180,3 +180,17 @@ def test_silence_and_noise_have_no_text_with_the_detector(model, monkeypatch):
     noise = Clip((0.05 * np.random.default_rng(0).standard_normal(5 * RATE)).astype(np.float32))
     (transcript,) = ask(model, [noise], language="en", timestamps=True)
     assert (transcript.text, transcript.words, transcript.segments) == ("", (), ())
+
+
+def test_only_a_text_that_repeats_itself_ends_early():
+    import torch
+
+    loops = decoding.Loops(first_time=1000)
+    varied = list(range(64))
+    looped = [7, 8, 1000, *([1, 2, 3] * 30)]
+    timed = [token for number in range(16) for token in (1000 + number, 1, 2, 1001 + number)]
+    rows = torch.tensor([varied, looped[-64:], timed])
+    assert loops(rows, None).tolist() == [False, True, True]
+    assert loops(rows[:, :56], None).tolist() == [False, False, False], "too short to tell"
+    rows[1, 40] = 9
+    assert loops(rows, None).tolist() == [False, False, True]

@@ -7,6 +7,8 @@ The thresholds and temperatures are those of OpenAI's Whisper. A request that se
 that temperature. Otherwise, a window is decoded again if its text compresses like a loop, or if its mean log
 probability is low. Among windows that fail at every temperature, the most probable text that is no loop is kept.
 
+A text that repeats a few tokens again and again ends before the limit on new tokens, because it is rejected anyway.
+
 Sampling is reproducible: each window has a random generator of its own, whose seed is the audio. A window therefore has
 the same text in each batch.
 """
@@ -27,6 +29,8 @@ TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 MAX_COMPRESSION_RATIO = 2.4
 MIN_AVG_LOGPROB = -1.0
 NO_SPEECH_PROB = 0.6
+LOOP_TOKENS = 64  # the end of a text that has no other tokens than those of a loop
+LOOP_PERIOD = 12  # tokens, the longest that repeat
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -155,11 +159,12 @@ def _attempt(
     arguments = dict(windows.arguments)
     if windows.languages is not None:
         arguments["language"] = list(windows.languages)
+    criteria = [watch] if is_own else [watch, Loops(ids.first_time)]
     with scores.watch(model):
         out = model.generate(
             encoder_outputs=windows.states,
             logits_processor=[scores],
-            stopping_criteria=[watch],
+            stopping_criteria=criteria,
             force_unique_generate_call=True,
             **arguments,
         )
@@ -200,6 +205,27 @@ def _written(row: list[int], ids: Ids) -> list[int]:
     """Return the text tokens of a row of `generate`: those after the start token, up to the end token."""
     after = itertools.takewhile(lambda token: token != ids.end, row[row.index(ids.start) + 1 :])
     return [token for token in after if token < ids.end]
+
+
+class Loops:
+    """A stopping criterion that ends a row whose last LOOP_TOKENS ids repeat at most LOOP_PERIOD ids.
+
+    Time tokens, the ids from `first_time` on, count as equal. A row ends at the same id in each batch.
+    """
+
+    def __init__(self, first_time: int) -> None:
+        self._first_time = first_time
+
+    def __call__(self, ids: Any, scores: Any, **kwargs: Any) -> Any:
+        """Return the rows to end: a bool tensor of shape (rows,). `ids` has shape (rows, tokens)."""
+        import torch
+
+        ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        if ids.shape[1] >= LOOP_TOKENS and ids.shape[1] % 8 == 0:
+            tail = ids[:, -LOOP_TOKENS:].clamp(max=self._first_time)
+            for period in range(1, LOOP_PERIOD + 1):
+                ended |= (tail[:, period:] == tail[:, :-period]).all(dim=1)
+        return ended
 
 
 class Scores:
