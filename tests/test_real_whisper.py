@@ -100,6 +100,19 @@ def test_alone_and_together_are_the_same(model, recordings):
         assert alike(alone, transcript)
 
 
+def test_the_text_is_the_same_with_times(model, recordings):
+    """Whisper's time tokens make it end some texts early, so words are aligned with a text that was written without."""
+    pause = np.zeros(8000, np.float32)
+    digits = [soundfile.read(DIGITS / name, dtype="float32")[0] for name in sorted(LABELS)]
+    parts = [part for digit in digits for part in (digit, pause)]
+    windows = np.array_split(np.concatenate(parts), 4)  # of some 21 s
+    clips = [*windows, *(case.samples for case in (spoken.join(recordings, PAUSES), *recordings))]
+    plain, timed = (transcribe(model, clips, timestamps=timestamps) for timestamps in (False, True))
+    assert [transcript.text for transcript in timed] == [transcript.text for transcript in plain]
+    for transcript in timed:
+        assert " ".join(segment.text for segment in transcript.segments) == transcript.text
+
+
 def test_word_times_are_those_of_the_speech(model, recordings):
     """In sentences with pauses between them, in sentences alone, and in words with a silence before each."""
     joined = [spoken.join(some, PAUSES) for some in (recordings[:3], recordings[3:], recordings[::-1])]

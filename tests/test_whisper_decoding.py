@@ -95,16 +95,14 @@ def test_only_windows_that_fail_are_decoded_again(model, calls, monkeypatch):
     monkeypatch.setattr(decoding, "MIN_AVG_LOGPROB", (means[1] + means[2]) / 2)
     calls.clear()
     kept = ask(model, CLIPS, language="en", temperature=None)
-    assert calls[0] == 4
-    assert calls[1] == 2
-    assert max(calls[1:]) == 2
+    assert calls == [4, 5, 5], "each of the two at all higher temperatures at once"
     same = [alike(one, other) for one, other in zip(kept, plain, strict=True)]
     assert sum(same) >= 2
 
 
 def test_sampled_windows_are_the_same_alone_and_together(model, calls):
     alone = [ask(model, [one], language="en", temperature=None, timestamps=True)[0] for one in CLIPS]
-    assert len(calls) == 4 * len(decoding.TEMPERATURES), "random weights write nothing probable"
+    assert len(calls) == 4 * 2, "random weights write nothing probable"
     assert alike(ask(model, CLIPS, language="en", temperature=None, timestamps=True), alone)
     assert alike(ask(model, CLIPS[::-1], language="en", temperature=None, timestamps=True), alone[::-1])
 

@@ -98,11 +98,16 @@ def test_subtitles_have_the_words_of_the_segments(row):
 
 
 def test_a_time_token_within_a_word_ends_the_segment_after_the_word():
-    parts = compose(
-        [FIRST_TIME, 2, FIRST_TIME + 50, FIRST_TIME + 50, 3, 1, FIRST_TIME + 100], [(0, 0.6), (0.6, 1), (1, 2)]
-    )
+    parts = compose([FIRST_TIME, 2, FIRST_TIME + 50, FIRST_TIME + 50, 3, 1, FIRST_TIME + 100], None)
     assert [segment.text for segment in parts.segments] == ["don't", "you"]
-    assert [word.text for word in parts.words] == ["don't", "you"]
+
+
+def test_a_sentence_or_a_pause_ends_a_segment():
+    # " for" "." " you" (pause) " do"
+    parts = compose([0, 6, 1, 2], [(0.0, 0.4), (0.4, 0.4), (0.5, 0.9), (0.9, 1.2)])
+    assert [segment.text for segment in parts.segments] == ["for.", "you do"]
+    parts = compose([0, 6, 1, 2, 0], [(0.0, 0.4), (0.4, 0.4), (0.5, 0.9), (4.0, 4.4), (4.4, 4.8)])
+    assert [segment.text for segment in parts.segments] == ["for.", "you", "do for"]
 
 
 def test_punctuation_takes_no_time_and_no_word_spans_a_pause():

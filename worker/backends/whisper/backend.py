@@ -137,7 +137,7 @@ class Whisper(Backend):
             self._states_of(last_hidden_state=states),
             pieces,
             spoken if self._multilingual else None,
-            {"prompt_ids": prompt_ids, "return_timestamps": options.timestamps, **task, **settings},
+            {"prompt_ids": prompt_ids, "return_timestamps": options.timestamps and not self._heads, **task, **settings},
         )
         rows = decoding.decode(self._model, self._ids, self._text, windows)
         times = self._times(states, frames, rows, spoken, task) if options.timestamps else [None] * len(rows)

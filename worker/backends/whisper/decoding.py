@@ -1,11 +1,12 @@
 """The decoder's loop of Whisper: encoder states → the tokens of each window, with their probabilities.
 
-    states ── temperature 0 ──▶ tokens ── loop or improbable? ──▶ temperature 0.2 … 1.0, those windows alone
+    states ── temperature 0 ──▶ tokens ── loop or improbable? ──▶ temperatures 0.2 … 1.0 at once, for those windows
                                    └───── improbable, and no speech? ──▶ no text
 
 The thresholds and temperatures are those of OpenAI's Whisper. A request that sets a temperature is decoded once, at
 that temperature. Otherwise, a window is decoded again if its text compresses like a loop, or if its mean log
-probability is low. Among windows that fail at every temperature, the most probable text that is no loop is kept.
+probability is low, and the lowest temperature whose text is neither wins. The temperatures share a batch, because one
+more row costs little beside one more run. If all fail, the most probable text that is no loop is kept.
 
 A text that repeats a few tokens again and again ends before the limit on new tokens, because it is rejected anyway.
 
@@ -25,7 +26,7 @@ from typing import Any
 from worker.backends.common import generation
 from worker.types import FinishReason, Piece
 
-TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+HIGHER = (0.2, 0.4, 0.6, 0.8, 1.0)  # temperatures
 MAX_COMPRESSION_RATIO = 2.4
 MIN_AVG_LOGPROB = -1.0
 NO_SPEECH_PROB = 0.6
@@ -121,41 +122,56 @@ def decode(model: Any, ids: Ids, read: Callable[[list[int]], str], windows: Wind
     """Return what the decoder writes for each window. `read` decodes ids into text."""
     options = windows.pieces[0].options
     watch = generation.Watch(windows.pieces, 0, lambda row: read(_written(row, ids)).strip())
-    first = _attempt(model, ids, read, windows, watch, options.temperature or 0.0)
-    attempts = [[decoded] for decoded in first]
-    for temperature in TEMPERATURES[1:] if options.temperature is None else ():
-        rows = [
-            row for row, tries in enumerate(attempts) if _is_rejected(tries[-1]) and not windows.pieces[row].cancelled()
-        ]
-        if not rows:
-            break
-        again = windows.select(rows)
-        watch_again = generation.Watch(again.pieces, 0, read)
-        for row, decoded in zip(rows, _attempt(model, ids, read, again, watch_again, temperature), strict=True):
-            attempts[row].append(decoded)
-    chosen = [_best(tries) for tries in attempts]
+    chosen = _attempt(model, ids, read, windows, watch, [options.temperature or 0.0] * len(windows.pieces))
+    if options.temperature is None:
+        pieces = windows.pieces
+        rejected = [i for i, decoded in enumerate(chosen) if _is_rejected(decoded) and not pieces[i].cancelled()]
+        size = max(1, len(pieces) // len(HIGHER))  # no more rows at once than before
+        for at in range(0, len(rejected), size):
+            rows = rejected[at : at + size]
+            for row, tries in zip(rows, _again(model, ids, read, windows.select(rows)), strict=True):
+                chosen[row] = _best([chosen[row], *tries])
     watch.finish(["" if decoded.is_silence else decoded.text for decoded in chosen])
     return chosen
 
 
+def _again(model: Any, ids: Ids, read: Callable[[list[int]], str], windows: Windows) -> list[list[Decoded]]:
+    """Return what the decoder writes for each window at each of the higher temperatures."""
+    count = len(windows.pieces)
+    every = windows.select([row for row in range(count) for _ in HIGHER])
+    tries = _attempt(model, ids, read, every, generation.Watch(every.pieces, 0, read), [*HIGHER] * count)
+    return [tries[at : at + len(HIGHER)] for at in range(0, len(tries), len(HIGHER))]
+
+
 def _is_rejected(decoded: Decoded) -> bool:
-    return decoded.is_loop or (decoded.is_improbable and not decoded.is_silence)
+    return (decoded.is_loop or decoded.is_improbable) and not decoded.is_silence
 
 
 def _best(tries: Sequence[Decoded]) -> Decoded:
-    if not _is_rejected(tries[-1]):
-        return tries[-1]
-    return max(tries, key=lambda decoded: (not decoded.is_loop, decoded.avg_logprob))
+    """Return the first text that is not rejected, or the most probable one, by rising temperature.
+
+    Probabilities differ in their last digits between batches, so these digits do not decide.
+    """
+    accepted = next((decoded for decoded in tries if not _is_rejected(decoded)), None)
+    return accepted or max(tries, key=lambda decoded: (not decoded.is_loop, round(decoded.avg_logprob, 3)))
 
 
 def _attempt(
-    model: Any, ids: Ids, read: Callable[[list[int]], str], windows: Windows, watch: Any, temperature: float
+    model: Any,
+    ids: Ids,
+    read: Callable[[list[int]], str],
+    windows: Windows,
+    watch: Any,
+    temperatures: Sequence[float],
 ) -> list[Decoded]:
-    """Return what the decoder writes for each window at one temperature."""
+    """Return what the decoder writes for each window at its temperature. The temperatures are all 0, or none is."""
     # The request's own temperature is sampled by `generate`, together with top_p.
     is_own = windows.pieces[0].options.temperature is not None
-    seeds = [zlib.crc32(piece.clip.samples.tobytes()) + round(10 * temperature) for piece in windows.pieces]
-    scores = Scores(ids.start, ids.no_speech, 0.0 if is_own else temperature, seeds)
+    seeds = [
+        zlib.crc32(piece.clip.samples.tobytes()) + round(10 * temperature)
+        for piece, temperature in zip(windows.pieces, temperatures, strict=True)
+    ]
+    scores = Scores(ids.start, ids.no_speech, () if is_own else temperatures, seeds)
     arguments = dict(windows.arguments)
     if windows.languages is not None:
         arguments["language"] = list(windows.languages)
@@ -171,7 +187,9 @@ def _attempt(
     logprobs = scores.logprobs(out).tolist()
     return [
         _decoded(row[-len(values) :], values, ids, read, temperature, no_speech_prob)
-        for row, values, no_speech_prob in zip(out.tolist(), logprobs, scores.no_speech_probs(), strict=True)
+        for row, values, temperature, no_speech_prob in zip(
+            out.tolist(), logprobs, temperatures, scores.no_speech_probs(), strict=True
+        )
     ]
 
 
@@ -229,14 +247,16 @@ class Loops:
 
 
 class Scores:
-    """A logits processor that records the log probabilities of the tokens, and samples if there is a temperature.
+    """A logits processor that records the log probabilities of the tokens, and samples if there are temperatures.
 
     It runs after the rules that forbid tokens, as in OpenAI's decoder. Adding Gumbel noise to the scores and taking the
-    best token is the same as sampling, and allows for a generator of random numbers for each row. `seeds` are theirs.
+    best token is the same as sampling, and allows for a temperature and a generator of random numbers for each row.
+    `seeds` are theirs.
     """
 
-    def __init__(self, start: int, no_speech: int, temperature: float, seeds: Sequence[int]) -> None:
-        self._start, self._no_speech, self._temperature = start, no_speech, temperature
+    def __init__(self, start: int, no_speech: int, temperatures: Sequence[float], seeds: Sequence[int]) -> None:
+        self._start, self._no_speech = start, no_speech
+        self._temperatures = [[temperature] for temperature in temperatures if temperature]
         self._seeds = seeds
         self._generators: list[Any] = []
         self._steps: list[Any] = []  # of shape (rows,) each
@@ -267,7 +287,7 @@ class Scores:
         else:
             self._record(ids)
         self._scores = scores
-        return scores / self._temperature + self._noise(scores) if self._temperature else scores
+        return scores / scores.new_tensor(self._temperatures) + self._noise(scores) if self._temperatures else scores
 
     def logprobs(self, ids: Any) -> Any:
         """Return the log probabilities of the new tokens of `ids`, of shape (rows, new tokens)."""

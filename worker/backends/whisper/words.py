@@ -1,11 +1,12 @@
 """Decoded tokens and their times → text, words and segments that agree. Pure functions; times are in seconds.
 
     tokens ──▶ units ──▶ words ──▶ segments ──▶ text
-               whole     spaces    time tokens
+               whole     spaces    sentences, pauses
 
 A unit is the fewest tokens that make whole characters. Words consist of units, segments of words, and the text of
-segments, so the words of a segment always make up its text, and a segment starts and ends with its words. A time token
-within a word ends the segment after the word.
+segments, so the words of a segment always make up its text, and a segment starts and ends with its words. A segment
+ends with a sentence or before a long pause. Only a checkpoint that cannot align words writes time tokens: its segments
+are those between them, and a time token within a word ends the segment after the word.
 
 The confidence of a word or a segment is the mean of the probabilities of its tokens, as in faster-whisper. Tokens of
 punctuation do not count.
@@ -25,7 +26,6 @@ from worker.types import Segment, Span, Token
 
 _OPENING = set("\"'“¿([{-«„")  # punctuation that belongs to the next word
 LONGEST_MEDIAN_SEC = 0.7
-FAR_SEC = 0.5  # a word that lies this far outside of its segment's time tokens is cut
 MOST_BYTES = 4  # of a character in UTF-8, and so tokens of it
 TIME_STEP_SEC = 0.02  # what a time token counts
 
@@ -67,7 +67,7 @@ class Word:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Mark:
-    """The start and end of a segment, as the time tokens give them."""
+    """The start and end of a segment."""
 
     start: float
     end: float
@@ -165,30 +165,23 @@ def _opens(group: Sequence[Unit]) -> bool:
     return not text.strip() or (text[:1].isspace() and set(text.strip()) <= _OPENING)
 
 
-def timed(found: Sequence[Word], spans: Sequence[Mark], duration_sec: float) -> list[Word]:
+def timed(found: Sequence[Word], duration_sec: float) -> list[Word]:
     """Return the words with their start and end, within `duration_sec`.
 
-    Punctuation takes no time. Words that start together share the time up to the next word. A word beside a pause that
-    is longer than twice the median, at most 1.4 s, is cut to that length, because the rest is the pause. The time
-    tokens of its segment cut it further.
+    Punctuation takes no time. Words that start together share the time up to the next word. A word at the end or the
+    start of a sentence that is longer than twice the median, at most 1.4 s, is cut to that length, because the rest is
+    a pause.
     """
     edges = _share([_spoken_edges(word) for word in found])
     median = min(LONGEST_MEDIAN_SEC, statistics.median([end - start for start, end in edges if end > start] or [0.0]))
     result: list[Word] = []
     for i, (word, edge) in enumerate(zip(found, edges, strict=True)):
-        begins_segment = i == 0 or found[i - 1].segment != word.segment
-        ends_segment = i + 1 == len(found) or found[i + 1].segment != word.segment
         start, end = _cut_to_length(
             edge,
             2 * median,
-            after_pause=begins_segment or _ends_sentence(found[i - 1]),
-            before_pause=ends_segment or _ends_sentence(word),
+            after_pause=i == 0 or _ends_sentence(found[i - 1]),
+            before_pause=i + 1 == len(found) or _ends_sentence(word),
         )
-        mark = spans[word.segment]
-        if begins_segment and start + FAR_SEC < mark.start < end:
-            start = max(start, min(end - median, mark.start))
-        if ends_segment and start < mark.end < end - FAR_SEC:
-            end = min(end, max(start + median, mark.end))
         result.append(dataclasses.replace(word, start=min(start, duration_sec), end=min(end, duration_sec)))
     return result
 
@@ -228,7 +221,18 @@ def _share(edges: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _ends_sentence(word: Word) -> bool:
-    return word.text.rstrip("\"'”’)] ").endswith((".", "!", "?", "。", "！", "？"))
+    return word.text.rstrip("\"'”’)] ").endswith(timestamps.SENTENCE_END)
+
+
+def sentences(found: Sequence[Word]) -> list[list[Word]]:
+    """Group words with times into sentences. A pause longer than `timestamps.PAUSE_SEC` ends a sentence too."""
+    groups: list[list[Word]] = []
+    for word in found:
+        last = groups[-1][-1] if groups else None
+        if last is None or _ends_sentence(last) or word.start - last.end > timestamps.PAUSE_SEC:
+            groups.append([])
+        groups[-1].append(word)
+    return groups
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -260,15 +264,15 @@ def compose(
     spans, numbers = marks(decoded, first_time, duration_sec)
     found = units(decoded, numbers, edges, first_time, read)
     grouped = [word for word in words(found, by_letter=by_letter) if word.text.strip()]
-    if edges is not None:
-        grouped = timed(grouped, spans, duration_sec)
+    if edges is None:
+        groups = [(list(group), spans[number]) for number, group in itertools.groupby(grouped, lambda one: one.segment)]
+    else:
+        grouped = timed(grouped, duration_sec)
+        groups = [(group, Mark(group[0].start, group[-1].end)) for group in sentences(grouped)]
     return Composition(
         "".join(unit.text for unit in found).strip(),
         tuple(span for word in grouped for span in _spans(word, by_letter, confidence)) if edges is not None else (),
-        tuple(
-            _segment(list(group), None if edges is not None else spans[number], decoded, language, confidence)
-            for number, group in itertools.groupby(grouped, key=lambda word: word.segment)
-        ),
+        tuple(_segment(group, mark, decoded, language, confidence) for group, mark in groups),
         tuple(Token(unit.text, sum(unit.logprobs)) for unit in found) if confidence else (),
     )
 
@@ -281,15 +285,15 @@ def _spans(word: Word, by_letter: bool, confidence: bool) -> Sequence[Span]:
     return [dataclasses.replace(char, confidence=span.confidence) for char in timestamps.chars([span])]
 
 
-def _segment(group: Sequence[Word], mark: Mark | None, decoded: Decoded, language: str, confidence: bool) -> Segment:
-    """Return words as a segment, with the times of the words, or of `mark` if the words have none."""
+def _segment(group: Sequence[Word], mark: Mark, decoded: Decoded, language: str, confidence: bool) -> Segment:
+    """Return words as a segment with the times of `mark`."""
     found = [unit for word in group for unit in word.units]
     text = "".join(word.text for word in group).strip()
     logprobs = [logprob for unit in found for logprob in unit.logprobs]
     return Segment(
         text,
-        mark.start if mark else group[0].start,
-        mark.end if mark else group[-1].end,
+        mark.start,
+        mark.end,
         mean_probability(found) if confidence else None,
         tokens=tuple(token for unit in found for token in unit.tokens),
         temperature=decoded.temperature,
