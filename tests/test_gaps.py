@@ -83,6 +83,23 @@ def test_a_segment_on_one_side_of_a_repair_stays_as_it_is():
     assert merged.segments == (early, Span("w0 w1", 3.1, 4.6), late)
 
 
+def test_a_word_that_takes_no_time_stays_on_its_side_of_a_repair():
+    words = transcript(("one", 0.0, 1.0), ("two", 1.0, 1.0), ("three", 9.0, 9.5), ("four", 9.5, 9.5))
+    repair = Window(1.0, 9.0, transcript(("again", 2.0, 2.5)))
+    merged = merge([Window(0, 10, words)], [repair], [])
+    assert merged.text == "one two again three four"
+    assert [word.text for word in merged.words] == merged.text.split()
+    assert [segment.text for segment in merged.segments] == ["one two", "again", "three four"]
+
+
+def test_a_text_without_spaces_is_divided_without_spaces():
+    words = tuple(Span(char, start, start + 0.2) for char, start in zip("你好吗很好", (0, 1, 2, 8, 9), strict=True))
+    whole = Transcript("你好吗很好", words, (Span("你好吗很好", 0.0, 9.2),))
+    merged = merge([Window(0, 10, whole)], [Window(3.0, 7.0, Transcript("我", (Span("我", 1.0, 1.2),)))], [])
+    assert merged.text == "你好吗我很好"
+    assert [segment.text for segment in merged.segments] == ["你好吗", "很好"]
+
+
 def test_a_text_that_is_not_made_of_its_words_is_written_anew():
     words = (*numbers(0, 1).words, *numbers(10, 11).words)
     merged = merge([Window(0, 11, Transcript("zero and ten", words))], [Window(3, 9, transcript(("x", 0, 1)))], [])

@@ -18,8 +18,9 @@ FRAME = SAMPLE_RATE // 50  # samples: 20 ms
 PAUSE_FRAMES = 15  # loudness is averaged over 0.3 s, which is about a pause between words
 WINDOW_SEC = 30.0  # the longest window of a model that accepts any length
 SEARCH = 0.5  # the part of a window, at its end, in which it may end
-# Unicode ranges of scripts without spaces between words: Chinese and Japanese, and their full-width punctuation.
-_NO_SPACES = (("\u3000", "\u9fff"), ("\uff01", "\uff60"))
+# Unicode ranges of scripts without spaces between words: Thai and Lao; Burmese; Chinese and Japanese; full-width
+# punctuation.
+_NO_SPACES = (("\u0e00", "\u0eff"), ("\u1000", "\u109f"), ("\u3000", "\u9fff"), ("\uff01", "\uff60"))
 
 
 def split(samples: np.ndarray, window_sec: float, speech: Sequence[tuple[float, float]] = ()) -> list[tuple[int, int]]:

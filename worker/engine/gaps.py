@@ -8,7 +8,6 @@ A gap lies between the words before and after it. So a repair repeats no word an
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -108,37 +107,38 @@ def _interleave(windows: Sequence[Window], repairs: Sequence[Window]) -> list[Wi
 def _divide(window: Window, at: float) -> tuple[Window, Window]:
     """Return the window up to a gap that starts at `at`, and from there on. Both have the window's times."""
     transcript, at_sec = window.transcript, at - window.start
+    first, later = _divide_segments(transcript, at_sec)
     spans = transcript.words or transcript.segments
-    text, rest = _divide_text(transcript.text, spans, sum(span.start < at_sec for span in spans))
+    text, rest = _divide_text(transcript.text, spans, _count_before(spans, at_sec))
+    words, chars = _count_before(transcript.words, at_sec), _count_before(transcript.chars, at_sec)
     tokens = _count_tokens(transcript.tokens, text)
-    segments, later_segments = _divide_segments(transcript, at_sec)
     before = replace(
         transcript,
         text=text,
-        words=_before(transcript.words, at_sec),
-        segments=segments,
-        chars=_before(transcript.chars, at_sec),
+        words=transcript.words[:words],
+        segments=first,
+        chars=transcript.chars[:chars],
         tokens=transcript.tokens[:tokens],
     )
-    after = replace(
-        transcript,
-        text=rest,
-        words=_after(transcript.words, at_sec),
-        segments=later_segments,
-        chars=_after(transcript.chars, at_sec),
+    after = Transcript(
+        rest,
+        transcript.words[words:],
+        later,
+        transcript.chars[chars:],
+        transcript.language,
         tokens=transcript.tokens[tokens:],
-        tokens_generated=None,
-        warning=None,
+        finish_reason=transcript.finish_reason,
     )
     return window._replace(transcript=before), window._replace(transcript=after)
 
 
-def _before(spans: Sequence[Span], at_sec: float) -> tuple[Span, ...]:
-    return tuple(span for span in spans if span.start < at_sec)
+def _is_before(span: Span, at_sec: float) -> bool:
+    """Return whether a span lies before a time. A span that takes no time may end at the time that it starts at."""
+    return span.start < at_sec or span.end <= at_sec
 
 
-def _after(spans: Sequence[Span], at_sec: float) -> tuple[Span, ...]:
-    return tuple(span for span in spans if span.start >= at_sec)
+def _count_before(spans: Sequence[Span], at_sec: float) -> int:
+    return sum(_is_before(span, at_sec) for span in spans)
 
 
 def _divide_text(text: str, spans: Sequence[Span], first: int) -> tuple[str, str]:
@@ -160,22 +160,27 @@ def _divide_segments(transcript: Transcript, at_sec: float) -> tuple[tuple[Span,
     """Return the segments before and after a gap. A segment with words on both sides becomes two, made of its words."""
     before: list[Span] = []
     after: list[Span] = []
-    starts = [word.start for word in transcript.words]
+    words, position = transcript.words, 0
     for segment in transcript.segments:
-        words = transcript.words[bisect_left(starts, segment.start) : bisect_left(starts, segment.end)]
-        early, late = _before(words, at_sec), _after(words, at_sec)
-        if early and late:
-            before += timestamps.segments(early)
-            after += timestamps.segments(late)
+        first = position
+        while position < len(words) and _is_before(words[position], segment.end):
+            position += 1
+        own = words[first:position]
+        count = _count_before(own, at_sec)
+        if 0 < count < len(own):
+            text, rest = _divide_text(segment.text, own, count)
+            before.append(replace(timestamps.segment(own[:count]), text=text.strip()))
+            after.append(replace(timestamps.segment(own[count:]), text=rest.strip()))
         else:
-            (after if late or segment.start >= at_sec else before).append(segment)
+            (before if _is_before(segment, at_sec) else after).append(segment)
     return tuple(before), tuple(after)
 
 
 def _count_tokens(tokens: Sequence[Token], text: str) -> int:
-    """Return how many of the tokens spell the text."""
-    spelled, count = "", 0
-    while count < len(tokens) and len(spelled.strip()) < len(text.strip()):
-        spelled += tokens[count].text
-        count += 1
-    return count
+    """Return how many of the tokens spell the text. The spaces at its ends do not count."""
+    wanted, spelled = len(text.strip()), 0
+    for count, token in enumerate(tokens):
+        if spelled >= wanted:
+            return count
+        spelled += len(token.text if spelled else token.text.lstrip())
+    return len(tokens)

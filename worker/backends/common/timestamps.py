@@ -134,17 +134,27 @@ def segments(words: Sequence[Span], tokens: Sequence[Sequence[TimedToken]] = ())
 
     `tokens` are the tokens of each word. With them, each segment reports its own and their mean log probability.
     """
-    groups: list[list[int]] = []
-    for i, word in enumerate(words):
-        last = words[i - 1]
-        if not groups or last.text.endswith(SENTENCE_END) or word.start - last.end > PAUSE_SEC:
-            groups.append([])
-        groups[-1].append(i)
     found: list[Span] = []
-    for places in groups:
+    for places in sentences(words):
         span = segment([words[i] for i in places])
         found.append(reporting(span, [token for i in places for token in tokens[i]]) if tokens else span)
     return tuple(found)
+
+
+def sentences(words: Sequence[Span]) -> list[list[int]]:
+    """Return the places of the words of each sentence. A pause longer than `PAUSE_SEC` ends a sentence too."""
+    groups: list[list[int]] = []
+    for i, word in enumerate(words):
+        last = words[i - 1]
+        if not groups or ends_sentence(last.text) or word.start - last.end > PAUSE_SEC:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
+
+
+def ends_sentence(text: str) -> bool:
+    """Return whether a sentence ends with the word, in quotation marks or brackets if they close with it."""
+    return text.rstrip("\"'”’»)] ").endswith(SENTENCE_END)
 
 
 def segment(words: Sequence[Span]) -> Span:

@@ -179,8 +179,8 @@ def timed(found: Sequence[Word], duration_sec: float) -> list[Word]:
         start, end = _cut_to_length(
             edge,
             2 * median,
-            after_pause=i == 0 or _ends_sentence(found[i - 1]),
-            before_pause=i + 1 == len(found) or _ends_sentence(word),
+            after_pause=i == 0 or timestamps.ends_sentence(found[i - 1].text),
+            before_pause=i + 1 == len(found) or timestamps.ends_sentence(word.text),
         )
         result.append(dataclasses.replace(word, start=min(start, duration_sec), end=min(end, duration_sec)))
     return result
@@ -220,21 +220,6 @@ def _share(edges: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return shared
 
 
-def _ends_sentence(word: Word) -> bool:
-    return word.text.rstrip("\"'”’)] ").endswith(timestamps.SENTENCE_END)
-
-
-def sentences(found: Sequence[Word]) -> list[list[Word]]:
-    """Group words with times into sentences. A pause longer than `timestamps.PAUSE_SEC` ends a sentence too."""
-    groups: list[list[Word]] = []
-    for word in found:
-        last = groups[-1][-1] if groups else None
-        if last is None or _ends_sentence(last) or word.start - last.end > timestamps.PAUSE_SEC:
-            groups.append([])
-        groups[-1].append(word)
-    return groups
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Composition:
     """A window's text, words, segments and tokens."""
@@ -268,7 +253,11 @@ def compose(
         groups = [(list(group), spans[number]) for number, group in itertools.groupby(grouped, lambda one: one.segment)]
     else:
         grouped = timed(grouped, duration_sec)
-        groups = [(group, Mark(group[0].start, group[-1].end)) for group in sentences(grouped)]
+        sentences = [
+            [grouped[i] for i in places]
+            for places in timestamps.sentences([Span(one.text, one.start, one.end) for one in grouped])
+        ]
+        groups = [(group, Mark(group[0].start, group[-1].end)) for group in sentences]
     return Composition(
         "".join(unit.text for unit in found).strip(),
         tuple(span for word in grouped for span in _spans(word, by_letter, confidence)) if edges is not None else (),
