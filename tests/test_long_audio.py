@@ -180,7 +180,9 @@ def test_a_detector_that_fails_costs_the_check_only(tmp_path, spoken, monkeypatc
     monkeypatch.setattr(clip_run.vad, "speech", fail)
     (result,) = run(tmp_path, Reader(), {"inputs": [audio(tmp_path / "a.wav", 60)], "timestamps": True}).results
     assert words(result) == numbers(1, 61)
-    assert "is not checked" in caplog.text
+    assert "was not searched: an internal error during the search for speech (the worker's log" in result.warning
+    assert "no such file" not in result.warning
+    assert "no such file" in caplog.text
 
 
 def test_canceling_between_the_rounds_releases_the_audio(tmp_path, spoken):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,66 +118,6 @@ class Options:
         if self.prompt or self.style or self.messages:
             return replace(self, prompt=None, style=None, messages=())
         return self
-
-
-# The options of a request as keyword arguments, for editors and type checkers. A test compares them with the list of
-# options in `worker.protocol.request`.
-
-
-class GenerationOptions(TypedDict, total=False):
-    """Options of models that generate text token by token."""
-
-    max_new_tokens: int
-    """The most tokens to generate."""
-    temperature: float
-    """The temperature of sampling. Unset or 0 always generates the same text."""
-    top_p: float
-    """Sampling takes the most likely tokens up to this total probability."""
-
-
-class SpeechOptions(GenerationOptions, total=False):
-    """Options of `transcribe` and `translate`."""
-
-    timestamps: bool | list[Level]
-    """Whether the transcript has the times of words and segments; or a list of the levels that it has."""
-    language: str
-    """ISO 639-1 code of the spoken language."""
-    target_language: str
-    """ISO 639-1 code of the language of the text."""
-    prompt: str
-    """An instruction or words to expect, depending on the model."""
-    punctuation: bool
-    """Whether the text has punctuation and capital letters."""
-    confidence: bool
-    """Whether the transcript says how sure the model is of its words and segments."""
-    condition_on_previous_text: bool
-    """Whether the text of each 30 s is the prompt of the next 30 s, which then wait for it."""
-    long_audio: Literal["whole", "windows"]
-    """Whether a model that accepts any length transcribes long audio at once or in windows of 30 s."""
-
-
-class CaptionOptions(GenerationOptions, total=False):
-    """Options of `caption`."""
-
-    prompt: str
-    """The instruction, in place of the style's."""
-    style: Literal["detailed", "brief", "technical"]
-    """The style of the caption."""
-
-
-class EmbedOptions(TypedDict, total=False):
-    """Options of `embed`."""
-
-    pooling: Literal["none", "mean"]
-    """Whether the embedding is one vector per frame, or their mean."""
-
-
-class ChatOptions(GenerationOptions, total=False):
-    """Options of `chat`, besides its messages."""
-
-
-class AnalyzeOptions(CaptionOptions, EmbedOptions, total=False):
-    """Options of `analyze`: those of `caption` and `embed`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from worker.client.runpod import Endpoint
 from worker.client.server import Server
 from worker.client.transport import Steps
 from worker.errors import RequestError
-from worker.types import AnalyzeOptions, CaptionOptions, ChatOptions, EmbedOptions, SpeechOptions
+from worker.keyword_options import AnalyzeOptions, CaptionOptions, ChatOptions, EmbedOptions, SpeechOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

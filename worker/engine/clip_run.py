@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -29,10 +28,9 @@ from worker.engine.gaps import Times, Window
 from worker.engine.piece_queue import OnOutcome, PieceResult
 from worker.engine.request_state import Parts, RequestState, WindowCollector
 from worker.errors import AviaryError, Cancelled, TooLong
+from worker.faults import report
 from worker.futures import into, settle
 from worker.types import SAMPLE_RATE, Clip, Item, Options, Output, Piece, Transcript
-
-log = logging.getLogger(__name__)
 
 GUESSED = 0.5  # the temperature above which OpenAI's Whisper does not continue a text
 Samples = tuple[int, int]  # the start and the end of a window, in samples
@@ -65,6 +63,7 @@ class ClipRun:
         self._transcribes = options.task in ("transcribe", "translate")
         self._in_windows = bool(self._row.window_sec) or (options.long_audio or settings.long_audio) == "windows"
         self._window_sec = self._row.window_sec or chunking.WINDOW_SEC
+        self._warning: str | None = None
         self._detects_speech = settings.detect_speech and self._row.timestamps and vad.is_available()
 
     def start(self, output: Future[Output]) -> None:
@@ -135,15 +134,16 @@ class ClipRun:
         )
 
     def _speech(self) -> list[Times]:
-        """Return the spans of speech, or none if they are not to be detected. A failure is logged."""
+        """Return the spans of speech, or none if they are not to be detected. A failure becomes a warning."""
         if not self._detects_speech:
             return []
         try:
             return vad.speech(self._clip.samples, self._state.future.cancelled)
         except Cancelled:
             return []
-        except Exception:
-            log.exception("speech could not be detected; the transcript of this clip is not checked")
+        except Exception as error:  # noqa: BLE001  the transcript is worth more than its check
+            reason = report(error, during="the search for speech").message
+            self._warning = f"Speech that the transcript has no words for was not searched: {reason}"
             return []
 
     def _check_words(self, output: Future[Output], windows: list[Samples], speech: list[Times], parts: Parts) -> None:
@@ -155,7 +155,7 @@ class ClipRun:
             for begin, end in chunking.split(self._clip.samples[start:stop], self._window_sec)
         ]
         if not again or (self._stream and self._stream.has_written):
-            settle(output, gaps.merge(transcripts, [], speech))
+            settle(output, self._merge(transcripts, [], speech))
             return
         second: Future[Parts] = Future()
         collector = WindowCollector(self._state, _starts(again), second, merge=list)
@@ -163,11 +163,14 @@ class ClipRun:
         for number, window in enumerate(again):
             self._submit(self._piece(window), functools.partial(_add, collector, number))
 
-    @staticmethod
     def _repair(
-        output: Future[Output], transcripts: list[Window], again: list[Samples], speech: list[Times], parts: Parts
+        self, output: Future[Output], transcripts: list[Window], again: list[Samples], speech: list[Times], parts: Parts
     ) -> None:
-        settle(output, gaps.merge(transcripts, _windows(again, parts), speech))
+        settle(output, self._merge(transcripts, _windows(again, parts), speech))
+
+    def _merge(self, transcripts: list[Window], repairs: list[Window], speech: list[Times]) -> Transcript:
+        merged = gaps.merge(transcripts, repairs, speech)
+        return dataclasses.replace(merged, warning="; ".join(filter(None, (merged.warning, self._warning))) or None)
 
 
 def _add(collector: WindowCollector, number: int, outcome: PieceResult | AviaryError) -> None:

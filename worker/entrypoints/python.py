@@ -31,21 +31,17 @@ from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, overload
 from worker import catalog
 from worker.config import Settings
 from worker.errors import ModelUnavailable, RequestError
+from worker.keyword_options import AnalyzeOptions, CaptionOptions, ChatOptions, EmbedOptions, SpeechOptions
 from worker.types import (
     Analysis,
-    AnalyzeOptions,
     Caption,
-    CaptionOptions,
-    ChatOptions,
     Embedding,
-    EmbedOptions,
     Failure,
     Output,
     Reply,
     Request,
     Result,
     Source,
-    SpeechOptions,
     Task,
     Transcript,
 )
