@@ -5,8 +5,10 @@ background. Pieces are sorted by duration, so that a piece shares its batch with
 up to `max_items` pieces and `max_padded_sec` seconds *counted with padding*: the longest piece times their number is
 what the device computes and what its memory must hold. Long pieces run alone.
 
-A batch is expected to run for `target_sec` at most, so that who comes next does not wait for long. If one piece alone
-takes longer, the batch may run longer than that piece by what it costs to start another batch.
+A batch is expected to run for `target_sec` at most, so that the next request does not wait for long. There are two
+exceptions. If a batch takes long to start, it may run for EFFICIENT times as long as that: shorter batches would do
+little but start. If one piece alone takes longer, the batch may run longer than that piece by what it costs to start
+another batch.
 
 `next_batch` serves the piece whose turn it is. The rest of its batch are the pieces next to it by duration, from all
 requests. `turn_batch` leaves out those that would delay it.
@@ -22,6 +24,7 @@ from worker.config import Settings
 from worker.engine.batch_cost import FREE, BatchCost
 from worker.types import Batch, Piece
 
+EFFICIENT = 4  # the start of a batch then takes a quarter of its time at most
 DELAY = 1.25  # a batch may run this much longer because of pieces whose turn it is not
 
 
@@ -48,7 +51,11 @@ class Limits:
             count <= self.max_items
             and count * longest_sec <= self.max_padded_sec
             and self.cost.of(count, longest_sec)
-            <= max(self.target_sec, self.cost.of(1, longest_sec) + self.cost.overhead_sec)
+            <= max(
+                self.target_sec,
+                EFFICIENT * self.cost.overhead_sec,
+                self.cost.of(1, longest_sec) + self.cost.overhead_sec,
+            )
         )
 
     def cost_of(self, batch: Batch) -> float:
