@@ -71,7 +71,7 @@ def test_a_repair_is_put_between_the_words_around_it():
     assert merged.text == "w0 w1 w2, lost words w10 w11 w12"
     assert [word.text for word in merged.words] == ["w0", "w1", "w2", "lost", "words", "w10", "w11", "w12"]
     assert [word.start for word in merged.words] == sorted(word.start for word in merged.words)
-    assert [segment.text for segment in merged.segments] == ["w0 w1 w2", "lost words", "w10 w11 w12"]
+    assert [segment.text for segment in merged.segments] == ["w0 w1 w2,", "lost words", "w10 w11 w12"]
     assert "".join(token.text for token in merged.tokens) == " w0 w1 w2, lost words w10 w11 w12"
     assert merged.tokens_generated == 8
 

@@ -99,7 +99,7 @@ class Settings(BaseSettings):
     batch_target_sec: float | None = Field(
         None,
         gt=0,
-        description="Longest time, in seconds, that a batch is expected to run, as learned from earlier batches, so that the next request does not wait longer. A batch of one clip or window may take longer, as may batches that take a quarter of their time to start. If unset, 1 on a GPU and 5 on a CPU.",
+        description="Longest time, in seconds, that a batch is expected to run, as learned from earlier batches, so that the next request does not wait longer. A batch of one clip or window may take longer, and so may the batches of a model that takes more than a quarter of this time to start a batch. If unset, 1 on a GPU and 5 on a CPU.",
     )
     local_attention_after_sec: float = Field(
         1440, gt=0, description="Length, in seconds, above which Parakeet transcribes a clip with local attention."
