@@ -100,6 +100,21 @@ def test_alone_and_together_are_the_same(model, recordings):
         assert alike(alone, transcript)
 
 
+def test_the_decoder_leaves_out_windows_whose_text_has_ended(model, recordings):
+    sizes = []
+    hook = model._model.model.decoder.register_forward_pre_hook(
+        lambda _decoder, _args, given: sizes.append(len(given["input_ids"])), with_kwargs=True
+    )
+    short, long = recordings[0].samples[:32_000], np.concatenate([one.samples for one in recordings])[: 29 * 16_000]
+    try:
+        together = transcribe(model, [short, short, long, short])
+    finally:
+        hook.remove()
+    assert sizes[0] == 4
+    assert min(sizes) == 1
+    assert [one.text for one in together] == [transcribe(model, [one])[0].text for one in (short, short, long, short)]
+
+
 def test_the_text_is_the_same_with_times(model, recordings):
     """Whisper's time tokens make it end some texts early, so words are aligned with a text that was written without."""
     pause = np.zeros(8000, np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -14,7 +15,7 @@ from fixtures import tiny_whisper
 from test_whisper import CLIPS, RATE, ask, backend, clip, plain_starts
 
 from worker.backends.common import vad
-from worker.backends.whisper import alignment, decoding
+from worker.backends.whisper import alignment, decoding, steps
 from worker.types import Clip
 
 pytestmark = pytest.mark.slow
@@ -183,7 +184,7 @@ def test_silence_and_noise_have_no_text_with_the_detector(model, monkeypatch):
 def test_only_a_text_that_repeats_itself_ends_early():
     import torch
 
-    loops = decoding.Loops(first_time=1000)
+    loops = steps.Loops(first_time=1000)
     varied = list(range(64))
     looped = [7, 8, 1000, *([1, 2, 3] * 30)]
     timed = [token for number in range(16) for token in (1000 + number, 1, 2, 1001 + number)]
@@ -192,3 +193,27 @@ def test_only_a_text_that_repeats_itself_ends_early():
     assert loops(rows[:, :56], None).tolist() == [False, False, False], "too short to tell"
     rows[1, 40] = 9
     assert loops(rows, None).tolist() == [False, False, True]
+
+
+def test_a_forbidden_token_is_not_written(model, monkeypatch):
+    decode, written = decoding.decode, list[tuple[int, ...]]()
+
+    def recorded(*arguments):
+        rows = decode(*arguments)
+        written.append(rows[0].tokens)
+        return rows
+
+    monkeypatch.setattr(decoding, "decode", recorded)
+    for name in ("forbidden_first", "forbidden"):
+        ask(model, CLIPS[:1], language="en")
+        forbidden = (*getattr(model._ids, name), written[-1][0])
+        monkeypatch.setattr(model, "_ids", dataclasses.replace(model._ids, **{name: forbidden}))
+    ask(model, CLIPS[:1], language="en")
+    first, second, third = written
+    assert second[0] != first[0]
+    assert second[0] not in third
+
+
+def test_the_tokens_that_a_checkpoint_forbids_are_taken_from_its_settings(model):
+    assert model._ids.end in model._ids.forbidden_first
+    assert model._model.generation_config.begin_suppress_tokens is None

@@ -242,6 +242,8 @@ class Piece:
     """Called whenever the text is generated from its beginning: again, for example, after a batch has failed."""
     turn: Turn = _TURN
     """Whom the piece is for."""
+    speech: tuple[tuple[float, float], ...] | None = None
+    """The spans (start, end) in seconds that contain speech, in order. None if speech was not searched."""
 
     @property
     def duration_sec(self) -> float:

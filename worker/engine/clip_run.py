@@ -65,6 +65,7 @@ class ClipRun:
         self._window_sec = self._row.window_sec or chunking.WINDOW_SEC
         self._warning: str | None = None
         self._detects_speech = settings.detect_speech and self._row.timestamps and vad.is_available()
+        self._speech: list[Times] | None = None  # the spans of speech, once they are searched
 
     def start(self, output: Future[Output]) -> None:
         """Queue the pieces. `output` is set when the last of them is done. Raises TooLong."""
@@ -86,8 +87,8 @@ class ClipRun:
         first: Future[Parts] = Future()
         first.add_done_callback(into(output, lambda _parts: None))  # a failure does not wait for the search for speech
         if self._in_windows:
-            speech = self._speech()
-            windows = chunking.split(self._clip.samples, self._window_sec, speech)
+            self._search_speech()
+            windows = chunking.split(self._clip.samples, self._window_sec, self._speech or ())
             on_text = self._stream.write if self._stream else None
             collector = WindowCollector(self._state, _starts(windows), first, on_text, list)
             if self._conditions:
@@ -98,8 +99,8 @@ class ClipRun:
         else:
             windows = [(0, len(self._clip.samples))]
             self._submit_whole(WindowCollector(self._state, [0.0], first, merge=list))
-            speech = self._speech()  # while the device transcribes
-        first.add_done_callback(into(output, functools.partial(self._check_words, output, windows, speech)))
+            self._search_speech()  # while the device transcribes
+        first.add_done_callback(into(output, functools.partial(self._check_words, output, windows)))
 
     def _submit_whole(self, collector: WindowCollector) -> None:
         piece = self._piece((0, len(self._clip.samples)))
@@ -130,46 +131,49 @@ class ClipRun:
         clip = self._clip if is_whole else Clip(self._clip.samples[start:end])
         state = self._state
         return Piece(
-            clip, self._options, self._order, state.request.background, state.future.cancelled, turn=state.turn
+            clip,
+            self._options,
+            self._order,
+            state.request.background,
+            state.future.cancelled,
+            turn=state.turn,
+            speech=None if self._speech is None else _within(self._speech, start / SAMPLE_RATE, end / SAMPLE_RATE),
         )
 
-    def _speech(self) -> list[Times]:
-        """Return the spans of speech, or none if they are not to be detected. A failure becomes a warning."""
+    def _search_speech(self) -> None:
+        """Find the spans of speech, unless they are not to be detected. A failure becomes a warning."""
         if not self._detects_speech:
-            return []
+            return
         try:
-            return vad.speech(self._clip.samples, self._state.future.cancelled)
+            self._speech = vad.speech(self._clip.samples, self._state.future.cancelled)
         except Cancelled:
-            return []
+            return
         except Exception as error:  # noqa: BLE001  the transcript is worth more than its check
             reason = report(error, during="the search for speech").message
             self._warning = f"Speech that the transcript has no words for was not searched: {reason}"
-            return []
 
-    def _check_words(self, output: Future[Output], windows: list[Samples], speech: list[Times], parts: Parts) -> None:
+    def _check_words(self, output: Future[Output], windows: list[Samples], parts: Parts) -> None:
         """Transcribe the speech without words again, or set the output if there is none."""
         transcripts = _windows(windows, parts)
         again = [
             (start + begin, start + end)
-            for start, stop in _samples(gaps.find(transcripts, speech))
+            for start, stop in _samples(gaps.find(transcripts, self._speech or ()))
             for begin, end in chunking.split(self._clip.samples[start:stop], self._window_sec)
         ]
         if not again or (self._stream and self._stream.has_written):
-            settle(output, self._merge(transcripts, [], speech))
+            settle(output, self._merge(transcripts, []))
             return
         second: Future[Parts] = Future()
         collector = WindowCollector(self._state, _starts(again), second, merge=list)
-        second.add_done_callback(into(output, functools.partial(self._repair, output, transcripts, again, speech)))
+        second.add_done_callback(into(output, functools.partial(self._repair, output, transcripts, again)))
         for number, window in enumerate(again):
             self._submit(self._piece(window), functools.partial(_add, collector, number))
 
-    def _repair(
-        self, output: Future[Output], transcripts: list[Window], again: list[Samples], speech: list[Times], parts: Parts
-    ) -> None:
-        settle(output, self._merge(transcripts, _windows(again, parts), speech))
+    def _repair(self, output: Future[Output], transcripts: list[Window], again: list[Samples], parts: Parts) -> None:
+        settle(output, self._merge(transcripts, _windows(again, parts)))
 
-    def _merge(self, transcripts: list[Window], repairs: list[Window], speech: list[Times]) -> Transcript:
-        merged = gaps.merge(transcripts, repairs, speech)
+    def _merge(self, transcripts: list[Window], repairs: list[Window]) -> Transcript:
+        merged = gaps.merge(transcripts, repairs, self._speech or ())
         return dataclasses.replace(merged, warning="; ".join(filter(None, (merged.warning, self._warning))) or None)
 
 
@@ -196,6 +200,13 @@ def _windows(windows: Sequence[Samples], parts: Parts) -> list[Window]:
         for (start, end), (_start_sec, output) in zip(windows, parts, strict=True)
         if isinstance(output, Transcript)
     ]
+
+
+def _within(speech: Sequence[Times], start: float, end: float) -> tuple[Times, ...]:
+    """Return the parts of the spans between two times, in seconds from the first of them."""
+    return tuple(
+        (max(0.0, first - start), min(last, end) - start) for first, last in speech if first < end and last > start
+    )
 
 
 def _samples(spans: Sequence[Times]) -> list[Samples]:

@@ -16,36 +16,21 @@ the same text in each batch.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from worker.backends.common import generation
+from worker.backends.whisper import steps
+from worker.backends.whisper.steps import Ids
 from worker.types import FinishReason, Piece
 
 HIGHER = (0.2, 0.4, 0.6, 0.8, 1.0)  # temperatures
 MAX_COMPRESSION_RATIO = 2.4
 MIN_AVG_LOGPROB = -1.0
 NO_SPEECH_PROB = 0.6
-LOOP_TOKENS = 64  # the end of a text that has no other tokens than those of a loop
-LOOP_PERIOD = 12  # tokens, the longest that repeat
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ids:
-    """The token ids that have a meaning: ids below `end` are text, ids from `first_time` on are times."""
-
-    start: int
-    end: int
-    first_time: int
-
-    @property
-    def no_speech(self) -> int:
-        """Return the id whose probability, next to the start token, is that of no speech."""
-        return self.first_time - 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -171,12 +156,12 @@ def _attempt(
         zlib.crc32(piece.clip.samples.tobytes()) + round(10 * temperature)
         for piece, temperature in zip(windows.pieces, temperatures, strict=True)
     ]
-    scores = Scores(ids.start, ids.no_speech, () if is_own else temperatures, seeds)
+    scores = steps.Scores(ids, () if is_own else temperatures, seeds)
     arguments = dict(windows.arguments)
     if windows.languages is not None:
         arguments["language"] = list(windows.languages)
-    criteria = [watch] if is_own else [watch, Loops(ids.first_time)]
-    with scores.watch(model):
+    criteria = [watch] if is_own else [watch, steps.Loops(ids.first_time)]
+    with scores.watch(model), steps.skip_ended(model, ids.end):
         out = model.generate(
             encoder_outputs=windows.states,
             logits_processor=[scores],
@@ -223,90 +208,3 @@ def _written(row: list[int], ids: Ids) -> list[int]:
     """Return the text tokens of a row of `generate`: those after the start token, up to the end token."""
     after = itertools.takewhile(lambda token: token != ids.end, row[row.index(ids.start) + 1 :])
     return [token for token in after if token < ids.end]
-
-
-class Loops:
-    """A stopping criterion that ends a row whose last LOOP_TOKENS ids repeat at most LOOP_PERIOD ids.
-
-    Time tokens, the ids from `first_time` on, count as equal. A row ends at the same id in each batch.
-    """
-
-    def __init__(self, first_time: int) -> None:
-        self._first_time = first_time
-
-    def __call__(self, ids: Any, scores: Any, **kwargs: Any) -> Any:
-        """Return the rows to end: a bool tensor of shape (rows,). `ids` has shape (rows, tokens)."""
-        import torch
-
-        ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-        if ids.shape[1] >= LOOP_TOKENS and ids.shape[1] % 8 == 0:
-            tail = ids[:, -LOOP_TOKENS:].clamp(max=self._first_time)
-            for period in range(1, LOOP_PERIOD + 1):
-                ended |= (tail[:, period:] == tail[:, :-period]).all(dim=1)
-        return ended
-
-
-class Scores:
-    """A logits processor that records the log probabilities of the tokens, and samples if there are temperatures.
-
-    It runs after the rules that forbid tokens, as in OpenAI's decoder. Adding Gumbel noise to the scores and taking the
-    best token is the same as sampling, and allows for a temperature and a generator of random numbers for each row.
-    `seeds` are theirs.
-    """
-
-    def __init__(self, start: int, no_speech: int, temperatures: Sequence[float], seeds: Sequence[int]) -> None:
-        self._start, self._no_speech = start, no_speech
-        self._temperatures = [[temperature] for temperature in temperatures if temperature]
-        self._seeds = seeds
-        self._generators: list[Any] = []
-        self._steps: list[Any] = []  # of shape (rows,) each
-        self._scores: Any = None
-        self._first_logits: Any = None
-        self._no_speech_probs: Any = None
-
-    @contextlib.contextmanager
-    def watch(self, model: Any) -> Iterator[None]:
-        """Record the logits of the prompt while `generate` runs."""
-
-        def keep(_module: Any, _inputs: Any, logits: Any) -> None:
-            if self._first_logits is None:
-                self._first_logits = logits
-
-        hook = model.proj_out.register_forward_hook(keep)
-        try:
-            yield
-        finally:
-            hook.remove()
-
-    def __call__(self, ids: Any, scores: Any) -> Any:
-        """Return the scores to take the best token of, of shape (rows, vocabulary). `ids` has shape (rows, tokens)."""
-        if self._scores is None:
-            at_start = self._first_logits[:, ids[0].tolist().index(self._start)]
-            self._no_speech_probs = at_start.float().softmax(dim=-1)[:, self._no_speech]
-            self._first_logits = ()  # the memory of a long prompt's logits
-        else:
-            self._record(ids)
-        self._scores = scores
-        return scores / scores.new_tensor(self._temperatures) + self._noise(scores) if self._temperatures else scores
-
-    def logprobs(self, ids: Any) -> Any:
-        """Return the log probabilities of the new tokens of `ids`, of shape (rows, new tokens)."""
-        import torch
-
-        self._record(ids)
-        return torch.stack(self._steps, dim=1)
-
-    def no_speech_probs(self) -> list[float]:
-        """Return the probability of no speech of each row."""
-        return list(self._no_speech_probs.tolist())
-
-    def _record(self, ids: Any) -> None:
-        chosen = self._scores.gather(1, ids[:, -1:])[:, 0]
-        self._steps.append(chosen - self._scores.logsumexp(dim=-1))
-
-    def _noise(self, scores: Any) -> Any:
-        import torch
-
-        self._generators = self._generators or [torch.Generator().manual_seed(seed) for seed in self._seeds]
-        uniform = torch.stack([torch.rand(scores.shape[1], generator=generator) for generator in self._generators])
-        return -(-uniform.clamp(min=1e-20).log()).clamp(min=1e-20).log().to(scores.device)

@@ -19,7 +19,7 @@ from typing import TypeVar
 import numpy as np
 
 from worker.backends.common import vad
-from worker.types import SAMPLE_RATE, Span
+from worker.types import SAMPLE_RATE, Piece, Span
 
 LONG_PAUSE_SEC = 2.0
 PAD_SEC = 0.4  # of a long pause, kept beside the speech: quiet consonants that the detector leaves out
@@ -63,16 +63,16 @@ class Cut:
         return self.parts[-1][1]
 
 
-def cut_all(clips: Sequence[np.ndarray], detects: bool = True) -> list[Cut | None]:
-    """Return what `cut` returns for each clip, or whole clips if speech is not to be detected.
+def cut_all(pieces: Sequence[Piece], detects: bool = True) -> list[Cut | None]:
+    """Return what `cut` returns for each piece, or whole pieces if speech is not to be detected.
 
-    The detector runs in one thread, so clips share the cores.
+    The detector runs in one thread, so pieces share the cores.
     """
     if not detects:
-        return [whole(clip) for clip in clips]
+        return [whole(piece.clip.samples) for piece in pieces]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(min(cores, len(clips)) or 1) as threads:
-        return list(threads.map(cut, clips))
+    with ThreadPoolExecutor(min(cores, len(pieces)) or 1) as threads:
+        return list(threads.map(lambda piece: cut(piece.clip.samples, piece.speech), pieces))
 
 
 def whole(samples: np.ndarray) -> Cut:
@@ -80,11 +80,15 @@ def whole(samples: np.ndarray) -> Cut:
     return Cut(samples, ((0.0, len(samples) / SAMPLE_RATE),))
 
 
-def cut(samples: np.ndarray) -> Cut | None:
-    """Return the window without its long pauses, or None if it has no speech. `samples` has shape (samples,)."""
-    if not vad.is_available():
-        return whole(samples)
-    speech = vad.speech(samples)
+def cut(samples: np.ndarray, speech: Sequence[tuple[float, float]] | None = None) -> Cut | None:
+    """Return the window without its long pauses, or None if it has no speech.
+
+    `samples` has shape (samples,). `speech`: the spans, in seconds, that contain speech, if they are known.
+    """
+    if speech is None:
+        if not vad.is_available():
+            return whole(samples)
+        speech = vad.speech(samples)
     return keep(samples, speech) if speech else None
 
 

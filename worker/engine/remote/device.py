@@ -196,7 +196,8 @@ class _Remote(Backend):
 
     def infer(self, batch: Batch) -> list[Output]:
         messages = [
-            PieceMessage(piece.clip.samples, piece.options, piece.on_text is not None) for piece in batch.pieces
+            PieceMessage(piece.clip.samples, piece.options, piece.on_text is not None, piece.speech)
+            for piece in batch.pieces
         ]
         outputs: list[Output] = self._device.call("infer", self._handle, messages, batch.long, pieces=batch.pieces)
         return outputs

@@ -125,6 +125,7 @@ class Host:
                 message.options,
                 cancelled=cancelled.is_set,
                 on_text=functools.partial(self._send_text, call, index) if message.streams_text else None,
+                speech=message.speech,
             )
             for index, (message, cancelled) in enumerate(zip(messages, self._cancelled[call], strict=True))
         ]

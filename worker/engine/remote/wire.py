@@ -55,6 +55,8 @@ class PieceMessage:
     options: Options
     streams_text: bool
     """Whether the engine passes on the piece's text while it is generated."""
+    speech: tuple[tuple[float, float], ...] | None
+    """The spans of speech, in seconds, if the engine has searched for them."""
 
 
 @dataclasses.dataclass(frozen=True)
