@@ -465,7 +465,7 @@ def test_ctrl_c_keeps_what_is_done(tmp_path):
 
 
 def test_the_console_script_is_this_command():
-    assert 'aviary = "worker.entrypoints.cli:main"' in (ROOT / "pyproject.toml").read_text()
+    assert 'aviary = "worker.entrypoints.cli:run_process"' in (ROOT / "pyproject.toml").read_text()
     assert aviary("models").stdout.startswith("parakeet ")
 
 

@@ -1,7 +1,5 @@
 """`python -m worker`: see `worker.entrypoints.cli`."""
 
-import sys
+from worker.entrypoints.cli import run_process
 
-from worker.entrypoints.cli import main
-
-sys.exit(main())
+run_process()

@@ -166,7 +166,7 @@ class _Process:
         self._socket, theirs = socket.socketpair()
         with theirs:
             passed = (theirs.fileno(), self._memory.fileno())
-            self._process = subprocess.Popen(  # noqa: S603  a program of this package
+            self._process = child.start(
                 child.command("worker.audio.decode_process", *map(str, passed)),
                 pass_fds=passed,
                 stdin=subprocess.DEVNULL,
@@ -278,12 +278,13 @@ def _by_ffmpeg(file: BinaryIO, limits: _Limits, refusal: str) -> Clip:
     audio = bytearray()
     with (
         tempfile.TemporaryFile() as stderr,
-        subprocess.Popen(  # noqa: S603  ffmpeg, on a descriptor
+        child.start(
             ffmpeg.command(file.fileno()),
             pass_fds=(file.fileno(),),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
+            start_new_session=True,  # Ctrl-C, which reaches a whole group, would make ffmpeg end the audio early
         ) as process,
     ):
         assert process.stdout is not None

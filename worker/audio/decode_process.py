@@ -13,8 +13,8 @@ The response is {"bytes": number, "done": true, "error": null | text, "warning":
 sends such a line with "done": false, and continues when it receives a higher limit, another uint64. A worker that needs
 no more of the file ends the process.
 
-The module imports nothing of the worker but the list of formats and the reader of FLAC headers. If a hostile file
-crashes or hangs a library, the worker kills and replaces this process.
+The module imports nothing heavy of the worker: the list of formats, the reader of FLAC headers, and how to treat
+signals. If a hostile file crashes or hangs a library, the worker kills and replaces this process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import ctypes
 import json
 import os
 import re
-import signal
 import socket
 import struct
 import sys
@@ -36,6 +35,7 @@ import soxr
 
 from worker.audio import flac
 from worker.audio.ffmpeg import FORMATS
+from worker.child import ignore_signals
 
 RATE = 16_000
 BLOCK_SEC = 20
@@ -211,7 +211,7 @@ def keep_memory() -> None:
 def main() -> None:
     """Serve the socket until the worker closes it."""
     keep_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
+    ignore_signals()
     sock, memory = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
 
     def send(response: dict[str, Any]) -> None:

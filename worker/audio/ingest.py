@@ -170,12 +170,12 @@ class Ingest:
         """Seconds of decoded audio in memory."""
         return self._read_ahead.samples / SAMPLE_RATE
 
-    def close(self) -> None:
-        """End the threads. The units in progress and those that wait fail with Cancelled."""
+    def close(self, *, wait: bool = True) -> None:
+        """End the threads, and `wait` for them. The units in progress and those that wait fail with Cancelled."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        until = time.monotonic() + CLOSE_SEC
+        until = time.monotonic() + (CLOSE_SEC if wait else 0.0)
         for thread in self._threads:
             thread.join(timeout=max(0.0, until - time.monotonic()))
         self._decoder.close()

@@ -4,15 +4,18 @@
 
 It transcribes clear read English, without punctuation. It is meant for trying the worker and testing a pipeline, not
 for archives. The confidence of a word is its posterior probability in the engine's word lattice. The clips of a batch
-run one after another in a child process, which is restarted if it exits.
+run one after another in a child process. It is killed if the clip that it decodes is canceled, and restarted for the
+next clip.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import selectors
 import struct
 import subprocess
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,7 @@ from worker.config import Settings
 from worker.errors import Cancelled, ModelError, ModelUnavailable
 from worker.types import Batch, Output, Piece, Span, Token, Transcript
 
+LOOK_SEC = 0.1  # how often a running decode checks whether its clip was canceled
 _CHILD = "worker.backends.pocketsphinx_process"
 
 
@@ -39,7 +43,7 @@ class Pocketsphinx(Backend):
 
     def load(self) -> None:
         """Start the child process. Raises ModelUnavailable if pocketsphinx is not installed."""
-        self._process = subprocess.Popen(  # noqa: S603  a program of this package
+        self._process = child.start(
             child.command(_CHILD),
             cwd=child.ROOT,
             stdin=subprocess.PIPE,
@@ -79,7 +83,7 @@ class Pocketsphinx(Backend):
         try:
             self._process.stdin.write(struct.pack("<I", len(pcm)) + pcm)
             self._process.stdin.flush()
-            message = self._receive()
+            message = self._receive(piece.cancelled)
         except BrokenPipeError:
             message = {}
         if "words" not in message:
@@ -96,9 +100,18 @@ class Pocketsphinx(Backend):
         text = " ".join(word.text for word in words)
         return Transcript(text, words, segments(words), chars(words), "en", tokens=tokens)
 
-    def _receive(self) -> dict[str, Any]:
-        """Return the process's next message, or an empty one if the process has exited."""
+    def _receive(self, cancelled: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+        """Return the process's next message, or an empty one if the process has exited.
+
+        Raises Cancelled, after the process has been killed.
+        """
         assert self._process is not None
         assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            while not selector.select(LOOK_SEC):
+                if cancelled():
+                    self.close()
+                    raise Cancelled("the request was canceled")
         line = self._process.stdout.readline()
         return json.loads(line) if line else {}

@@ -22,6 +22,8 @@ import struct
 import sys
 from typing import Any
 
+from worker import child
+
 RATE = 16_000
 FILLER = ("<", "[", "+")
 LEAST = 1e-30  # the posterior that the engine rounds to 0, which has no logarithm
@@ -29,6 +31,7 @@ LEAST = 1e-30  # the posterior that the engine rounds to 0, which has no logarit
 
 def main() -> None:
     """Transcribe the clips on stdin until it ends."""
+    child.ignore_signals()
     messages = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the engine prints to stdout, which is for messages only
     try:

@@ -135,7 +135,7 @@ class ClipRun:
             self._options,
             self._order,
             state.request.background,
-            state.future.cancelled,
+            state.cancelled,
             turn=state.turn,
             speech=None if self._speech is None else _within(self._speech, start / SAMPLE_RATE, end / SAMPLE_RATE),
         )
@@ -145,7 +145,7 @@ class ClipRun:
         if not self._detects_speech:
             return
         try:
-            self._speech = vad.speech(self._clip.samples, self._state.future.cancelled)
+            self._speech = vad.speech(self._clip.samples, self._state.cancelled)
         except Cancelled:
             return
         except Exception as error:  # noqa: BLE001  the transcript is worth more than its check

@@ -90,7 +90,7 @@ class Engine:
         and each new part of its text: as it is generated, or, for a long clip, as its windows are done. Both are called
         on worker threads, which they must not block.
         """
-        state = RequestState(request, on_result, on_text)
+        state = RequestState(request, on_result, on_text, lambda: self._scheduler.closed)
         sources: dict[Source, list[Item]] = {}
         for item in request.items:
             sources.setdefault(item.source, []).append(item)
@@ -139,20 +139,25 @@ class Engine:
         """Why this process must be replaced: its last device is lost. None while a device works."""
         return self._scheduler.lost
 
-    def close(self) -> None:
-        """End the threads and the processes. Inputs that are not done fail with Cancelled."""
+    def close(self, *, wait: bool = True) -> None:
+        """End the threads and the processes. Inputs that are not done fail with Cancelled, even those on a device.
+
+        `wait`: wait for the batch that runs, after which the models are closed, and for what is being read. Otherwise
+        both end later.
+        """
         self._scheduler.close()
-        for runner in self._runners:
-            runner.join()
+        if wait:
+            for runner in self._runners:
+                runner.join()
         for device in self._devices:
             device.close()
-        self._ingest.close()
+        self._ingest.close(wait=wait)
 
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        self.close(wait=kind is not KeyboardInterrupt)
 
     # Devices
 

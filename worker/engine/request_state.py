@@ -54,11 +54,18 @@ class RequestState:
 
     on_result: called with each outcome, before the future is set. Its exceptions are logged.
     on_text: called with an input's index and each new part of its generated text. Its exceptions are logged.
+    closed: whether the engine is closed.
     """
 
-    def __init__(self, request: Request, on_result: OnResult | None, on_text: OnText | None) -> None:
+    def __init__(
+        self,
+        request: Request,
+        on_result: OnResult | None,
+        on_text: OnText | None,
+        closed: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.future: Future[Response] = Future()
-        self.request, self._on_result, self._on_text = request, on_result, on_text
+        self.request, self._on_result, self._on_text, self._closed = request, on_result, on_text, closed
         self.turn = Turn(request.owner, next(_numbers))
         self._started = time.monotonic()
         self._outcomes: dict[int, Result | Failure] = {}  # by index
@@ -68,6 +75,10 @@ class RequestState:
             self._add(failure)
         if not request.size:
             self._set_future()
+
+    def cancelled(self) -> bool:
+        """Whether the work must stop, even on the device: the request was canceled, or the engine is closed."""
+        return self.future.cancelled() or self._closed()
 
     def add_seconds(self, **seconds: float) -> None:
         """Add to the seconds that the request spent in stages, by the names of the fields of Timing."""

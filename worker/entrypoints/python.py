@@ -24,7 +24,7 @@ import os
 import queue
 import time
 import weakref
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, overload
 
@@ -213,7 +213,9 @@ class ModelBundle:
         scores = compare.scores(self.row, sorted(outcomes, key=lambda outcome: outcome.index))
         return _single(scores) if is_single else scores
 
-    def as_completed(self, task: Task, audio: Sequence[Any], **options: Any) -> Iterator[Answer[Any] | Failure]:
+    def as_completed(
+        self, task: Task, audio: Sequence[Any], **options: Any
+    ) -> Generator[Answer[Any] | Failure, None, None]:
         """Yield each answer when it is ready, in any order; its `index` is the input's place.
 
         The options are those of the task's own method. Closing the iterator cancels the inputs that are not done.
@@ -237,21 +239,24 @@ class ModelBundle:
         fields = {name: value for name, value in options.items() if value is not None}
         return {"model": self._named, **fields} if self._named else fields
 
-    def close(self) -> None:
-        """End the engine. Inputs that are not done fail with Cancelled."""
-        self._close()
+    def close(self, *, wait: bool = True) -> None:
+        """End the engine. Inputs that are not done fail with Cancelled. `wait`: wait for the batch that runs."""
+        if self._close.detach() is not None:
+            self.engine.close(wait=wait)
 
     def __enter__(self) -> ModelBundle:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        self.close(wait=kind is not KeyboardInterrupt)
 
     def _ask(self, task: Task, audio: Any, options: Mapping[str, Any]) -> Any:
         if not isinstance(audio, list | tuple):
             return _single(self._ask(task, [audio], options))
-        answers = self.as_completed(task, audio, **options) if audio else iter(())
-        return sorted(answers, key=lambda answer: answer.index)
+        if not audio:
+            return []
+        with contextlib.closing(self.as_completed(task, audio, **options)) as answers:
+            return sorted(answers, key=lambda answer: answer.index)
 
     def _request(self, payload: Mapping[str, Any]) -> Request:
         """Return the request of a payload whose `inputs` are any audio."""
@@ -323,8 +328,8 @@ def load(settings: Settings, named: str | None = None) -> ModelBundle:
             concurrent.futures.wait([loading], timeout=LOOK_SEC)
         if loading.done():
             loading.result()
-    except BaseException:
-        engine.close()
+    except BaseException as error:
+        engine.close(wait=not isinstance(error, KeyboardInterrupt))
         raise
     return ModelBundle(engine, named)
 

@@ -52,7 +52,7 @@ class Device:
         self._closed = False
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(  # noqa: S603  a program of this package
+            self._process = child.start(
                 child.command(_CHILD, str(theirs.fileno())),
                 env=child.environment(**placement.environment),
                 cwd=child.ROOT,
@@ -103,11 +103,8 @@ class Device:
         """End the process, even if a call is running."""
         self._closed = True
         self._wire.hang_up()
-        try:
-            self._process.wait(END_SEC)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.kill()
+        self._process.wait()
 
     def _await(self, number: int, responses: _Responses, pieces: Sequence[Piece]) -> Any:
         running = dict(enumerate(pieces))

@@ -23,7 +23,6 @@ import importlib
 import itertools
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -31,7 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from worker import logs
+from worker import child, logs
 from worker.backends.base import Backend
 from worker.catalog import Model
 from worker.config import Settings
@@ -156,8 +155,7 @@ def _loading(model: str) -> Iterator[None]:
 
 def main() -> None:
     """Run the process: read the Plan, then serve calls."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # a signal to the whole group reaches the engine, which decides
-        signal.signal(number, signal.SIG_IGN)
+    child.ignore_signals()
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.set_inheritable(False)
     wire = Wire(sock)

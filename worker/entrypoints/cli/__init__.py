@@ -22,9 +22,23 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from worker.entrypoints.cli import arguments
+from worker.entrypoints.cli import arguments, session
 from worker.errors import AviaryError
+
+
+def run_process() -> NoReturn:
+    """Run the command of this process, and exit.
+
+    An interrupted command does not wait for the threads that still run a model, as Python would, and Python crashes if
+    one of them returns from a library while it exits. Child processes end with this process.
+    """
+    code = main()
+    if code == session.INTERRUPTED:
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return 130
+        return session.INTERRUPTED
     except BrokenPipeError:  # the reader, such as `| head`, has exited
         _silence()
         return 1

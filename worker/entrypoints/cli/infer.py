@@ -50,6 +50,7 @@ def run(given: argparse.Namespace) -> int:
                 tally.add(result)
                 sink.add(index, result)
         sink.close({"model": bundle.model, "usage": tally.usage})
+        bundle.close(wait=not tally.is_interrupted)
         return tally.report()
 
 

@@ -56,7 +56,7 @@ class Tally:
         self._total, self._done, self._audio_sec = total, 0, 0.0
         self._warnings: list[str] = []
         self._failures: list[str] = []
-        self._interrupted = False
+        self.is_interrupted = False
 
     def add(self, result: dict[str, Any]) -> None:
         """Count the result of an input."""
@@ -73,7 +73,7 @@ class Tally:
         try:
             yield
         except KeyboardInterrupt:
-            self._interrupted = True
+            self.is_interrupted = True
 
     @property
     def usage(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Tally:
             say(line)
         if self._failures:
             say(f"{len(self._failures)} of {self._total} inputs failed")
-        if self._interrupted:
+        if self.is_interrupted:
             say(f"interrupted; the results of {self._done} of {self._total} inputs are written")
             return INTERRUPTED
         return 1 if self._failures else 0

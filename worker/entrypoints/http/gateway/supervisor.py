@@ -20,20 +20,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import fcntl
 import logging
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from worker import child
 from worker.config import Settings
 from worker.engine.placement import Placement
 from worker.entrypoints.http import sockets
@@ -240,16 +238,18 @@ class Supervisor:
         deaths = 0
         while True:
             started = time.monotonic()
-            self._nginx = await asyncio.create_subprocess_exec(
-                gateway,
-                "-p",
-                self._folder,
-                "-c",
-                self._folder / "nginx.conf",
-                start_new_session=True,
-                stdin=subprocess.DEVNULL,
-                preexec_fn=_end_with_parent(),
-            )
+            with child.Lifeline() as lifeline:
+                self._nginx = await asyncio.create_subprocess_exec(
+                    gateway,
+                    "-p",
+                    self._folder,
+                    "-c",
+                    self._folder / "nginx.conf",
+                    start_new_session=True,
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[lifeline.descriptor],
+                )
+                lifeline.tie(self._nginx, signal.SIGTERM)  # nginx then ends its own processes
             read = self._listed
             while self._nginx.returncode is None and not self._pid_file.exists():
                 await asyncio.sleep(0.01)
@@ -320,17 +320,6 @@ def _folder(data_dir: Path) -> Iterator[Path]:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _end_with_parent() -> Callable[[], Any] | None:
-    """Return a function for a child process to call before it becomes nginx, or None on systems other than Linux.
-
-    It makes nginx quit if the supervisor is killed.
-    """
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(1, signal.SIGQUIT)  # PR_SET_PDEATHSIG
 
 
 def _kill_group(leader: int) -> None:

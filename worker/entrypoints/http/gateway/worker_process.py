@@ -3,8 +3,7 @@
     supervisor ── stdin: the plan, one line of JSON ──▶ python -m worker.entrypoints.http.serve
                ── Unix socket: GET /health/live, /metrics, /stats ──▶
 
-Nothing follows the plan on stdin. The end of stdin means that the supervisor has exited; the worker then drains and
-exits as on SIGTERM.
+Nothing follows the plan on stdin. The end of stdin means that the supervisor has exited; the worker then exits at once.
 """
 
 from __future__ import annotations
@@ -96,12 +95,15 @@ class Worker:
             "shared": self._shared,
             "control": str(self._folder / "control"),
         }
-        self._process = await asyncio.create_subprocess_exec(
-            *child.command("worker.entrypoints.http.serve"),
-            env=child.environment(**self.placement.environment),
-            stdin=asyncio.subprocess.PIPE,
-            start_new_session=True,  # so that Ctrl-C reaches only the supervisor
-        )
+        with child.Lifeline() as lifeline:
+            self._process = await asyncio.create_subprocess_exec(
+                *child.command("worker.entrypoints.http.serve"),
+                env=child.environment(**self.placement.environment),
+                stdin=asyncio.subprocess.PIPE,
+                pass_fds=[lifeline.descriptor],
+                start_new_session=True,  # so that Ctrl-C reaches only the supervisor
+            )
+            lifeline.tie(self._process)
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(plan).encode() + b"\n")
 
