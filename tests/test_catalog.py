@@ -16,7 +16,7 @@ from conftest import MODEL
 
 from worker.backends import create
 from worker.backends.base import Backend
-from worker.catalog import MODELS, check, find, is_repository
+from worker.catalog import LANGUAGES, MODELS, check, find, is_repository, language_code
 from worker.catalog.rows import FLAMINGO_CONTROL_TOKENS
 from worker.config import Settings
 from worker.errors import ModelNotFound, Unsupported
@@ -350,3 +350,30 @@ def test_a_path_is_no_repository(name):
     assert not is_repository(name)
     with pytest.raises(ModelNotFound):
         find(name)
+
+
+@pytest.mark.slow
+def test_a_language_has_the_code_that_whisper_gives_its_name():
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+    assert {name: language_code(name.title()) for name in TO_LANGUAGE_CODE} == TO_LANGUAGE_CODE
+
+
+def test_every_language_of_a_model_has_a_name():
+    assert {code for model in MODELS for code in (*model.languages, *model.target_languages)} <= set(LANGUAGES)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("EN", "en"),
+        ("en-US", "en"),
+        ("zh_Hant_TW", "zh"),
+        (" Haitian  creole", "ht"),
+        ("Lao", "lo"),
+        ("xx", "xx"),
+        *((text, None) for text in ("klingon", "", "e", "en us", "en-", "ﬁ")),
+    ],
+)
+def test_a_language_is_named_by_any_form_of_its_code_or_by_its_name(text, code):
+    assert language_code(text) == code

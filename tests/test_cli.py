@@ -204,7 +204,7 @@ def test_lines_of_a_list_on_stdin_and_nothing_else_in_a_pipe():
         "see you next week",
         "there were more than two hundred people in the room",
     ]
-    assert done.stderr == ""
+    assert done.stderr == "aviary: found 2 inputs\n"
 
 
 def test_a_folder_of_subtitles_keeps_names_and_resolves_those_that_meet(tmp_path):
@@ -348,6 +348,180 @@ def test_a_folder_of_inputs_is_read_with_linked_folders_or_refused(tmp_path, mon
         expand([str(tmp_path)])
 
 
+# Folders of results, and resuming
+
+
+def archive(folder: Path) -> Path:
+    """A folder with four clips, of which one is broken, and with what is no input."""
+    for name in ("a.wav", "a.mp3", "deep/a.wav", "notes.txt", "cover.jpg", ".hidden.wav", ".git/x.wav"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(WEEK, folder / name)
+    (folder / "deep" / "broken.wav").write_text("no audio")
+    return folder
+
+
+def files(folder: Path) -> dict[str, int]:
+    """The files below a folder and when they were written, in ns."""
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_format_in_a_folder_that_is_made(tmp_path):
+    done = aviary(
+        "transcribe", archive(tmp_path / "in"), "--format", "all", "--output-dir", tmp_path / "new" / "out", code=1
+    )
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[0] == (
+        "aviary: found 4 inputs; left out 2 hidden (.git, .hidden.wav), "
+        "2 without a suffix of audio (cover.jpg, notes.txt)"
+    )
+    forms = ("json", "txt", "srt", "vtt", "tsv", "verbose.json")
+    out = tmp_path / "new" / "out"
+    assert files(out).keys() == {f"{stem}.{form}" for stem in ("a.wav", "a.mp3", "deep/a") for form in forms}
+    text = "[dry-run] transcribe of 1.27 s"
+    read = {form: (out / f"deep/a.{form}").read_text() for form in forms}
+    result = json.loads(read["json"])
+    assert (result["file"], result["text"]) == (str(tmp_path / "in/deep/a.wav"), text)
+    assert "formatted" not in result
+    assert "timestamps" not in result
+    assert json.loads(read["verbose.json"])["segments"][0]["text"] == text
+    assert read["txt"] == f"{text}\n"
+    assert read["srt"] == f"1\n00:00:00,000 --> 00:00:01,268\n{text}\n"
+    assert read["vtt"] == f"WEBVTT\n\n00:00:00.000 --> 00:00:01.268\n{text}\n"
+    assert read["tsv"] == f"start\tend\ttext\n0\t1268\t{text}\n"
+
+
+def test_all_formats_of_a_model_without_times_and_of_vectors(capsys, tmp_path):
+    here(capsys, "transcribe", WEEK, "--model", "audio-flamingo", "--format", "all", "--output-dir", tmp_path / "a")
+    assert files(tmp_path / "a").keys() == {"week.json", "week.txt", "week.verbose.json"}
+    here(capsys, "embed", WEEK, "--format", "all", "--output-dir", tmp_path / "b", "--pooling", "mean")
+    assert files(tmp_path / "b").keys() == {"week.json", "week.npy"}
+    numbers = json.loads((tmp_path / "b/week.json").read_text())["embedding"]
+    assert np.array_equal(np.load(tmp_path / "b/week.npy"), np.array(numbers, "<f4"))
+
+
+def test_no_two_formats_share_a_file(capsys, tmp_path):
+    for name in ("a.wav", "a.verbose.wav"):
+        shutil.copy(WEEK, tmp_path / name)
+    here(capsys, "transcribe", tmp_path, "--format", "verbose_json,json", "--output-dir", tmp_path / "out")
+    assert len(files(tmp_path / "out")) == 4
+
+
+def test_existing_results_are_skipped_if_they_are_whole_and_new(tmp_path):
+    folder, out = archive(tmp_path / "in"), tmp_path / "out"
+    typed = ("transcribe", folder, "--format", "srt,txt", "--output-dir", out)
+    aviary(*typed, code=1)
+    first = files(out)
+    (out / "a.wav.srt").write_text("")  # as after a crash of the machine
+    (out / "a.mp3.txt").unlink()
+    os.utime(folder / "deep/a.wav")  # newer than its results
+    done = aviary(*typed, "--skip-existing", code=1)
+    assert "aviary: overwriting 5 files (a.mp3.srt, a.wav.srt, a.wav.txt, a.srt, a.txt)\n" in done.stderr
+    assert "skipping" not in done.stderr
+    second = files(out)
+    assert second.keys() == first.keys()
+    assert all(second[name] > first[name] for name in first)
+    done = aviary(*typed, "--skip-existing", code=1)
+    assert "aviary: skipping 3 inputs with results\n" in done.stderr
+    assert "overwriting" not in done.stderr
+    assert "1 of 1 inputs failed" in done.stderr
+    assert files(out) == second
+    (folder / "deep/broken.wav").unlink()
+    done = aviary(*typed, "--skip-existing", MODEL="pocketsphinx")
+    assert done.stderr.splitlines()[1:] == ["aviary: skipping 3 inputs with results"]
+    assert files(out) == second
+
+
+def test_lines_of_subtitles_have_the_limits_that_are_typed(tmp_path):
+    done = aviary(
+        *("transcribe", SAMPLES / "people.mp3", "--language", "English", "--format", "srt"),
+        *("--max-line-width", "14", "--max-line-count", "3"),
+        MODEL="pocketsphinx",
+    )
+    cues = [cue.splitlines()[2:] for cue in done.stdout.strip().split("\n\n")]
+    assert cues == [["there were", "more than two", "hundred people"], ["in the room"]]
+    done = aviary("transcribe", WEEK, "--format", "vtt", "--max-words-per-line", "3", MODEL="pocketsphinx")
+    assert re.findall(r"-->.*\n(.*)", done.stdout) == ["see you next", "week"]
+
+
+def test_what_is_overwritten_is_said(tmp_path):
+    typed = ("transcribe", archive(tmp_path / "in"), "--format", "srt,txt", "--output-dir", tmp_path / "out")
+    assert "overwriting" not in aviary(*typed, code=1).stderr
+    done = aviary(*typed, code=1)
+    assert "aviary: overwriting 6 files (a.mp3.srt, a.mp3.txt, a.wav.srt, a.wav.txt, a.srt, …)\n" in done.stderr
+    (tmp_path / "one.json").touch()
+    done = aviary("transcribe", WEEK, "--output", tmp_path / "one.json")
+    assert done.stderr == "aviary: overwriting 1 file (one.json)\n"
+
+
+def test_ctrl_c_and_the_same_command_again(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(30)
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/never.wav"
+        typed = ("transcribe", WEEK, url, "--format", "srt,json", "--output-dir", tmp_path, "--skip-existing")
+        env = environment(**DRY, ALLOW_PRIVATE_URLS="1", DECODE_WORKERS="1")
+        with (
+            subprocess.Popen(command(*typed), env=env, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process,
+            silent.accept()[0],
+        ):
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=30)
+        assert process.returncode == 130
+        kept = files(tmp_path)
+        assert kept.keys() == {"week.srt", "week.json"}
+    done = aviary(*typed, code=1, **DRY, ALLOW_PRIVATE_URLS="1")  # nobody listens at the URL any more
+    assert done.stderr.startswith("aviary: skipping 1 input with results\n")
+    assert "1 of 1 inputs failed" in done.stderr
+    assert files(tmp_path) == kept
+
+
+def test_failed_inputs_are_listed_and_such_a_list_is_an_input(tmp_path):
+    folder, out, failed = archive(tmp_path / "in"), tmp_path / "out", tmp_path / "failed.txt"
+    strange = os.fsdecode(b"caf\xe9 [1].wav")
+    (folder / "deep" / strange).write_text("no audio")
+    (folder / "deep" / "two\nlines.wav").write_text("no audio")
+    options = ("--format", "srt", "--output-dir", out, "--failed-list", failed)
+    done = aviary("transcribe", folder, "nope.wav", *options, code=1)
+    assert "has a line break" in done.stderr
+    listed = failed.read_bytes().decode(errors="surrogateescape").splitlines()
+    assert sorted(listed) == sorted([f"{folder}/./deep/broken.wav", f"{folder}/./deep/{strange}", "nope.wav"])
+    first = files(out)
+    for name in ("broken.wav", strange):
+        shutil.copy(WEEK, folder / "deep" / name)
+    with failed.open("rb") as stdin:
+        again = subprocess.run(
+            command("transcribe", "-", *options),
+            cwd=ROOT,
+            env=environment(**DRY),
+            stdin=stdin,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+    assert again.returncode == 1
+    assert files(out).items() >= first.items()
+    assert files(out).keys() - first.keys() == {"deep/broken.srt", f"deep/{strange[:-4]}.srt"}
+    assert failed.read_text() == "nope.wav\n"
+
+
+@pytest.mark.parametrize("typed", ["in", "in/", "."])
+def test_an_input_is_listed_as_a_path_with_the_same_place(tmp_path, monkeypatch, typed):
+    (tmp_path / "in" / "deep" / "er").mkdir(parents=True)
+    for name in ("in/a.wav", "in/deep/er/b.wav"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    found = expand([typed])
+    again = expand([source.listed for source in found])
+    assert [source.place for source in again] == [source.place for source in found]
+    assert all(os.path.samefile(a.source, b.source) for a, b in zip(found, again, strict=True))
+    assert [source.listed for source in again] == [source.listed for source in found]
+
+
+@pytest.mark.parametrize("name", ["a/./../b.wav", "a/.//b.wav", "a/b.wav", "./a/b.wav", "b.wav"])
+def test_no_place_is_outside_the_folder_of_results(name):
+    assert expand([name]) == [Input(name, PurePath("b.wav"))]
+
+
 # Usage
 
 
@@ -358,7 +532,19 @@ def test_a_folder_of_inputs_is_read_with_linked_folders_or_refused(tmp_path, mon
         (["transcribe", WEEK, "--model", "nonesuch"], "unknown model 'nonesuch'"),
         (["transcribe", WEEK, "--format", "mp3"], "invalid choice: 'mp3'"),
         (["transcribe", WEEK, "--timestamps", "word,sentence"], "'sentence' is not one of word, segment, char"),
-        (["transcribe", WEEK, WEEK, "--format", "srt"], "srt of 2 inputs requires a folder"),
+        (
+            ["transcribe", WEEK, WEEK, "--format", "srt"],
+            "srt of 2 inputs requires a folder; specify --output-dir FOLDER",
+        ),
+        (["transcribe", WEEK, "--format", "srt,json"], "srt, json require a folder; specify --output-dir FOLDER"),
+        (["transcribe", WEEK, "--format", "srt,all"], "invalid choice: 'all'"),
+        (["transcribe", WEEK, "--output", "a.json", "--output-dir", "b"], "not allowed with argument --output"),
+        (["transcribe", WEEK, "--output", "a.json", "--skip-existing"], "requires a folder of results"),
+        (["transcribe", WEEK, "--failed-list", "/nowhere/failed.txt"], "cannot write /nowhere/failed.txt"),
+        (["transcribe", WEEK, "--max-line-width", "30"], "--max-line-width requires --format srt or vtt"),
+        (["transcribe", WEEK, "--format", "srt", "--max-line-width", "0"], "max_line_width"),
+        (["transcribe", WEEK, "--model", "audio-flamingo", "--format", "txt,tsv"], "cannot return timestamps"),
+        (["transcribe", WEEK, "--language", "Klingon"], "unknown language 'Klingon'; use auto, one of the codes af"),
         (["transcribe", WEEK, "--output", "/nowhere/results.json"], "cannot write /nowhere/results.json"),
         (["transcribe", WEEK, "--output", "/dev/null/"], "cannot write to /dev/null"),
         (["transcribe", WEEK, "--model", "pocketsphinx", "--language", "de"], "unsupported language 'de'"),
@@ -441,7 +627,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(typed):
         assert process.stdout is not None
         process.stdout.close()
         assert process.stderr is not None
-        assert process.stderr.read() == b""
+        assert all(line.startswith(b"aviary: found 6 inputs") for line in process.stderr)
         assert process.wait(20) == 1
 
 

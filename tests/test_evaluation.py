@@ -208,7 +208,8 @@ def test_how_a_match_and_the_rates_are_normalised(tmp_path, match_mode, normaliz
 
 
 @pytest.mark.parametrize(
-    ("told", "asked", "words"), [("en", None, 1), (None, "en", 1), ("de", None, 2), (None, None, 2)]
+    ("told", "asked", "words"),
+    [("en", None, 1), (None, "en", 1), (None, "English", 1), ("de", None, 2), (None, "auto", 2), (None, None, 2)],
 )
 def test_the_language_of_the_transcript_chooses_whispers_normaliser(tmp_path, told, asked, words):
     options = {"language": asked} if asked else {}
@@ -216,8 +217,8 @@ def test_the_language_of_the_transcript_chooses_whispers_normaliser(tmp_path, to
         tmp_path, [("twenty one", "21"), ("twenty one", ModelError("broken"))], told, options, normalizer="whisper"
     )
     assert answer["details"][0]["words"] == words
-    assert answer["details"][1]["words"] == (1 if asked else 2)
-    assert answer["details"][0]["language"] == (told or asked)
+    assert answer["details"][1]["words"] == (1 if asked in ("en", "English") else 2)
+    assert answer["details"][0]["language"] == (told or {"English": "en", "auto": None}.get(asked, asked))
 
 
 @pytest.mark.parametrize(

@@ -63,11 +63,31 @@ def test_verbose_json_with_words_and_segments(speaking):
 
 def test_the_language_of_verbose_json_is_never_null(dry):
     """The dry run transcribes nothing, so it knows the language only if the request names it."""
-    for options, language in (({}, "und"), ({"language": "de"}, "de")):
+    for options, language in (
+        ({}, "und"),
+        ({"language": "de"}, "de"),
+        ({"language": ""}, "und"),
+        ({"language": "German"}, "de"),
+    ):
         answer = ask(dry, model="parakeet", response_format="verbose_json", **options)
         assert answer.language == language
         known = answer.model_dump(exclude={"segments"})  # numbers of segments that the model does not report are null
         openai.types.audio.TranscriptionVerbose.model_validate(known, strict=True)
+
+
+def test_lines_of_subtitles_have_the_limits_of_the_request(speaking):
+    answer = ask(speaking, response_format="vtt", extra_body={"max_line_width": 8, "max_line_count": 1})
+    assert re.findall(r"-->.*\n(.*)", answer) == ["see you", "next", "week"]
+    assert ask(speaking, response_format="srt", extra_body={"max_line_width": 8}).split("\n")[2:4] == [
+        "see you",
+        "next",
+    ]
+    with pytest.raises(openai.BadRequestError, match="max_line_width"):
+        ask(speaking, response_format="srt", extra_body={"max_line_width": 0})
+
+
+def test_tsv_has_milliseconds(speaking):
+    assert re.fullmatch(r"start\tend\ttext\n\d{3}\t\d{4}\tsee you next week\n", ask(speaking, response_format="tsv"))
 
 
 def test_verbose_json_has_segments_unasked(speaking):

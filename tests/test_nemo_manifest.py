@@ -36,6 +36,10 @@ def rows(path) -> list[dict]:
         ({"lang": "", "source_lang": None, "pnc": ""}, {}),
         ({"lang": "de"}, {"language": "de"}),
         ({"source_lang": "de", "lang": "de"}, {"language": "de"}),
+        (
+            {"source_lang": "German", "lang": "de-AT", "taskname": "asr", "target_lang": "DE"},
+            {"language": "de", "target_language": "de"},
+        ),
         ({"source_lang": "en", "target_lang": "de", "lang": "de"}, {"language": "en", "target_language": "de"}),
         ({"source_lang": "en", "target_lang": "de", "taskname": "ast"}, {"language": "en", "target_language": "de"}),
         ({"source_lang": "de", "taskname": "asr"}, {"language": "de", "target_language": "de"}),

@@ -55,6 +55,15 @@ ABSENT = {
     ("page", "condition_on_previous_text"): "not offered: an option for programs",
     ("page", "long_audio"): "not offered: an option for programs",
     ("page", "top_p"): "not offered: an option for programs",
+    **{
+        (surface, name): "for srt and vtt, which this surface does not write"
+        for surface in ("python", "client", "manifest")
+        for name in ("max_line_width", "max_line_count", "max_words_per_line")
+    },
+    **{
+        ("page", name): "not offered: an option for programs"
+        for name in ("max_line_width", "max_line_count", "max_words_per_line")
+    },
     ("chat completions", "format"): "OpenAI's response_format asks a chat for JSON, which no model here can do",
 }
 VALUES = {
@@ -73,6 +82,9 @@ VALUES = {
     "temperature": 0.5,
     "top_p": 0.5,
     "format": "verbose_json",
+    "max_line_width": 30,
+    "max_line_count": 1,
+    "max_words_per_line": 4,
     "pooling": "mean",
     "encoding": "base64",
 }

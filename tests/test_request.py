@@ -78,6 +78,26 @@ def test_an_item_s_options_win_over_the_request_s():
 
 
 @pytest.mark.parametrize(
+    ("of_the_request", "of_the_input", "code"),
+    [
+        ("German", None, "de"),
+        ("DE", "en-US", "en"),
+        ("auto", None, None),
+        ("", None, None),
+        ("de", "auto", None),
+        ("de", "", "de"),
+    ],
+)
+def test_a_language_may_be_a_name_a_region_or_auto(of_the_request, of_the_input, code):
+    for field in ("language", "target_language"):
+        (item,) = parse(
+            {field: of_the_request, "inputs": [{"source": "a.wav", field: of_the_input}]},
+            Settings(skip_model_load=True),
+        ).items
+        assert getattr(item.options, field) == code
+
+
+@pytest.mark.parametrize(
     ("payload", "names"),
     [
         ({}, ["inputs", "audio", "audio_base64"]),
@@ -90,6 +110,11 @@ def test_an_item_s_options_win_over_the_request_s():
         ({"inputs": ["a"], "modle": "parakeet"}, ["modle", "model", "inputs"]),
         ({"inputs": ["a"], "temperature": 9}, ["temperature", "2"]),
         ({"inputs": ["a"], "language": "xx"}, ["xx", "de"]),
+        (
+            {"inputs": ["a"], "language": "Klingon"},
+            ["language: unknown language 'Klingon'", "codes af, am, ar", "name"],
+        ),
+        ({"inputs": ["a"], "language": "x" * 33}, ["language", "32 characters"]),
         ({"inputs": ["a"], "prompt": "hello"}, ["prompt"]),
         (
             {"inputs": ["a"], "messages": [{"role": "user", "content": "?", "text": 1}]},

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.protocol import subtitles
-from worker.types import Span, Transcript
+from worker.types import Span, Transcript, View
+
+
+def is_punctuation(text: str) -> bool:
+    return all(unicodedata.category(char).startswith("P") for char in text)
 
 
 def spoken(text: str) -> Transcript:
@@ -24,11 +30,14 @@ def test_subtitles_hold_every_word_in_order_in_cues_that_fit(texts, vtt):
     cues = re.findall(r"(\d+:\d\d:\d\d[.,]\d{3}) --> (\d+:\d\d:\d\d[.,]\d{3})\n(.+(?:\n.+)?)", written)
     shown = " ".join(text.replace("\n", " ") for _, _, text in cues)
     if vtt:
-        assert written.startswith("WEBVTT\n\n")
+        assert written.startswith("WEBVTT\n")
         shown = shown.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
-        assert shown.split() == texts
     else:
-        assert shown.split() == [t.replace("-->", "->") for t in texts]
+        texts = [text.replace("-->", "->") for text in texts]
+    assert [word for word in shown.split() if not is_punctuation(word)] == [
+        text for text in texts if not is_punctuation(text)
+    ]
+    assert not any(is_punctuation(text.replace("\n", "")) for _, _, text in cues)
     starts = [start for start, _, _ in cues]
     assert starts == sorted(starts)
 
@@ -67,3 +76,66 @@ def test_a_word_without_length_is_shown_long_enough_to_be_read():
 
 def test_an_empty_line_does_not_end_a_cue():
     assert subtitles.srt(Transcript("One.\n\nTwo."), 2.0) == "1\n00:00:00,000 --> 00:00:02,000\nOne. Two.\n"
+
+
+LIMITS = st.builds(
+    View,
+    max_line_width=st.none() | st.integers(1, 60),
+    max_line_count=st.none() | st.integers(1, 4),
+    max_words_per_line=st.none() | st.integers(1, 6),
+).filter(lambda view: view != View())
+WORDS = st.lists(st.text("abcde", min_size=1, max_size=12), min_size=1, max_size=60)
+
+
+@given(WORDS, LIMITS)
+def test_no_line_or_cue_exceeds_the_limits_of_the_request(texts, view):
+    cues = [cue.split("\n")[1:] for cue in subtitles.vtt(spoken(" ".join(texts)), 99.0, view).split("\n\n")[1:]]
+    cues = [[line for line in cue if line] for cue in cues]
+    assert [word for cue in cues for line in cue for word in line.split()] == texts
+    width, count = view.max_line_width or 42, view.max_line_count or (1 if view.max_words_per_line else 2)
+    for lines in cues:
+        assert len(lines) <= count
+        assert all(len(line) <= width or " " not in line for line in lines)
+        assert all(len(line.split()) <= (view.max_words_per_line or 60) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("view", "lines"),
+    [
+        (View(), [["One two three four five", "six seven eight nine ten"]]),
+        (View(max_line_width=24), [["One two three four five", "six seven eight nine ten"]]),
+        (View(max_line_width=20), [["One two three four", "five six seven eight"], ["nine ten"]]),
+        (View(max_line_width=20, max_line_count=3), [["One two three four", "five six seven", "eight nine ten"]]),
+        (View(max_line_width=60, max_line_count=1), [["One two three four five six seven eight nine ten"]]),
+        (View(max_words_per_line=4), [["One two three four"], ["five six seven eight"], ["nine ten"]]),
+        (View(max_words_per_line=4, max_line_count=2), [["One two three four", "five six seven eight"], ["nine ten"]]),
+    ],
+)
+def test_lines_are_broken_as_the_request_says(view, lines):
+    text = "One two three four five six seven eight nine ten"
+    written = subtitles.srt(spoken(text), 9.0, view)
+    assert [cue.strip().split("\n")[2:] for cue in written.split("\n\n")] == lines
+
+
+def test_a_segment_without_word_times_keeps_its_cue_and_its_lines_fit():
+    text = "One two three four five six seven eight nine ten"
+    written = subtitles.srt(Transcript(text, (), (Span(text, 1.0, 2.0),)), 9.0, View(max_line_width=14))
+    assert written == ("1\n00:00:01,000 --> 00:00:02,000\nOne two three\nfour five six\nseven eight\nnine ten\n")
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_a_cue_of_punctuation_alone_is_not_written(timed):
+    segments = (Span("Yes.", 0.0, 1.0), Span("…", 1.0, 2.0), Span("♪", 2.0, 3.0))
+    transcript = Transcript("Yes. … ♪", segments if timed else (), segments)
+    assert subtitles.srt(transcript, 3.0) == (
+        "1\n00:00:00,000 --> 00:00:01,000\nYes.\n\n2\n00:00:02,000 --> 00:00:03,000\n♪\n"
+    )
+    assert subtitles.vtt(Transcript("."), 3.0) == "WEBVTT\n"
+
+
+def test_tsv_has_the_segments_as_the_command_line_of_whisper_writes_them():
+    segments = (Span(" One\ttwo.", 0.0, 1.0204), Span(" Three\nfour.", 2.9, 4.0))
+    written = subtitles.tsv(Transcript("One two. Three four.", (), segments), 5.0)
+    assert written == "start\tend\ttext\n0\t1020\tOne two.\n2900\t4000\tThree four.\n"
+    assert subtitles.tsv(Transcript("One."), 1.5) == "start\tend\ttext\n0\t1500\tOne.\n"
+    assert subtitles.tsv(Transcript(""), 1.5) == "start\tend\ttext\n"

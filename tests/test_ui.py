@@ -312,7 +312,7 @@ def spans(texts: list[str], starts: list[int]) -> tuple[Span, ...]:
 
 
 words_of = st.lists(
-    st.text("ab&<>-é🐦", min_size=1, max_size=30) | st.text("x", min_size=3, max_size=9), max_size=30
+    st.text("ab&<>-é🐦.¿", min_size=1, max_size=30) | st.text("x", min_size=3, max_size=9), max_size=30
 ) | st.lists(st.text("x", min_size=1, max_size=9), min_size=30, max_size=30)
 times_of = st.sampled_from([5_000, 15_000, 90_000]).flatmap(
     lambda last: st.lists(st.integers(0, last), min_size=31, max_size=31, unique=True)

@@ -27,9 +27,9 @@ class SpeechOptions(GenerationOptions, total=False):
     timestamps: bool | list[Level]
     """Whether the transcript has the times of words and segments; or a list of the levels that it has."""
     language: str
-    """ISO 639-1 code of the spoken language."""
+    """Spoken language: an ISO 639-1 code or an English name. "auto": the model detects it, or takes its default."""
     target_language: str
-    """ISO 639-1 code of the language of the text."""
+    """Language of the text: an ISO 639-1 code or an English name."""
     prompt: str
     """An instruction or words to expect, depending on the model."""
     punctuation: bool

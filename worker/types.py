@@ -21,6 +21,7 @@ SAMPLE_RATE = 16_000
 
 Task = Literal["transcribe", "translate", "caption", "embed", "chat", "analyze"]
 Level = Literal["word", "segment", "char"]
+Format = Literal["json", "verbose_json", "text", "srt", "vtt", "tsv"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ class View:
 
     timestamps: tuple[Level, ...] = ()
     """The levels of spans to render."""
-    format: Literal["json", "verbose_json", "text", "srt", "vtt"] = "json"
+    format: Format = "json"
     """The format of a transcript."""
     encoding: Literal["float", "base64", "s3"] = "float"
     """How the numbers of an embedding are rendered."""
@@ -134,6 +135,12 @@ class View:
     """Whether to render how sure the model is of a transcript, its words and its segments."""
     include: tuple[Literal["logprobs"], ...] = ()
     """What else to render of a transcript: the log probabilities of its tokens."""
+    max_line_width: int | None = None
+    """The most characters of a line of subtitles. None: two lines of some 42 characters, or 42 if a limit is set."""
+    max_line_count: int | None = None
+    """The most lines of a cue of subtitles. None: 2, or 1 if `max_words_per_line` is set."""
+    max_words_per_line: int | None = None
+    """The most words of a line of subtitles. None: any number."""
 
 
 @dataclass(frozen=True, slots=True)

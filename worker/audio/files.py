@@ -56,13 +56,21 @@ def is_audio(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
+def _ignore(_path: Path) -> None:
+    pass
+
+
 def below(
-    folder: Path, unreadable: Callable[[OSError], None], follow: Callable[[Path], None] = lambda _link: None
+    folder: Path,
+    unreadable: Callable[[OSError], None],
+    follow: Callable[[Path], None] = _ignore,
+    hidden: Callable[[Path], None] = _ignore,
 ) -> list[Path]:
     """Return every file below the folder, sorted.
 
     `unreadable` is called with the OSError of each folder that cannot be read, and may raise. `follow` is called with
-    each link to a folder before the link is followed, and may raise.
+    each link to a folder before the link is followed, and may raise. `hidden` is called with each file and folder that
+    is skipped because its name begins with a dot.
     """
     seen: set[str] = set()
     files: list[Path] = []
@@ -76,6 +84,8 @@ def below(
                 folders.clear()
                 continue
             seen.add(real)
+            for name in sorted(name for name in (*folders, *names) if name.startswith(".")):
+                hidden(Path(where, name))
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             tops += [Path(where, name) for name in folders if os.path.islink(os.path.join(where, name))]
             files += [Path(where, name) for name in names if not name.startswith(".")]

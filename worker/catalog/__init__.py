@@ -6,6 +6,8 @@
     check(model, options)   raise Unsupported if the model cannot do it       abilities.py
     check_option(model, …)  the same for one option                           abilities.py
     Model                   the fields of a row                               model.py
+    language_code(text)     English name, or a code in any form → ISO code    languages.py
+    LANGUAGES               the codes of the languages with a name            languages.py
 
 A name is an alias, an id, a repository whose name shows its family, or the path of a .nemo file or of a checkpoint's
 folder, whose configuration is then read. `NAME:audio_tower` is the audio tower of a Flamingo alone.
@@ -13,8 +15,9 @@ folder, whose configuration is then read. `NAME:audio_tower` is the audio tower 
 """
 
 from worker.catalog.abilities import check, check_option
+from worker.catalog.languages import LANGUAGES, language_code
 from worker.catalog.lookup import find, is_repository
 from worker.catalog.model import Model
 from worker.catalog.rows import MODELS
 
-__all__ = ["MODELS", "Model", "check", "check_option", "find", "is_repository"]
+__all__ = ["LANGUAGES", "MODELS", "Model", "check", "check_option", "find", "is_repository", "language_code"]

@@ -17,17 +17,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from worker.catalog.languages import LANGUAGES
 from worker.catalog.model import Model
 
 # The languages of parakeet-tdt-0.6b-v3 and canary-1b-v2, from their model cards.
 _EUROPEAN = "bg hr cs da nl en et fi fr de el hu it lv lt mt pl pt ro sk sl es sv ru uk"
 EUROPEAN = tuple(_EUROPEAN.split())
-# The languages of Whisper large-v3, in the order of its tokenizer. The smaller models lack the last one.
-_WHISPER = """
-    en zh de es ru ko fr ja pt tr pl ca nl ar sv it id hi fi vi he uk el ms cs ro da hu ta no th ur hr bg lt la mi ml cy
-    sk te fa lv bn sr az sl kn et mk br eu is hy ne mn bs kk sq sw gl mr pa si km sn yo so af oc ka be tg sd gu am yi lo
-    uz fo ht ps tk nn mt sa lb my bo tl mg as tt haw ln ha ba jw su yue"""
-WHISPER = tuple(_WHISPER.split())
+WHISPER = LANGUAGES  # of large-v3; the smaller models lack the last one
 CANARY_SEC = 40.0  # The longest clip that Canary was trained on. Its transcripts of longer clips lack words.
 GENERATION = ("max_new_tokens", "temperature", "top_p")
 # The texts that a Flamingo's tokenizer reads as control tokens wherever they stand in a user's text.

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from worker import catalog
 from worker.config import Settings
 from worker.errors import RequestError
 from worker.evaluation import metrics
@@ -48,7 +49,7 @@ class Evaluation:
     """A corpus, and the request that transcribes it with one input for each pair.
 
     `match_mode` is a key of MATCH_MODES. `normalizer` is one of `metrics.NORMALIZERS` and applies to the error rates.
-    `language` is the ISO code of texts whose language neither their pair nor their transcript states.
+    `language` is that of texts whose language neither their pair nor their transcript states.
     """
 
     corpus: Corpus
@@ -92,7 +93,8 @@ class Evaluation:
     def _detail(self, pair: Pair, result: Result | Failure) -> tuple[Json, Counts, Counts]:
         """Return the detail of one file, its word counts and its character counts."""
         transcript = result.output if isinstance(result, Result) and isinstance(result.output, Transcript) else None
-        language = (transcript.language if transcript else None) or pair.language or self.language
+        spoken = (transcript.language if transcript else None) or pair.language or self.language
+        language = spoken and catalog.language_code(spoken)
         pred = transcript.text if transcript else ""
 
         def normalize(normalizer: str) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from worker.config import Settings
 from worker.errors import Cancelled, DeviceLost, InputError, RequestError
 from worker.evaluation import Corpus, Evaluation, Pair, read_folder, read_manifest
 from worker.evaluation import prepare as prepare_evaluation
-from worker.protocol.request import LONGEST_NAME, OPTIONS, Fields, FirstError, Strict, validated
+from worker.protocol.request import LONGEST_LANGUAGE, LONGEST_NAME, OPTIONS, Fields, FirstError, Strict, validated
 from worker.protocol.work import Json, OnResult, OnText, Work
 from worker.types import Failure, Response, S3Access
 
@@ -37,7 +37,7 @@ LONGEST_LABELS = 1 << 23  # characters of all labels of a request
 class _Pair(Strict):
     source: str = Field(min_length=1)
     text: str = Field(max_length=LONGEST_LABEL)
-    language: str | None = Field(None, max_length=16)
+    language: str | None = Field(None, max_length=LONGEST_LANGUAGE)
 
 
 class _EvaluationPayload(BaseModel):

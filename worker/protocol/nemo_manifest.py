@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from worker import catalog
 from worker.errors import InputError, RequestError
 from worker.types import Part
 
@@ -29,7 +30,7 @@ def options(fields: Json) -> dict[str, Any]:
     `source_lang` is the spoken language, and `target_lang` that of the text. `lang` is the spoken language of a line
     without `source_lang`. Raises InputError.
     """
-    lang, source, target = (_text(fields, name) for name in ("lang", "source_lang", "target_lang"))
+    lang, source, target = (_language(fields, name) for name in ("lang", "source_lang", "target_lang"))
     spoken, task = source or lang, _text(fields, "taskname")
     if lang and source and lang not in (source, target):
         raise InputError(f"lang {lang!r} contradicts source_lang {source!r}. Remove one of them.", param="lang")
@@ -93,6 +94,12 @@ def _text(fields: Json, name: str) -> str | None:
     if not isinstance(value, str | None):
         raise InputError(f"{name} must be a string", param=name)
     return value or None
+
+
+def _language(fields: Json, name: str) -> str | None:
+    """Return the code of a language, or the text itself, which the model's row or checkpoint judges."""
+    text = _text(fields, name)
+    return text and (catalog.language_code(text) or text)
 
 
 def _punctuation(fields: Json) -> bool | None:

@@ -23,6 +23,7 @@ from worker.types import (
     Caption,
     Embedding,
     Failure,
+    Format,
     Level,
     Reply,
     Response,
@@ -86,6 +87,21 @@ def rounded(confidence: float | None) -> float | None:
     return None if confidence is None else round(confidence, 4)
 
 
+def formatted(result: Result, shape: Json, form: Format) -> Any:
+    """Return the output in a format, None if that is the plain JSON. `shape` is the result's."""
+    view, output = result.item.view, result.output
+    if form == "json":
+        return None
+    if form == "text" or not isinstance(output, Transcript):
+        return shape.get("text", shape.get("caption"))
+    if form == "verbose_json":
+        return _verbose(result, output)
+    if form == "tsv":
+        return _text(subtitles.tsv(output, result.duration_sec))
+    write = subtitles.vtt if form == "vtt" else subtitles.srt
+    return _text(write(output, result.duration_sec, view))
+
+
 def _result(result: Result | Failure, put: Put) -> Json:
     if isinstance(result, Failure):
         return {"index": result.index, "id": result.id, "error": error_json(result.error)}
@@ -112,8 +128,8 @@ def _output(result: Result, put: Put) -> Json:
         shape = {**_caption(output.caption), **_embedding(output.embedding, view, put)}
     else:
         shape = _embedding(output, view, put)
-    formatted = _formatted(result, shape)
-    return shape if formatted is None else shape | {"formatted": formatted}
+    text = formatted(result, shape, view.format)
+    return shape if text is None else shape | {"formatted": text}
 
 
 def _reply(reply: Reply) -> Json:
@@ -192,19 +208,6 @@ def _embedding(embedding: Embedding, view: View, put: Put) -> Json:
         "pooling": embedding.pooling,
         "encoding": view.encoding,
     }
-
-
-def _formatted(result: Result, shape: Json) -> Any:
-    """Return the output in the format that the request asked for; None if that is the plain JSON."""
-    form, output = result.item.view.format, result.output
-    if form == "json":
-        return None
-    if form == "text" or not isinstance(output, Transcript):
-        return shape.get("text", shape.get("caption"))
-    if form == "verbose_json":
-        return _verbose(result, output)
-    write = subtitles.vtt if form == "vtt" else subtitles.srt
-    return _text(write(output, result.duration_sec))
 
 
 def _verbose(result: Result, transcript: Transcript) -> Json:

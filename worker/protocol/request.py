@@ -18,12 +18,13 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from worker import catalog
 from worker.config import Settings
 from worker.errors import AviaryError, InputError, ModelNotFound, RequestError, TooManyInputs, Unsupported
-from worker.types import Failure, Item, Level, Message, Options, Request, S3Access, Source, Task, View
+from worker.types import Failure, Format, Item, Level, Message, Options, Request, S3Access, Source, Task, View
 
 MAX_NEW_TOKENS = 32_768  # the largest value that a request may set
 
@@ -33,7 +34,10 @@ _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]{0,31}):(?=//|)")
 LONGEST_NAME = 1 << 16  # characters of a URL or a path
 LONGEST_ID = 1024  # characters
 InputId = Annotated[str, Field(max_length=LONGEST_ID)] | int
+LONGEST_LANGUAGE = 32  # characters
+AUTO = "auto"  # as the language of an input: that of the request does not apply
 _FEW = 100  # inputs
+TIMED = ("srt", "vtt", "tsv")  # the formats that require the times of a transcript
 
 _SPEECH: tuple[Task, ...] = ("transcribe", "translate")
 _CAPTION: tuple[Task, ...] = ("caption", "analyze")
@@ -73,23 +77,35 @@ class _Turn(Strict):
     audio: bool = False
 
 
+def _language(text: str) -> str | None:
+    """Return the code of a language, AUTO, or None for an empty text, which clients send for an empty field."""
+    if not text.strip() or text.strip().lower() == AUTO:
+        return AUTO if text.strip() else None
+    if code := catalog.language_code(text):
+        return code
+    raise PydanticCustomError(
+        "language",
+        "unknown language '{text}'; use auto, one of the codes {codes}, or the English name of a language",
+        {"text": text, "codes": ", ".join(sorted(catalog.LANGUAGES))},
+    )
+
+
+_Language = Annotated[str, Field(max_length=LONGEST_LANGUAGE), AfterValidator(_language)]
+
+
 class OptionFields(Strict):
     """The options of a request. Each may stand on the request and on each input; the input's value wins."""
 
     timestamps: bool | Level | Annotated[list[Level], FirstError()] | None = _option(
         _SPEECH, "Levels of times to return: `true` is word and segment; or one level, or a list of levels"
     )
-    language: str | None = _option(
+    language: _Language | None = _option(
         _SPEECH,
-        "ISO 639-1 code of the spoken language. Unsupported codes are rejected",
-        min_length=2,
-        max_length=16,
+        "Spoken language: an ISO 639-1 code, such as `en`, or an English name. `auto`: the model detects it, or takes "
+        "its default. Unsupported languages are rejected",
     )
-    target_language: str | None = _option(
-        _SPEECH,
-        "Language of the text. If it differs from the spoken language, the model translates",
-        min_length=2,
-        max_length=16,
+    target_language: _Language | None = _option(
+        _SPEECH, "Language of the text. If it differs from the spoken language, the model translates"
     )
     punctuation: bool | None = _option(
         _SPEECH, "Canary: `false` leaves out punctuation and capital letters. Default: `true`"
@@ -128,9 +144,21 @@ class OptionFields(Strict):
         _GENERATION, "Sampling temperature. Default: `0`, which always gives the same text", ge=0, le=2
     )
     top_p: float | None = _option(_GENERATION, "Nucleus sampling: share of probability to sample from", gt=0, le=1)
-    format: Literal["json", "verbose_json", "text", "srt", "vtt"] | None = _option(
-        _GENERATION, "Every format except `json`, the default, adds `formatted` to each result"
+    format: Format | None = _option(
+        _GENERATION,
+        "Every format except `json`, the default, adds `formatted` to each result. `tsv`: the segments as a table, "
+        "with times in milliseconds",
     )
+    max_line_width: int | None = _option(
+        _SPEECH,
+        "`srt`, `vtt`: most characters of a line. Default: 42, which two lines may exceed if no limit is set",
+        ge=1,
+        le=200,
+    )
+    max_line_count: int | None = _option(
+        _SPEECH, "`srt`, `vtt`: most lines of a cue. Default: 2, or 1 with `max_words_per_line`", ge=1, le=10
+    )
+    max_words_per_line: int | None = _option(_SPEECH, "`srt`, `vtt`: most words of a line", ge=1, le=100)
     pooling: Literal["none", "mean"] | None = _option(
         _EMBEDDING, "Embeddings: one vector a frame (`none`, the default) or the mean of all frames"
     )
@@ -347,7 +375,7 @@ def _options(own: OptionFields, body: _Payload, checked: catalog.Model | None, m
     for name in OPTIONS:
         value = getattr(own, name)
         value = getattr(body, name) if value is None else value
-        if value is not None:
+        if value is not None and not (value == AUTO and name in ("language", "target_language")):
             values[name] = value
     levels = _levels(values.get("timestamps"))
     include = tuple(
@@ -359,9 +387,12 @@ def _options(own: OptionFields, body: _Payload, checked: catalog.Model | None, m
         values.get("encoding", "float"),
         confidence=values.get("confidence", False),
         include=include,
+        max_line_width=values.get("max_line_width"),
+        max_line_count=values.get("max_line_count"),
+        max_words_per_line=values.get("max_words_per_line"),
     )
     speech = body.task in _SPEECH
-    subtitles = view.format in ("srt", "vtt")
+    subtitles = view.format in TIMED
     timed = view.format == "verbose_json" and speech and (checked is None or checked.timestamps)
     work = {name: values[name] for name in _OF_THE_WORK if name in values}
     reported = view.format == "verbose_json" and speech and (checked is None or "confidence" in checked.options)

@@ -43,16 +43,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _transcribe(commands: Any) -> None:
-    command = _asks(commands, "transcribe", "transcribe speech", ("txt", "srt", "vtt", "verbose_json"))
+    command = _asks(commands, "transcribe", "transcribe speech", ("txt", "srt", "vtt", "tsv", "verbose_json"))
     _speech(command)
+    _lines(command)
     _writing(command)
 
 
 def _translate(commands: Any) -> None:
     command = _asks(
-        commands, "translate", "translate speech into another language", ("txt", "srt", "vtt", "verbose_json")
+        commands, "translate", "translate speech into another language", ("txt", "srt", "vtt", "tsv", "verbose_json")
     )
     _speech(command)
+    _lines(command)
     _writing(command)
 
 
@@ -114,7 +116,7 @@ def _evaluate(commands: Any) -> None:
     command.add_argument(
         "--normalizer", default="basic", help="the normalizer for error rates: basic (default) or whisper"
     )
-    command.add_argument("--language", help="the spoken language (ISO code)")
+    command.add_argument("--language", help="the spoken language: a code, such as en, an English name, or auto")
     command.add_argument("--prompt", help="a prompt for the model")
     command.add_argument(
         "--max-new-tokens",
@@ -166,7 +168,7 @@ def _manifest(commands: Any) -> None:
     command.add_argument(
         "--timestamps", action="store_true", default=None, help="transcribe: add the times of words and segments"
     )
-    command.add_argument("--language", help="the spoken language (ISO code)")
+    command.add_argument("--language", help="the spoken language: a code, such as en, an English name, or auto")
     command.add_argument("--target-language", help="transcribe: the language to write")
     command.add_argument("--prompt", help="a prompt for the model")
     command.add_argument("--style", choices=STYLES, help="caption, analyze: detailed unless said otherwise")
@@ -218,8 +220,8 @@ def _asks(commands: Any, task: str, help_: str, forms: tuple[str, ...]) -> Any:
     )
     _model(command)
     _inputs(command)
-    _results(command, ("json", "jsonl", *forms))
-    command.set_defaults(run=_lazily("worker.entrypoints.cli.infer"))
+    _many_results(command, ("json", "jsonl", *forms))
+    command.set_defaults(run=_lazily("worker.entrypoints.cli.infer"), forms=("json", "jsonl", *forms))
     return command
 
 
@@ -254,22 +256,52 @@ def _inputs(command: Any) -> None:
 
 
 def _results(command: Any, forms: tuple[str, ...]) -> None:
+    _output(command)
+    command.add_argument("--format", default="json", choices=forms, help=_described(forms))
+
+
+def _many_results(command: Any, forms: tuple[str, ...]) -> None:
+    folder = command.add_mutually_exclusive_group()
+    _output(folder)
+    folder.add_argument(
+        "--output-dir",
+        metavar="FOLDER",
+        help="write one file per input and format into this folder, which is made if it is missing",
+    )
+    command.add_argument(
+        "--format",
+        default=("json",),
+        type=lambda text: _formats(text, forms),
+        metavar="FORMATS",
+        help=f"{_described(forms)}; several, separated by commas; or all of them, without jsonl",
+    )
+    command.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="skip each input whose files in the folder all exist, are not empty, and are no older than the input; the "
+        "same command then resumes after an interruption",
+    )
+    command.add_argument(
+        "--failed-list",
+        metavar="FILE",
+        help="write each failed input to this file, one a line; INPUT - reads such a list",
+    )
+
+
+def _output(command: Any) -> None:
     command.add_argument(
         "--output",
         metavar="FILE|FOLDER",
         help="write here instead of stdout; a path that ends with / is a folder, with one file per input",
     )
-    command.add_argument(
-        "--format",
-        default="json",
-        type=lambda form: "txt" if form == "text" else form,
-        choices=forms,
-        help=", ".join(("json (default)", "jsonl (one line per input, in the order of completion)", *forms[2:])),
-    )
+
+
+def _described(forms: tuple[str, ...]) -> str:
+    return ", ".join(("json (default)", "jsonl (one line per input, in the order of completion)", *forms[2:]))
 
 
 def _speech(command: Any) -> None:
-    command.add_argument("--language", help="the spoken language (ISO code)")
+    command.add_argument("--language", help="the spoken language: a code, such as en, an English name, or auto")
     command.add_argument(
         "--target-language",
         help="the language to write; the speech is translated if it differs from the spoken language",
@@ -282,6 +314,25 @@ def _speech(command: Any) -> None:
     _condition(command)
     _long_audio(command)
     command.add_argument("--prompt", help="Flamingo: the instruction; Whisper: words to expect")
+
+
+def _lines(command: Any) -> None:
+    command.add_argument(
+        "--max-line-width",
+        type=int,
+        metavar="N",
+        help="srt, vtt: the maximum number of characters of a line (default: 42, which two lines may exceed if no "
+        "limit is set)",
+    )
+    command.add_argument(
+        "--max-line-count",
+        type=int,
+        metavar="N",
+        help="srt, vtt: the maximum number of lines of a cue (default: 2, or 1 with --max-words-per-line)",
+    )
+    command.add_argument(
+        "--max-words-per-line", type=int, metavar="N", help="srt, vtt: the maximum number of words of a line"
+    )
 
 
 def _punctuation(command: Any) -> None:
@@ -353,6 +404,14 @@ def _levels(text: str) -> list[str]:
     if unknown := [level for level in levels if level not in LEVELS]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(LEVELS)}")
     return levels
+
+
+def _formats(text: str, forms: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the formats of a comma-separated list, each once, or ("all",). Raises ArgumentTypeError for others."""
+    chosen = tuple(dict.fromkeys("txt" if form == "text" else form for form in map(str.strip, text.split(","))))
+    if unknown := [form for form in chosen if form not in forms and chosen != ("all",)]:
+        raise argparse.ArgumentTypeError(f"invalid choice: {unknown[0]!r} (choose from {', '.join(forms)}, all)")
+    return chosen
 
 
 def _at_least_1(text: str) -> int:

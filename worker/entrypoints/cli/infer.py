@@ -1,6 +1,6 @@
 """transcribe, translate, caption, embed, chat, analyze: one request for all inputs.
 
-    inputs ── expand ──▶ one request ──▶ engine ── each outcome as it finishes ──▶ sink (stdout, file or folder)
+    inputs ── plan ──▶ one request ──▶ engine ── each outcome as it finishes ──▶ sink (stdout, file or folder)
 
 Errors in the arguments are reported before the model is loaded.
 """
@@ -9,22 +9,33 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
+from collections.abc import Sequence
 from typing import Any
 
 from worker import catalog
 from worker.config import Settings
 from worker.entrypoints import python
-from worker.entrypoints.cli import outputs, session
-from worker.entrypoints.cli.inputs import expand
+from worker.entrypoints.cli import plan, session
+from worker.errors import RequestError
 from worker.net.s3 import Bucket
 from worker.protocol import render
-from worker.protocol.request import parse
-from worker.types import Response, Timing
+from worker.protocol.request import TIMED, parse
+from worker.types import Embedding, Failure, Format, Response, Result, Timing
 
 Json = dict[str, Any]
 
-_FORMS = {"jsonl": "json", "txt": "text", "npy": "json"}
+# The payload's formats of the command's, in the order of what they require of the model.
+_FORMATS: dict[str, Format] = {
+    "json": "json",
+    "jsonl": "json",
+    "npy": "json",
+    "txt": "text",
+    "srt": "srt",
+    "vtt": "vtt",
+    "tsv": "tsv",
+    "verbose_json": "verbose_json",
+}
+_LINES = ("max_line_width", "max_line_count", "max_words_per_line")
 
 
 def run(given: argparse.Namespace) -> int:
@@ -32,29 +43,51 @@ def run(given: argparse.Namespace) -> int:
 
     Raises RequestError, ConfigError and ModelUnavailable, all before anything is written.
     """
-    inputs = expand(session.typed(given))
-    sink = outputs.create(given.format, given.output, inputs, sys.stdout.buffer)
     settings = Settings.of(model=given.model, model_dir=given.model_dir, device=given.device)
-    payload = _payload(given, catalog.find(settings.default_model))
+    row = catalog.find(settings.default_model)
+    forms = _forms(given, row)
+    payload = _payload(given, forms, row)
     named = {"model": given.model} if given.model else {}
     # A mistake in the options is reported before the model loads.
-    parse({**payload, **named, "inputs": ["any"]}, settings, trusted=True)
-    payload |= {"inputs": [one.source for one in inputs], "progress": session.bar_shown(given)}
-    put, tally = Bucket(settings).put, session.Tally(len(inputs))
-    with session.quiet_stdout(), python.load(settings, given.model) as bundle:
+    for form in forms:
+        parse({**payload, **named, "inputs": ["any"], "format": _FORMATS[form]}, settings, trusted=True)
+    work = plan.make(given, forms)
+    if not work.todo:
+        return 0
+    payload |= {"inputs": [work.inputs[index].source for index in work.todo], "progress": session.bar_shown(given)}
+    put, tally = Bucket(settings).put, session.Tally(len(work.todo))
+    with (
+        session.quiet_stdout(),
+        python.load(settings, given.model) as bundle,
+        plan.failed_list(given.failed_list) as list_failed,
+    ):
         with tally.until_interrupted(), contextlib.closing(bundle.outcomes(payload)) as running:
             for done in running:
                 answer = render.to_json(Response(bundle.model, (done.outcome,), Timing()), put)
-                index = done.outcome.index
-                result = _result(given.command, inputs[index].source, answer["results"][0], done.elapsed_sec)
+                index = work.todo[done.outcome.index]
+                shape = answer["results"][0]
+                result = _result(given.command, index, work.inputs[index].source, shape, done.elapsed_sec)
                 tally.add(result)
-                sink.add(index, result)
-        sink.close({"model": bundle.model, "usage": tally.usage})
+                if "error" in result:
+                    list_failed(work.inputs[index])
+                work.sink.add(index, result, _formatted(done.outcome, shape, forms))
+        work.sink.close({"model": bundle.model, "usage": tally.usage})
         bundle.close(wait=not tally.is_interrupted)
         return tally.report()
 
 
-def _payload(given: argparse.Namespace, row: catalog.Model) -> Json:
+def _forms(given: argparse.Namespace, row: catalog.Model) -> Sequence[str]:
+    """Return the formats to write; of "all", those that the model can write. Raises RequestError."""
+    forms: Sequence[str] = given.format
+    if forms == ("all",):
+        forms = [form for form in given.forms if form != "jsonl" and (row.timestamps or form not in TIMED)]
+    for name in _LINES:
+        if getattr(given, name, None) is not None and not {"srt", "vtt"} & set(forms):
+            raise RequestError(f"--{name.replace('_', '-')} requires --format srt or vtt", param=name)
+    return forms
+
+
+def _payload(given: argparse.Namespace, forms: Sequence[str], row: catalog.Model) -> Json:
     payload = session.options(given)
     if payload.get("max_new_tokens") is not None and "max_new_tokens" not in row.options:
         session.say(f"{row.id} does not write token by token: --max-new-tokens changes nothing")
@@ -62,18 +95,28 @@ def _payload(given: argparse.Namespace, row: catalog.Model) -> Json:
     if given.command == "chat":
         system = [{"role": "system", "content": given.system}] if given.system else []
         payload["messages"] = [*system, {"role": "user", "content": payload.pop("prompt")}]
-    if given.format == "npy":
-        payload["encoding"] = "base64"
-    payload |= {"task": given.command, "format": _FORMS.get(given.format, given.format)}
+    if list(forms) == ["npy"]:
+        payload["encoding"] = "base64"  # no result shows the numbers
+    payload |= {"task": given.command, "format": [_FORMATS[form] for form in _FORMATS if form in forms][-1]}
     return {name: value for name, value in payload.items() if value is not None}
 
 
-def _result(task: str, file: str, shape: Json, elapsed_sec: float) -> Json:
+def _formatted(outcome: Result | Failure, shape: Json, forms: Sequence[str]) -> Json:
+    """Return the outcome in each format other than JSON. A failed one has none."""
+    if isinstance(outcome, Failure) or "error" in shape:
+        return {}
+    formatted = {form: render.formatted(outcome, shape, _FORMATS[form]) for form in forms}
+    if isinstance(outcome.output, Embedding):
+        formatted["npy"] = outcome.output.values
+    return formatted
+
+
+def _result(task: str, index: int, file: str, shape: Json, elapsed_sec: float) -> Json:
     """Return the result in the form of the command line, with the input's file instead of its id."""
     result = {
-        "index": shape["index"],
+        "index": index,
         "file": file,
-        **{name: shape[name] for name in shape if name not in ("index", "id")},
+        **{name: shape[name] for name in shape if name not in ("index", "id", "formatted")},
     }
     if "error" not in result:
         if task in ("transcribe", "translate"):

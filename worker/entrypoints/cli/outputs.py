@@ -1,10 +1,10 @@
 """The destinations and formats of results: stdout, a file, or a folder with one file per input.
 
-    create(form, …) ──▶ Sink:    add(index, result) for each result    close(summary) at the end
+    create(forms, …) ──▶ Sink:    add(index, result, formatted) for each result    close(summary) at the end
 
 Results are added as they finish. The jsonl sink and the folder write each result at once; the document sinks write all
-results at `close`, in the order of the inputs. Results are plain JSON. Their field `formatted` is the text, srt, vtt or
-verbose_json.
+results at `close`, in the order of the inputs. Results are plain JSON. `formatted` holds the result in the other
+formats, by name: text, the JSON of verbose_json, or the array of npy. Only a folder holds several formats.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from worker.entrypoints.cli.inputs import Input, places
 from worker.errors import RequestError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Json = dict[str, Any]
 
@@ -28,18 +31,23 @@ SUFFIXES = {
     "txt": ".txt",
     "srt": ".srt",
     "vtt": ".vtt",
+    "tsv": ".tsv",
     "verbose_json": ".json",
     "npy": ".npy",
 }
-_OF_ONE = ("srt", "vtt", "npy")  # a file of such a format can hold only one result
+_OF_ONE = ("srt", "vtt", "tsv", "npy")  # a file of such a format can hold only one result
 
 
 class Sink(ABC):
     """The destination of the results of one command."""
 
     @abstractmethod
-    def add(self, index: int, result: Json) -> None:
-        """Add the result of the input at `index`. The result of a failed input has `error`."""
+    def paths(self, index: int) -> Sequence[Path]:
+        """Return the files that the result of the input at `index` is written to, of which any may exist already."""
+
+    @abstractmethod
+    def add(self, index: int, result: Json, formatted: Mapping[str, Any]) -> None:
+        """Add the result of the input at `index`. The result of a failed input has `error`, and no other format."""
 
     def close(self, summary: Json) -> None:
         """Finish, after the last result or an interruption.
@@ -49,21 +57,29 @@ class Sink(ABC):
         return
 
 
-def create(form: str, output: str | None, inputs: Sequence[Input], stdout: BinaryIO) -> Sink:
-    """Return the sink for a format.
+def create(forms: Sequence[str], output: str | None, inputs: Sequence[Input], stdout: BinaryIO) -> Sink:
+    """Return the sink for these formats.
 
     `output` is a file, a folder, or None for stdout. Raises RequestError if it cannot be written, or if a file cannot
-    hold so many results of the format.
+    hold so many results or formats.
     """
-    if output is not None and (output.endswith(os.sep) or os.path.isdir(output)):
-        return _Folder(Path(output), form, places(inputs, SUFFIXES[form]))
+    if is_folder(output):
+        return _Folder(Path(output or ""), forms, inputs)
+    form = forms[0]
+    if len(forms) > 1:
+        raise RequestError(f"{', '.join(forms)} require a folder; specify --output-dir FOLDER", param="output")
     if form in _OF_ONE and len(inputs) > 1:
         raise RequestError(
-            f"{form} of {len(inputs)} inputs requires a folder; specify --output FOLDER/", param="output"
+            f"{form} of {len(inputs)} inputs requires a folder; specify --output-dir FOLDER", param="output"
         )
     if output is not None:
         check_writable(output)
     return _Lines(output, stdout) if form == "jsonl" else _Document(form, output, stdout, len(inputs))
+
+
+def is_folder(output: str | None) -> bool:
+    """Return whether results are written to a folder: its name ends with a slash, or it exists."""
+    return output is not None and (output.endswith(os.sep) or os.path.isdir(output))
 
 
 def check_writable(output: str) -> None:
@@ -96,9 +112,12 @@ class _Lines(Sink):
     def __init__(self, output: str | None, stdout: BinaryIO) -> None:
         self._output, self._stream, self._stdout = output, stdout, stdout
 
-    def add(self, _index: int, result: Json) -> None:
-        if self._output is not None:
-            self._stream, self._output = open(self._output, "wb"), None  # noqa: SIM115  `close` closes it
+    def paths(self, _index: int) -> Sequence[Path]:
+        return _of_file(self._output)
+
+    def add(self, _index: int, result: Json, _formatted: Mapping[str, Any]) -> None:
+        if self._output is not None and self._stream is self._stdout:
+            self._stream = open(self._output, "wb")  # noqa: SIM115  `close` closes it
         self._stream.write(dumps(result, indent=None))
         self._stream.flush()
 
@@ -112,39 +131,42 @@ class _Document(Sink):
 
     def __init__(self, form: str, output: str | None, stdout: BinaryIO, count: int) -> None:
         self._form, self._output, self._stdout, self._count = form, output, stdout, count
-        self._results: dict[int, Json] = {}
+        self._results: dict[int, tuple[Json, Any]] = {}
 
-    def add(self, index: int, result: Json) -> None:
-        self._results[index] = result
+    def paths(self, _index: int) -> Sequence[Path]:
+        return _of_file(self._output)
+
+    def add(self, index: int, result: Json, formatted: Mapping[str, Any]) -> None:
+        self._results[index] = result, formatted.get(self._form)
 
     def close(self, summary: Json) -> None:
-        results = [result for _, result in sorted(self._results.items())]
-        good = [result for result in results if "error" not in result]
+        pairs = [pair for _, pair in sorted(self._results.items())]
+        good = [(result, formatted) for result, formatted in pairs if "error" not in result]
         if self._form == "json":
+            results = [result for result, _ in pairs]
             vectors = any("embedding" in result for result in results)  # an indented vector has one number per line
             data = dumps({"results": results, **summary}, indent=None if vectors else 2)
         elif self._count == 1:
-            data = _one(self._form, good[0]) if good else b""
+            data = _one(self._form, *good[0]) if good else b""
         elif self._form == "verbose_json":
-            data = dumps(
-                [
-                    {"file": result["file"], **(result.get("formatted") or {"error": result.get("error")})}
-                    for result in results
-                ]
-            )
+            data = dumps([{"file": result["file"], **(one or {"error": result.get("error")})} for result, one in pairs])
         else:
-            data = "\n".join(f"==> {result['file']} <==\n{result['formatted']}\n" for result in good).encode(
-                "utf-8", "replace"
-            )
+            texts = [f"==> {result['file']} <==\n{formatted}\n" for result, formatted in good]
+            data = "\n".join(texts).encode("utf-8", "replace")
         if data:
             write(self._output, data, self._stdout)
 
 
 class _Folder(Sink):
-    """A sink that writes one file per result. A failed input gets no file. Each file is written atomically."""
+    """A sink that writes one file per result and format, atomically. A failed input gets no file."""
 
-    def __init__(self, folder: Path, form: str, names: Sequence[PurePath]) -> None:
-        self._folder, self._form, self._names = folder, form, names
+    def __init__(self, folder: Path, forms: Sequence[str], inputs: Sequence[Input]) -> None:
+        self._folder, self._forms = folder, forms
+        suffixes = dict(SUFFIXES)
+        if "json" in forms:
+            suffixes["verbose_json"] = ".verbose.json"
+        taken: set[str] = set()
+        self._names = list(zip(*(places(inputs, suffixes[form], taken) for form in forms), strict=True))
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -152,36 +174,41 @@ class _Folder(Sink):
         if not os.access(folder, os.W_OK):
             raise RequestError(f"cannot write to {folder}", param="output")
 
-    def add(self, index: int, result: Json) -> None:
+    def paths(self, index: int) -> Sequence[Path]:
+        return [self._folder / name for name in self._names[index]]
+
+    def add(self, index: int, result: Json, formatted: Mapping[str, Any]) -> None:
         if "error" in result:
             return
-        path = self._folder / self._names[index]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{index}.part")  # short, because the final name may have the longest length allowed
-        part.write_bytes(_one(self._form, result))
-        os.replace(part, path)
+        for form, path in zip(self._forms, self.paths(index), strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The name is short, because the final name may have the longest length allowed. Two commands may run.
+            part = path.with_name(f".{os.getpid()}-{index}.part")
+            part.write_bytes(_one(form, result, formatted.get(form)))
+            os.replace(part, path)
 
 
-def _one(form: str, result: Mapping[str, Any]) -> bytes:
+def _of_file(output: str | None) -> Sequence[Path]:
+    return [] if output is None else [Path(output)]
+
+
+def _one(form: str, result: Mapping[str, Any], formatted: Any) -> bytes:
     """Return one result as the content of a file."""
     if form in ("json", "jsonl"):
         return dumps(result, indent=None if form == "jsonl" or "embedding" in result else 2)
     if form == "npy":
-        return _npy(result)
-    return dumps(result["formatted"]) if form == "verbose_json" else _text(result["formatted"])
+        return _npy(formatted)
+    return dumps(formatted) if form == "verbose_json" else _text(formatted)
 
 
 def _text(text: str) -> bytes:
     return text.rstrip("\n").encode("utf-8", "replace") + b"\n"
 
 
-def _npy(result: Mapping[str, Any]) -> bytes:
-    """Return the embedding, which is base64 in the result, in NumPy's file format."""
-    import base64
-
+def _npy(values: np.ndarray) -> bytes:
+    """Return an array in NumPy's file format."""
     import numpy as np
 
     buffer = io.BytesIO()
-    values = np.frombuffer(base64.b64decode(result["embedding"]), "<f4").reshape(result["shape"])
-    np.save(buffer, values, allow_pickle=False)
+    np.save(buffer, np.ascontiguousarray(values, dtype="<f4"), allow_pickle=False)
     return buffer.getvalue()

@@ -29,14 +29,14 @@ def run(args: argparse.Namespace) -> int:
     if args.config and not (args.uid and args.cid):
         raise RequestError("--config requires --uid and --cid")
     inputs = expand(session.typed(args))
-    sink = outputs.create(args.format, args.output, inputs, sys.stdout.buffer)
+    sink = outputs.create((args.format,), args.output, inputs, sys.stdout.buffer)
     tally = session.Tally(len(inputs))
     sources = [source.source for source in inputs]
     with session.quiet_stdout(), tally.until_interrupted():
         for index, result in enumerate(_by_config(args, sources) if args.config else _by_reference(args, sources)):
             shape = {"index": index, "file": sources[index], **result}
             tally.add(shape)
-            sink.add(index, shape)
+            sink.add(index, shape, {})
     # A score does not contain the duration of its audio.
     sink.close({"usage": {name: count for name, count in tally.usage.items() if name != "audio_sec"}})
     return tally.report()

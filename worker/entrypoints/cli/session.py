@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,13 @@ INTERRUPTED = 130
 def typed(given: argparse.Namespace) -> list[str]:
     """Return the inputs: the positional arguments, --path and --paths."""
     return [*given.inputs, *([given.path] if given.path else []), *given.paths]
+
+
+def output(given: argparse.Namespace) -> str | None:
+    """Return where results are written: a file, a folder, whose name ends with a slash, or None for stdout."""
+    folder: str | None = getattr(given, "output_dir", None)
+    file: str | None = given.output
+    return file if folder is None else os.path.join(folder, "")
 
 
 def options(given: argparse.Namespace) -> dict[str, Any]:
@@ -36,8 +44,8 @@ def quiet_stdout() -> contextlib.AbstractContextManager[Any]:
 def bar_shown(given: argparse.Namespace) -> bool:
     """Return whether to show a progress bar: on a terminal, unless results are printed to it one by one."""
     lines = (
-        getattr(given, "format", None) == "jsonl"
-        and given.output is None
+        "jsonl" in getattr(given, "format", ())
+        and output(given) is None
         and sys.__stdout__ is not None
         and sys.__stdout__.isatty()
     )

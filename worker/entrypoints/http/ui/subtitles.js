@@ -1,6 +1,7 @@
 /**
  * Transcript → SubRip or WebVTT, by the same rule as the server's (worker/protocol/subtitles.py): cues of at most two lines of
- * 42 characters and of seven seconds, split between words and at the ends of segments, with the spaces of the text.
+ * 42 characters and of seven seconds, split between words and at the ends of segments, with the spaces of the text. A cue of
+ * punctuation alone is left out.
  */
 
 /** @typedef {{start: number, end: number, text: string}} Segment  seconds */
@@ -46,7 +47,8 @@ export function cues({ text, duration = 0, words = [], segments = [] }) {
   if (!text) return [];
   if (!words.length) {
     const whole = segments.length ? segments : [{ text, start: 0, end: duration }];
-    return whole.map((span) => cue({ ...span, texts: span.text.split(/\s+/).filter(Boolean).map((word) => ` ${word}`) }));
+    return whole.map((span) => ({ ...span, texts: span.text.split(/\s+/).filter(Boolean).map((word) => ` ${word}`) }))
+      .filter(isSpoken).map(cue);
   }
   let letters = 0;
   const ends = new Set(segments.map((segment) => (letters += lettersOf(segment.text))));
@@ -66,7 +68,7 @@ export function cues({ text, duration = 0, words = [], segments = [] }) {
     letters += lettersOf(word);
     open = !ends.has(letters);
   }
-  return spans.map(cue);
+  return spans.filter(isSpoken).map(cue);
 }
 
 /**
@@ -82,6 +84,11 @@ export function addSpaces(text, words) {
     at += place < 0 ? 0 : place + word.length;
     return place === 0 ? word : ` ${word}`;
   });
+}
+
+/** Return whether a cue has more than punctuation. @param {{texts: string[]}} span */
+function isSpoken({ texts }) {
+  return !/^[\p{P}\s]*$/u.test(texts.join(""));
 }
 
 /** Return the number of characters other than spaces. @param {string} text */
