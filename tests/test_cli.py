@@ -168,10 +168,37 @@ def test_what_an_evaluation_could_not_use_is_told(data):
     (data / "labels/left.txt").write_text("no audio")
     shutil.copy(WEEK, data / "audio/heard.wav")
     done = aviary("evaluate", "--audio-dir", "audio", "--gt-dir", "labels", cwd=data)
-    assert done.stderr == (
-        "aviary: cut.wav: the file is truncated after 0.46 of 1.30 s\n"
-        "aviary: heard.wav: the audio has no label\naviary: left.txt: the label has no audio\n"
+    assert done.stderr.splitlines()[:-1] == [
+        "aviary: cut.wav: the file is truncated after 0.46 of 1.30 s",
+        "aviary: audio without a label: 1: heard.wav",
+        "aviary: labels without audio: 1: left.txt",
+    ]
+
+
+def test_an_evaluation_ends_with_its_rates_in_a_line_and_counts_what_has_no_label(data):
+    for i in range(20):
+        shutil.copy(WEEK, data / f"audio/extra{i:02}.wav")
+    (data / "labels/week.txt").write_text("See you, next week!")
+    done = aviary("evaluate", "--audio-dir", "audio", "--gt-dir", "labels", cwd=data, MODEL="pocketsphinx")
+    names = "extra00.wav, extra01.wav, extra02.wav, extra03.wav, extra04.wav, and 15 more"
+    unlabelled, rates = done.stderr.splitlines()
+    assert unlabelled == f"aviary: audio without a label: 20: {names}"
+    summary = json.loads(done.stdout)["summary"]
+    assert (summary["wer"], summary["plain_wer"]) == (9 / 6, 12 / 6), "200, the comma and the exclamation mark"
+    assert rates == (
+        f"aviary: WER {summary['wer']:.1%}, CER {summary['cer']:.1%} (whisper); "
+        f"WER {summary['plain_wer']:.1%}, CER {summary['plain_cer']:.1%} (plain: punctuation counts); "
+        "0 of 2 files match their label (exact); 0 failed"
     )
+    assert len(summary["unlabelled"]) == 20
+
+
+def test_the_page_of_an_evaluation_links_to_the_audio(data):
+    (data / "reports").mkdir()
+    aviary("evaluate", "--audio-dir", "audio", "--gt-dir", "labels", "--html", "reports/page.html", cwd=data)
+    links = re.findall(r'<a href="([^"]+)"', (data / "reports/page.html").read_text())
+    assert sorted(links) == ["../audio/people.mp3", "../audio/week.wav"]
+    assert all((data / "reports" / link).is_file() for link in links)
 
 
 # Inputs and results

@@ -50,7 +50,7 @@ def corpus(tmp_path_factory) -> Corpus:
 @pytest.fixture(scope="module")
 def answer(corpus):
     with Engine(Settings(model="pocketsphinx")) as engine:
-        return evaluate(engine, corpus, trusted=True)
+        return evaluate(engine, corpus, trusted=True, normalizer="plain")
 
 
 @pytest.fixture
@@ -122,7 +122,8 @@ def test_the_summary_of_the_samples_is_what_a_hand_counts(answer):
         "missing_audio": ["left.txt"],
         "model": "pocketsphinx",
         "match_mode": "exact",
-        "normalizer": "basic",
+        "normalizer": "plain",
+        "plain_wer": 7 / 34,
     }
     assert {name: summary[name] for name in counted} == counted
     assert summary["audio_sec"] == pytest.approx(9.4, abs=0.2)
@@ -193,6 +194,7 @@ def test_the_corpus_rates_are_over_all_words_not_over_files(tmp_path):
     [
         ("exact", "basic", [1, 0, 0], 4 / 5),
         ("normalized", "basic", [1, 1, 0], 4 / 5),
+        ("exact", "plain", [1, 0, 0], 4 / 5),
         ("exact", "whisper", [1, 0, 0], 1 / 4),
         ("normalized", "whisper", [1, 1, 0], 1 / 4),
     ],
@@ -205,6 +207,18 @@ def test_how_a_match_and_the_rates_are_normalised(tmp_path, match_mode, normaliz
         assert (answer["summary"]["words"], answer["summary"]["wer"]) == (4, wer)
     else:
         assert (answer["summary"]["words"], answer["summary"]["wer"]) == (5, wer)
+
+
+def test_by_default_whispers_normalizer_counts_and_the_plain_rates_stand_beside_it(tmp_path):
+    report = hear(tmp_path, [("Yes.", "yes"), ("Twenty one, sir.", "21 sir"), ("no", "yes")], "en")
+    summary, details = report["summary"], report["details"]
+    assert (summary["normalizer"], summary["words"]) == ("whisper", 4)
+    assert (summary["wer"], summary["cer"]) == (1 / 4, 3 / 11)
+    assert (summary["plain_wer"], summary["tp"]) == (5 / 5, 0)
+    assert [one["wer"] for one in details] == [0.0, 0.0, 1.0]
+    assert [one["plain_wer"] for one in details] == [1.0, 1.0, 1.0]
+    assert details[0]["plain_cer"] == 1 / 4
+    assert list(summary).index("plain_wer") < list(summary).index("precision")
 
 
 @pytest.mark.parametrize(
@@ -222,7 +236,8 @@ def test_the_language_of_the_transcript_chooses_whispers_normaliser(tmp_path, to
 
 
 @pytest.mark.parametrize(
-    ("how", "known"), [({"match_mode": "fuzzy"}, "exact or normalized"), ({"normalizer": "none"}, "basic or whisper")]
+    ("how", "known"),
+    [({"match_mode": "fuzzy"}, "exact or normalized"), ({"normalizer": "none"}, "whisper or plain or basic")],
 )
 def test_an_unknown_mode_is_refused_with_those_that_are_known(how, known):
     with pytest.raises(RequestError, match=rf"unsupported {next(iter(how))} .*; use {known}") as refused:

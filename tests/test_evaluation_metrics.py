@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from whisper_normalizer.basic import BasicTextNormalizer
+from whisper_normalizer.english import EnglishTextNormalizer
 
 from worker.evaluation import metrics
 from worker.evaluation.metrics import Counts
@@ -100,6 +104,31 @@ def test_the_alignment_holds_every_word_and_adds_up_to_the_counts(reference, hyp
 )
 def test_normalisation(text, normalizer, language, normal):
     assert metrics.normalize(text, normalizer, language) == normal
+
+
+LONG = 1 << 16  # characters, as a label over HTTP may have
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * LONG, "(" * LONG, "<(" * (LONG // 2), " " * LONG, "a " + "[" * LONG + "]" + "(" * LONG]
+)
+@pytest.mark.parametrize("language", ["en", "de"])
+def test_no_text_takes_whispers_normalizer_long(text, language):
+    started = time.process_time()
+    assert metrics.normalize(text, "whisper", language) in ("", "a")
+    assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("text", ["1" * 5000, "9" * 4300 + " million"])
+def test_a_number_that_python_does_not_read_is_only_a_word(text):
+    assert metrics.normalize(text, "whisper", "en") == text.strip()
+
+
+@given(st.text("a ()[]<>'.1", max_size=30), st.booleans())
+def test_texts_are_what_whispers_normalizer_makes_of_them(text, english):
+    """The shortcut for brackets that nothing closes changes no text."""
+    theirs = EnglishTextNormalizer() if english else BasicTextNormalizer()
+    assert metrics.normalize(text, "whisper", "en" if english else "de") == " ".join(theirs(text).split())
 
 
 @given(st.text(), st.sampled_from(metrics.NORMALIZERS), st.sampled_from([None, "en", "de"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import os
 import signal
@@ -14,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import httpx
 import pytest
 import requests
@@ -334,6 +337,47 @@ def test_runpods_sdk_works_against_the_server(server, monkeypatch):
     assert health["workers"] == {"initializing": 0, "ready": 1, "unhealthy": 0}
     assert health["jobs"]["completed"] >= 1
     assert health["jobs"].keys() == {"inQueue", "inProgress", "completed", "failed"}
+
+
+def test_runpods_sdk_streams_and_purges(tmp_path, monkeypatch):
+    settings = Settings(
+        model="pocketsphinx", data_dir=tmp_path / "data", allowed_paths=(WEEK.parent,), jobs_in_flight=1
+    )
+    held = Held()
+    with Engine(settings, create_backend=lambda _row: held) as engine, serving(settings, engine) as url:
+        monkeypatch.setattr(runpod, "endpoint_url_base", f"{url}/v2")
+        endpoint = runpod.Endpoint("any-name", api_key="none")
+        payload = {"input": {"inputs": [str(WEEK)]}}
+        running = endpoint.run(payload)
+        deadline = time.monotonic() + 20
+        while running.status() != "IN_PROGRESS":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        queued = [endpoint.run(payload) for _ in range(3)]
+        assert endpoint.purge_queue() == {"removed": 3, "status": "completed"}
+        assert [job.status() for job in queued] == ["CANCELLED"] * 3
+        assert endpoint.purge_queue()["removed"] == 0
+        assert running.status() == "IN_PROGRESS"
+        held.gate.set()
+        assert list(running.stream()) == [], "it waits for the end, and there are no partial outputs"
+        assert running.output()["results"][0]["text"] == "heard"
+    assert held.seen == 1
+
+
+def test_runpods_asynchronous_sdk_works_against_the_server(server, monkeypatch):
+    monkeypatch.setattr(runpod, "endpoint_url_base", str(server.base_url).rstrip("/") + "/v2")
+
+    async def run() -> tuple[Any, list[Any], dict, dict]:
+        async with aiohttp.ClientSession() as session:
+            endpoint = runpod.AsyncioEndpoint("any-name", session, api_key="none")
+            job = await endpoint.run({"inputs": [str(WEEK)]})
+            output = await job.output(timeout=60)
+            return output, [part async for part in job.stream()], await endpoint.health(), await endpoint.purge_queue()
+
+    output, parts, health, purged = asyncio.run(run())
+    assert output["results"][0]["text"] == "see you next week"
+    assert (parts, purged) == ([], {"removed": 0, "status": "completed"})
+    assert health["workers"]["ready"] == 1
 
 
 def test_health_of_an_endpoint_requires_the_key(tmp_path):

@@ -397,6 +397,28 @@ def test_an_upload_outside_the_folder_is_refused(store, name):
         store.upload_path(name)
 
 
+def test_cancelling_what_is_pending_leaves_other_owners_and_what_runs(store, tmp_path):
+    kept, gone = "1" * 32, "2" * 32
+    running = store.submit("run", {}, owner="alice")
+    store.claim("a", 10)
+    (store.uploads / kept).touch()
+    (store.uploads / gone).touch()
+    his = store.submit("run", {}, owner="bob", upload=kept)
+    hers = [store.submit("run", {}, owner="alice", upload=gone, webhook="https://h/"), store.submit("run", {})]
+    assert store.cancel_pending(owner="alice") == 1
+    assert [store.see(job.id).job.state for job in (running, his, *hers)] == [
+        "processing",
+        "pending",
+        "cancelled",
+        "pending",
+    ]
+    assert [path.name for path in store.uploads.iterdir()] == [kept]
+    assert [job.id for job in store.webhooks_due(10)] == [hers[0].id]
+    assert store.cancel_pending() == 2
+    assert store.cancel_pending() == 0
+    assert store.counts() == {"pending": 0, "processing": 1, "completed": 0, "failed": 0, "cancelled": 3}
+
+
 def test_a_name_that_another_program_stored_removes_nothing(store, tmp_path, caplog):
     victim, relative = tmp_path / "victim", "../victim"
     victim.touch()

@@ -167,7 +167,7 @@ class Settings(BaseSettings):
     workers: int = Field(1, ge=0, description="Server processes behind one port. `auto` or `0`: one per GPU.")
     rate_limit: str | None = Field(
         None,
-        description="Most POST requests per key, or per address if no key is required, such as `60/minute` or `1000/hour`.",
+        description="Most POST requests per key, or per address if no key is required, such as `60/minute` or `1000/hour`. All POST requests count; GET requests, such as those for states and models, are not limited.",
     )
     max_queue: int = Field(
         512, ge=1, description="Most unfinished inputs that the HTTP server holds. Further requests get status 429."

@@ -68,7 +68,7 @@ def evaluate_folder(
     prompt: str | None = None,
     max_new_tokens: int | None = None,
     *,
-    normalizer: str = "basic",
+    normalizer: str = "whisper",
     progress: bool = False,
 ) -> Json:
     """Transcribe the audio of a folder, and compare the transcripts with the .txt files of another folder.

@@ -3,6 +3,7 @@
     corpus = read_folder(audio_dir, gt_dir)                           or read_manifest(path), or Corpus(pairs)
     report = evaluate(engine, corpus, {"model": "parakeet"})          transcribes and waits
     page = to_html(report)                                            the report as one HTML page
+    page = to_html(report, audio=audio_links(corpus, folder))         the same with players, for a page in this folder
 
 A server submits the request itself, so that canceling and progress work as for any other request:
 
@@ -15,13 +16,15 @@ A server submits the request itself, so that canceling and progress work as for 
 
 from worker.evaluation.evaluate import MATCH_MODES, Evaluation, evaluate, prepare
 from worker.evaluation.folders import Corpus, Pair, read_folder, read_manifest
-from worker.evaluation.report import to_html
+from worker.evaluation.report import audio_links, count_and_names, to_html
 
 __all__ = [
     "MATCH_MODES",
     "Corpus",
     "Evaluation",
     "Pair",
+    "audio_links",
+    "count_and_names",
     "evaluate",
     "prepare",
     "read_folder",

@@ -2,12 +2,13 @@
 
     Corpus ──▶ prepare ──▶ Request ──▶ engine ──▶ Response ──▶ Evaluation.score ──▶ report
 
-    summary   count = tp + fp, tp, fp, fn, precision, recall, f1; failed; wer, substitutions, insertions, deletions,
-              words; cer, characters; unlabelled and missing_audio (names); model, match_mode, normalizer;
-              audio_sec, total_sec, rtfx (audio_sec / total_sec)
+    summary   model; wer, substitutions, insertions, deletions, words; cer, characters; normalizer; plain_wer and
+              plain_cer (the rates with the normalizer `plain`); failed; match_mode, count = tp + fp, tp, fp, fn,
+              precision, recall, f1; unlabelled and missing_audio (names); audio_sec, total_sec, rtfx (audio_sec /
+              total_sec)
     details   one for each labeled file, in the corpus's order: file, pred and gt (the texts as written), match (1 or
-              0), wer, cer, words, substitutions, insertions, deletions, language, duration_sec; `warning` if the file
-              is damaged, `error` if it failed
+              0), wer, cer, words, substitutions, insertions, deletions, plain_wer, plain_cer, language, duration_sec;
+              `warning` if the file is damaged, `error` if it failed
 
 A file either matches its label or does not. A mismatch counts as one false positive (the text that the model wrote)
 and one false negative (the text that it did not write), so precision, recall and f1 all equal the share of files that
@@ -41,57 +42,85 @@ Json = dict[str, Any]
 
 # Match mode → the normalizer after which a text must equal its label. "exact" ignores case and white space only;
 # "normalized" also ignores punctuation, spelling variants and the notation of numbers.
-MATCH_MODES = {"exact": "basic", "normalized": "whisper"}
+MATCH_MODES = {"exact": "plain", "normalized": "whisper"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Errors:
+    """The counts of words and of characters under one normalizer."""
+
+    words: Counts
+    characters: Counts
+
+    @classmethod
+    def between(cls, label: str, transcript: str) -> _Errors:
+        """Return the errors of a normalized transcript."""
+        return cls(metrics.words(label, transcript), metrics.characters(label, transcript))
+
+    def __add__(self, other: _Errors) -> _Errors:
+        return _Errors(self.words + other.words, self.characters + other.characters)
+
+    def rates(self, prefix: str = "") -> Json:
+        return {f"{prefix}wer": self.words.rate, f"{prefix}cer": self.characters.rate}
+
+    def json(self) -> Json:
+        """Return the rates and the counts of words."""
+        return {
+            **self.rates(),
+            "substitutions": self.words.substitutions,
+            "insertions": self.words.insertions,
+            "deletions": self.words.deletions,
+            "words": self.words.reference,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """A corpus, and the request that transcribes it with one input for each pair.
 
-    `match_mode` is a key of MATCH_MODES. `normalizer` is one of `metrics.NORMALIZERS` and applies to the error rates.
-    `language` is that of texts whose language neither their pair nor their transcript states.
+    `match_mode` is a key of MATCH_MODES. `normalizer` is one of `metrics.NORMALIZERS` and applies to the error rates
+    `wer` and `cer`. `language` is that of texts whose language neither their pair nor their transcript states.
     """
 
     corpus: Corpus
     request: Request
     match_mode: str = "exact"
-    normalizer: str = "basic"
+    normalizer: str = "whisper"
     language: str | None = None
 
     def score(self, response: Response) -> Json:
         """Return the report on the response to `request`.
 
-        The alignment takes up to a second for each hour of speech in a single file, so an event loop should call this
-        method in a thread.
+        The alignments take up to two seconds for each hour of speech in a single file, so an event loop should call
+        this method in a thread.
         """
-        words, characters = Counts(), Counts()
+        total = plain = _Errors(Counts(), Counts())
         details: list[Json] = []
         for pair, result in zip(self.corpus.pairs, response.results, strict=True):
-            detail, word_counts, character_counts = self._detail(pair, result)
-            words, characters = words + word_counts, characters + character_counts
+            detail, errors, plain_errors = self._detail(pair, result)
+            total, plain = total + errors, plain + plain_errors
             details.append(detail)
         total_sec = response.timing.total_sec
         audio_sec = sum(detail.get("duration_sec", 0.0) for detail in details)
         summary = {
-            **_matches(details),
+            "model": response.model,
+            **total.json(),
+            "characters": total.characters.reference,
+            "normalizer": self.normalizer,
+            **plain.rates("plain_"),
             "failed": sum("error" in detail for detail in details),
-            "wer": words.rate,
-            **_errors(words),
-            "cer": characters.rate,
-            "characters": characters.reference,
+            "match_mode": self.match_mode,
+            **_matches(details),
             "unlabelled": list(self.corpus.unlabelled),
             "missing_audio": list(self.corpus.missing_audio),
-            "model": response.model,
-            "match_mode": self.match_mode,
-            "normalizer": self.normalizer,
             "audio_sec": round(audio_sec, 3),
             "total_sec": round(total_sec, 4),
             "rtfx": round(audio_sec / total_sec, 2) if total_sec else None,
         }
         return {"summary": summary, "details": details}
 
-    def _detail(self, pair: Pair, result: Result | Failure) -> tuple[Json, Counts, Counts]:
-        """Return the detail of one file, its word counts and its character counts."""
+    def _detail(self, pair: Pair, result: Result | Failure) -> tuple[Json, _Errors, _Errors]:
+        """Return the detail of one file, its errors, and its errors with the normalizer `plain`."""
         transcript = result.output if isinstance(result, Result) and isinstance(result.output, Transcript) else None
         spoken = (transcript.language if transcript else None) or pair.language or self.language
         language = spoken and catalog.language_code(spoken)
@@ -102,16 +131,15 @@ class Evaluation:
 
         label, text = normalize(MATCH_MODES[self.match_mode])
         match = int(transcript is not None and label == text)
-        reference, hypothesis = normalize(self.normalizer)
-        words, characters = metrics.words(reference, hypothesis), metrics.characters(reference, hypothesis)
+        errors = _Errors.between(*normalize(self.normalizer))
+        plain = errors if self.normalizer in metrics.PLAIN else _Errors.between(*normalize("plain"))
         detail = {
             "file": pair.file,
             "pred": pred,
             "gt": pair.text,
             "match": match,
-            "wer": words.rate,
-            "cer": characters.rate,
-            **_errors(words),
+            **errors.json(),
+            **plain.rates("plain_"),
             "language": language,
         }
         if isinstance(result, Failure):
@@ -120,7 +148,7 @@ class Evaluation:
             detail["duration_sec"] = round(result.duration_sec, 3)
             if result.warning:
                 detail["warning"] = result.warning
-        return detail, words, characters
+        return detail, errors, plain
 
 
 def prepare(
@@ -129,7 +157,7 @@ def prepare(
     options: Mapping[str, Any] | None = None,
     *,
     match_mode: str = "exact",
-    normalizer: str = "basic",
+    normalizer: str = "whisper",
     trusted: bool = False,
     s3: S3Access | None = None,
 ) -> Evaluation:
@@ -175,7 +203,7 @@ def evaluate(
     options: Mapping[str, Any] | None = None,
     *,
     match_mode: str = "exact",
-    normalizer: str = "basic",
+    normalizer: str = "whisper",
     trusted: bool = False,
     on_result: OnResult | None = None,
 ) -> Json:
@@ -210,13 +238,4 @@ def _matches(details: Sequence[Json]) -> Json:
         "precision": share,
         "recall": share,
         "f1": share,
-    }
-
-
-def _errors(words: Counts) -> Json:
-    return {
-        "substitutions": words.substitutions,
-        "insertions": words.insertions,
-        "deletions": words.deletions,
-        "words": words.reference,
     }

@@ -1,9 +1,10 @@
 """Word and character errors between a label and a transcript. Pure functions over jiwer's alignment.
 
-    basic     lower case; white space at the ends is dropped and the rest becomes single spaces. Punctuation counts.
     whisper   the normalizer of the Whisper paper (Radford et al. 2022, appendix C) from whisper-normalizer: the English
-              normalizer (numbers, contractions, British spelling) if the language is English, else the basic one. Both
-              drop punctuation and all text in brackets.
+              normalizer (numbers, contractions, British spelling) if the language is English, else the paper's basic
+              one. Both drop punctuation and all text in brackets.
+    plain     lower case; white space at the ends is dropped and the rest becomes single spaces. Punctuation counts.
+    basic     the earlier name of `plain`. It is not the paper's basic normalizer.
 
 The word error rate is (substitutions + insertions + deletions) / reference words, and the character error rate is the
 same over characters, including the spaces between words. A rate exceeds 1 if the hypothesis has many insertions. An
@@ -18,7 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-NORMALIZERS = ("basic", "whisper")
+PLAIN = ("plain", "basic")
+NORMALIZERS = ("whisper", *PLAIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +68,35 @@ class Chunk:
     hypothesis: tuple[str, ...]
 
 
-def normalize(text: str, normalizer: str = "basic", language: str | None = None) -> str:
+def normalize(text: str, normalizer: str, language: str | None = None) -> str:
     """Return the text in the form that is compared: normalized words, separated by single spaces.
 
     `normalizer` is one of NORMALIZERS. `language` is the ISO code of the text, or None if it is not known.
     """
     if normalizer == "whisper":
-        text = _whisper(english=(language or "").lower().partition("-")[0] == "en")(text)
+        text = _whisper(text, english=(language or "").lower().partition("-")[0] == "en")
     return " ".join(text.lower().split())
+
+
+def _whisper(text: str, *, english: bool) -> str:
+    """Return what Whisper's normalizer makes of a text, in time linear in its length."""
+    normalize_english, normalize_any = _normalizers()
+    text = " ".join(_without_unclosed(_without_unclosed(text, "[<", "]>"), "(", ")").split())
+    if not english:
+        return normalize_any(text)
+    try:
+        return normalize_english(text)
+    except (AssertionError, ValueError):  # a number of more digits than Python reads
+        return normalize_any(text)
+
+
+def _without_unclosed(text: str, opening: str, closing: str) -> str:
+    """Return the text with spaces for the brackets that nothing closes, as the normalizer has them.
+
+    The normalizer's expressions take time quadratic in the number of these brackets.
+    """
+    end = max(map(text.rfind, closing)) + 1
+    return text[:end] + text[end:].translate(dict.fromkeys(map(ord, opening), " "))
 
 
 def words(reference: str, hypothesis: str) -> Counts:
@@ -111,9 +134,9 @@ def _counts(alignment: Any) -> Counts:
 
 
 @functools.cache
-def _whisper(*, english: bool) -> Callable[[str], str]:
+def _normalizers() -> tuple[Callable[[str], str], Callable[[str], str]]:
+    """Return Whisper's normalizer for English and the one for any language."""
     from whisper_normalizer.basic import BasicTextNormalizer  # type: ignore[import-untyped]
     from whisper_normalizer.english import EnglishTextNormalizer  # type: ignore[import-untyped]
 
-    normalizer: Callable[[str], str] = EnglishTextNormalizer() if english else BasicTextNormalizer()
-    return normalizer
+    return EnglishTextNormalizer(), BasicTextNormalizer()

@@ -50,7 +50,7 @@ class _EvaluationPayload(BaseModel):
     manifest: Path | None = None
     inputs: Annotated[list[_Pair], FirstError()] | None = None
     match_mode: str = "exact"
-    normalizer: str = "basic"
+    normalizer: str = "whisper"
 
     @field_validator("audio_dir", "gt_dir", "manifest", mode="before")
     @classmethod

@@ -149,6 +149,13 @@ class JobRunner:
             self._webhooks.wake()
         return outcome
 
+    def cancel_pending(self, *, owner: str | None = None) -> int:
+        """Cancel pending jobs as `JobStore.cancel_pending` does."""
+        count = self._store.cancel_pending(owner=owner)
+        if count:
+            self._webhooks.wake()
+        return count
+
     def stop(self, drain_sec: float = 0.0) -> None:
         """Claim no more jobs; after `drain_sec` seconds, stop the unfinished jobs and return them to the queue."""
         with self._changed:

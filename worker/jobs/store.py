@@ -192,6 +192,19 @@ class JobStore:
         self._remove([row.upload])
         return "cancelled"
 
+    def cancel_pending(self, *, owner: str | None = None) -> int:
+        """Cancel all pending jobs, of one owner or of all, and return their number."""
+        pending = jobs.c.state == "pending"
+        with self._database.write() as connection:
+            rows = connection.execute(
+                jobs.update()
+                .where(pending if owner is None else sa.and_(pending, jobs.c.owner == owner))
+                .values(state="cancelled", **_end(self._clock()))
+                .returning(jobs.c.upload)
+            ).all()
+        self._remove(row.upload for row in rows)
+        return len(rows)
+
     def recent(
         self,
         *,

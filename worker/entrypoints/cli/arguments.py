@@ -111,10 +111,17 @@ def _evaluate(commands: Any) -> None:
     )
     command.add_argument("--manifest", metavar="FILE", help="a manifest in NeMo's format, instead of the folders")
     command.add_argument(
-        "--match-mode", default="exact", help="how to compare a text with its label: exact (default) or normalized"
+        "--match-mode",
+        default="exact",
+        help="when a text matches its label: exact (default; only case and white space may differ) or normalized "
+        "(after Whisper's normalizer)",
     )
     command.add_argument(
-        "--normalizer", default="basic", help="the normalizer for error rates: basic (default) or whisper"
+        "--normalizer",
+        default="whisper",
+        help="what error rates are computed on. whisper (default) drops case, punctuation and text in brackets, and "
+        "unifies the numbers, contractions and spelling of English. plain drops case and repeated white space, and "
+        "keeps the rest. The rates of plain are always reported too",
     )
     command.add_argument("--language", help="the spoken language: a code, such as en, an English name, or auto")
     command.add_argument("--prompt", help="a prompt for the model")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from worker import catalog
 from worker.config import Settings
@@ -12,7 +13,16 @@ from worker.entrypoints import python
 from worker.entrypoints.cli import outputs, session
 from worker.entrypoints.progress import bar
 from worker.errors import RequestError
-from worker.evaluation import Corpus, evaluate, prepare, read_folder, read_manifest, to_html
+from worker.evaluation import (
+    Corpus,
+    audio_links,
+    count_and_names,
+    evaluate,
+    prepare,
+    read_folder,
+    read_manifest,
+    to_html,
+)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,18 +48,31 @@ def run(args: argparse.Namespace) -> int:
     ):
         report = evaluate(bundle.engine, corpus, options, trusted=True, on_result=add, **how)
     if args.html is not None:
-        Path(args.html).write_text(to_html(report), encoding="utf-8")
+        page = to_html(report, audio=audio_links(corpus, Path(args.html).parent))
+        Path(args.html).write_text(page, encoding="utf-8")
     outputs.write(args.output, outputs.dumps(report), sys.stdout.buffer)
     for detail in report["details"]:
         if warning := detail.get("warning"):
             session.say(f"{detail['file']}: {warning}")
         if error := detail.get("error"):
             session.say(f"{detail['file']}: {error['code']}: {error['message']}")
-    for name in report["summary"]["unlabelled"]:
-        session.say(f"{name}: the audio has no label")
-    for name in report["summary"]["missing_audio"]:
-        session.say(f"{name}: the label has no audio")
-    return 1 if report["summary"]["failed"] else 0
+    summary = report["summary"]
+    if unlabelled := summary["unlabelled"]:
+        session.say(f"audio without a label: {count_and_names(unlabelled)}")
+    if missing := summary["missing_audio"]:
+        session.say(f"labels without audio: {count_and_names(missing)}")
+    session.say(_rates(summary))
+    return 1 if summary["failed"] else 0
+
+
+def _rates(summary: dict[str, Any]) -> str:
+    """Return the summary in one line."""
+    return (
+        f"WER {summary['wer']:.1%}, CER {summary['cer']:.1%} ({summary['normalizer']}); "
+        f"WER {summary['plain_wer']:.1%}, CER {summary['plain_cer']:.1%} (plain: punctuation counts); "
+        f"{summary['tp']} of {summary['count']} files match their label ({summary['match_mode']}); "
+        f"{summary['failed']} failed"
+    )
 
 
 def _corpus(args: argparse.Namespace) -> Corpus:

@@ -263,6 +263,19 @@ class RunpodHealth(TypedDict):
     workers: _RunpodWorkers
 
 
+class RunpodStream(RunpodJob):
+    """A job, and the parts of its output that were not sent yet, as Runpod's API shows them."""
+
+    stream: list[Any]
+
+
+class RunpodPurge(TypedDict):
+    """How many pending jobs were canceled."""
+
+    removed: int
+    status: Literal["completed"]
+
+
 def failures(*statuses: int) -> dict[int | str, Json]:
     """Return the responses that are OpenAI's error object; every route may respond with 403."""
     return {status: {"description": _MEANINGS[status], "model": ErrorBody} for status in (403, *statuses)}

@@ -3,8 +3,11 @@
 POST /run        stores a job; GET or POST /status/{id} reports on it, POST /cancel/{id} cancels it
 POST /runsync    runs the payload and responds with its answer; nothing is stored
 
-Runpod's SDK looks for these routes, and for GET /health in a shape of its own, below /v2/{endpoint}/. `endpoint` may be
-any name.
+Runpod's SDK looks for these routes below /v2/{endpoint}/, where `endpoint` may be any name, and for three more:
+
+GET /health          the caller's jobs and the worker's state, in Runpod's shape
+GET /stream/{id}     a job without partial outputs, because the handler returns its output at once
+POST /purge-queue    cancels the caller's pending jobs
 """
 
 from __future__ import annotations
@@ -21,7 +24,17 @@ from fastapi.responses import JSONResponse, Response
 from worker.entrypoints.http.body import RequestBody
 from worker.entrypoints.http.callers import SentBy
 from worker.entrypoints.http.job_queue import JobQueue
-from worker.entrypoints.http.openapi import STORED, TEXT, WORK, RunpodHealth, RunpodJob, body, failures
+from worker.entrypoints.http.openapi import (
+    STORED,
+    TEXT,
+    WORK,
+    RunpodHealth,
+    RunpodJob,
+    RunpodPurge,
+    RunpodStream,
+    body,
+    failures,
+)
 from worker.entrypoints.http.responses import large_json
 from worker.entrypoints.http.service import Service
 from worker.errors import AviaryError, RequestError
@@ -41,7 +54,7 @@ def router(service: Service, queue: JobQueue) -> APIRouter:
     """Return the routes on one service and its jobs."""
     routes = APIRouter(tags=["Runpod"])
     routes.include_router(_jobs(service, queue))
-    for sub in (_jobs(service, queue, suffix="_v2"), _health(service, queue)):
+    for sub in (_jobs(service, queue, suffix="_v2"), _endpoint_routes(service, queue)):
         routes.include_router(sub, prefix="/v2/{endpoint}", dependencies=[Depends(_endpoint)])
     return routes
 
@@ -50,7 +63,7 @@ def _endpoint(endpoint: str) -> None:
     """Declare the name of the endpoint. A server is one endpoint, so the name selects nothing."""
 
 
-def _health(service: Service, queue: JobQueue) -> APIRouter:
+def _endpoint_routes(service: Service, queue: JobQueue) -> APIRouter:
     routes = APIRouter()
 
     @routes.get(
@@ -69,6 +82,26 @@ def _health(service: Service, queue: JobQueue) -> APIRouter:
         }
         workers = {word: int(state == service.state) for state, word in _WORKERS.items()}
         return JSONResponse({"jobs": jobs, "workers": workers})
+
+    @routes.get(
+        "/stream/{name}",
+        summary="The state of a job, without partial outputs",
+        response_model=RunpodStream,
+        responses=failures(*STORED),
+    )
+    async def stream(name: str, caller: SentBy) -> Response:
+        found = await asyncio.to_thread(queue.find, name, caller)
+        return JSONResponse({**runpod.job_json(found.job), "stream": []})
+
+    @routes.post(
+        "/purge-queue",
+        summary="Cancel the caller's pending jobs",
+        response_model=RunpodPurge,
+        responses=failures(401, 503, 507),
+    )
+    async def purge_queue(caller: SentBy) -> Response:
+        removed = await asyncio.to_thread(lambda: queue.runner.cancel_pending(owner=caller.sees_jobs_of))
+        return JSONResponse({"removed": removed, "status": "completed"})
 
     return routes
 
