@@ -2,16 +2,14 @@
 
     process = start(command(module, *arguments))     in place of subprocess.Popen
 
-command(module, *arguments)    the command line that runs a module of this package
-environment(**variables)       this process's environment and the variables
-ROOT                           the folder to start the child in, so that it finds the package wherever this process
-started
-start(command, …)              a child that ends with this process
-Lifeline                       the same for a child that another function starts, such as asyncio's
-ignore_signals()               for the child: leave Ctrl-C and SIGTERM to this process
+- `command` returns the command line that runs a module of this package.
+- `environment` returns this process's environment and more variables.
+- `ROOT` is the folder to start a child in, so that it finds the package.
+- `start` starts a child that ends with this process.
+- `Lifeline` does the same for a child that another function starts, such as asyncio's.
+- `ignore_signals`, in a child, leaves Ctrl-C and SIGTERM to this process.
 
-On Linux, the kernel kills the child when this process ends, even if this process is killed, and whatever the child does
-at that moment:
+On Linux, the kernel kills the child when this process ends, even if this process is killed. The child need not help:
 
     this process ── write end of a pipe ══▶ read end ── the child, which never reads it
          ends  ──▶  the kernel closes it  ──▶  the kernel signals the child (F_SETOWN, F_SETSIG, O_ASYNC)
