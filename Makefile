@@ -23,8 +23,9 @@ FULL := $(if $(filter 1,$(GPU)),gpu,cpu)
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 PYTEST := $(PY) -m pytest -n $(shell expr $(CORES) + 1) --maxprocesses 4 --dist worksteal
 
-# The programs that the tests run, by the names of Debian's packages and of Homebrew's formulae.
-PROGRAMS := nginx postgresql chromium ffmpeg prometheus
+# The programs that the tests run, by the names of Debian's packages and of Homebrew's formulae. Debian's npm cannot be
+# installed beside the npm of another source.
+PROGRAMS := nginx postgresql chromium ffmpeg prometheus $(if $(shell command -v npm),,npm)
 SUDO = $(if $(filter-out 0,$(shell id -u)),sudo)
 
 # What `make run` runs: the model named in the environment, else pocketsphinx, or the worker's default where there is a
@@ -39,7 +40,7 @@ help:  ## List the targets
 run: $(VENV)/$(if $(LIGHT),base,$(FULL)).installed  ## Run the worker on test_input.json: pocketsphinx, or Parakeet on a GPU
 	@$(if $(RUN_MODEL),MODEL='$(RUN_MODEL)') $(PY) -u handler.py $(ARGS)
 
-test: $(VENV)/$(FULL).installed $(VENV)/dev.installed $(VENV)/real.installed  ## Run all tests; those that need a program of `make system` are skipped without it
+test: $(VENV)/$(FULL).installed $(VENV)/dev.installed $(VENV)/real.installed $(if $(shell command -v npm),$(VENV)/npm.installed)  ## Run all tests; those that need a program of `make system` are skipped without it
 	@$(PYTEST) $(ARGS)
 
 check: lint  ## Lint, then run the fast tests, which need neither torch nor NeMo
@@ -62,7 +63,7 @@ lint: $(VENV)/dev.installed  ## Check style, format, types, imports, prose and g
 docs: $(VENV)/dev.installed  ## Build the documentation site into site/; a broken link is an error
 	@$(PY) -m mkdocs build --strict -q
 
-system:  ## Install the programs that the tests run: nginx, PostgreSQL, Chromium, ffmpeg, Prometheus
+system:  ## Install the programs that the tests run: nginx, PostgreSQL, Chromium, ffmpeg, Prometheus, npm
 	@if ! command -v apt-get >/dev/null; then \
 	  echo "apt-get is not here. Install with your package manager (macOS: brew): $(PROGRAMS)" >&2; exit 1; \
 	fi
@@ -103,6 +104,12 @@ $(VENV)/%.installed: | $(PY)
 	@if [ -f '$(VENV)/$(OTHER).installed' ]; then echo "$(VENV)/ was made with GPU=$(if $(filter gpu,$(OTHER)),1,0): run make clean first." >&2; exit 1; fi
 	@printf 'Installing %s into $(VENV)/ ... ' $<; start=$$(date +%s); \
 	$(PIP) -r $< && touch $@ $(VENV)/base.installed && echo "$$(( $$(date +%s) - start )) s"
+
+# OpenAI's JavaScript client, by the hash in the lock file. No script of the package runs.
+$(VENV)/npm.installed: tests/npm/package.json tests/npm/package-lock.json | $(PY)
+	@mkdir -p $(VENV)/npm && cp $^ $(VENV)/npm
+	@cd $(VENV)/npm && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null
+	@touch $@
 
 $(PY):
 	@for python in $(CANDIDATES); do \
