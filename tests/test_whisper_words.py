@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import zlib
 
 import numpy as np
@@ -94,7 +95,8 @@ def test_subtitles_have_the_words_of_the_segments(row):
     parts = compose(*row)
     text = subtitles.srt(Transcript(parts.text, parts.words, parts.segments), 30.0)
     lines = [line for block in text.split("\n\n") for line in block.splitlines()[2:]]
-    assert "".join("".join(lines).split()) == "".join("".join(one.text for one in parts.segments).split())
+    spoken = "".join(one.text for one in parts.segments)
+    assert re.sub(r"\W", "", "".join(lines)) == re.sub(r"\W", "", spoken)  # a cue of punctuation alone is left out
 
 
 def test_a_time_token_within_a_word_ends_the_segment_after_the_word():
