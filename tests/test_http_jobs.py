@@ -87,7 +87,7 @@ def test_an_upload_as_a_job(server):
     status = until(server, f"/jobs/{name}/status", "completed")
     assert status["filename"] == "audio.mp3"
     assert status["error"] is None
-    assert status["progress"] == {"done": 1, "total": 1}
+    assert status["progress"] == {"done": 1, "total": 1, "audio_sec_done": 1.268, "audio_sec_total": 1.268}
     result = server.get(f"/jobs/{name}/result").json()
     assert result["text"] == "see you next week"
     assert result["segments"] == [{"start": 0.13, "end": 1.13, "text": "see you next week"}]

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import os
 import random
 import shutil
@@ -29,12 +28,13 @@ from conftest import tone
 
 from worker.config import Settings
 from worker.engine.engine import Engine
-from worker.errors import DeviceLost, RequestError
+from worker.errors import DeviceLost, RequestError, StoreError
 from worker.jobs.records import FINISHED
 from worker.jobs.runner import JobRunner
 from worker.jobs.store import JobStore
 from worker.protocol.render import to_json
 from worker.protocol.request import parse
+from worker.types import Progress
 
 
 def on(engine: Engine, hold_sec: float = 0.0):
@@ -42,8 +42,8 @@ def on(engine: Engine, hold_sec: float = 0.0):
     average."""
 
     def run(payload, on_progress, _owner) -> Future[dict]:
-        request, outer, done = parse(payload, engine.settings, trusted=True), Future(), itertools.count(1)
-        inner = engine.submit(request, on_result=lambda _: on_progress(next(done), request.size))
+        request, outer = parse(payload, engine.settings, trusted=True), Future()
+        inner = engine.submit(request, on_progress=on_progress)
 
         def answer(future):
             if not future.cancelled() and outer.set_running_or_notify_cancel():
@@ -286,12 +286,36 @@ def test_progress_is_shown_and_the_last_of_it_kept(store, desk):
         job = runner.submit("run", {"name": "a"})
         until(lambda: "a" in desk.open)
         for n in range(7):
-            desk.open["a"][1](n, 9)
+            desk.open["a"][1](Progress(n, 9, n, 10.0 * n, 10.0 * n, (n, "x")))
         until(lambda: (store.see(job.id).job.done, store.see(job.id).job.total) == (6, 9), 2)
-        desk.open["a"][1](9, 9)
+        assert store.text(job.id) == dict.fromkeys(range(7), "x")
+        desk.open["a"][1](Progress(9, 9, 9, 90.0, 90.0, (9, "x")))
         desk.end("a", {"results": []})
         until(lambda: state(store, job) == "completed")
-    assert (store.see(job.id).job.done, store.see(job.id).job.total) == (9, 9)
+    assert store.see(job.id).job.progress == {"done": 9, "total": 9, "audio_sec_done": 90.0, "audio_sec_total": 90.0}
+    assert store.text(job.id) == {}
+
+
+def test_text_that_could_not_be_stored_is_stored_later(store, desk, monkeypatch):
+    failing = [True]
+    write = store.progress
+
+    def progress(*written):
+        if failing:
+            raise StoreError("the disk is full")
+        write(*written)
+
+    monkeypatch.setattr(store, "progress", progress)
+    with JobRunner(store, desk) as runner:
+        job = runner.submit("run", {"name": "a"})
+        until(lambda: "a" in desk.open)
+        desk.open["a"][1](Progress(0, 1, 1, 30.0, 60.0, (0, "one")))
+        time.sleep(1.2)
+        desk.open["a"][1](Progress(0, 1, 1, 60.0, 60.0, (0, " two")))
+        assert store.text(job.id) == {}
+        failing.clear()
+        until(lambda: store.text(job.id) == {0: "one two"}, 10)
+        desk.end("a", {"results": []})
 
 
 FAILED = {"index": 0, "id": None, "error": {"code": "fetch_failed", "message": "m", "retryable": True}}
@@ -348,7 +372,7 @@ def test_an_answer_that_cannot_be_kept_spoils_no_other(store, desk, poison):
 
 def test_what_the_database_refuses_spoils_no_other(store):
     def run(payload, on_progress, _owner):
-        on_progress(payload, 1)  # no database has an integer of 70 bits
+        on_progress(Progress(payload, 1))  # no database has an integer of 70 bits
         future = Future()
         future.set_result({"results": []})
         return future

@@ -29,6 +29,7 @@ from worker.jobs.database import Database
 from worker.jobs.records import FINISHED, Outcome, Seen, Submission
 from worker.jobs.schema import STEPS, metadata, migrate
 from worker.jobs.store import JobStore
+from worker.types import Progress
 
 UPLOAD = "0123456789abcdef" * 2
 NOBODY = "00000000-0000-4000-8000-000000000000"
@@ -167,6 +168,7 @@ class States(RuleBasedStateMachine):
             "until": None,
             "upload": name,
             "progress": (0, 0),
+            "text": "",
             "result": None,
             "code": None,
         }
@@ -181,7 +183,8 @@ class States(RuleBasedStateMachine):
                     owner=None, until=None, state="failed" if lost else "pending", code="worker_lost" if lost else None
                 )
                 if not lost:
-                    one["progress"] = (0, 0)
+                    one["progress"] = (0, one["progress"][1])
+                one["text"] = ""
         expected = [job for job, one in self.model.items() if one["state"] == "pending"][:limit]
         got = self.store.claim(owner, LEASE, limit)
         assert [job.id for job, _ in got] == expected
@@ -193,7 +196,7 @@ class States(RuleBasedStateMachine):
                 attempts=one["attempts"] + 1,
                 owner=owner,
                 until=self.clock.now + LEASE,
-                progress=(0, 0),
+                progress=(0, one["progress"][1]),
             )
 
     @rule(seconds=st.sampled_from([6.0, 11.0]))
@@ -218,7 +221,7 @@ class States(RuleBasedStateMachine):
     @rule(named=named, some=st.lists(jobs, min_size=1, max_size=3, unique=True), good=st.booleans(), told=st.booleans())
     def finish(self, named, some, good, told):
         owner = self.who(named, some[0])
-        progress = (1, 1) if told else None
+        progress = Progress(1, 1) if told else None
         outcome = (
             Outcome.completed({"by": owner}, progress) if good else Outcome.failed({"code": "x"}, progress=progress)
         )
@@ -232,7 +235,8 @@ class States(RuleBasedStateMachine):
                 until=None,
                 code=None if good else "x",
                 result={"by": owner} if good else None,
-                progress=progress or one["progress"],
+                progress=(1, 1) if told else one["progress"],
+                text="",
             )
 
     @rule(named=named, job=jobs)
@@ -241,14 +245,22 @@ class States(RuleBasedStateMachine):
         self.store.give_back(owner, [job])
         if job in self.held(owner):
             one = self.model[job]
-            one.update(state="pending", attempts=one["attempts"] - 1, owner=None, until=None, progress=(0, 0))
+            one.update(
+                state="pending",
+                attempts=one["attempts"] - 1,
+                owner=None,
+                until=None,
+                progress=(0, one["progress"][1]),
+                text="",
+            )
 
     @rule(named=named, job=jobs, value=st.integers(0, 3))
     def progress(self, named, job, value):
         owner = self.who(named, job)
-        self.store.progress(owner, {job: (value, 3)})
+        self.store.progress(owner, {job: Progress(value, 3)}, {job: [(0, f"{value} ")]})
         if job in self.held(owner):
             self.model[job]["progress"] = (value, 3)
+            self.model[job]["text"] += f"{value} "
 
     @rule(job=jobs)
     def cancel(self, job):
@@ -256,7 +268,7 @@ class States(RuleBasedStateMachine):
         over = one["state"] in FINISHED
         assert self.store.cancel(job) == ("finished" if over else "cancelled")
         if not over:
-            one.update(state="cancelled", owner=None, until=None)
+            one.update(state="cancelled", owner=None, until=None, text="")
 
     @invariant()
     def everything_agrees(self):
@@ -273,6 +285,7 @@ class States(RuleBasedStateMachine):
             )
             assert (got.completed_at is not None) == (one["state"] in FINISHED)
             assert (got.error and got.error["code"]) == one["code"]
+            assert self.store.text(job) == ({0: one["text"]} if one["text"] else {})
             assert (self.store.uploads / one["upload"]).exists() == (one["state"] not in FINISHED)
         waiting = [job for job, one in self.model.items() if one["state"] == "pending"]
         if self.model:
@@ -336,7 +349,7 @@ def test_a_job_is_kept_as_it_was_submitted(store, clock):
         "created_at": "1970-01-12T13:46:40Z",
         "started_at": None,
         "completed_at": None,
-        "progress": {"done": 0, "total": 0},
+        "progress": {"done": 0, "total": 0, "audio_sec_done": None, "audio_sec_total": None},
         "attempts": 0,
         "error": None,
     }

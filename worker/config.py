@@ -173,7 +173,9 @@ class Settings(BaseSettings):
         512, ge=1, description="Most unfinished inputs that the HTTP server holds. Further requests get status 429."
     )
     request_timeout_sec: float = Field(
-        600, gt=0, description="Longest time, in seconds, that the HTTP server works on a request whose client waits."
+        590,
+        gt=0,
+        description="Longest time, in seconds, that the HTTP server works on a request whose client waits. A transcription then continues as a job. OpenAI's clients give up after 600 s by default.",
     )
     max_json_bytes: int = Field(
         64 * 1024**2, ge=1, description="Largest JSON body, in bytes. The limit of uploads is `MAX_AUDIO_BYTES`."

@@ -197,9 +197,13 @@ class StillLoading(Busy):
 
 
 class DeadlineExceeded(Busy):
-    """The request took longer than `REQUEST_TIMEOUT_SEC`."""
+    """The request took longer than `REQUEST_TIMEOUT_SEC`. It continues as the job `job_id`, if the error names one."""
 
     code = "deadline_exceeded"
+
+    def __init__(self, message: str, *, retry_after_sec: float | None = None, job_id: str | None = None) -> None:
+        super().__init__(message, retry_after_sec=retry_after_sec)
+        self.job_id = job_id
 
 
 class InputError(AviaryError):

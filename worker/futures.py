@@ -4,6 +4,7 @@
     when_all(futures, then)   call `then` once every future is done
     any_of(futures)           a future that fails only if all of them fail
     all_of(futures)           a future of all outcomes, errors included
+    count_done(futures, note) call `note` with the number of done futures, whenever it grows
     settle, fail              complete a future that may be done already
 
 Callbacks run on the thread that completes the last future they wait for.
@@ -100,6 +101,20 @@ def all_of(futures: Sequence[Future[T]]) -> Future[list[T | AviaryError]]:
     target.add_done_callback(cancel)
     when_all(futures, finish)
     return target
+
+
+def count_done(futures: Sequence[Future[Any]], note: Callable[[int], None]) -> None:
+    """Call `note` with how many of the futures are done, each time that one of them is."""
+    done, lock = 0, threading.Lock()
+
+    def count(_future: Future[Any]) -> None:
+        nonlocal done
+        with lock:
+            done += 1
+            note(done)
+
+    for future in futures:
+        future.add_done_callback(count)
 
 
 def settle(target: Future[T], value: T) -> None:

@@ -461,3 +461,31 @@ class Response:
     """One outcome per input, in the request's order."""
     timing: Timing
     """How long the request took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a request has come."""
+
+    inputs_done: int
+    """The inputs that have an outcome."""
+    inputs_total: int
+    """The inputs of the request."""
+    inputs_known: int = 0
+    """The inputs of which the audio is decoded, or that failed before."""
+    audio_sec_done: float | None = None
+    """Seconds of audio that the model is done with. None: unknown for the task."""
+    audio_sec_known: float = 0.0
+    """Seconds of audio of the decoded inputs."""
+    text: tuple[int, str] | None = None
+    """The index of an input, and the text that follows its text so far. The final transcript may correct that text."""
+
+    @property
+    def audio_sec_total(self) -> float | None:
+        """Seconds of audio of all inputs, or None while some of them are not decoded."""
+        is_known = self.audio_sec_done is not None and self.inputs_known == self.inputs_total
+        return self.audio_sec_known if is_known else None
+
+
+OnProgress = Callable[[Progress], None]
+"""Called with each change of a request's progress. It must not block."""

@@ -161,6 +161,8 @@ def error_from_body(body: Mapping[str, Any], status: int = 500, retry_after_sec:
     error.param = body.get("param")
     error.retryable = body.get("retryable", status in _RETRIED if kind.code != code else error.retryable)
     error.retry_after_sec = retry_after_sec
+    if isinstance(error, DeadlineExceeded):
+        error.job_id = body.get("job_id")
     return error
 
 

@@ -53,7 +53,7 @@ class ClipRun:
         settings: Settings,
         submit: Callable[[Piece, OnOutcome], None],
     ) -> None:
-        self._state, self._clip, self._submit = state, clip, submit
+        self._state, self._clip, self._items, self._submit = state, clip, items, submit
         self._row = catalog.find(options.model)
         self._conditions = options.condition_on_previous_text
         # Pieces of each kind share batches.
@@ -89,18 +89,38 @@ class ClipRun:
         if self._in_windows:
             self._search_speech()
             windows = chunking.split(self._clip.samples, self._window_sec, self._speech or ())
-            on_text = self._stream.write if self._stream else None
-            collector = WindowCollector(self._state, _starts(windows), first, on_text, list)
+            collector = WindowCollector(self._state, _starts(windows), first, self._text_listener(), list)
             if self._conditions:
                 self._submit_next(windows, 0, "", collector)
             else:
                 for number, window in enumerate(windows):
-                    self._submit(self._piece(window), functools.partial(collector.add, number))
+                    self._submit(self._piece(window), functools.partial(self._end_window, collector, number, window))
         else:
             windows = [(0, len(self._clip.samples))]
             self._submit_whole(WindowCollector(self._state, [0.0], first, merge=list))
             self._search_speech()  # while the device transcribes
         first.add_done_callback(into(output, functools.partial(self._check_words, output, windows)))
+
+    def _text_listener(self) -> Callable[[str], None] | None:
+        """Return what receives the text of the windows in order, or None if there is no listener."""
+        meter, stream = self._state.meter, self._stream
+        if not meter.is_watched:
+            return stream.write if stream else None
+
+        def listen(text: str) -> None:
+            meter.add_text(self._items, text)
+            if stream:
+                stream.write(text)
+
+        return listen
+
+    def _end_window(
+        self, collector: WindowCollector, number: int, window: Samples, outcome: PieceResult | AviaryError
+    ) -> None:
+        """Record the outcome of a window."""
+        start, end = window
+        self._state.meter.advance(self._items, (end - start) / SAMPLE_RATE)
+        collector.add(number, outcome)
 
     def _submit_whole(self, collector: WindowCollector) -> None:
         piece = self._piece((0, len(self._clip.samples)))
@@ -112,7 +132,7 @@ class ClipRun:
         """Queue a window with the text before it as its prompt, and then the windows after it."""
 
         def on_outcome(outcome: PieceResult | AviaryError) -> None:
-            collector.add(number, outcome)
+            self._end_window(collector, number, windows[number], outcome)
             if isinstance(outcome, AviaryError):
                 for later in range(number + 1, len(windows)):
                     collector.add(later, outcome)

@@ -35,7 +35,7 @@ from worker.engine.scheduler import Scheduler
 from worker.errors import AviaryError, DeviceLost, EmptyAudio
 from worker.faults import report
 from worker.futures import any_of, fail, when_all
-from worker.types import Item, Options, Output, Part, Request, Response, Source
+from worker.types import Item, OnProgress, Options, Output, Part, Request, Response, Source
 
 log = logging.getLogger(__name__)
 
@@ -82,15 +82,21 @@ class Engine:
             runner.start()
 
     def submit(
-        self, request: Request, *, on_result: OnResult | None = None, on_text: OnText | None = None
+        self,
+        request: Request,
+        *,
+        on_result: OnResult | None = None,
+        on_text: OnText | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Future[Response]:
         """Run the request.
 
         `on_result` is called with the outcome of each input when it is done. `on_text` is called with an input's index
-        and each new part of its text: as it is generated, or, for a long clip, as its windows are done. Both are called
-        on worker threads, which they must not block.
+        and each new part of its text: as it is generated, or, for a long clip, as its windows are done. `on_progress`
+        is called whenever an input is decoded, a window is done, or an input has its outcome. All are called on worker
+        threads, which they must not block.
         """
-        state = RequestState(request, on_result, on_text, lambda: self._scheduler.closed)
+        state = RequestState(request, on_result, on_text, on_progress, lambda: self._scheduler.closed)
         sources: dict[Source, list[Item]] = {}
         for item in request.items:
             sources.setdefault(item.source, []).append(item)
@@ -234,6 +240,7 @@ class Engine:
             output, (options, segment) = outputs[key], key
             clip = decoded.clip if segment is None else cut(decoded.clip, *segment)
             output.add_done_callback(functools.partial(state.finish, group, clip))
+            state.meter.expect(group, clip.duration_sec)
             try:
                 if not len(clip.samples):
                     raise EmptyAudio(f"the segment lies past the end of the audio, at {decoded.clip.duration_sec:g} s")

@@ -1,6 +1,7 @@
 """The state of a request that runs: the outcomes of its inputs, collected in any order, and the text they generate.
 
     piece outcomes ──▶ WindowCollector ── output of the clip ──▶ RequestState ── Response ──▶ future
+                                                                 ProgressMeter ──▶ on_progress
     generated text ──▶ TextStream ──▶ on_text
 
 Thread-safe: outcomes arrive on the threads of ingest and of the devices.
@@ -20,6 +21,7 @@ from typing import Any
 
 from worker.engine import chunking
 from worker.engine.piece_queue import PieceResult
+from worker.engine.progress import ProgressMeter
 from worker.errors import AviaryError
 from worker.futures import fail, settle
 from worker.types import (
@@ -28,6 +30,7 @@ from worker.types import (
     Embedding,
     Failure,
     Item,
+    OnProgress,
     Output,
     Request,
     Response,
@@ -50,10 +53,11 @@ Parts = list[tuple[float, Output]]  # where each window starts, in seconds, and 
 class RequestState:
     """The outcomes and the seconds of a request. `future` is set once every input has its outcome.
 
-    `turn` is what its pieces have in common for the scheduler.
+    `turn` is what its pieces have in common for the scheduler. `meter` counts what is done.
 
     on_result: called with each outcome, before the future is set. Its exceptions are logged.
     on_text: called with an input's index and each new part of its generated text. Its exceptions are logged.
+    on_progress: as in ProgressMeter.
     closed: whether the engine is closed.
     """
 
@@ -62,9 +66,11 @@ class RequestState:
         request: Request,
         on_result: OnResult | None,
         on_text: OnText | None,
+        on_progress: OnProgress | None = None,
         closed: Callable[[], bool] = lambda: False,
     ) -> None:
         self.future: Future[Response] = Future()
+        self.meter = ProgressMeter(request.size, on_progress)
         self.request, self._on_result, self._on_text, self._closed = request, on_result, on_text, closed
         self.turn = Turn(request.owner, next(_numbers))
         self._started = time.monotonic()
@@ -111,6 +117,7 @@ class RequestState:
                 self._on_result(outcome)
             except Exception:
                 log.exception("on_result failed")
+        self.meter.end(outcome.index, _text(outcome))
         with self._lock:
             self._outcomes[outcome.index] = outcome
             is_complete = len(self._outcomes) == self.request.size
@@ -237,6 +244,13 @@ def visible(output: Output, view: View) -> Output:
         chars=output.chars if "char" in view.timestamps else (),
         tokens=output.tokens if view.confidence or view.include else (),
     )
+
+
+def _text(outcome: Result | Failure) -> str | None:
+    """Return the transcript of an input, if it has one."""
+    if isinstance(outcome, Result) and isinstance(outcome.output, Transcript):
+        return outcome.output.text
+    return None
 
 
 def _warning(clip: Clip, output: Output) -> str | None:

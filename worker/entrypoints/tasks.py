@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from typing_extensions import override
+
 from worker.config import Settings
 from worker.engine.engine import Engine
 from worker.errors import AviaryError, Unsupported
@@ -19,7 +21,7 @@ from worker.net.s3 import Bucket
 from worker.protocol import openai
 from worker.protocol.request import Fields, parse
 from worker.protocol.work import Inference, Json, OnResult, OnText, Work
-from worker.types import S3Access
+from worker.types import OnProgress, S3Access
 
 if TYPE_CHECKING:
     from worker.scoring.scorer import Scorer
@@ -92,7 +94,7 @@ class Tasks:
         if route == "/v1/models":
             return _ModelList()
         payload, shape = openai.translate(route, fields.get("openai_input"))
-        return _Routed(self.prepare(payload, **options), shape)
+        return Routed(self.prepare(payload, **options), shape)
 
 
 class _ModelList(Work):
@@ -100,7 +102,12 @@ class _ModelList(Work):
 
     size, model = 0, None
 
-    def start(self, on_result: OnResult | None = None, on_text: OnText | None = None) -> Future[None]:
+    def start(
+        self,
+        on_result: OnResult | None = None,
+        on_text: OnText | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Future[None]:
         listed: Future[None] = Future()
         listed.set_result(None)
         return listed
@@ -109,19 +116,27 @@ class _ModelList(Work):
         return openai.models()
 
 
-class _Routed(Work):
+class Routed(Work):
     """Work whose answer takes the shape of an OpenAI route; an answer with an error keeps its own."""
 
     def __init__(self, work: Work, shape: openai.Shape) -> None:
         self._work, self._shape = work, shape
         self.size, self.model = work.size, work.model
 
-    def start(self, on_result: OnResult | None = None, on_text: OnText | None = None) -> Future[Any]:
-        return self._work.start(on_result, on_text)
+    @override
+    def start(
+        self,
+        on_result: OnResult | None = None,
+        on_text: OnText | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Future[Any]:
+        return self._work.start(on_result, on_text, on_progress)
 
+    @override
     def finish(self, outcome: Any) -> Any:
         answer = self._work.finish(outcome)
         return answer if "error" in answer else self._shape(answer)
 
+    @override
     def error(self, outcome: Any) -> AviaryError | None:
         return self._work.error(outcome)

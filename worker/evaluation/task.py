@@ -24,7 +24,7 @@ from worker.evaluation import Corpus, Evaluation, Pair, read_folder, read_manife
 from worker.evaluation import prepare as prepare_evaluation
 from worker.protocol.request import LONGEST_LANGUAGE, LONGEST_NAME, OPTIONS, Fields, FirstError, Strict, validated
 from worker.protocol.work import Json, OnResult, OnText, Work
-from worker.types import Failure, Response, S3Access
+from worker.types import Failure, OnProgress, Response, S3Access
 
 if TYPE_CHECKING:
     from worker.engine.engine import Engine
@@ -93,8 +93,13 @@ class EvaluationWork(Work):
         return self.evaluation.request.model
 
     @override
-    def start(self, on_result: OnResult | None = None, on_text: OnText | None = None) -> Future[Response]:
-        return self.engine.submit(self.evaluation.request, on_result=on_result)
+    def start(
+        self,
+        on_result: OnResult | None = None,
+        on_text: OnText | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Future[Response]:
+        return self.engine.submit(self.evaluation.request, on_result=on_result, on_progress=on_progress)
 
     @override
     def finish(self, outcome: Response) -> Json:

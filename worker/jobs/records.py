@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal, get_args
 
+from worker.types import Progress
+
 State = Literal["pending", "processing", "completed", "failed", "cancelled"]
 STATES: tuple[State, ...] = get_args(State)
 FINISHED: tuple[State, ...] = ("completed", "failed", "cancelled")
@@ -18,9 +20,10 @@ class Job:
     """A job without its payload and result. Times are seconds since 1970.
 
     `number` is the job's position in the order of submission, and the cursor of `JobStore.recent`. `upload` is the name
-    of its file in the store's folder. `done` of `total` inputs are processed. `attempts` counts how often the job was
-    started. `error` is {"code", "message", "retryable"}. `lease_owner` is the process that runs the job, which loses it
-    to another at `lease_until`. `owner` names the API key that submitted the job, or is None if none was required.
+    of its file in the store's folder. `done` of `total` inputs are processed, and `audio_sec_done` of `audio_sec_total`
+    seconds of audio, each of which is None while it is unknown. `attempts` counts how often the job was started.
+    `error` is {"code", "message", "retryable"}. `lease_owner` is the process that runs the job, which loses it to
+    another at `lease_until`. `owner` names the API key that submitted the job, or is None if none was required.
     """
 
     number: int
@@ -40,6 +43,18 @@ class Job:
     lease_owner: str | None
     lease_until: float | None
     owner: str | None
+    audio_sec_done: float | None
+    audio_sec_total: float | None
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """How far the job has come, as JSON."""
+        return {
+            "done": self.done,
+            "total": self.total,
+            "audio_sec_done": _rounded(self.audio_sec_done),
+            "audio_sec_total": _rounded(self.audio_sec_total),
+        }
 
     def status(self) -> dict[str, Any]:
         """Return the public status as JSON, with times in ISO 8601, UTC."""
@@ -51,7 +66,7 @@ class Job:
             "created_at": _iso(self.created_at),
             "started_at": _iso(self.started_at),
             "completed_at": _iso(self.completed_at),
-            "progress": {"done": self.done, "total": self.total},
+            "progress": self.progress,
             "attempts": self.attempts,
             "error": self.error,
         }
@@ -74,7 +89,7 @@ class Seen:
 class Submission:
     """A job to submit. `upload` is the name of a file in the store's folder, and `webhook` the URL to notify.
 
-    `owner` names the API key of the submitter, or is None.
+    `owner` names the API key of the submitter, or is None. `total` is the number of inputs.
     """
 
     kind: str
@@ -83,28 +98,29 @@ class Submission:
     upload: str | None = None
     webhook: str | None = None
     owner: str | None = None
+    total: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How a job ended: with a result, or with an error and possibly a partial result.
 
-    `result` and `error` are JSON. `progress` is the last (done, total) if it changed since it was stored. The
+    `result` and `error` are JSON. `progress` is the last progress if it changed since it was stored. The
     constructors below raise TypeError or ValueError if a result is not strict JSON.
     """
 
     state: Literal["completed", "failed"]
     result: str | None
     error: str | None
-    progress: tuple[int, int] | None
+    progress: Progress | None
 
     @classmethod
-    def completed(cls, answer: Any, progress: tuple[int, int] | None = None) -> Outcome:
+    def completed(cls, answer: Any, progress: Progress | None = None) -> Outcome:
         """Return the outcome of a job that succeeded."""
         return cls("completed", encode(answer), None, progress)
 
     @classmethod
-    def failed(cls, error: Mapping[str, Any], answer: Any = None, progress: tuple[int, int] | None = None) -> Outcome:
+    def failed(cls, error: Mapping[str, Any], answer: Any = None, progress: Progress | None = None) -> Outcome:
         """Return the outcome of a job that failed; `error` is {"code", "message", "retryable"}."""
         return cls("failed", None if answer is None else encode(answer), encode(error), progress)
 
@@ -115,6 +131,10 @@ def encode(value: Any) -> str:
     Raises: TypeError or ValueError if the value is not strict JSON.
     """
     return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
 
 
 def _iso(seconds: float | None) -> str | None:

@@ -27,19 +27,21 @@ from concurrent.futures import Future
 from typing import Any, Literal
 
 from worker.config import Settings
-from worker.errors import AviaryError, Cancelled, DeviceLost, InternalError, StoreError
+from worker.errors import AviaryError, Cancelled, DeviceLost, InternalError, QueueFull, StoreError
 from worker.faults import report
+from worker.jobs.progress_log import ProgressLog
 from worker.jobs.records import Job, Outcome, Submission
 from worker.jobs.store import JobStore
 from worker.jobs.webhook import Webhooks
 from worker.jobs.webhook import check as check_webhook
+from worker.types import OnProgress, Progress
 
 log = logging.getLogger(__name__)
 
-OnProgress = Callable[[int, int], None]  # on_progress(done, total), in inputs
 StartJob = Callable[[Any, OnProgress, "str | None"], "Future[dict[str, Any]]"]  # of the payload of an owner
 
-TICK_SEC = 0.5  # the longest time between rounds; progress is written as often
+TICK_SEC = 0.5  # the longest time between rounds
+PROGRESS_SEC = 1.0  # the time between writes of progress
 PACE_SEC = 0.05  # the pause between rounds at full load
 RETRY_SEC = 1.0  # the pause after a failure of the store
 CLEANUP_SEC = 3600.0  # the time between removals of expired jobs
@@ -82,7 +84,7 @@ class JobRunner:
         self._starting = threading.Lock()  # held from a claim until the futures of its jobs are in `_running`
         self._running: dict[str, Future[dict[str, Any]]] = {}
         self._ended: list[str] = []
-        self._progress: dict[str, tuple[int, int]] = {}
+        self._logs: dict[str, ProgressLog] = {}  # of the jobs in `_running`
         self._woken = self._device_lost = False
         self._stop_at: float | None = None
         self._renew_at = self._progress_at = self._cleanup_at = 0.0  # when each is due (monotonic clock)
@@ -136,6 +138,19 @@ class JobRunner:
         stored = self._store.submit_all(submissions)
         self._wake()
         return stored
+
+    def adopt(self, submission: Submission, future: Future[dict[str, Any]], progress: ProgressLog) -> Job:
+        """Store a job that runs in this process already, and follow it as one that was claimed.
+
+        future: what `run` would have returned. progress: what receives the progress of the work.
+        Raises: QueueFull if `workers_in_flight` jobs run; the errors of `JobStore.submit_all`.
+        """
+        with self._starting:
+            if self._stop_at is not None or len(self._running) >= self._most:
+                raise QueueFull(f"the server runs {self._most} jobs, the most that it may (JOBS_IN_FLIGHT)")
+            (job,) = self._store.submit_all([submission], lease=(self.owner, self._lease_sec))
+            self._follow(job.id, future, progress)
+        return job
 
     def cancel(self, job_id: str) -> Literal["cancelled", "finished", "not_found"]:
         """Cancel a job as `JobStore.cancel` does.
@@ -214,17 +229,26 @@ class JobRunner:
         if now >= self._renew_at:
             self._renew_at = now + self._lease_sec / RENEWALS
             self._renew_leases()
-        if now >= self._progress_at and self._progress:
-            self._progress_at = now + TICK_SEC
-            with self._changed:
-                progress, self._progress = self._progress, {}
-            self._store.progress(self.owner, progress)
+        if now >= self._progress_at:
+            self._progress_at = now + PROGRESS_SEC
+            self._write_progress()
         if self._stop_at is None and not self._device_lost:
             self._claim()
         if now >= self._cleanup_at:
             self._cleanup_at = now + CLEANUP_SEC
             self._store.expire(self._keep_sec, self._max_bytes)
             self._store.sweep()
+
+    def _write_progress(self) -> None:
+        with self._changed:
+            logs = dict(self._logs)
+        unstored = {job_id: one for job_id, log in logs.items() if (one := log.unstored()) is not None}
+        if not unstored:
+            return
+        texts = {job_id: one.texts for job_id, one in unstored.items() if one.texts}
+        self._store.progress(self.owner, {job_id: one.progress for job_id, one in unstored.items()}, texts)
+        for job_id, one in unstored.items():
+            logs[job_id].note_stored(one)
 
     def _claim(self) -> None:
         """Claim and start as many jobs as there is room for."""
@@ -233,16 +257,16 @@ class JobRunner:
             return
         with self._starting:
             for job, payload in self._store.claim(self.owner, self._lease_sec, room):
-                future = self._start(job, payload)
-                with self._changed:
-                    self._running[job.id] = future
-                future.add_done_callback(functools.partial(self._on_done, job.id))
+                progress = ProgressLog()
+                self._follow(job.id, self._start(job, payload, progress.add), progress)
 
-    def _start(self, job: Job, payload: Any) -> Future[dict[str, Any]]:
-        def on_progress(done: int, total: int) -> None:
-            with self._changed:
-                self._progress[job.id] = (done, total)
+    def _follow(self, job_id: str, future: Future[dict[str, Any]], progress: ProgressLog) -> None:
+        """Take a job that runs into the books."""
+        with self._changed:
+            self._running[job_id], self._logs[job_id] = future, progress
+        future.add_done_callback(functools.partial(self._on_done, job_id))
 
+    def _start(self, job: Job, payload: Any, on_progress: OnProgress) -> Future[dict[str, Any]]:
         try:
             return self._run(payload, on_progress, job.owner)
         except Exception as error:  # noqa: BLE001  any error ends the job
@@ -260,14 +284,14 @@ class JobRunner:
         """Store the outcomes of ended jobs. They stay in memory until that succeeds."""
         with self._changed:
             ended = {
-                job_id: (self._running[job_id], self._progress.get(job_id))
+                job_id: (self._running[job_id], self._logs[job_id].unstored())
                 for job_id in self._ended
                 if job_id in self._running
             }
         outcomes = {
             job_id: outcome
-            for job_id, (future, progress) in ended.items()
-            if (outcome := self._outcome(job_id, future, progress))
+            for job_id, (future, unstored) in ended.items()
+            if (outcome := self._outcome(job_id, future, unstored.progress if unstored else None))
         }
         if outcomes:
             self._finish(outcomes)
@@ -287,17 +311,18 @@ class JobRunner:
             (job_id,) = outcomes
             self._store.finish(self.owner, {job_id: Outcome.failed(_unexpected(job_id, error))})
 
-    def _outcome(self, job_id: str, future: Future[dict[str, Any]], progress: tuple[int, int] | None) -> Outcome | None:
+    def _outcome(self, job_id: str, future: Future[dict[str, Any]], progress: Progress | None) -> Outcome | None:
         """Return how a job ended, or None if another process is to run it."""
         if future.cancelled():
             return None
         try:
             result = future.result()
-            error = _interruption(result) or _error_of(result)
+            fields = {} if isinstance(result, str) else result  # a text is the answer of an OpenAI route
+            error = _interruption(fields) or _error_of(fields)
             if error is None:
                 return Outcome.completed(result, progress)
             if error["code"] not in _NOT_OVER:
-                return Outcome.failed(error, result if "results" in result else None, progress)
+                return Outcome.failed(error, result if "results" in fields else None, progress)
         except AviaryError as failure:
             error = _error_json(failure)
             if failure.code not in _NOT_OVER:
@@ -321,7 +346,7 @@ class JobRunner:
             futures = [self._running.pop(job_id, None) for job_id in job_ids]
             self._ended = [job_id for job_id in self._ended if job_id in self._running]
             for job_id in job_ids:
-                self._progress.pop(job_id, None)
+                self._logs.pop(job_id, None)
         for future in futures:
             if future is not None:
                 future.cancel()

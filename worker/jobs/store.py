@@ -14,6 +14,9 @@ An upload is a file in `uploads` that one job owns; it is removed when the job e
 belongs to the caller. Its name is 32 hexadecimal digits, and is checked whenever it is read: a database that others
 write to cannot name a file elsewhere.
 
+The text that a running job has so far is in `documents`, a row for each addition. These rows are removed when the job
+ends or returns to the queue.
+
 Every method is one transaction, and raises StoreError or DiskFull if the database fails; nothing is changed then. Reads
 never wait for a write.
 """
@@ -21,6 +24,7 @@ never wait for a write.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import re
@@ -40,6 +44,7 @@ from worker.errors import SourceForbidden, WorkerLost
 from worker.jobs.database import Database
 from worker.jobs.records import FINISHED, STATES, Job, Outcome, Seen, State, Submission, encode
 from worker.jobs.schema import documents, jobs
+from worker.types import Progress
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +77,7 @@ class JobStore:
     ) -> None:
         self._database = Database(url)
         self.uploads, self._max_attempts, self._clock = uploads, max_attempts, clock
+        self._texts = itertools.count(time.time_ns())  # also orders what several processes add to one job
         private.hide(private.make_folder(uploads))
 
     @classmethod
@@ -104,12 +110,13 @@ class JobStore:
         (job,) = self.submit_all([Submission(kind, payload, filename, upload, webhook, owner)])
         return job
 
-    def submit_all(self, submissions: Sequence[Submission]) -> list[Job]:
+    def submit_all(self, submissions: Sequence[Submission], *, lease: tuple[str, float] | None = None) -> list[Job]:
         """Store one or more jobs at the end of the queue, all or none.
 
+        lease: the owner that runs the jobs already, and the seconds for which it holds them.
         Raises: ValueError if a payload is not JSON, or if the name of an upload is not 32 hexadecimal digits.
         """
-        rows = [self._row(submission) for submission in submissions]
+        rows = [self._row(submission) | self._started(lease) for submission in submissions]
         with self._database.write() as connection:
             numbers = connection.scalars(
                 _SUBMIT, [row if len(row["payload"]) <= INLINE_CHARS else row | {"payload": None} for row in rows]
@@ -138,11 +145,19 @@ class JobStore:
             "state": "pending",
             "created_at": self._clock(),
             "done": 0,
-            "total": 0,
+            "total": submission.total,
             "attempts": 0,
             "bytes": len(body),
             "payload": body,
         }
+
+    def _started(self, lease: tuple[str, float] | None) -> dict[str, Any]:
+        """Return the values of a job that an owner runs from the start, or none."""
+        if lease is None:
+            return {}
+        now, (owner, seconds) = self._clock(), lease
+        started = {"state": "processing", "attempts": 1, "started_at": now}
+        return started | {"lease_owner": owner, "lease_until": now + seconds}
 
     def upload_path(self, name: Any) -> Path:
         """Return the path of an upload by its stored name. Raises: SourceForbidden if no upload has such a name."""
@@ -175,6 +190,23 @@ class JobStore:
             None if row is None else Seen(_job(row), row.position, None if row.body is None else json.loads(row.body))
         )
 
+    def text(self, job_id: str) -> dict[int, str]:
+        """Return the text that a running job has so far, by the index of its input."""
+        if not _ID.fullmatch(job_id):
+            return {}
+        query = (
+            sa.select(documents.c.body)
+            .join_from(documents, jobs, documents.c.number == jobs.c.number)
+            .where(jobs.c.id == job_id, _IS_TEXT)
+            .order_by(documents.c.name)
+        )
+        texts: dict[int, str] = {}
+        with self._database.read() as connection:
+            for body in connection.scalars(query):
+                for index, text in json.loads(body):
+                    texts[index] = texts.get(index, "") + text
+        return dict(sorted(texts.items()))
+
     def cancel(self, job_id: str) -> Literal["cancelled", "finished", "not_found"]:
         """Cancel a job and remove its upload. "finished" means that the job had already ended, in any state."""
         if not _ID.fullmatch(job_id):
@@ -184,8 +216,9 @@ class JobStore:
                 jobs.update()
                 .where(jobs.c.id == job_id, jobs.c.state.in_(("pending", "processing")))
                 .values(state="cancelled", **_end(self._clock()))
-                .returning(jobs.c.upload)
+                .returning(jobs.c.number, jobs.c.upload)
             ).one_or_none()
+            _remove_texts(connection, [row.number] if row else [])
             exists = row or connection.execute(sa.select(jobs.c.id).where(jobs.c.id == job_id)).one_or_none()
         if row is None:
             return "finished" if exists else "not_found"
@@ -254,7 +287,8 @@ class JobStore:
                         attempts=jobs.c.attempts + 1,
                         started_at=now,
                         done=0,
-                        total=0,
+                        audio_sec_done=None,
+                        audio_sec_total=None,
                         lease_owner=owner,
                         lease_until=now + lease_sec,
                     )
@@ -292,15 +326,26 @@ class JobStore:
                 )
             )
 
-    def progress(self, owner: str, progress: Mapping[str, tuple[int, int]]) -> None:
-        """Store (done, total) for the jobs that the owner still holds."""
+    def progress(
+        self,
+        owner: str,
+        progress: Mapping[str, Progress],
+        texts: Mapping[str, Sequence[tuple[int, str]]] | None = None,
+    ) -> None:
+        """Store the progress of the jobs that the owner still holds.
+
+        texts: what each of these jobs adds to its text: indexes of inputs, and the additions, in order.
+        """
+        additions = [
+            {"job": job, "the_name": f"text {next(self._texts):020d}", "the_body": encode(added)}
+            for job, added in (texts or {}).items()
+        ]
         with self._database.write() as connection:
             connection.execute(
-                jobs.update()
-                .where(jobs.c.id == sa.bindparam("job"), jobs.c.lease_owner == owner, jobs.c.state == "processing")
-                .values(done=sa.bindparam("now_done"), total=sa.bindparam("of_total")),
-                [{"job": job, "now_done": done, "of_total": total} for job, (done, total) in progress.items()],
+                _PROGRESS, [{"job": job, "holder": owner, **_progress(one)} for job, one in progress.items()]
             )
+            if additions:
+                connection.execute(_ADD_TEXT, [one | {"holder": owner} for one in additions])
 
     def finish(self, owner: str, outcomes: Mapping[str, Outcome]) -> set[str]:
         """End the jobs that the owner still holds, and return their ids. Other outcomes are not written."""
@@ -319,15 +364,20 @@ class JobStore:
                 )
             if results:
                 connection.execute(_DOCUMENT, results)
+            _remove_texts(connection, [row.number for row in rows])
         self._remove(row.upload for row in rows)
         return {row.id for row in rows}
 
     def give_back(self, owner: str, job_ids: Collection[str]) -> None:
         """Return jobs to their positions in the queue, without counting the attempt."""
         with self._database.write() as connection:
-            connection.execute(
-                jobs.update().where(*_held_by(owner, job_ids)).values(attempts=jobs.c.attempts - 1, **_PENDING)
+            returned = connection.scalars(
+                jobs.update()
+                .where(*_held_by(owner, job_ids))
+                .values(attempts=jobs.c.attempts - 1, **_PENDING)
+                .returning(jobs.c.number)
             )
+            _remove_texts(connection, returned.all())
 
     # Housekeeping and webhooks
 
@@ -430,6 +480,7 @@ class JobStore:
             .where(jobs.c.state == "processing", jobs.c.lease_until < now)
             .with_for_update(skip_locked=True)
         ).all()
+        _remove_texts(connection, [row.number for row in lapsed])
         retried = [row.number for row in lapsed if row.attempts < self._max_attempts]
         lost = [row for row in lapsed if row.attempts >= self._max_attempts]
         if retried:
@@ -462,7 +513,8 @@ _PENDING: dict[str, Any] = {
     "state": "pending",
     "started_at": None,
     "done": 0,
-    "total": 0,
+    "audio_sec_done": None,
+    "audio_sec_total": None,
     "lease_owner": None,
     "lease_until": None,
 }
@@ -472,7 +524,12 @@ def _has_document(name: str) -> sa.ColumnElement[bool]:
     return sa.and_(documents.c.number == jobs.c.number, documents.c.name == name)
 
 
-# The statements that every job needs, built once, because building a statement takes longer than running it.
+def _remove_texts(connection: sa.Connection, numbers: Sequence[int]) -> None:
+    """Remove the texts of jobs that no longer run."""
+    if numbers:
+        connection.execute(documents.delete().where(documents.c.number.in_(numbers), _IS_TEXT))
+
+
 def _running(connection: sa.Connection) -> Counter[str | None]:
     """Return how many jobs of each API key run."""
     query = sa.select(jobs.c.owner, sa.func.count()).where(jobs.c.state == "processing").group_by(jobs.c.owner)
@@ -514,6 +571,29 @@ def _in_turns(pending: Mapping[str | None, Sequence[int]], running: Mapping[str 
     return [number for _, number in sorted(turns)[:limit]]
 
 
+# The statements that every job needs, built once, because building a statement takes longer than running it.
+_IS_TEXT = documents.c.name.startswith("text ")
+_IS_HELD = (
+    jobs.c.id == sa.bindparam("job"),
+    jobs.c.lease_owner == sa.bindparam("holder"),
+    jobs.c.state == "processing",
+)
+_PROGRESS = (
+    jobs.update()
+    .where(*_IS_HELD)
+    .values(
+        done=sa.bindparam("now_done"),
+        total=sa.bindparam("now_total"),
+        audio_sec_done=sa.bindparam("now_sec_done"),
+        audio_sec_total=sa.bindparam("now_sec_total"),
+    )
+)
+_ADD_TEXT = documents.insert().from_select(
+    ["number", "name", "body"],
+    sa.select(jobs.c.number, sa.bindparam("the_name", type_=sa.Text), sa.bindparam("the_body", type_=sa.Text)).where(
+        *_IS_HELD
+    ),
+)
 _SUBMIT = jobs.insert().returning(jobs.c.number, sort_by_parameter_order=True)
 _DOCUMENT = documents.insert()
 _SEE = (
@@ -528,8 +608,10 @@ _FINISH = (
         state=sa.bindparam("end_state"),
         error=sa.bindparam("end_error"),
         bytes=jobs.c.bytes + sa.bindparam("more_bytes"),
-        done=sa.func.coalesce(sa.bindparam("end_done", type_=sa.Integer), jobs.c.done),
-        total=sa.func.coalesce(sa.bindparam("end_total", type_=sa.Integer), jobs.c.total),
+        done=sa.func.coalesce(sa.bindparam("now_done", type_=sa.Integer), jobs.c.done),
+        total=sa.func.coalesce(sa.bindparam("now_total", type_=sa.Integer), jobs.c.total),
+        audio_sec_done=sa.func.coalesce(sa.bindparam("now_sec_done", type_=sa.Double), jobs.c.audio_sec_done),
+        audio_sec_total=sa.func.coalesce(sa.bindparam("now_sec_total", type_=sa.Double), jobs.c.audio_sec_total),
     )
 )
 
@@ -541,14 +623,22 @@ def _new(number: int, row: Mapping[str, Any]) -> Job:
 
 def _finish_values(number: int, outcome: Outcome) -> dict[str, Any]:
     """Return the values of one job for _FINISH."""
-    done, total = outcome.progress or (None, None)
     return {
         "the_number": number,
         "end_state": outcome.state,
         "end_error": outcome.error,
         "more_bytes": len(outcome.result or ""),
-        "end_done": done,
-        "end_total": total,
+        **_progress(outcome.progress),
+    }
+
+
+def _progress(progress: Progress | None) -> dict[str, Any]:
+    """Return the values of a job's progress for _PROGRESS and _FINISH."""
+    return {
+        "now_done": progress and progress.inputs_done,
+        "now_total": progress and progress.inputs_total,
+        "now_sec_done": progress and progress.audio_sec_done,
+        "now_sec_total": progress and progress.audio_sec_total,
     }
 
 

@@ -89,7 +89,7 @@ def job_json(found: Seen) -> Json:
         "created_at": iso(job.created_at),
         "completed_at": iso(job.completed_at),
         "error": (job.error or {}).get("message"),
-        "progress": {"done": job.done, "total": job.total},
+        "progress": job.progress,
         "position": found.position,
     }
 

@@ -34,6 +34,8 @@ def payload(body: Json) -> tuple[Json, str | None]:
 def job_json(job: Job) -> Json:
     """Return the status of a job. Times are in milliseconds."""
     shape: Json = {"id": job.id, "status": STATES[job.state]}
+    if job.state == "processing":
+        shape["progress"] = job.progress
     if job.started_at is not None:
         shape["delayTime"] = round((job.started_at - job.created_at) * 1000)
         if job.completed_at is not None:

@@ -1,8 +1,8 @@
 """A checked payload that can be run: what every entry point does with a request of any task.
 
-    work = tasks.prepare(fields)             everything checked, nothing begun
-    future = work.start(on_result, on_text)  begins; canceling the future drops the work
-    answer = work.finish(outcome)            the future's result → the answer's JSON
+    work = tasks.prepare(fields)                          everything checked, nothing begun
+    future = work.start(on_result, on_text, on_progress)  begins; canceling the future drops the work
+    answer = work.finish(outcome)                         the future's result → the answer's JSON
 
 `Inference` is the work of most tasks: one Request to the engine. Evaluation and scoring have kinds of their own.
 """
@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from worker.errors import AviaryError
 from worker.protocol import render
-from worker.types import Failure, Request, Response, Result
+from worker.types import Failure, OnProgress, Request, Response, Result
 
 if TYPE_CHECKING:
     from worker.engine.engine import Engine
@@ -39,7 +39,12 @@ class Work(ABC):
     model: str | None
 
     @abstractmethod
-    def start(self, on_result: OnResult | None = None, on_text: OnText | None = None) -> Future[Any]:
+    def start(
+        self,
+        on_result: OnResult | None = None,
+        on_text: OnText | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Future[Any]:
         """Begin, and return a future of the outcome. The callbacks are those of `Engine.submit`."""
 
     @abstractmethod
@@ -80,8 +85,13 @@ class Inference(Work):
         return self.size == 1 and all(item.options.task not in ("embed", "analyze") for item in self.request.items)
 
     @override
-    def start(self, on_result: OnResult | None = None, on_text: OnText | None = None) -> Future[Response]:
-        return self.engine.submit(self.request, on_result=on_result, on_text=on_text)
+    def start(
+        self,
+        on_result: OnResult | None = None,
+        on_text: OnText | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Future[Response]:
+        return self.engine.submit(self.request, on_result=on_result, on_text=on_text, on_progress=on_progress)
 
     @override
     def finish(self, outcome: Response) -> Json:

@@ -18,12 +18,12 @@ from typing_extensions import override
 
 from worker.config import Settings
 from worker.errors import AviaryError, RequestError, TooManyInputs
-from worker.futures import all_of
+from worker.futures import all_of, count_done
 from worker.protocol import render
 from worker.protocol.request import LONGEST_ID, Fields, FirstError, InputId, Strict, source_of, validated
 from worker.protocol.work import Json, OnResult, OnText, Work
 from worker.scoring.scorer import Score, Scorer
-from worker.types import S3Access, Source
+from worker.types import OnProgress, Progress, S3Access, Source
 
 
 class _Recording(Strict):
@@ -85,9 +85,15 @@ class Scoring(Work):
 
     @override
     def start(
-        self, on_result: OnResult | None = None, on_text: OnText | None = None
+        self,
+        on_result: OnResult | None = None,
+        on_text: OnText | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Future[list[Score | AviaryError]]:
-        return all_of([self._score(one, source) for one, source in zip(self.recordings, self.sources, strict=True)])
+        scores = [self._score(one, source) for one, source in zip(self.recordings, self.sources, strict=True)]
+        if on_progress is not None:
+            count_done(scores, lambda done: on_progress(Progress(done, len(scores))))
+        return all_of(scores)
 
     @override
     def finish(self, outcome: list[Score | AviaryError]) -> Json:

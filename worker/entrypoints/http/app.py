@@ -40,7 +40,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
     running = engine or Engine(settings, on_batch=metrics.batch, on_response=metrics.response)
     metrics.watch(running)
     service = Service(settings, running, metrics)
-    queue = JobQueue(settings, service.tasks, jobs.webhook_body)
+    service.jobs = queue = JobQueue(settings, service.tasks, jobs.webhook_body)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

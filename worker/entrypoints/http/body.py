@@ -45,6 +45,12 @@ class Body:
             raise RequestError(f"{name} is missing: send the audio as a file", param=name)
         return self.files[value], self.names[value]
 
+    def hand_over(self) -> list[BinaryIO]:
+        """Return the files, which the receiver closes instead of the caller."""
+        files = list(self.files.values())
+        self.files.clear()
+        return files
+
     def close(self) -> None:
         """Close all files."""
         with ExitStack() as stack:

@@ -2,6 +2,7 @@
 
     job = await queue.submit("run", fields)      checked and stored; the runner starts it when there is room
     seen = queue.find(job.id, caller)            its state and, once it is completed, its answer
+    job = await queue.adopt(form, work, running, …)   a request that runs becomes a job
 
 A stored payload is {"input": the request's fields, "upload": the name of its file among the uploads, or null}. The
 fields mention that file as UPLOAD. A client's own fields stand under `input`, so a client cannot name another client's
@@ -17,22 +18,44 @@ import shutil
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from worker.config import Settings
+from worker.entrypoints.http.body import Body
 from worker.entrypoints.http.callers import Caller
-from worker.entrypoints.tasks import Tasks
+from worker.entrypoints.tasks import Routed, Tasks
 from worker.errors import Cancelled, DiskFull, JobNotFound, StoreError, WrongJobState
 from worker.futures import fail, into, settle
+from worker.jobs.progress_log import ProgressLog
 from worker.jobs.records import Job, Seen, Submission
-from worker.jobs.runner import JobRunner, OnProgress
+from worker.jobs.runner import JobRunner
 from worker.jobs.store import JobStore
 from worker.protocol.request import Fields, is_light, unwrap
+from worker.protocol.work import Work
+from worker.types import OnProgress
 
 UPLOAD = "upload:"
 
 Json = dict[str, Any]
 StoreAll = Callable[[Sequence[Submission]], list[Job]]
+
+
+@dataclass(frozen=True, slots=True)
+class JobForm:
+    """How a request is stored as a job. `shape`: makes the response of an OpenAI route from the answer."""
+
+    kind: str
+    fields: Fields
+    """The payload. It mentions the upload of the body as UPLOAD."""
+    body: Body
+    shape: Callable[[Json], Any] | None = None
+
+    def upload(self) -> tuple[BinaryIO, str] | tuple[None, None]:
+        """Return the file of the body and its name, if there is one."""
+        for name, file in self.body.files.items():
+            return file, self.body.names[name]
+        return None, None
 
 
 class JobQueue:
@@ -62,10 +85,23 @@ class JobQueue:
         """Check a request and store it as a job. Raises RequestError, DiskFull, StoreError; no upload is kept then."""
         self.runner.check(webhook)
         if file is None and is_light(fields):
-            self._tasks.prepare(fields)
+            total = self._tasks.prepare(fields).size
             stored = {"input": fields, "upload": None}
-            return await self._batcher.store(Submission(kind, stored, filename, None, webhook, owner))
+            return await self._batcher.store(Submission(kind, stored, filename, None, webhook, owner, total))
         return await asyncio.to_thread(self._submit, kind, fields, file, filename, webhook, owner)
+
+    async def adopt(
+        self, form: JobForm, work: Work, running: Future[Any], progress: ProgressLog, owner: str | None
+    ) -> Job:
+        """Let work that runs already continue as a job. Its upload stays open until the work is done.
+
+        running: what `work.start` returned. progress: what receives the work's progress.
+        Raises QueueFull, DiskFull, StoreError; the work is then unchanged.
+        """
+        job = await asyncio.to_thread(self._adopt, form, work, running, progress, owner)
+        files = form.body.hand_over()
+        running.add_done_callback(lambda _: [file.close() for file in files])
+        return job
 
     def find(self, name: str, caller: Caller) -> Seen:
         """Return a job. Blocks on the database. Raises JobNotFound, also if the caller may not see the job."""
@@ -73,6 +109,10 @@ class JobQueue:
         if found is None or not caller.may_see(found.job):
             raise JobNotFound(f"there is no job {name[:64]!r}; finished jobs are kept for JOBS_KEEP_SEC")
         return found
+
+    def partial(self, job: Job) -> list[Json]:
+        """Return the text of each input of a running job so far, by index. Blocks on the database."""
+        return [{"index": index, "text": text} for index, text in self.store.text(job.id).items()]
 
     def cancel(self, name: str, caller: Caller) -> Job:
         """Cancel a job and return it. Blocks on the database. Raises JobNotFound as `find` does, and WrongJobState."""
@@ -98,15 +138,30 @@ class JobQueue:
         webhook: str | None,
         owner: str | None,
     ) -> Job:
-        self._tasks.prepare(fields, files={UPLOAD: file} if file is not None else None)
+        total = self._tasks.prepare(fields, files={UPLOAD: file} if file is not None else None).size
         upload = None if file is None else self._keep(file)
         stored = {"input": fields, "upload": upload}
         try:
-            return self.runner.submit(kind, stored, filename=filename, upload=upload, webhook=webhook, owner=owner)
+            return self.runner.submit_all([Submission(kind, stored, filename, upload, webhook, owner, total)])[0]
         except BaseException:
             if upload is not None:
                 (self.store.uploads / upload).unlink(missing_ok=True)
             raise
+
+    def _adopt(self, form: JobForm, work: Work, running: Future[Any], progress: ProgressLog, owner: str | None) -> Job:
+        file, filename = form.upload()
+        upload = None if file is None else self._keep(file)
+        stored = {"input": form.fields, "upload": upload}
+        answer: Future[Json] = Future()
+        try:
+            submission = Submission(form.kind, stored, filename, upload, None, owner, work.size)
+            job = self.runner.adopt(submission, answer, progress)
+        except BaseException:
+            if upload is not None:
+                (self.store.uploads / upload).unlink(missing_ok=True)
+            raise
+        self._answer(work if form.shape is None else Routed(work, form.shape), running, answer)
+        return job
 
     def _keep(self, file: BinaryIO) -> str:
         """Copy an upload into the store's folder and return its name there. Raises DiskFull."""
@@ -139,12 +194,11 @@ class JobQueue:
         except BaseException:
             answer.cancel()
             raise
-        done = 0
+        self._answer(work, work.start(on_progress=on_progress), answer)
+        return answer
 
-        def count(_result: object) -> None:
-            nonlocal done
-            done += 1
-            on_progress(done, work.size)
+    def _answer(self, work: Work, running: Future[Any], answer: Future[Json]) -> None:
+        """Let the answer follow the work that runs: its result, its error, and its cancellation."""
 
         def finish(outcome: Any) -> None:
             try:
@@ -153,10 +207,8 @@ class JobQueue:
             except RuntimeError:  # the pool is shut down
                 fail(answer, Cancelled("the worker is shutting down"))
 
-        running = work.start(count)
         answer.add_done_callback(lambda ended: running.cancel() if ended.cancelled() else None)
         running.add_done_callback(into(answer, finish))
-        return answer
 
 
 class SubmissionBatcher:

@@ -63,6 +63,8 @@ class _ErrorDetail(TypedDict):
     type: str
     param: str | None
     code: str
+    job_id: NotRequired[str]
+    status_url: NotRequired[str]
 
 
 class ErrorBody(TypedDict):
@@ -207,8 +209,17 @@ class JobAccepted(TypedDict):
 
 
 class _Progress(TypedDict):
+    """Inputs, and seconds of audio; null while the seconds are unknown."""
+
     done: int
     total: int
+    audio_sec_done: float | None
+    audio_sec_total: float | None
+
+
+class _PartialText(TypedDict):
+    index: int
+    text: str
 
 
 class JobStatus(TypedDict):
@@ -222,6 +233,7 @@ class JobStatus(TypedDict):
     error: str | None
     progress: _Progress
     position: int | None
+    partial: NotRequired[list[_PartialText]]
 
 
 class JobPage(TypedDict):
@@ -239,6 +251,8 @@ class RunpodJob(TypedDict):
     status: Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED"]
     delayTime: NotRequired[int]
     executionTime: NotRequired[int]
+    progress: NotRequired[_Progress]
+    partial: NotRequired[list[_PartialText]]
     error: NotRequired[str]
     output: NotRequired[Any]
 

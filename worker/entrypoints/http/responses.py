@@ -32,10 +32,13 @@ async def large_json(make: Callable[[], Any]) -> JSONResponse:
 
 
 def to_json(error: AviaryError) -> dict[str, Any]:
-    """Return OpenAI's error object."""
+    """Return OpenAI's error object. If the request continues as a job, the object names the job."""
     status = status_of(error)
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+    detail = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
+    if isinstance(error, DeadlineExceeded) and error.job_id is not None:
+        detail |= {"job_id": error.job_id, "status_url": f"/jobs/{error.job_id}/status"}
+    return {"error": detail}
 
 
 def status_of(error: AviaryError) -> int:

@@ -4,8 +4,9 @@
     answer = await service.one(http, fields, files)     the same for one input, whose error is the request's
     work = await service.prepare(http, fields, files)   only checked; service.stream(work) then yields text as it comes
 
-A server holds at most MAX_QUEUE inputs. While its models load it refuses requests at once instead of keeping clients
-waiting.
+A request that takes longer than REQUEST_TIMEOUT_SEC continues as a job if the route gives a `JobForm`; the error then
+names the job. A server holds at most MAX_QUEUE inputs. While its models load it refuses requests at once instead of
+keeping clients waiting.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ from worker import catalog
 from worker.config import Settings
 from worker.engine.engine import Engine
 from worker.entrypoints.http.callers import caller_of
+from worker.entrypoints.http.job_queue import JobForm, JobQueue
 from worker.entrypoints.http.metrics import Metrics
 from worker.entrypoints.tasks import Tasks
 from worker.errors import AviaryError, Cancelled, DeadlineExceeded, QueueFull, StillLoading
+from worker.jobs.progress_log import ProgressLog
 from worker.protocol.request import Fields, is_light
 from worker.protocol.work import Json, OnResult, OnText, Work
+from worker.types import OnProgress
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +41,12 @@ LOADING_SEC = 5.0
 
 
 class Service:
-    """One engine behind HTTP. The event loop calls its methods."""
+    """One engine behind HTTP. The event loop calls its methods. `jobs`: what late requests continue in."""
 
     def __init__(self, settings: Settings, engine: Engine, metrics: Metrics) -> None:
         self.settings, self.engine, self.metrics = settings, engine, metrics
         self.tasks = Tasks(settings, engine)
+        self.jobs: JobQueue | None = None
         self._loads: dict[str, Future[None]] = {}
         self._in_flight, self._counting = 0, threading.Lock()
         self._cannot_score = False
@@ -95,15 +100,29 @@ class Service:
         files: Mapping[str, BinaryIO] | None = None,
         *,
         on_result: OnResult | None = None,
+        job: JobForm | None = None,
     ) -> Any:
-        """Return the answer to a request of any task. Raises AviaryError for the request as a whole."""
-        work = await self.prepare(http, fields, files)
-        return await self._finish(work, await self._wait(http, self._start(work, on_result=on_result)))
+        """Return the answer to a request of any task. Raises AviaryError for the request as a whole.
 
-    async def one(self, http: HttpRequest, fields: Fields, files: Mapping[str, BinaryIO] | None = None) -> Any:
-        """Return the answer to a request of one input. Raises AviaryError, that of the input among them."""
+        job: the job that the request becomes if it is late.
+        """
         work = await self.prepare(http, fields, files)
-        outcome = await self._wait(http, self._start(work))
+        return await self._finish(work, await self._outcome(http, work, on_result=on_result, job=job))
+
+    async def one(
+        self,
+        http: HttpRequest,
+        fields: Fields,
+        files: Mapping[str, BinaryIO] | None = None,
+        *,
+        job: JobForm | None = None,
+    ) -> Any:
+        """Return the answer to a request of one input. Raises AviaryError, that of the input among them.
+
+        job: the job that the request becomes if it is late.
+        """
+        work = await self.prepare(http, fields, files)
+        outcome = await self._outcome(http, work, job=job)
         _raise(work.error(outcome))
         return await self._finish(work, outcome)
 
@@ -132,12 +151,19 @@ class Service:
         _raise(work.error(outcome))
         yield await self._finish(work, outcome)
 
-    def _start(self, work: Work, *, on_result: OnResult | None = None, on_text: OnText | None = None) -> Future[Any]:
+    def _start(
+        self,
+        work: Work,
+        *,
+        on_result: OnResult | None = None,
+        on_text: OnText | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Future[Any]:
         """Start the work if there is room. Raises StillLoading, QueueFull."""
         self._refuse_while_loading(work.model)
         self.admit(work.size)
         try:
-            future = work.start(on_result, on_text)
+            future = work.start(on_result, on_text, on_progress)
         except BaseException:
             self.leave(work.size)
             raise
@@ -164,9 +190,16 @@ class Service:
             self._in_flight -= inputs
             self.metrics.in_flight(self._in_flight)
 
-    async def _wait(self, http: HttpRequest, future: Future[Any]) -> Any:
-        """Return the future's result. Cancel it if the client hangs up or REQUEST_TIMEOUT_SEC passes."""
-        answer = asyncio.ensure_future(asyncio.wrap_future(future))
+    async def _outcome(
+        self, http: HttpRequest, work: Work, *, on_result: OnResult | None = None, job: JobForm | None = None
+    ) -> Any:
+        """Run the work and return its outcome. Drop the work if the client hangs up.
+
+        If REQUEST_TIMEOUT_SEC passes, the work continues as the job, or is dropped. Raises DeadlineExceeded.
+        """
+        progress = None if job is None else ProgressLog()
+        future = self._start(work, on_result=on_result, on_progress=progress.add if progress else None)
+        answer, continues = asyncio.wrap_future(future), False
         gone = asyncio.ensure_future(hung_up(http))
         try:
             await asyncio.wait(
@@ -174,21 +207,44 @@ class Service:
             )
             if answer.done():
                 return answer.result()
-            raise Cancelled("the client hung up") if gone.done() else self._late()
+            if gone.done():
+                raise Cancelled("the client hung up")
+            if job is None or progress is None:
+                raise self._late()
+            error = await self._continue(job, work, future, progress, caller_of(http).owner)
+            continues = error.job_id is not None
+            raise error
         finally:
             gone.cancel()
-            answer.cancel()
-            future.cancel()
+            if not continues:
+                answer.cancel()
+                future.cancel()
+
+    async def _continue(
+        self, form: JobForm, work: Work, future: Future[Any], progress: ProgressLog, owner: str | None
+    ) -> DeadlineExceeded:
+        """Let late work continue as a job. Return the error for the client, which names the job if it is stored."""
+        assert self.jobs is not None  # every application has jobs
+        try:
+            job = await self.jobs.adopt(form, work, future, progress, owner)
+        except AviaryError as error:
+            return self._late(f"it cannot continue as a job, because {error.message}; send it again as a job")
+        return self._late(
+            f"it continues as the job {job.id}. Do not send it again: GET /jobs/{job.id}/status until the job is "
+            f"completed, then GET /jobs/{job.id}/result",
+            job.id,
+        )
 
     def _refuse_while_loading(self, model: str | None) -> None:
         load = self._loads.get(model or "")
         if load is not None and not load.done() and self.engine.models.get(model or "") != "ready":
             raise StillLoading(f"{model} is being loaded", retry_after_sec=LOADING_SEC)
 
-    def _late(self) -> DeadlineExceeded:
+    def _late(
+        self, advice: str = "send it as a job (/run, /transcribe/async)", job_id: str | None = None
+    ) -> DeadlineExceeded:
         return DeadlineExceeded(
-            f"not done within {self.settings.request_timeout_sec:g} s (REQUEST_TIMEOUT_SEC): send it "
-            "as a job (/run, /transcribe/async)"
+            f"not done within {self.settings.request_timeout_sec:g} s (REQUEST_TIMEOUT_SEC): {advice}", job_id=job_id
         )
 
 

@@ -90,12 +90,13 @@ def router(service: Service, queue: JobQueue) -> APIRouter:
     @routes.get(
         "/jobs/{name}/status", summary="The state of a job", response_model=JobStatus, responses=failures(*STORED)
     )
-    async def status(name: str, caller: SentBy) -> Response:
+    async def status(name: str, caller: SentBy, partial: bool = False) -> Response:
         def read() -> Json:
             found = queue.find(name, caller)
             completed = found.job.state == "completed"
             result = legacy.job_result(found.job, found.answer) if completed else None
-            return legacy.job_json(found) | {"result": result}
+            more = {"partial": queue.partial(found.job)} if partial else {}
+            return legacy.job_json(found) | {"result": result} | more
 
         return await large_json(read)
 

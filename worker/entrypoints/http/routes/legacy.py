@@ -20,6 +20,7 @@ from fastapi.responses import JSONResponse, Response
 from worker.audio.fetch import Fetcher
 from worker.config import Settings
 from worker.entrypoints.http.body import Body, RequestBody, is_form
+from worker.entrypoints.http.job_queue import UPLOAD, JobForm
 from worker.entrypoints.http.openapi import (
     FILE,
     MODEL,
@@ -118,7 +119,8 @@ async def _upload(service: Service, http: Request, sent: Body) -> Callable[[], J
     """Transcribe the upload, and return what makes its response."""
     _, filename = sent.upload("file")
     payload = legacy.upload_payload(sent.fields, service.settings)
-    answer = await service.one(http, payload, sent.files)
+    job = JobForm("transcribe", payload | {"audio": UPLOAD}, sent)
+    answer = await service.one(http, payload, sent.files, job=job)
     done_at = time.time()
     return lambda: legacy.upload_json(answer["results"][0], filename, done_at)
 

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from worker import catalog
 from worker.entrypoints.http import events
 from worker.entrypoints.http.body import Body, RequestBody, is_form
+from worker.entrypoints.http.job_queue import UPLOAD, JobForm
 from worker.entrypoints.http.openapi import (
     EVENTS,
     PLAIN_TEXT,
@@ -54,7 +55,7 @@ def router(service: Service) -> APIRouter:
         payload, shape = openai.translate(http.scope["path"], sent.fields)
         if stream is not None:
             return await events.respond(http, events.transcription(service, http, payload, sent.files))
-        shaped = shape(await service.one(http, payload, sent.files))
+        shaped = shape(await service.one(http, payload, sent.files, job=_job(http, sent, shape)))
         return PlainTextResponse(shaped) if isinstance(shaped, str) else JSONResponse(shaped)
 
     async def features(http: Request, sent: RequestBody) -> Response:
@@ -140,6 +141,14 @@ def _require_audio(http: Request, sent: Body) -> None:
     if is_form(http):
         raise RequestError("file is missing: send the audio as a file in the form field file", param="file")
     raise RequestError("audio is missing: send a source, or an object with url or data", param="audio")
+
+
+def _job(http: Request, sent: Body, shape: openai.Shape) -> JobForm:
+    """Return the job that a request becomes if it is late: a payload as Runpod's OpenAI proxy sends it."""
+    fields = {
+        name: UPLOAD if isinstance(value, str) and value in sent.files else value for name, value in sent.fields.items()
+    }
+    return JobForm("run", {"openai_route": http.scope["path"], "openai_input": fields}, sent, shape)
 
 
 def _stream_options(sent: Body) -> Json | None:

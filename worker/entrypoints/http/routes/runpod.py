@@ -1,7 +1,8 @@
 """Runpod's own API over HTTP: the handler's payload, run at once or as a job.
 
 POST /run        stores a job; GET or POST /status/{id} reports on it, POST /cancel/{id} cancels it
-POST /runsync    runs the payload and responds with its answer; nothing is stored
+POST /runsync    runs the payload and responds with its answer; a payload that takes longer than
+                 REQUEST_TIMEOUT_SEC continues as a job, and the response is the job's id and state
 
 Runpod's SDK looks for these routes below /v2/{endpoint}/, where `endpoint` may be any name, and for three more:
 
@@ -23,7 +24,7 @@ from fastapi.responses import JSONResponse, Response
 
 from worker.entrypoints.http.body import RequestBody
 from worker.entrypoints.http.callers import SentBy
-from worker.entrypoints.http.job_queue import JobQueue
+from worker.entrypoints.http.job_queue import JobForm, JobQueue
 from worker.entrypoints.http.openapi import (
     STORED,
     TEXT,
@@ -37,7 +38,7 @@ from worker.entrypoints.http.openapi import (
 )
 from worker.entrypoints.http.responses import large_json
 from worker.entrypoints.http.service import Service
-from worker.errors import AviaryError, RequestError
+from worker.errors import AviaryError, DeadlineExceeded, RequestError
 from worker.protocol import runpod
 from worker.protocol.request import unwrap
 
@@ -124,21 +125,25 @@ def _jobs(service: Service, queue: JobQueue, *, suffix: str = "") -> APIRouter:
         started = time.monotonic()
         answer = {"id": f"sync-{uuid.uuid4()}", "delayTime": 0}
         try:
-            output = await service.run(http, unwrap(payload))
+            fields = unwrap(payload)
+            output = await service.run(http, fields, job=JobForm("run", fields, sent))
             failed = isinstance(output, dict) and "error" in output
             answer |= {"status": "FAILED" if failed else "COMPLETED", "output": output}
             answer |= {"error": output["error"]} if failed else {}
         except AviaryError as error:
+            if isinstance(error, DeadlineExceeded) and error.job_id is not None:
+                return JSONResponse({"id": error.job_id, "status": runpod.STATES["processing"]})
             if error.status in (401, 429, 503):
                 raise
             output = {"error": error.message, "code": error.code}
             answer |= {"status": "FAILED", "error": error.message, "output": output}
         return await large_json(lambda: answer | {"executionTime": round((time.monotonic() - started) * 1000)})
 
-    async def status(name: str, caller: SentBy) -> Response:
+    async def status(name: str, caller: SentBy, partial: bool = False) -> Response:
         def read() -> Json:
             found = queue.find(name, caller)
-            return runpod.job_json(found.job) | ({} if found.answer is None else {"output": found.answer})
+            more = {"partial": queue.partial(found.job)} if partial else {}
+            return runpod.job_json(found.job) | more | ({} if found.answer is None else {"output": found.answer})
 
         return await large_json(read)
 

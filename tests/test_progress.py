@@ -1,0 +1,106 @@
+"""How far a request is: inputs and seconds of audio, told in order, and the text of windows as they are done."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+
+import pytest
+from conftest import tone
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.backends.base import Backend
+from worker.config import Settings
+from worker.engine.engine import Engine
+from worker.engine.progress import ProgressMeter
+from worker.errors import ModelError
+from worker.protocol.request import parse
+from worker.types import Item, Options, Progress, Source, Transcript, View
+
+
+class Steps(Backend):
+    """Runs one piece at a time, whenever it is let go, and says how long the piece is."""
+
+    def __init__(self) -> None:
+        self.turns = threading.Semaphore(0)
+
+    def load(self) -> None:
+        pass
+
+    def infer(self, batch):
+        for _ in batch.pieces:
+            assert self.turns.acquire(timeout=60)
+        if any(piece.options.prompt == "fail" for piece in batch.pieces):
+            raise ModelError("it failed")
+        return [Transcript(f"{piece.duration_sec:.0f}s") for piece in batch.pieces]
+
+
+def run(tmp_path, model, inputs, **options):
+    """The progress that is told of a request, and its response."""
+    settings = Settings(model="whisper", data_dir=tmp_path / "data", allowed_paths=(tmp_path,))
+    told: list[Progress] = []
+    with Engine(settings, create_backend=lambda _row: model) as engine:
+        request = parse({"inputs": inputs, **options}, settings)
+        response = engine.submit(request, on_progress=told.append).result(60)
+    return told, response
+
+
+def test_a_long_clip_tells_of_each_window_and_of_its_text(tmp_path):
+    model = Steps()
+    model.turns.release(99)
+    told, response = run(tmp_path, model, [str(tone(tmp_path / "a.wav", 80))])
+    seconds = [one.audio_sec_done for one in told]
+    assert seconds == sorted(seconds)
+    assert len(set(seconds)) >= 4, "the start, and the end of three windows"
+    assert told[0] == Progress(0, 1, 1, 0.0, 80.0)
+    assert told[-1] == Progress(1, 1, 1, 80.0, 80.0)
+    assert all(one.audio_sec_total == 80 for one in told)
+    assert "".join(one.text[1] for one in told if one.text) == response.results[0].output.text
+
+
+def test_a_total_is_told_when_every_input_is_known(tmp_path):
+    model = Steps()
+    model.turns.release(99)
+    paths = [str(tone(tmp_path / f"{sec}.wav", sec)) for sec in (1, 2)]
+    told, _ = run(tmp_path, model, [*paths, "missing.wav", 3, {"source": paths[0], "prompt": "fail"}])
+    assert [one.inputs_done for one in told][-1] == 5
+    assert told[-1].audio_sec_done == told[-1].audio_sec_total == pytest.approx(4)
+    for one in told:
+        assert one.inputs_total == 5
+        assert (one.audio_sec_total is None) == (one.inputs_known < 5)
+    assert sorted(one.text for one in told if one.text) == [(0, "1s"), (1, "2s")]
+
+
+def test_a_listener_that_fails_costs_nothing(tmp_path, caplog):
+    model = Steps()
+    model.turns.release(99)
+    settings = Settings(model="whisper", data_dir=tmp_path / "data", allowed_paths=(tmp_path,))
+    with Engine(settings, create_backend=lambda _row: model) as engine:
+        request = parse({"inputs": [str(tone(tmp_path / "a.wav", 1))]}, settings)
+        response = engine.submit(request, on_progress=lambda _: 1 / 0).result(60)
+    assert response.results[0].output.text == "1s"
+    assert "on_progress failed" in caplog.text
+
+
+def item(index: int) -> Item:
+    return Item(index, Source("path", "a"), Options("m"), View(()), None)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.001, 1e5), st.lists(st.floats(0.001, 1e5), max_size=5), st.booleans()), min_size=1)
+)
+def test_seconds_never_fall_and_end_at_the_total(inputs):
+    told: list[Progress] = []
+    meter = ProgressMeter(len(inputs), told.append)
+    for index, (duration, windows, is_decoded) in enumerate(inputs):
+        if is_decoded:
+            meter.expect([item(index)], duration)
+            for window in windows:
+                meter.advance([item(index)], window)
+        meter.end(index)
+    for before, after in itertools.pairwise(told):
+        assert after.audio_sec_done >= before.audio_sec_done - 1e-6
+        assert after.inputs_done >= before.inputs_done
+    assert told[-1].audio_sec_done == told[-1].audio_sec_total
+    assert told[-1].inputs_done == told[-1].inputs_known == len(inputs)
