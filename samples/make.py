@@ -1,7 +1,8 @@
 """Make the sample clips in this folder: flite speaks, ffmpeg encodes, and pocketsphinx must transcribe every word.
 
     python samples/make.py            make the clips and texts.json {file name: words}, then check them
-    python samples/make.py --check    only check the clips in the folder
+    python samples/make.py --page     only join clips to the sample of the server's page, and check it
+    python samples/make.py --check    only check the clips in the folder, and the sample of the page
 
 The exit code is 1 if a clip is transcribed wrongly or is too large. Making clips requires flite with the voices slt and
 rms, a package of most distributions; checking requires only Python packages. Another version of flite or ffmpeg yields
@@ -25,6 +26,8 @@ import soundfile
 
 HERE = Path(__file__).resolve().parent
 TEXTS = HERE / "texts.json"
+PAGE_SAMPLE = HERE.parent / "worker" / "entrypoints" / "http" / "ui" / "sample.mp3"
+PAGE_CLIPS = ("people.mp3", "doctor.flac", "monday.m4a", "window.ogg")
 MAX_BYTES = 60_000
 RATE = 16_000
 
@@ -78,6 +81,18 @@ def make(sample: Sample, folder: Path) -> Path:
     return clip
 
 
+def join(names: tuple[str, ...], target: Path) -> None:
+    """Write the clips, each with 0.8 s of silence after it, as one file."""
+    inputs = [argument for name in names for argument in ("-i", str(HERE / name))]
+    padded = "".join(
+        f"[{i}:a]aresample={RATE},aformat=channel_layouts=mono,apad=pad_dur=0.8[{i}];" for i in range(len(names))
+    )
+    joined = "".join(f"[{i}]" for i in range(len(names))) + f"concat=n={len(names)}:v=0:a=1"
+    command = [ffmpeg(), "-v", "error", "-y", *inputs, "-filter_complex", padded + joined]
+    command += ["-map_metadata", "-1", "-fflags", "+bitexact", "-flags", "+bitexact", *MP3, "-b:a", "24k", str(target)]
+    subprocess.run(command, check=True)
+
+
 def transcribe(path: Path) -> str:
     """Return the text of the file, as one utterance, according to pocketsphinx's own English model."""
     command = [ffmpeg(), "-v", "error", "-i", str(path), "-ac", "1", "-ar", str(RATE), "-f", "s16le", "-"]
@@ -92,14 +107,14 @@ def transcribe(path: Path) -> str:
 
 def check() -> int:
     """Compare every clip with its text, report each on stderr, and return the number of faults."""
-    faults = 0
-    for name, text in json.loads(TEXTS.read_text(encoding="utf-8")).items():
-        path = HERE / name
+    faults, texts = 0, json.loads(TEXTS.read_text(encoding="utf-8"))
+    clips = {HERE / name: text for name, text in texts.items()}
+    for path, text in {**clips, PAGE_SAMPLE: " ".join(texts[name] for name in PAGE_CLIPS)}.items():
         words, size = transcribe(path), path.stat().st_size
         fault = (
             f"transcribed as {words!r}" if words != text else f"over {MAX_BYTES} bytes" if size > MAX_BYTES else None
         )
-        sys.stderr.write(f"{name:12} {size:6} bytes  {text}: {fault or 'ok'}\n")
+        sys.stderr.write(f"{path.name:12} {size:6} bytes  {text}: {fault or 'ok'}\n")
         faults += fault is not None
     return faults
 
@@ -108,13 +123,17 @@ def main() -> int:
     """Run the command line, and return the exit code."""
     parser = argparse.ArgumentParser(description="Make the sample clips and check their transcripts.")
     parser.add_argument("--check", action="store_true", help="only check the clips in the folder")
-    if not parser.parse_args().check:
+    parser.add_argument("--page", action="store_true", help="only join clips to the sample of the page")
+    typed = parser.parse_args()
+    if not typed.check and not typed.page:
         if shutil.which("flite") is None:
             parser.error("flite is not on PATH; only --check works without it")
         with tempfile.TemporaryDirectory() as folder:
             for sample in SAMPLES:
                 shutil.copyfile(make(sample, Path(folder)), HERE / sample.name)
         TEXTS.write_text(json.dumps({s.name: s.text for s in SAMPLES}, indent=2) + "\n", encoding="utf-8")
+    if not typed.check:
+        join(PAGE_CLIPS, PAGE_SAMPLE)
     return 1 if check() else 0
 
 

@@ -95,6 +95,52 @@ def test_an_upload_as_a_job(server):
     assert not list((server.data_dir / "uploads").iterdir())
 
 
+def test_a_list_says_what_each_job_is_and_can_be_searched(server):
+    name = upload(server, model="pocketsphinx").json()["job_id"]
+    payload = {"input": {"inputs": [str(WEEK)], "task": "transcribe"}}
+    other = server.post("/run", json=payload).json()["id"]
+    until(server, f"/jobs/{name}/status", "completed")
+    listed = {job["job_id"]: job for job in server.get("/jobs").json()["jobs"]}
+    facts = {key: listed[name][key] for key in ("kind", "task", "model", "upload_bytes", "error_code")}
+    assert facts == {
+        "kind": "transcribe",
+        "task": "transcribe",
+        "model": "pocketsphinx",
+        "upload_bytes": WEEK.stat().st_size,
+        "error_code": None,
+    }
+    assert listed[name]["created_at"] <= listed[name]["started_at"] <= listed[name]["completed_at"]
+    assert (listed[other]["kind"], listed[other]["model"]) == ("run", "pocketsphinx")
+    assert listed[other]["upload_bytes"] is None
+    search = lambda text: [job["job_id"] for job in server.get("/jobs", params={"search": text}).json()["jobs"]]  # noqa: E731
+    assert search(other) == [other]
+    assert name in search("AUDIO.MP3")
+    assert other not in search("AUDIO.MP3")
+
+
+def test_a_failed_job_is_retried_if_the_server_still_has_its_audio(server, tmp_path):
+    missing = WEEK.parent / f"later-{tmp_path.name}.wav"
+    payload = {"input": {"inputs": [str(missing)]}}
+    failed = server.post("/run", json=payload).json()["id"]
+    assert until(server, f"/jobs/{failed}/status", "failed")["error_code"] == "source_not_found"
+    missing.write_bytes(WEEK.read_bytes())
+    try:
+        again = server.post(f"/jobs/{failed}/retry").json()["job_id"]
+        result = until(server, f"/jobs/{again}/status", "completed")["result"]
+    finally:
+        missing.unlink()
+    assert result["results"][0]["text"] == "see you next week"
+    assert server.get(f"/jobs/{failed}/status").json()["status"] == "failed"
+    refused = server.post(f"/jobs/{again}/retry")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "job_state")
+    sent = server.post("/transcribe/async", files={"file": b"no audio" * 999}).json()["job_id"]
+    until(server, f"/jobs/{sent}/status", "failed")
+    refused = server.post(f"/jobs/{sent}/retry")
+    assert refused.status_code == 400
+    assert "send the file again" in refused.json()["error"]["message"]
+    assert server.post("/jobs/nobody/retry").status_code == 404
+
+
 def test_what_cannot_be_done_with_a_job(server):
     name = upload(server).json()["job_id"]
     until(server, f"/jobs/{name}/status", "completed")

@@ -80,10 +80,11 @@ def test_every_route_answers_as_it_is_described(tmp_path):
                 case.validate_response(response, checks=CHECKS)
 
             ask(statuses=asked.setdefault(operation.label, set()))
-    cancelling = {"POST /cancel/{name}", "POST /v2/{endpoint}/cancel/{name}", "POST /jobs/{name}/cancel"}
+    unfinished = {"POST /cancel/{name}", "POST /v2/{endpoint}/cancel/{name}", "POST /jobs/{name}/cancel"}
     assert len(asked) >= 27
     assert {label for label, statuses in asked.items() if 200 not in statuses} <= {
         "POST /evaluate",
         "POST /score",
-        *cancelling,
+        *unfinished,
+        "POST /jobs/{name}/retry",  # the job is completed
     }

@@ -478,6 +478,19 @@ def test_recent_pages_and_filters(store):
     assert [seen.job.id for seen in store.recent(kind="run", state="pending")] == ids[5:1:-2]
 
 
+def test_recent_searches_file_names_models_and_ids(store):
+    first, second = (
+        store.submit_all([Submission("transcribe", {}, filename, model=model, task="transcribe", upload_bytes=7)])[0]
+        for filename, model in (("Monday 100%.mp3", "pocketsphinx"), ("tuesday.mp3", "nvidia/parakeet-tdt-0.6b-v3"))
+    )
+    found = lambda text: [seen.job for seen in store.recent(search=text)]  # noqa: E731
+    assert found("MONDAY") == found("100%.") == found(first.id) == found("sphinx") == [first]
+    assert found("Parakeet") == found("tuesday") == [second]
+    assert found(".mp3") == [second, first]
+    assert found("1%") == found("_") == found("nothing\0\ud800") == [], "no letter stands for others"
+    assert (first.task, first.upload_bytes) == ("transcribe", 7)
+
+
 def test_expiry_takes_the_old_and_then_the_oldest_until_the_rest_fits(store, clock):
     ids = [store.submit("run", {}).id for _ in range(6)]
     waiting = store.submit("run", {}).id

@@ -9,10 +9,12 @@ the content security policy, no request to another origin.
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -59,6 +61,19 @@ def server(tmp_path_factory) -> Iterator[str]:
 def dry_server(tmp_path_factory) -> Iterator[str]:
     """The base URL of one whose every model is the dry run's."""
     with serving(Settings(skip_model_load=True, data_dir=tmp_path_factory.mktemp("data"))) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def scoring_server(tmp_path_factory) -> Iterator[str]:
+    """The base URL of a dry run in which two models score."""
+    folder = tmp_path_factory.mktemp("scoring")
+    (folder / "clips").mkdir()
+    models = [{"key": key, "type": "whisper", "model_id": f"openai/whisper-{key}"} for key in ("small", "tiny")]
+    config = {"models": models, "video_clip_dir": "clips", "cache_dir": "cache", "target_sampling_rate": 16000}
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = Settings(skip_model_load=True, audio_score_config=folder / "config.json", data_dir=folder / "data")
+    with serving(settings) as url:
         yield url
 
 
@@ -290,6 +305,105 @@ def test_what_is_saved_is_what_the_server_would_have_written(visit, server):
 
 
 @needs_browser
+def test_a_sample_shows_what_the_page_does(visit, server):
+    page = ready(visit(server))
+    for task in ("Transcribe", "Caption"):
+        expect(page.locator("#abilities dt", has_text=task)).to_be_visible()
+    expect(page.locator("#snippet")).to_contain_text(f"curl {server}/v1/audio/transcriptions")
+    page.get_by_role("button", name="Try a sample").click()
+    words = " ".join(TEXTS[name] for name in ("people.mp3", "doctor.flac", "monday.m4a", "window.ogg"))
+    expect(page.locator("#clips .gist")).to_have_text(words, timeout=HEARS_MS)
+    expect(page.locator("#empty")).to_be_hidden()
+
+
+@needs_browser
+def test_all_finished_clips_are_saved_together(visit, server, tmp_path):
+    page = ready(visit(server, allow={400, 415}))
+    page.set_input_files("#files", SPEECH)
+    page.click("#run")
+    expect(page.locator("#clips [data-state=done]")).to_have_count(1, timeout=HEARS_MS)
+    expect(page.get_by_role("group", name="Save all clips")).to_be_hidden()
+    (tmp_path / "bad.mp3").write_bytes(b"not audio at all" * 99)
+    page.set_input_files("#files", [SAMPLES / "doctor.flac", tmp_path / "bad.mp3", SPEECH])
+    page.click("#run")
+    expect(page.locator("#clips [data-state=done]")).to_have_count(3, timeout=HEARS_MS)
+    expect(page.get_by_role("group", name="Save all clips")).to_contain_text("3 of 4 clips done")
+    for kind in ("txt", "srt", "vtt", "json"):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=f"Save all as {kind}").click()
+        assert download.value.suggested_filename == f"aviary-{kind}.zip"
+        with zipfile.ZipFile(download.value.path()) as archive:
+            assert archive.testzip() is None
+            assert archive.namelist() == [f"people.{kind}", f"doctor.{kind}", f"people (2).{kind}"]
+            saved = {name: archive.read(name).decode() for name in archive.namelist()}
+        with page.expect_download() as download:
+            page.locator("#clips .choose").first.click()
+            pane(page).get_by_role("button", name=f"Save as {kind}").click()
+        assert saved[f"people.{kind}"] == Path(download.value.path()).read_text()
+    assert json.loads(saved["doctor.json"])["text"] == TEXTS["doctor.flac"]
+
+
+@needs_browser
+def test_an_archive_holds_any_text_under_a_harmless_name(visit, server):
+    texts = {"a.txt": "x" * 70_000, "ü 🐦.txt": "🐦\n", "../../etc/passwd": "", "A.TXT": "other"}
+    made = ready(visit(server)).evaluate(
+        """async (files) => {
+        const { zip } = await import("/ui/zip.js");
+        const blob = zip(files, new Date(2026, 1, 4, 19, 30, 58));
+        return btoa(String.fromCharCode(...new Uint8Array(await blob.arrayBuffer())));
+    }""",
+        [{"name": name, "text": text} for name, text in texts.items()],
+    )
+    with zipfile.ZipFile(io.BytesIO(base64.b64decode(made))) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == ["a.txt", "ü 🐦.txt", ".._.._etc_passwd", "A (2).TXT"]
+        assert [archive.read(name).decode() for name in archive.namelist()] == list(texts.values())
+        assert archive.infolist()[0].date_time == (2026, 2, 4, 19, 30, 58)
+
+
+@needs_browser
+def test_what_is_done_or_cannot_succeed_is_not_sent_again(visit, server, tmp_path):
+    bad = tmp_path / "bad.mp3"
+    bad.write_bytes(b"not audio at all" * 99)
+    page = ready(visit(server, allow={400, 415}))
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url) if "transcriptions" in request.url else None)
+    page.set_input_files("#files", [bad, SPEECH])
+    page.click("#run")
+    expect(page.locator("#clips [data-state=done]")).to_have_count(1, timeout=HEARS_MS)
+    expect(page.locator("#clips [data-state=failed]")).to_have_count(1)
+    expect(pane(page).get_by_role("alert")).to_contain_text("not sent again")
+    expect(pane(page).get_by_role("button", name="Try again")).to_have_count(0)
+    expect(page.locator("#run")).to_be_disabled()
+    page.set_input_files("#files", SAMPLES / "doctor.flac")
+    page.get_by_role("button", name="Transcribe", exact=True).click()
+    expect(page.locator("#clips [data-state=done]")).to_have_count(2, timeout=HEARS_MS)
+    assert len(sent) == 3
+    expect(page.locator("#run")).to_be_disabled()
+    expect(page.locator("#go-note")).to_be_visible()
+    page.get_by_label("Each segment").uncheck()
+    page.get_by_role("button", name="Transcribe again").click()
+    expect(page.locator("#run")).to_be_disabled(timeout=HEARS_MS)
+    assert len(sent) == 4, "only the clip that is open"
+
+
+@needs_browser
+def test_a_refused_option_is_sent_again_once_it_has_changed(visit, dry_server):
+    page = ready(visit(dry_server, allow={400}))
+    wrong = error("temperature: too hot", "invalid_request", "temperature")
+    page.route("**/v1/audio/captions", lambda route: answer(route, wrong, 400))
+    choose(page, "Caption")
+    page.set_input_files("#files", SPEECH)
+    page.click("#run")
+    expect(pane(page).get_by_role("alert")).to_contain_text("change the model or an option")
+    expect(page.locator("#run")).to_be_disabled()
+    page.unroute("**/v1/audio/captions")
+    page.get_by_label("Temperature").fill("0.5")
+    page.click("#run")
+    expect(page.locator("#clips [data-state=done]")).to_have_count(1, timeout=HEARS_MS)
+
+
+@needs_browser
 def test_a_language_without_spaces_is_shown_without_spaces(visit, dry_server):
     page = ready(visit(dry_server))
     text = "今天天气很好。我们去公园吧。"
@@ -454,6 +568,11 @@ def test_a_url_goes_to_the_server_as_json(visit, server):
     assert sent["audio"] == {"url": "http://127.0.0.1:9/clips/birds.ogg"}
     assert sent["timestamp_granularities"] == ["word", "segment"]
     expect(pane(page).get_by_role("alert")).not_to_be_empty()
+    expect(pane(page).locator(".player")).to_contain_text("No waveform: this page reads no files of other sites")
+    page.fill("#url", "s3://bucket/birds.ogg")
+    page.keyboard.press("Enter")
+    expect(pane(page).locator(".player")).to_contain_text("Only the server can read this URL")
+    expect(pane(page).get_by_role("button", name="Play")).to_be_hidden()
 
 
 @needs_browser
@@ -541,12 +660,59 @@ def test_options_are_those_of_the_task_and_the_model(visit, server):
     choose(page, "Embed")
     expect(page.get_by_label("Pooling")).to_be_visible()
     expect(page.locator("#more")).to_be_hidden()
+    expect(page.get_by_role("radio", name="Score")).to_have_count(0)
+
+
+@needs_browser
+def test_scoring_is_offered_by_a_server_that_has_it_set_up(visit, scoring_server):
+    page = ready(visit(scoring_server))
     choose(page, "Score")
     expect(page.locator("#model")).to_be_hidden()
+    expect(page.get_by_label("Scoring model").locator("option")).to_have_text(["small", "tiny"])
     page.set_input_files("#files", SPEECH)
     page.click("#run")
     expect(page.get_by_label("Video id")).to_be_focused()
     expect(page.get_by_label("Video id")).to_have_attribute("aria-invalid", "true")
+
+
+@needs_browser
+def test_models_are_listed_by_where_their_weights_are(visit, dry_server):
+    page = visit(dry_server)
+    listed = requests.get(f"{dry_server}/v1/models", timeout=30).json()
+    for row in listed["data"]:
+        name = (row["aliases"] or [row["id"]])[0]
+        row |= {"on_disk": name in ("whisper", "pocketsphinx"), "loaded": name == "pocketsphinx"}
+        row |= {"size_bytes": 1_617_824_864 if name == "whisper" else None, "installed": name != "canary"}
+    page.route("**/v1/models", lambda route: answer(route, listed))
+    page.reload()
+    groups = ready(page).locator("#model optgroup")
+    assert groups.evaluate_all("(all) => all.map((one) => one.label)") == [
+        "Loaded",
+        "On the server, not loaded",
+        "Not downloaded",
+    ]
+    expect(groups.nth(0).locator("option")).to_have_text(["pocketsphinx"])
+    expect(groups.nth(1).locator("option")).to_have_text(["whisper"])
+    expect(groups.locator("option", has_text=re.compile("^canary$"))).to_have_count(0)
+    about = page.locator("#model-about")
+    page.select_option("#model", label="whisper")
+    expect(about).to_contain_text("loads at its first use · 1.6 GB")
+    page.select_option("#model", label="whisper-tiny")
+    expect(about).to_contain_text("its first use downloads it")
+    page.select_option("#model", label="pocketsphinx")
+    expect(about).to_have_text("English · loaded")
+
+
+@needs_browser
+def test_a_model_is_said_to_be_loaded_after_its_first_use(visit, dry_server):
+    page = ready(visit(dry_server))
+    page.select_option("#model", label="canary-180m")
+    about = page.locator("#model-about")
+    expect(about).to_contain_text("loads at its first use")
+    page.set_input_files("#files", SPEECH)
+    page.click("#run")
+    expect(about).to_contain_text("· loaded", timeout=HEARS_MS)
+    assert page.locator("#model").evaluate("(one) => one.selectedOptions[0].text") == "canary-180m"
 
 
 @needs_browser
@@ -629,9 +795,12 @@ def test_a_chat_keeps_its_history_and_can_be_stopped(visit, dry_server):
     page = ready(visit(dry_server))
     choose(page, "Chat")
     page.set_input_files("#files", SAMPLES / "doctor.flac")
-    page.get_by_role("button", name="Chat about this clip").click()
     question = page.get_by_label("Your question")
-    expect(question).to_be_focused()
+    choose(page, "Transcribe")
+    expect(question).to_have_count(0)
+    choose(page, "Chat")
+    expect(page.locator("#run")).to_be_hidden()
+    question.focus()
     page.keyboard.type("What is this?")
     page.keyboard.press("Enter")
     answers = pane(page).locator(".assistant .said")
@@ -666,8 +835,8 @@ def test_a_chat_keeps_its_history_and_can_be_stopped(visit, dry_server):
 
 
 @needs_browser
-def test_a_score_is_three_meters_and_an_unknown_clip_is_explained(visit, dry_server):
-    page = ready(visit(dry_server, allow={404}))
+def test_a_score_is_three_meters_and_an_unknown_clip_is_explained(visit, scoring_server):
+    page = ready(visit(scoring_server, allow={404}))
     scores = {"model": "whisper-small", "sim_score": 0.83, "audio_sim_score": 0.78, "text_sim_score": 0.88}
     page.route(
         "**/score",
@@ -796,6 +965,77 @@ def test_a_job_that_fails_says_why(visit, dry_server, tmp_path):
 
 
 @needs_browser
+def test_jobs_say_what_they_are_and_can_be_searched(visit, server):
+    page = ready(visit(server, locale="de-DE"))
+    page.set_input_files("#files", [SPEECH, SAMPLES / "doctor.flac"])
+    page.get_by_role("button", name="In background").click()
+    line = page.locator("#jobs li", has_text="doctor.flac").first
+    expect(line).to_contain_text("Transcribe · pocketsphinx · 53 kB", timeout=HEARS_MS)
+    expect(line.locator("time")).to_have_text(re.compile(r"^\d{2}\.\d{2}\.\d{4}, \d{2}:\d{2}$"))
+    page.get_by_label("Search").fill("DOCTOR")
+    expect(page.locator("#jobs li", has_text="people.mp3")).to_have_count(0)
+    expect(line).to_be_visible()
+    page.get_by_label("Search").fill("nothing like that")
+    expect(page.get_by_text("No job matches.")).to_be_visible()
+    page.get_by_label("Search").fill("")
+    expect(page.locator("#jobs li", has_text="people.mp3").first).to_be_visible()
+
+
+@needs_browser
+def test_older_jobs_are_shown_on_request(visit, tmp_path):
+    with serving(Settings(skip_model_load=True, data_dir=tmp_path)) as url:
+        for _ in range(52):
+            requests.post(f"{url}/run", json={"input": {"audio": "/nowhere.wav"}}, timeout=30)
+        page = ready(visit(url, at="#/jobs"))
+        expect(page.locator("#jobs li")).to_have_count(50)
+        page.get_by_role("button", name="Show older jobs").click()
+        expect(page.locator("#jobs li")).to_have_count(52)
+        expect(page.get_by_role("button", name="Show older jobs")).to_be_hidden()
+
+
+@needs_browser
+def test_a_failed_job_is_tried_again_where_the_audio_still_is(visit, tmp_path):
+    settings = Settings(model="pocketsphinx", data_dir=tmp_path / "data", allowed_paths=(tmp_path,))
+    with serving(settings) as url:
+        later = tmp_path / "later.wav"
+        requests.post(f"{url}/run", json={"input": {"audio": str(later)}}, timeout=30)
+        page = ready(visit(url, at="#/jobs"))
+        failed = page.locator("#jobs li[data-state=failed]")
+        expect(failed).to_have_count(1, timeout=HEARS_MS)
+        shutil.copyfile(SAMPLES / "week.wav", later)
+        failed.get_by_role("button", name="Try again").click()
+        page.get_by_role("button", name="Open").click(timeout=HEARS_MS)
+        expect(page.locator("#job-result")).to_contain_text(TEXTS["week.wav"])
+
+
+@needs_browser
+def test_a_canceled_upload_is_sent_again_by_the_tab_that_has_it(visit, dry_server):
+    page = ready(visit(dry_server))
+
+    def list_as_canceled(route: Route) -> None:
+        """The server's list, in which the oldest upload of this test is still canceled, as no test can time it."""
+        listed = route.fetch().json()
+        for one in listed["jobs"]:
+            if one["job_id"] == first:
+                one |= {"status": "cancelled"}
+        answer(route, listed)
+
+    page.set_input_files("#files", SAMPLES / "window.ogg")
+    with page.expect_response("**/transcribe/async") as response:
+        page.get_by_role("button", name="In background").click()
+    first = response.value.json()["job_id"]
+    page.route("**/jobs?*", list_as_canceled)
+    canceled = page.locator("#jobs li[data-state=cancelled]")
+    page.get_by_label("Search").fill("window")
+    with page.expect_request("**/transcribe/async"):
+        canceled.get_by_role("button", name="Try again").click()
+    expect(page.locator("#jobs li")).to_have_count(2)
+    page.reload()  # the tab no longer has the file
+    expect(canceled).to_contain_text("To try again, add the file again")
+    expect(canceled.get_by_role("button", name="Try again")).to_have_count(0)
+
+
+@needs_browser
 def test_a_second_click_leaves_no_second_job(visit, dry_server):
     page = ready(visit(dry_server))
     sent: list[Route] = []
@@ -817,20 +1057,32 @@ def job(status: str, done: int = 0) -> dict[str, Any]:
     return {
         "job_id": "a",
         "status": status,
+        "kind": "run",
+        "task": "transcribe",
+        "model": "pocketsphinx",
         "filename": "a.mp3",
+        "upload_bytes": None,
         "created_at": "2026-02-04T19:30:00Z",
+        "started_at": None,
         "completed_at": None,
         "error": None,
+        "error_code": None,
         "progress": {"done": done, "total": 10},
         "position": None,
     }
+
+
+def page_of(one: dict[str, Any]) -> dict[str, Any]:
+    """As GET /jobs answers if there is one job."""
+    counts = dict.fromkeys(("pending", "processing", "completed", "failed", "cancelled"), 0)
+    return {"jobs": [one], "counts": counts | {one["status"]: 1}, "before": None}
 
 
 @needs_browser
 def test_a_job_that_runs_shows_how_far_it_is_and_can_be_cancelled(visit, dry_server):
     page = ready(visit(dry_server))
     state = ["processing"]
-    page.route("**/jobs?*", lambda route: answer(route, {"jobs": [job(state[-1], 3)]}))
+    page.route("**/jobs?*", lambda route: answer(route, page_of(job(state[-1], 3))))
     page.route("**/jobs/a/cancel", lambda route: (state.append("cancelled"), answer(route, {"status": "cancelled"})))
     page.get_by_role("link", name="Jobs").click()
     expect(page.get_by_role("progressbar", name="Progress of a.mp3")).to_have_attribute("value", "0.3")
@@ -848,7 +1100,7 @@ def test_jobs_are_asked_for_only_while_something_is_unfinished(visit, dry_server
 
     def jobs(route: Route) -> None:
         asked.append(route.request.url)
-        answer(route, {"jobs": [job(state[-1])]})
+        answer(route, page_of(job(state[-1])))
 
     page.route("**/jobs?*", jobs)
     page.clock.install()
@@ -907,8 +1159,11 @@ def test_the_keyboard_is_enough(visit, dry_server):
     page.keyboard.press(" ")
     expect(pane(page).get_by_role("button", name="Play", exact=True)).to_be_visible()
 
-    page.keyboard.press("Tab")
     words = pane(page).locator(".word")
+    for _ in range(6):  # past the buttons that save the transcript
+        page.keyboard.press("Tab")
+        if words.first.evaluate("(word) => word === document.activeElement"):
+            break
     expect(words.first).to_be_focused()
     page.keyboard.press("End")
     expect(words.last).to_be_focused()
@@ -980,7 +1235,9 @@ def test_everything_has_a_name_and_its_place(visit, dry_server):
     page.click("#run")
     expect(pane(page).locator("canvas.square")).to_be_visible(timeout=HEARS_MS)
     choose(page, "Chat")
-    page.click("#run")
+    expect(page.get_by_label("Your question")).to_be_visible()
+    assert page.evaluate(AUDIT) == []
+    page.get_by_role("link", name="Jobs").click()
     assert page.evaluate(AUDIT) == []
 
 
@@ -999,6 +1256,41 @@ def test_light_and_dark_are_the_systems_until_the_reader_chooses(visit, dry_serv
     light.reload()
     assert light.evaluate(background) == shades[1]
     expect(light.get_by_role("button", name="Dark")).to_have_attribute("aria-pressed", "true")
+
+
+SCROLLED = """() => [...document.querySelectorAll("body *")].filter((one) => one.checkVisibility()
+    && /auto|scroll/.test(getComputedStyle(one).overflowY) && one.scrollHeight > one.clientHeight + 1)
+    .map((one) => one.className || one.id)"""
+
+
+@needs_browser
+def test_only_the_page_scrolls_and_the_buttons_stay_in_view(visit, dry_server):
+    page = ready(visit(dry_server, viewport={"width": 1280, "height": 800}))
+    page.set_input_files("#files", [SPEECH] * 20)
+    page.click("#run")
+    expect(page.locator("#clips [data-state=done]")).to_have_count(20, timeout=HEARS_MS)
+    assert page.evaluate(SCROLLED) == []
+    for button in (page.locator("#run"), page.locator("#timestamps-segment"), pane(page).get_by_label("Save as srt")):
+        expect(button).to_be_in_viewport(ratio=1)
+    line = page.locator("#clips li").nth(12)
+    line.scroll_into_view_if_needed()
+    before = line.bounding_box()
+    line.locator(".choose").click()
+    after = line.bounding_box()
+    assert before
+    assert after
+    assert abs(before["y"] - after["y"]) < 2, "the line stays under the pointer while the pane above it closes"
+
+
+@needs_browser
+def test_a_phone_shows_the_result(visit, dry_server):
+    page = ready(visit(dry_server, viewport={"width": 390, "height": 844}))
+    page.set_input_files("#files", SPEECH)
+    page.click("#run")
+    expect(pane(page).locator(".words")).to_be_in_viewport(timeout=HEARS_MS)
+    page.get_by_role("button", name="Remove people.mp3").click()
+    page.get_by_role("button", name="Try a sample").click()
+    expect(pane(page).locator(".words")).to_be_in_viewport(timeout=HEARS_MS)
 
 
 @needs_browser

@@ -100,7 +100,7 @@ class Tasks:
 class _ModelList(Work):
     """The catalog: nothing to run."""
 
-    size, model = 0, None
+    size, model, task = 0, None, None
 
     def start(
         self,
@@ -121,7 +121,7 @@ class Routed(Work):
 
     def __init__(self, work: Work, shape: openai.Shape) -> None:
         self._work, self._shape = work, shape
-        self.size, self.model = work.size, work.model
+        self.size, self.model, self.task = work.size, work.model, work.task
 
     @override
     def start(

@@ -81,6 +81,7 @@ class EvaluationWork(Work):
 
     evaluation: Evaluation
     engine: Engine
+    task = "evaluate"
 
     @override
     @property

@@ -24,6 +24,8 @@ class Job:
     seconds of audio, each of which is None while it is unknown. `attempts` counts how often the job was started.
     `error` is {"code", "message", "retryable"}. `lease_owner` is the process that runs the job, which loses it to
     another at `lease_until`. `owner` names the API key that submitted the job, or is None if none was required.
+    `task` and `model` (its id) are None if the inputs differ in them, `upload_bytes` if nothing was uploaded, and all
+    three for jobs that an earlier version stored.
     """
 
     number: int
@@ -45,6 +47,9 @@ class Job:
     owner: str | None
     audio_sec_done: float | None
     audio_sec_total: float | None
+    task: str | None
+    model: str | None
+    upload_bytes: int | None
 
     @property
     def progress(self) -> dict[str, Any]:
@@ -89,7 +94,8 @@ class Seen:
 class Submission:
     """A job to submit. `upload` is the name of a file in the store's folder, and `webhook` the URL to notify.
 
-    `owner` names the API key of the submitter, or is None. `total` is the number of inputs.
+    `owner` names the API key of the submitter, or is None. `total` is the number of inputs. `task`, `model` and
+    `upload_bytes` are as in `Job`.
     """
 
     kind: str
@@ -99,6 +105,9 @@ class Submission:
     webhook: str | None = None
     owner: str | None = None
     total: int = 0
+    task: str | None = None
+    model: str | None = None
+    upload_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,9 @@ jobs = sa.Table(
     sa.Column("owner", sa.Text),  # names the API key that submitted it; null if none was required
     sa.Column("audio_sec_done", sa.Double),  # null while it is unknown
     sa.Column("audio_sec_total", sa.Double),
+    sa.Column("task", sa.Text),
+    sa.Column("model", sa.Text),
+    sa.Column("upload_bytes", sa.BigInteger),
 )
 
 documents = sa.Table(
@@ -75,6 +78,11 @@ STEPS: tuple[Step, ...] = (
     (
         "ALTER TABLE jobs ADD COLUMN audio_sec_done DOUBLE PRECISION",
         "ALTER TABLE jobs ADD COLUMN audio_sec_total DOUBLE PRECISION",
+    ),
+    (
+        "ALTER TABLE jobs ADD COLUMN task TEXT",
+        "ALTER TABLE jobs ADD COLUMN model TEXT",
+        "ALTER TABLE jobs ADD COLUMN upload_bytes BIGINT",
     ),
 )
 

@@ -142,6 +142,9 @@ class JobStore:
             "upload": upload,
             "webhook": submission.webhook,
             "owner": submission.owner,
+            "task": submission.task,
+            "model": _storable(submission.model),
+            "upload_bytes": submission.upload_bytes,
             "state": "pending",
             "created_at": self._clock(),
             "done": 0,
@@ -244,18 +247,23 @@ class JobStore:
         state: State | None = None,
         kind: str | None = None,
         owner: str | None = None,
+        search: str | None = None,
         limit: int = 100,
         before: int | None = None,
     ) -> list[Seen]:
         """Return up to `limit` jobs, newest first, without their results.
 
-        `state`, `kind` and `owner` select jobs; `before` selects those submitted before the job with that number.
+        `state`, `kind` and `owner` select jobs; `before` selects those submitted before the job with that number, and
+        `search` those whose file name, model or id contains the text, in upper or lower case.
         """
         query = sa.select(*_COLUMNS, _POSITION.label("position")).order_by(jobs.c.number.desc()).limit(limit)
         for column, value in ((jobs.c.state, state), (jobs.c.kind, kind), (jobs.c.owner, owner)):
             query = query if value is None else query.where(column == value)
         if before is not None:
             query = query.where(jobs.c.number < before)
+        if search is not None:
+            columns = (jobs.c.filename, jobs.c.model, jobs.c.id)
+            query = query.where(sa.or_(*(column.icontains(_storable(search), autoescape=True) for column in columns)))
         with self._database.read() as connection:
             return [Seen(_job(row), row.position, None) for row in connection.execute(query)]
 

@@ -85,10 +85,16 @@ def job_json(found: Seen) -> Json:
     return {
         "job_id": job.id,
         "status": job.state,
+        "kind": job.kind,
+        "task": job.task,
+        "model": job.model,
         "filename": job.filename,
+        "upload_bytes": job.upload_bytes,
         "created_at": iso(job.created_at),
+        "started_at": iso(job.started_at),
         "completed_at": iso(job.completed_at),
         "error": (job.error or {}).get("message"),
+        "error_code": (job.error or {}).get("code"),
         "progress": job.progress,
         "position": found.position,
     }

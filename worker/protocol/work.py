@@ -32,11 +32,13 @@ Json = dict[str, Any]
 class Work(ABC):
     """A checked payload.
 
-    size: how many inputs it has. model: the id of the model that runs it, or None where no single model does.
+    size: how many inputs it has. model: the id of the model that runs it, or None where no single model does. task: its
+    task, or None if its inputs have different ones.
     """
 
     size: int
     model: str | None
+    task: str | None
 
     @abstractmethod
     def start(
@@ -78,6 +80,12 @@ class Inference(Work):
     @property
     def model(self) -> str:  # type: ignore[override]
         return self.request.model
+
+    @override
+    @property
+    def task(self) -> str | None:  # type: ignore[override]
+        tasks = {item.options.task for item in self.request.items}
+        return tasks.pop() if len(tasks) == 1 else None
 
     @override
     @property

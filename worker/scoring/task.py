@@ -77,6 +77,7 @@ class Scoring(Work):
     model: str | None
     recordings: tuple[_Recording, ...]
     sources: tuple[Source, ...]
+    task = "score"
 
     @override
     @property

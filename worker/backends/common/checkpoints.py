@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from worker import config
-from worker.catalog import is_repository
+from worker.catalog import Model, find, is_repository
 from worker.config import Settings
 from worker.errors import ModelUnavailable
 
@@ -85,9 +85,33 @@ def checkpoint(name: str, settings: Settings, *, part: str | None = "") -> Path:
     return folder
 
 
-def checkpoint_bytes(folder: Path) -> int:
-    """Return the bytes of a checkpoint's weight files."""
-    return sum((folder / file).stat().st_size for file in weight_files(folder))
+def checkpoint_bytes(folder: Path, part: str = "") -> int:
+    """Return the bytes of a checkpoint's weight files, of several only those with tensors of the part."""
+    return sum((folder / file).stat().st_size for file in weight_files(folder, part))
+
+
+def on_disk(row: Model, settings: Settings) -> Path:
+    """Return the .nemo file or the folder of a model on this machine. Nothing is downloaded.
+
+    Raises ModelUnavailable if the weights, or those of a model that this one requires, are not there.
+    """
+    offline = settings.model_copy(update={"hf_hub_offline": True})
+    if row.processor:
+        checkpoint(row.processor, offline, part=None)
+    if row.transcriber:
+        on_disk(find(row.transcriber), offline)
+    if row.weights == "nemo":
+        return nemo_file(row.checkpoint, offline)
+    return checkpoint(row.checkpoint, offline, part=row.part or "")
+
+
+def disk_bytes(row: Model, settings: Settings) -> int | None:
+    """Return the bytes of the files that hold a model's weights on this machine, or None if one is missing."""
+    try:
+        place = on_disk(row, settings)
+    except ModelUnavailable:
+        return None
+    return place.stat().st_size if place.is_file() else checkpoint_bytes(place, row.part or "")
 
 
 def weight_files(folder: Path, part: str = "") -> list[str]:

@@ -85,9 +85,10 @@ class JobQueue:
         """Check a request and store it as a job. Raises RequestError, DiskFull, StoreError; no upload is kept then."""
         self.runner.check(webhook)
         if file is None and is_light(fields):
-            total = self._tasks.prepare(fields).size
-            stored = {"input": fields, "upload": None}
-            return await self._batcher.store(Submission(kind, stored, filename, None, webhook, owner, total))
+            work = self._tasks.prepare(fields)
+            return await self._batcher.store(
+                self._submission(kind, fields, work, filename=filename, webhook=webhook, owner=owner)
+            )
         return await asyncio.to_thread(self._submit, kind, fields, file, filename, webhook, owner)
 
     async def adopt(
@@ -123,6 +124,20 @@ class JobQueue:
             raise WrongJobState(f"the job is already {job.state}")
         return job
 
+    async def retry(self, name: str, caller: Caller) -> Job:
+        """Submit the payload of a failed or canceled job again, as a new job of the same owner, and return that job.
+
+        Raises JobNotFound as `find` does; WrongJobState if the job did not fail, or if its upload was removed; and the
+        errors of `submit`.
+        """
+        job = (await asyncio.to_thread(self.find, name, caller)).job
+        if job.state not in ("failed", "cancelled"):
+            raise WrongJobState(f"the job is {job.state}: only a failed or canceled job can be retried")
+        if job.upload is not None:
+            raise WrongJobState("the upload of this job was removed when the job ended: send the file again")
+        stored = await asyncio.to_thread(self.store.payload, name)
+        return await self.submit(job.kind, stored["input"], filename=job.filename, webhook=job.webhook, owner=job.owner)
+
     def close(self) -> None:
         """Return unfinished jobs to the queue. Call it before the engine's `close`."""
         self.runner.stop()
@@ -138,23 +153,49 @@ class JobQueue:
         webhook: str | None,
         owner: str | None,
     ) -> Job:
-        total = self._tasks.prepare(fields, files={UPLOAD: file} if file is not None else None).size
+        work = self._tasks.prepare(fields, files={UPLOAD: file} if file is not None else None)
         upload = None if file is None else self._keep(file)
-        stored = {"input": fields, "upload": upload}
         try:
-            return self.runner.submit_all([Submission(kind, stored, filename, upload, webhook, owner, total)])[0]
+            submission = self._submission(
+                kind, fields, work, upload=upload, filename=filename, webhook=webhook, owner=owner
+            )
+            return self.runner.submit_all([submission])[0]
         except BaseException:
             if upload is not None:
                 (self.store.uploads / upload).unlink(missing_ok=True)
             raise
 
+    def _submission(
+        self,
+        kind: str,
+        fields: Fields,
+        work: Work,
+        *,
+        upload: str | None = None,
+        filename: str | None,
+        webhook: str | None = None,
+        owner: str | None,
+    ) -> Submission:
+        """Return the job of a checked request, whose upload is already in the store's folder."""
+        return Submission(
+            kind,
+            {"input": fields, "upload": upload},
+            filename,
+            upload,
+            webhook,
+            owner,
+            total=work.size,
+            task=work.task,
+            model=work.model,
+            upload_bytes=None if upload is None else self.store.upload_path(upload).stat().st_size,
+        )
+
     def _adopt(self, form: JobForm, work: Work, running: Future[Any], progress: ProgressLog, owner: str | None) -> Job:
         file, filename = form.upload()
         upload = None if file is None else self._keep(file)
-        stored = {"input": form.fields, "upload": upload}
         answer: Future[Json] = Future()
         try:
-            submission = Submission(form.kind, stored, filename, upload, None, owner, work.size)
+            submission = self._submission(form.kind, form.fields, work, upload=upload, filename=filename, owner=owner)
             job = self.runner.adopt(submission, answer, progress)
         except BaseException:
             if upload is not None:

@@ -146,7 +146,7 @@ class ChatCompletion(TypedDict):
 
 
 class ModelInfo(TypedDict):
-    """OpenAI's model object, and what the model can do."""
+    """OpenAI's model object, what the model can do, and where its weights are; unknown sizes are null."""
 
     id: str
     object: Literal["model"]
@@ -154,13 +154,19 @@ class ModelInfo(TypedDict):
     owned_by: str
     aliases: list[str]
     tasks: list[str]
+    loaded: bool
+    default: bool
+    installed: bool
+    on_disk: bool | None
+    size_bytes: int | None
 
 
 class ModelPage(TypedDict):
-    """OpenAI's list of models."""
+    """OpenAI's list of models. `scoring_models` are the keys that /score accepts as `model`."""
 
     object: Literal["list"]
     data: list[ModelInfo]
+    scoring_models: list[str]
 
 
 class _UploadSegment(TypedDict):
@@ -227,10 +233,16 @@ class JobStatus(TypedDict):
 
     job_id: str
     status: State
+    kind: str
+    task: str | None
+    model: str | None
     filename: str | None
+    upload_bytes: int | None
     created_at: str
+    started_at: str | None
     completed_at: str | None
     error: str | None
+    error_code: str | None
     progress: _Progress
     position: int | None
     partial: NotRequired[list[_PartialText]]

@@ -75,6 +75,14 @@ class Service:
         return catalog.find(self.settings.default_model).id
 
     @property
+    def scoring_models(self) -> list[str]:
+        """The keys of the models that score; empty if scoring is not configured, or none of them can be loaded."""
+        if self.settings.audio_score_config is None:
+            return []
+        models = self.tasks.scorer.progress.models
+        return [key for key, state in models.items() if state in ("loading", "loaded")]
+
+    @property
     def state(self) -> str:
         """`loading`, `ready`, or `unhealthy`: the last device, the default model or all scoring models are missing."""
         if self.engine.lost is not None or self._cannot_score:

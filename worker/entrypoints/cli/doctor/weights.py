@@ -56,12 +56,8 @@ def _on_disk(row: Model, settings: Settings) -> Finding:
     from worker.errors import ModelUnavailable
 
     name = row.checkpoint
-    offline = settings.model_copy(update={"hf_hub_offline": True})
     try:
-        if row.weights == "nemo":
-            found = checkpoints.nemo_file(name, offline)
-        else:
-            found = checkpoints.checkpoint(name, offline, part=row.part or "")
+        found = checkpoints.on_disk(row, settings)
     except ModelUnavailable as error:
         if settings.hf_hub_offline or Path(name).is_dir() or name.endswith(".nemo"):
             return Finding("model", error.message, "Put the weights there, or set HF_HUB_OFFLINE=0 to download them")

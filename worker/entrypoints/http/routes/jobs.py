@@ -2,7 +2,7 @@
 
     POST /transcribe/async          a form with `file`, `model`, `language`, `include_timestamps`, `webhook`
     GET  /jobs                      the newest jobs
-    GET  /jobs/{id}/status, /jobs/{id}/result; POST /jobs/{id}/cancel
+    GET  /jobs/{id}/status, /jobs/{id}/result; POST /jobs/{id}/cancel, /jobs/{id}/retry
 
 Jobs stored by POST /run are listed here too.
 """
@@ -65,7 +65,12 @@ def router(service: Service, queue: JobQueue) -> APIRouter:
 
     @routes.get("/jobs", summary="The newest jobs", response_model=JobPage, responses=failures(400, 401, 503))
     async def newest(
-        caller: SentBy, state: str | None = None, kind: str | None = None, limit: int = 100, before: int | None = None
+        caller: SentBy,
+        state: str | None = None,
+        kind: str | None = None,
+        search: str | None = None,
+        limit: int = 100,
+        before: int | None = None,
     ) -> Response:
         if state is not None and state not in STATES:
             raise RequestError(f"state must be one of {', '.join(STATES)}", param="state")
@@ -76,7 +81,7 @@ def router(service: Service, queue: JobQueue) -> APIRouter:
 
         def read() -> Json:
             owner = caller.sees_jobs_of
-            found = store.recent(state=state, kind=kind, owner=owner, limit=limit, before=before)
+            found = store.recent(state=state, kind=kind, owner=owner, search=search, limit=limit, before=before)
             return {
                 "jobs": [legacy.job_json(one) for one in found],
                 "counts": store.counts(owner=owner),
@@ -127,6 +132,16 @@ def router(service: Service, queue: JobQueue) -> APIRouter:
     async def cancel(name: str, caller: SentBy) -> Response:
         job = await asyncio.to_thread(queue.cancel, name, caller)
         return JSONResponse({"message": f"Job {job.id} {job.state}", "status": job.state})
+
+    @routes.post(
+        "/jobs/{name}/retry",
+        summary="Submit a failed or canceled job again",
+        response_model=JobAccepted,
+        responses=failures(*WORK, *STORED, 507),
+    )
+    async def retry(name: str, caller: SentBy) -> Response:
+        job = await queue.retry(name, caller)
+        return JSONResponse({"job_id": job.id, "status": job.state, "message": f"Job {name} runs again as {job.id}"})
 
     return routes
 

@@ -6,14 +6,14 @@ proxy. Streams are server-sent events in OpenAI's words; see `worker.entrypoints
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.requests import Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from worker import catalog
-from worker.entrypoints.http import events
+from worker.entrypoints.http import events, model_list
 from worker.entrypoints.http.body import Body, RequestBody, is_form
 from worker.entrypoints.http.job_queue import UPLOAD, JobForm
 from worker.entrypoints.http.openapi import (
@@ -108,30 +108,17 @@ def router(service: Service) -> APIRouter:
         "/v1/models", summary="The models, and what each can do", response_model=ModelPage, responses=failures(401)
     )
     async def models() -> Response:
-        states = service.engine.models
-        rows = [
-            one | {"loaded": states.get(one["id"]) == "ready", "default": one["id"] == service.default}
-            for one in _listed(service)
-        ]
-        return JSONResponse(openai.models() | {"data": rows})
+        rows = await asyncio.to_thread(model_list.listed, service)
+        return JSONResponse(openai.models() | {"data": rows, "scoring_models": service.scoring_models})
 
     @routes.get("/v1/models/{name:path}", summary="One model", response_model=ModelInfo, responses=failures(401, 404))
     async def model(name: str) -> Response:
-        for one in _listed(service):
+        for one in await asyncio.to_thread(model_list.listed, service):
             if name == one["id"] or name in one["aliases"]:
                 return JSONResponse(one)
         raise ModelNotFound(f"this server has no model {name!r}; GET /v1/models lists its models", param="model")
 
     return routes
-
-
-def _listed(service: Service) -> list[Json]:
-    """Return the models of the settings that are not in the catalog, then the catalog."""
-    settings, listed = service.settings, openai.models()["data"]
-    rows = [catalog.find(name) for name in (settings.default_model, *settings.models)]
-    known = {one["id"] for one in listed}
-    own = {row.id: openai.model_json(row) for row in rows if row.id not in known}
-    return [*own.values(), *listed]
 
 
 def _require_audio(http: Request, sent: Body) -> None:

@@ -1,7 +1,7 @@
 /**
  * The connection to the server: the page sends every request through this module, to its own origin.
  *
- * The module uses XMLHttpRequest, because fetch does not report how much of an upload has been sent.
+ * Requests of work use XMLHttpRequest, because fetch does not report how much of an upload has been sent.
  */
 import { parser } from "./sse.js";
 
@@ -52,6 +52,17 @@ export function setKey(key) {
 /** Return the stored key, or "". @returns {string} */
 export function getKey() {
   return sessionStorage.getItem(KEY) ?? "";
+}
+
+/**
+ * Return a file of the page, which requires no key. Rejects with ApiError.
+ * @param {string} path
+ * @returns {Promise<Blob>}
+ */
+export async function pageFile(path) {
+  const response = await fetch(path).catch(() => null);
+  if (!response?.ok) throw new ApiError(`The server does not send ${path}.`, { status: response?.status });
+  return response.blob();
 }
 
 /**

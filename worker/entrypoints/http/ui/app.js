@@ -1,13 +1,14 @@
 /** The page: connects its parts, and holds the list of clips. */
-import { ApiError, call } from "./api.js";
+import { ApiError, call, getKey, pageFile } from "./api.js";
 import { Clip } from "./clip.js";
-import { announce, byId } from "./dom.js";
+import { announce, byId, h } from "./dom.js";
 import { showError } from "./errors.js";
 import { pluralize } from "./format.js";
 import { Jobs } from "./jobs.js";
 import { startKey } from "./key.js";
-import { TASKS } from "./models.js";
+import { TASKS, nameOf, tasksOf } from "./models.js";
 import { startRecorder } from "./recorder.js";
+import { saveAllButtons } from "./saving.js";
 import { Settings } from "./settings.js";
 import { startSources } from "./sources.js";
 import { enqueue } from "./tasks.js";
@@ -23,34 +24,45 @@ let chosen = null;
 /** @type {Clip|null} */
 let recorded = null;
 let enqueuing = false;
-const settings = new Settings(showButtons);
+const settings = new Settings(refresh);
 const jobs = new Jobs();
 
-/** Return the clips that the button runs: those that lack the task, or else the selected clip. @returns {Clip[]} */
+/** Return the clips that the button runs: those that lack the task, or else the selected clip with other options. @returns {Clip[]} */
 function due() {
+  const { task } = settings;
+  const values = settings.values();
   // A score compares one clip with its reference.
-  if (settings.task === "score") return chosen && !chosen.running.has("score") ? [chosen] : [];
-  const lacking = clips.filter((clip) => clip.lacks(settings.task));
-  return lacking.length || !chosen || chosen.running.has(settings.task) ? lacking : [chosen];
+  const lacking = task === "score" ? [] : clips.filter((clip) => clip.lacks(task, values));
+  return lacking.length || !chosen?.mayRepeat(task, values) ? lacking : [chosen];
 }
 
-function showButtons() {
+/** Show what the clips and the options allow. */
+function refresh() {
   const [run, background] = [byId("run"), byId("background")];
-  const { verb } = TASKS[settings.task];
+  const { task } = settings;
+  const { label } = TASKS[task];
   const waiting = due();
-  const again = chosen !== null && waiting[0] === chosen && !chosen.lacks(settings.task);
-  if (settings.task === "chat") run.textContent = `${verb} this clip`;
-  else run.textContent = again ? `${verb} again` : waiting.length > 1 ? `${verb} ${pluralize(waiting.length, "clip")}` : verb;
+  const again = waiting[0]?.finished.has(task);
+  run.textContent = again ? `${label} again` : waiting.length > 1 ? `${label} ${pluralize(waiting.length, "clip")}` : label;
+  run.hidden = task === "chat";               // a chat has a button of its own
   run.disabled = !waiting.length || !settings.models.length;
-  background.hidden = settings.task !== "transcribe";
+  background.hidden = task !== "transcribe";
   background.disabled = !waiting.some((clip) => clip.source.file);
+  byId("go-note").hidden = task === "chat" || waiting.length > 0 || !chosen?.finished.has(task);
+  chosen?.offerChat(task === "chat", () => settings.values());
+  const finished = clips.filter((clip) => clip.finished.size);
+  byId("save-all").hidden = finished.length < 2;
+  byId("save-all-count").textContent = `${finished.length} of ${pluralize(clips.length, "clip")} done. Save all as`;
 }
 
-/** Show the clip's pane. @param {Clip} clip */
+/** Show the clip's pane, and keep its line in place while the pane above it closes. @param {Clip} clip */
 function select(clip) {
+  const { top } = clip.line.getBoundingClientRect();
+  chosen?.offerChat(false, () => settings.values());
   chosen = clip;
   clips.forEach((other) => other.choose(other === clip));
-  showButtons();
+  scrollBy(0, clip.line.getBoundingClientRect().top - top);
+  refresh();
 }
 
 /** Remove the clip from the list, and select its neighbor. @param {Clip} clip */
@@ -74,7 +86,6 @@ function add(sources) {
   const made = sources.map((source) => new Clip(source, owner));
   clips.push(...made);
   byId("clips").append(...made.map((clip) => clip.line));
-  byId("panes").append(...made.map((clip) => clip.pane));
   announce(`${pluralize(made.length, "clip")} added`);
   select(made[0]);
   showList();
@@ -85,29 +96,44 @@ function add(sources) {
 function showList() {
   byId("empty").hidden = clips.length > 0;
   byId("clips").hidden = clips.length === 0;
-  showButtons();
+  refresh();
+}
+
+/** Add the sample of the page, and run the selected task on it. */
+async function addSample() {
+  try {
+    const file = new File([await pageFile("/ui/sample.mp3")], "sample.mp3", { type: "audio/mpeg" });
+    add([{ name: file.name, file, url: null }]);
+    await run();
+  } catch (error) {
+    showError(byId("page-error"), error);
+  }
+}
+
+/** Scroll to a clip that is far down the page: on a phone, the clips are below the form. @param {Clip|null} clip */
+function reveal(clip) {
+  if (clip && clip.line.getBoundingClientRect().top > innerHeight / 2) clip.line.scrollIntoView();
 }
 
 async function run() {
   if (!settings.check()) return;
-  const { task } = settings;
-  if (task === "chat") {
-    chosen?.talk(() => settings.values());
-    return;
-  }
+  const { task, model } = settings;
+  if (task === "chat") return;
   const values = settings.values();
   const waiting = due();
-  const list = byId("clips");
-  if (list.getBoundingClientRect().top > innerHeight - 120) list.scrollIntoView();     // on a phone, the list is below the form
+  reveal(chosen);
   const lane = async () => {
     for (let clip = waiting.shift(); clip; clip = waiting.shift()) {
       const running = clip.run(task, values);
-      showButtons();
+      refresh();
       await running;
-      showButtons();
+      refresh();
+      // Only now is the page long enough. A user who has scrolled back to the form stays there.
+      if (clip === chosen && clip.line.getBoundingClientRect().top < innerHeight) reveal(clip);
     }
   };
   await Promise.all(Array.from({ length: AT_ONCE }, lane));
+  if (model && !model.loaded) await loadModels();             // the model is loaded now
 }
 
 async function runInBackground() {
@@ -115,7 +141,7 @@ async function runInBackground() {
   enqueuing = true;
   const values = settings.values();
   try {
-    for (const clip of due().filter((due) => due.source.file)) await enqueue(clip.source, values);
+    for (const { source } of due().filter((clip) => clip.source.file)) jobs.remember(await enqueue(source, values), source, values);
     showError(byId("go-error"), null);
     location.hash = "#/jobs";
   } catch (error) {
@@ -140,16 +166,28 @@ function showView(moved) {
 
 async function loadModels() {
   try {
-    const { data } = await call("/v1/models");
+    const { data, scoring_models: scoring } = await call("/v1/models");
     showError(byId("page-error"), null);
-    settings.fill(data);
+    settings.fill(data, scoring);
+    showAbilities(data, scoring);
   } catch (error) {
     showError(byId("page-error"), error, { retry: loadModels });
   }
 }
 
+/** Fill the empty page: what the server can do, and how a program calls it. @param {import("./models.js").Model[]} models @param {string[]} scoring */
+function showAbilities(models, scoring) {
+  byId("abilities").replaceChildren(...tasksOf(models, scoring).map((task) =>
+    h("div", {}, h("dt", {}, TASKS[task].label), h("dd", {}, TASKS[task].about))));
+  const model = models.find((one) => one.default);
+  byId("snippet").textContent = [`curl ${location.origin}/v1/audio/transcriptions`, getKey() && '-H "Authorization: Bearer $API_KEY"',
+    "-F file=@clip.mp3", model && `-F model=${nameOf(model)}`].filter(Boolean).join(" \\\n  ");
+}
+
 startTheme();
 startKey();
+byId("save-all-buttons").append(...saveAllButtons(() => clips.flatMap(({ name, finished }) =>
+  [...finished].map(([task, { result }]) => ({ name, task, result })))));
 startSources(add);
 startRecorder((file) => { recorded = add([{ name: file.name, file, url: null }]); }, () => {
   if (!recorded || !clips.includes(recorded)) return;
@@ -161,9 +199,10 @@ byId("panel").addEventListener("submit", (/** @type {Event} */ event) => {
   run();
 });
 byId("background").addEventListener("click", runInBackground);
+byId("sample").addEventListener("click", addSample);
 addEventListener("hashchange", () => {
   if (location.hash.startsWith("#/")) showView(true);       // the skip link has another kind of hash
 });
 showView(false);
-showButtons();
+refresh();
 loadModels();

@@ -2,8 +2,8 @@
 
 /** @typedef {{peaks: Float32Array, duration: number}} Shape  peaks: the peak of each interval, 0 to 1; duration: seconds */
 
-// Decoding takes 4 bytes per sample and channel, so larger files are played but not drawn.
-const DRAWN_BYTES = 80e6;
+/** The largest file that is drawn: decoding takes 4 bytes per sample and channel, so larger ones are only played. */
+export const DRAWN_BYTES = 80e6;
 const DRAWN_HZ = 8000;
 const SPEECH_HZ = 16000;
 
@@ -14,7 +14,7 @@ const SPEECH_HZ = 16000;
  * @returns {Promise<Shape>}
  */
 export async function shapeOf(file, most = 4000) {
-  if (file.size > DRAWN_BYTES) throw new Error("too large to draw");
+  if (file.size > DRAWN_BYTES) throw new Error(`${file.size} bytes are too many to draw`);
   const audio = await decode(file, DRAWN_HZ);
   const samples = mono(audio);
   const count = Math.max(1, Math.min(most, Math.floor(samples.length / 16)));

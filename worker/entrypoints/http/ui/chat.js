@@ -23,7 +23,7 @@ export class Chat {
     /** @type {Promise<object>|null} */
     this.audio = null;
     const id = uniqueId("question");
-    this.log = h("div", { class: "log", role: "log", "aria-label": "Conversation", tabindex: 0 });
+    this.log = h("div", { class: "log", role: "log", "aria-label": "Conversation" });
     this.input = /** @type {HTMLTextAreaElement} */ (h("textarea", { id, rows: 2, placeholder: "What is in this clip?",
       onkeydown: (/** @type {KeyboardEvent} */ event) => {
         if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -71,7 +71,6 @@ export class Chat {
       const whole = await stream("/v1/chat/completions", { method: "POST", body: await this.#body(), signal: this.answering.signal }, (event) => {
         text += event.choices?.[0]?.delta?.content ?? "";
         bubble.textContent = text;
-        this.log.scrollTop = this.log.scrollHeight;
       });
       text = whole?.choices?.[0]?.message?.content ?? text;
       bubble.textContent = text;
@@ -119,7 +118,7 @@ export class Chat {
   #bubble(who, text) {
     const said = h("p", { class: "said" }, text);
     this.log.append(h("div", { class: `turn ${who}` }, h("span", { class: "who" }, who === "user" ? "You" : "Model"), said));
-    this.log.scrollTop = this.log.scrollHeight;
+    said.scrollIntoView({ block: "nearest" });
     return said;
   }
 }

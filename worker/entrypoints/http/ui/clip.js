@@ -1,8 +1,8 @@
 /** One clip: its line in the list, and its pane with the player and one section of results per task. */
 import { announce, h } from "./dom.js";
 import { Chat } from "./chat.js";
-import { errorBox, isStop } from "./errors.js";
-import { bytes, clock, languageName } from "./format.js";
+import { UNREADABLE, errorBox, isFinal, isStop } from "./errors.js";
+import { clock, languageName } from "./format.js";
 import { TASKS } from "./models.js";
 import { embeddingView } from "./picture.js";
 import { Player } from "./player.js";
@@ -20,23 +20,25 @@ export class Clip {
   constructor(source, owner) {
     this.source = source;
     this.owner = owner;
-    /** The finished tasks. @type {Set<Task>} */
-    this.done = new Set();
+    /** The result of each finished task, and the request that it answers. @type {Map<Task, {request: string, result: any}>} */
+    this.finished = new Map();
+    /** The request of each task that the server refused for good. @type {Map<Task, string>} */
+    this.refused = new Map();
+    this.unreadable = false;
     /** @type {Map<Task, AbortController>} */
     this.running = new Map();
     /** @type {Chat|null} */
     this.chat = null;
     this.player = new Player(source);
-    this.state = h("span", { class: "state" }, "Waiting");
+    this.state = h("span", { class: "state" }, "Not started");
     this.gist = h("span", { class: "gist" });
     this.button = h("button", { type: "button", class: "choose", onclick: () => owner.select(this) },
       h("span", { class: "name" }, source.name), this.state, this.gist);
-    this.line = h("li", {}, this.button, h("button", { type: "button", class: "quiet remove", "aria-label": `Remove ${source.name}`,
-      onclick: () => owner.remove(this) }, "×"));
     this.results = h("div", { class: "results" });
-    this.pane = h("article", { class: "pane", "aria-label": source.name, hidden: true },
-      h("header", {}, h("h2", {}, source.name), h("p", { class: "note" }, source.file ? bytes(source.file.size) : source.url)),
+    this.pane = h("article", { class: "pane", "aria-label": source.name, hidden: true }, h("h2", { class: "unseen" }, source.name),
       this.player.element, this.results);
+    this.line = h("li", {}, this.button, h("button", { type: "button", class: "quiet remove", "aria-label": `Remove ${source.name}`,
+      onclick: () => owner.remove(this) }, "×"), this.pane);
     /** Highlights the current word of the latest transcript. @type {((seconds: number) => void)|null} */
     this.follow = null;
     this.player.onTime((seconds) => this.follow?.(seconds));
@@ -49,9 +51,27 @@ export class Clip {
     if (!on) this.player.audio.pause();
   }
 
-  /** Whether a task is neither finished nor running. @param {Task} task */
-  lacks(task) {
-    return !this.done.has(task) && !this.running.has(task);
+  /**
+   * Whether a task is not running, not finished, and may succeed: the server has not refused the same request.
+   * @param {Task} task @param {Record<string, any>} values
+   */
+  lacks(task, values) {
+    return !this.finished.has(task) && this.#mayRun(task, values);
+  }
+
+  /** Whether a task may be run again, because the options differ from those of its result. @param {Task} task @param {Record<string, any>} values */
+  mayRepeat(task, values) {
+    return this.finished.get(task)?.request !== JSON.stringify(values) && this.#mayRun(task, values);
+  }
+
+  /** @param {Task} task @param {Record<string, any>} values */
+  #mayRun(task, values) {
+    return !this.unreadable && !this.running.has(task) && this.refused.get(task) !== JSON.stringify(values);
+  }
+
+  /** The name without its suffix. */
+  get name() {
+    return this.source.name.replace(/\.[^.]*$/, "");
   }
 
   /**
@@ -77,13 +97,15 @@ export class Clip {
     }
   }
 
-  /** Open the chat. @param {() => Record<string, any>} values  return the form's values */
-  talk(values) {
-    if (!this.chat) {
+  /** Show the chat, which stays once it has a question. @param {boolean} on @param {() => Record<string, any>} values  return the form's values */
+  offerChat(on, values) {
+    if (on && !this.chat) {
       this.chat = new Chat(this.source, values, this.owner.failed);
       this.#section("chat", null, this.chat.element);
+    } else if (!on && this.chat && !this.chat.turns.length) {
+      this.results.querySelector("[data-task=chat]")?.remove();
+      this.chat = null;
     }
-    this.chat.focus();
   }
 
   close() {
@@ -122,7 +144,7 @@ export class Clip {
     show(this.source.file ? "Uploading" : "Fetching", this.source.file ? 0 : null);
     return {
       onSent: (/** @type {number} */ part) =>
-        (part < 1 ? show(`Uploading, ${Math.floor(part * 100)}%`, part) : show("Processing", null)),
+        (part < 1 ? show(`Uploading, ${Math.floor(part * 100)}%`, part) : show(TASKS[task].doing, null)),
       onText: (/** @type {string} */ soFar) => { text.textContent = soFar; },
       onSegments: (/** @type {{start: number, end: number, text: string}[]} */ segments) => {
         this.player.learn({ segments });
@@ -134,7 +156,7 @@ export class Clip {
 
   /** @param {Task} task @param {any} result @param {Record<string, any>} values @param {number} seconds */
   #show(task, result, values, seconds) {
-    const name = this.source.name.replace(/\.[^.]*$/, "");
+    const { name } = this;
     const about = [result.model ?? values.model, result.language && languageName(result.language), `${seconds.toFixed(1)} s`];
     const content = [result.warning ? h("p", { class: "warning" }, result.warning) : null];
     if ("text" in result) {
@@ -143,12 +165,12 @@ export class Clip {
       this.follow = view.at;
       content.push(view.element);
     }
-    if (result.thinking) content.push(h("details", {}, h("summary", {}, "The thoughts of the model"), h("p", {}, result.thinking)));
+    if (result.thinking) content.push(h("details", {}, h("summary", {}, "How the model reasoned"), h("p", {}, result.thinking)));
     if ("caption" in result) content.push(h("p", { class: "caption" }, result.caption));
     if ("embedding" in result) content.push(embeddingView(result, name));
     if ("sim_score" in result) content.push(scoreView(result));
     this.#section(task, about.filter(Boolean).join(" · "), ...content);
-    this.done.add(task);
+    this.finished.set(task, { request: JSON.stringify(values), result });
     this.#setState("done", "Done");
     this.gist.textContent = result.text ?? result.caption ?? (result.shape ? result.shape.join(" × ") : `score ${result.sim_score?.toFixed(2)}`);
     announce(`${this.source.name}: ${TASKS[task].result} done`);
@@ -156,9 +178,12 @@ export class Clip {
 
   /** @param {Exclude<Task, "chat">} task @param {Record<string, any>} values @param {unknown} error */
   #fail(task, values, error) {
-    this.#section(task, values.model ?? null, errorBox(error, { retry: () => this.run(task, values),
-      hint: task === "score" && /** @type {any} */ (error).status === 404
-        ? "No reference clip has these ids, or the server has no reference clips." : undefined }));
+    const { status, code } = /** @type {any} */ (error);
+    if (isFinal(error)) this.refused.set(task, JSON.stringify(values));
+    this.unreadable ||= UNREADABLE.includes(code);
+    const hint = task === "score" && status === 404 ? "No reference clip has these ids, or the server has no reference clips."
+      : this.unreadable ? "This clip is not sent again." : isFinal(error) ? "To send this clip again, change the model or an option." : undefined;
+    this.#section(task, values.model ?? null, errorBox(error, { retry: isFinal(error) ? undefined : () => this.run(task, values), hint }));
     this.#setState("failed", "Failed");
     this.gist.textContent = error instanceof Error ? error.message : String(error);
     this.owner.failed(error);

@@ -34,6 +34,21 @@ export function showError(place, error, actions = {}) {
   place.replaceChildren(...(error === null ? [] : [errorBox(error, { ...actions, dismiss: () => place.replaceChildren() })]));
 }
 
+/** The codes of errors whose cause is the audio: no option helps. */
+export const UNREADABLE = ["decode_failed", "empty_audio", "too_large"];
+// The server of a URL may respond otherwise next time.
+const MAY_SUCCEED = ["fetch_failed", "source_not_found"];
+
+/**
+ * Return whether the same request would fail again.
+ * @param {unknown} error
+ * @returns {boolean}
+ */
+export function isFinal(error) {
+  return error instanceof ApiError && error.status >= 400 && error.status < 500 && ![401, 408, 409, 429].includes(error.status)
+    && !MAY_SUCCEED.includes(error.code ?? "");
+}
+
 /** @param {unknown} error @returns {boolean} whether the user stopped the request */
 export function isStop(error) {
   return error instanceof DOMException && error.name === "AbortError";

@@ -21,7 +21,17 @@ export function clock(seconds, tenths = false) {
  */
 export function bytes(count) {
   if (count < 1000) return `${count} B`;
-  return count < 1e6 ? `${Math.round(count / 1e3)} kB` : `${(count / 1e6).toFixed(1)} MB`;
+  if (count < 1e6) return `${Math.round(count / 1e3)} kB`;
+  return count < 1e9 ? `${(count / 1e6).toFixed(1)} MB` : `${(count / 1e9).toFixed(1)} GB`;
+}
+
+/**
+ * Format a time of the server as the locale of the browser does, with the month as a word.
+ * @param {string} iso
+ * @returns {string}
+ */
+export function dateTime(iso) {
+  return new Date(iso).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
 }
 
 const names = new Intl.DisplayNames(["en"], { type: "language" });

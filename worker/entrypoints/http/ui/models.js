@@ -1,5 +1,5 @@
 /** The tasks and options of each model, from the response of GET /v1/models. Pure. */
-import { languageName, pluralize } from "./format.js";
+import { bytes, languageName, pluralize } from "./format.js";
 
 /**
  * @typedef {object} Model
@@ -13,19 +13,25 @@ import { languageName, pluralize } from "./format.js";
  * @property {number|null} max_sec  the longest clip for captions and chats, in seconds
  * @property {boolean} loaded
  * @property {boolean} default
+ * @property {boolean} installed  whether the server has the libraries of the model
+ * @property {boolean|null} on_disk  null in a dry run
+ * @property {number|null} size_bytes  of the weights on the server's disk
  */
 
 /** @typedef {"transcribe"|"translate"|"caption"|"embed"|"chat"|"analyze"|"score"} Task */
 
-/** The name, button, result and description of each task. @type {Record<Task, {label: string, verb: string, result: string, about: string}>} */
+/**
+ * The button, the activity, the result and the description of each task.
+ * @type {Record<Task, {label: string, doing: string, result: string, about: string}>}
+ */
 export const TASKS = {
-  transcribe: { label: "Transcribe", verb: "Transcribe", result: "Transcript", about: "The spoken words, with a timestamp for each" },
-  translate: { label: "Translate", verb: "Translate", result: "Translation", about: "The spoken words, in another language" },
-  caption: { label: "Caption", verb: "Caption", result: "Caption", about: "A description of the audio" },
-  chat: { label: "Chat", verb: "Chat about", result: "Chat", about: "Questions and answers about the clip" },
-  embed: { label: "Embed", verb: "Embed", result: "Embedding", about: "The sound as numbers, drawn as pictures" },
-  analyze: { label: "Analyze", verb: "Analyze", result: "Analysis", about: "A caption and an embedding from one pass" },
-  score: { label: "Score", verb: "Score", result: "Score", about: "The similarity of a recording and a reference clip" },
+  transcribe: { label: "Transcribe", doing: "Transcribing", result: "Transcript", about: "The spoken words, with a timestamp for each" },
+  translate: { label: "Translate", doing: "Translating", result: "Translation", about: "The spoken words, in another language" },
+  caption: { label: "Caption", doing: "Captioning", result: "Caption", about: "A description of the audio" },
+  chat: { label: "Chat", doing: "Answering", result: "Chat", about: "Questions and answers about the selected clip" },
+  embed: { label: "Embed", doing: "Embedding", result: "Embedding", about: "The sound as numbers, drawn as pictures" },
+  analyze: { label: "Analyze", doing: "Analyzing", result: "Analysis", about: "A caption and an embedding from one pass" },
+  score: { label: "Score", doing: "Scoring", result: "Score", about: "The similarity of a recording and a reference clip" },
 };
 
 const GENERATION = ["max_new_tokens", "temperature"];
@@ -41,23 +47,24 @@ const OPTIONS = {
 };
 
 /**
- * Return the tasks that at least one model supports, and scoring, which has models of its own.
+ * Return the tasks that at least one model supports. Scoring has models of its own.
  * @param {Model[]} models
+ * @param {string[]} scoring  the keys of the models that score
  * @returns {Task[]}
  */
-export function tasksOf(models) {
+export function tasksOf(models, scoring) {
   const known = /** @type {Task[]} */ (Object.keys(TASKS));
-  return known.filter((task) => task === "score" || able(models, task).length);
+  return known.filter((task) => (task === "score" ? scoring : able(models, task)).length);
 }
 
 /**
- * Return the models that support a task.
+ * Return the models that support a task and whose libraries the server has.
  * @param {Model[]} models
  * @param {Task} task
  * @returns {Model[]}
  */
 export function able(models, task) {
-  return models.filter((model) => model.tasks.includes(task));
+  return models.filter((model) => model.installed && model.tasks.includes(task));
 }
 
 /**
@@ -88,14 +95,29 @@ function supports(model, name) {
  * @returns {string[]}
  */
 export function factsOf(model, task) {
-  const { id, languages, loaded, max_sec: most } = model;
+  const { id, languages, loaded, on_disk: onDisk, size_bytes: size, max_sec: most } = model;
   const limited = most && (task === "caption" || task === "chat" || task === "analyze");
   return [
     id === nameOf(model) ? "" : id,
     languages.length === 1 ? languageName(languages[0]) : languages.length ? pluralize(languages.length, "language") : "",
     limited ? `up to ${pluralize(most / 60, "minute")}` : "",
-    loaded ? "" : "loads at its first use",
+    loaded ? "loaded" : onDisk === false ? "not on the server: its first use downloads it" : "loads at its first use",
+    size === null ? "" : bytes(size),
   ].filter(Boolean);
+}
+
+/** The groups of a list of models, from the quickest first request to the slowest. */
+export const PLACES = ["Loaded", "On the server, not loaded", "Not loaded", "Not downloaded"];
+
+/**
+ * Return the group of a model.
+ * @param {Model} model
+ * @returns {string}
+ */
+export function placeOf({ loaded, on_disk: onDisk }) {
+  if (loaded) return PLACES[0];
+  if (onDisk === null) return PLACES[2];
+  return onDisk ? PLACES[1] : PLACES[3];
 }
 
 /**

@@ -1,7 +1,7 @@
 /** The player of one clip: a button, the time, and the waveform. It reports its position on every frame while it plays. */
-import { shapeOf } from "./audio.js";
+import { DRAWN_BYTES, shapeOf } from "./audio.js";
 import { h } from "./dom.js";
-import { clock } from "./format.js";
+import { bytes, clock } from "./format.js";
 import { Waveform } from "./waveform.js";
 
 export class Player {
@@ -13,26 +13,32 @@ export class Player {
     this.wave = new Waveform((seconds) => this.seek(seconds), () => this.toggle());
     this.button = h("button", { type: "button", class: "play", "aria-label": "Play", onclick: () => this.toggle() });
     this.time = h("span", { class: "time" });
+    this.size = h("span", { class: "size" }, file ? bytes(file.size) : url);
     this.note = h("p", { class: "note", hidden: true });
     this.wave.canvas.hidden = true;
     this.element = h("div", { class: "player" },
-      h("div", { class: "transport" }, this.button, this.wave.canvas), h("div", { class: "under" }, this.time, this.note), this.audio);
-    this.audio.addEventListener("error", () => {
-      this.button.hidden = true;
-      this.#showNote("This browser cannot play the clip, but the server may support its format.");
-    });
+      h("div", { class: "transport" }, this.button, this.wave.canvas), h("div", { class: "under" }, this.time, this.size, this.note), this.audio);
+    this.audio.addEventListener("error", () => this.#cannotPlay());
     this.audio.addEventListener("durationchange", () => {
       if (!this.wave.duration && Number.isFinite(this.audio.duration)) this.wave.set({ duration: this.audio.duration });
     });
-    this.audio.src = file ? URL.createObjectURL(file) : url ?? "";
-    if (file) this.#drawWave(file);
+    if (file) {
+      this.audio.src = URL.createObjectURL(file);
+      this.#drawWave(file);
+    } else if (url?.startsWith("s3:")) {
+      this.button.hidden = true;
+      this.#showNote("Only the server can read this URL: there is no player and no waveform.");
+    } else {
+      this.audio.src = url ?? "";
+      this.#showNote("No waveform: this page reads no files of other sites. The server downloads the clip.");
+    }
     for (const name of ["play", "pause", "ended"]) this.audio.addEventListener(name, () => this.#state());
     this.audio.addEventListener("seeked", () => this.#report());
     this.audio.addEventListener("loadedmetadata", () => this.#report());
   }
 
   get playable() {
-    return this.audio.error === null;
+    return this.audio.error === null && this.audio.src !== "";
   }
 
   /** @param {(seconds: number) => void} listener */
@@ -70,10 +76,16 @@ export class Player {
   async #drawWave(file) {
     try {
       this.wave.set(await shapeOf(file));
+      this.#report();
     } catch {
-      return;               // the file is too large, or the browser does not support its format; a rail replaces the waveform
+      // A rail replaces the waveform.
+      if (this.playable) this.#showNote(`No waveform: ${file.size > DRAWN_BYTES ? "the file is too large to draw" : "this browser cannot decode the format"}.`);
     }
-    this.#report();
+  }
+
+  #cannotPlay() {
+    this.button.hidden = true;
+    this.#showNote("This browser cannot play the clip, but the server may support its format.");
   }
 
   #play() {

@@ -1,13 +1,13 @@
 /** The lower half of the form: task, model and options. It shows only the options that the model supports. */
 import { byId, h } from "./dom.js";
 import { languageName } from "./format.js";
-import { TASKS, able, factsOf, nameOf, optionsOf, tasksOf } from "./models.js";
+import { PLACES, TASKS, able, factsOf, nameOf, optionsOf, placeOf, tasksOf } from "./models.js";
 
 /** @typedef {import("./models.js").Model} Model */
 /** @typedef {import("./models.js").Task} Task */
 
 export class Settings {
-  /** @param {() => void} onChange  called when the task or the model has changed */
+  /** @param {() => void} onChange  called when the task, the model or an option has changed */
   constructor(onChange) {
     this.onChange = onChange;
     /** @type {Model[]} */
@@ -24,15 +24,22 @@ export class Settings {
       this.picked = this.select.value;
       this.#choose();
     });
+    byId("panel").addEventListener("input", onChange);
   }
 
-  /** @param {Model[]} models */
-  fill(models) {
+  /** Show the models; a later call updates them. @param {Model[]} models @param {string[]} scoring  the keys of those that score */
+  fill(models, scoring) {
     this.models = models;
-    const radios = tasksOf(models).map((task) => h("label", {},
+    const tasks = tasksOf(models, scoring);
+    if (!tasks.includes(this.task)) this.task = tasks[0] ?? this.task;
+    byId("score_model").replaceChildren(...scoring.map((key) => h("option", { value: key }, key)));
+    const focused = byId("tasks").contains(document.activeElement);
+    byId("tasks").querySelectorAll("label").forEach((/** @type {Element} */ label) => label.remove());
+    const radios = tasks.map((task) => h("label", {},
       h("input", { type: "radio", name: "task", value: task, checked: task === this.task, onchange: () => this.#turn(task) }),
       h("span", {}, TASKS[task].label)));
     byId("tasks").append(...radios);
+    if (focused) byId("tasks").querySelector("input:checked")?.focus();
     this.#turn(this.task);
   }
 
@@ -95,7 +102,7 @@ export class Settings {
     const models = able(this.models, task);
     const keep = models.find(({ id }) => id === this.picked) ?? models.find((model) => model.default)
       ?? models.find((model) => model.loaded) ?? models[0];
-    this.select.replaceChildren(...models.map((model) => h("option", { value: model.id }, nameOf(model))));
+    this.select.replaceChildren(...grouped(models));
     if (keep) this.select.value = keep.id;
     byId("task-about").textContent = TASKS[task].about;
     this.select.closest("[data-row]")?.toggleAttribute("hidden", task === "score");
@@ -103,7 +110,8 @@ export class Settings {
   }
 
   #choose() {
-    const shown = optionsOf(this.model, this.task);
+    const one = byId("score_model").options.length < 2;
+    const shown = optionsOf(this.model, this.task).filter((name) => name !== "score_model" || !one);
     for (const row of this.rows) {
       row.hidden = !shown.includes(row.dataset.option ?? "");
       row.querySelectorAll("input, select, textarea").forEach((field) => { field.toggleAttribute("disabled", row.hidden); });
@@ -116,12 +124,20 @@ export class Settings {
   /** @param {Model} model */
   #describe(model) {
     byId("model-about").textContent = factsOf(model, this.task).join(" · ");
-    languageOptions(byId("language"), model.languages, "Not specified");
+    languageOptions(byId("language"), model.languages, "Detect automatically");
     languageOptions(byId("target_language"), model.target_languages, null);
     for (const level of ["word", "segment"]) {
       document.querySelector(`[data-level=${level}]`)?.toggleAttribute("hidden", !model.timestamps.includes(level));
     }
   }
+}
+
+/** Return the options of a list of models, in groups if there are several. @param {Model[]} models @returns {HTMLElement[]} */
+function grouped(models) {
+  const option = (/** @type {Model} */ model) => h("option", { value: model.id }, nameOf(model));
+  const places = PLACES.filter((place) => models.some((model) => placeOf(model) === place));
+  if (places.length < 2) return models.map(option);
+  return places.map((place) => h("optgroup", { label: place }, ...models.filter((model) => placeOf(model) === place).map(option)));
 }
 
 /**

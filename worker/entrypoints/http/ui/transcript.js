@@ -1,7 +1,8 @@
 /** The view of a transcript: each word is highlighted while it plays, and a click on a word plays it. */
 import { h, announce, save } from "./dom.js";
 import { clock } from "./format.js";
-import { addSpaces, srt, vtt } from "./subtitles.js";
+import { FORMATS } from "./saving.js";
+import { addSpaces } from "./subtitles.js";
 
 /** @typedef {import("./subtitles.js").Transcript} Transcript */
 /** @typedef {{text: string, start: number, end: number, confidence?: number|null}} Spoken */
@@ -26,17 +27,20 @@ export function transcriptView(transcript, name, seek) {
   const body = h("div", { class: "words", role: "group", "aria-label": "Transcript" },
     ...(spoken.length ? paragraphs(spoken, spans, segments, text, seek) : [h("p", {}, text || "No speech was found.")]));
   let lit = -1;
+  let latest = -1;      // the last word that was lit, of which a pause leaves nothing
   const at = (/** @type {number} */ seconds) => {
     const now = indexAt(spoken, seconds);
     if (now === lit) return;
     spans[lit]?.classList.remove("now");
     spans[now]?.classList.add("now");
+    // The page follows the words only while the reader looks at them.
+    if (spans[now] && isInView(spans[latest] ?? spans[now])) spans[now].scrollIntoView({ block: "nearest" });
     lit = now;
-    if (spans[now]) keepInView(body, spans[now]);
+    latest = now < 0 ? latest : now;
   };
   const hint = seek && spoken.length ? h("p", { class: "note" }, "Click a word to play it, or use the arrow keys and Enter.") : null;
   if (seek) listen(body, spans, (i) => seek(spoken[i].start));
-  return { element: h("div", { class: "transcript" }, body, h("div", { class: "foot" }, hint, downloads(transcript, name))), at };
+  return { element: h("div", { class: "transcript" }, h("div", { class: "foot" }, hint, downloads(transcript, name)), body), at };
 }
 
 /**
@@ -129,27 +133,20 @@ function indexAt(spoken, seconds) {
   return low && seconds < spoken[low - 1].end + 0.25 ? low - 1 : -1;
 }
 
-/** Scroll the transcript's own box, never the page. @param {HTMLElement} box @param {HTMLElement} word */
-function keepInView(box, word) {
-  const [outer, inner] = [box.getBoundingClientRect(), word.getBoundingClientRect()];
-  if (inner.top < outer.top || inner.bottom > outer.bottom) box.scrollTop += inner.top - outer.top - outer.height / 3;
+/** @param {HTMLElement} word */
+function isInView(word) {
+  const { top, bottom } = word.getBoundingClientRect();
+  return bottom > 0 && top < innerHeight;
 }
 
 /** Return the buttons that copy and save the transcript. @param {Transcript} transcript @param {string} name */
 function downloads(transcript, name) {
-  /** @type {[string, string, () => string][]} */
-  const kinds = [
-    ["txt", "text/plain", () => `${transcript.text}\n`],
-    ["srt", "application/x-subrip", () => srt(transcript)],
-    ["vtt", "text/vtt", () => vtt(transcript)],
-    ["json", "application/json", () => `${JSON.stringify(transcript, null, 2)}\n`],
-  ];
   const copy = h("button", { type: "button", class: "quiet", onclick: async () => {
     const done = await navigator.clipboard.writeText(transcript.text).then(() => "Copied", () => "Not allowed");
     announce(done);
     copy.textContent = done;
   } }, "Copy");
   return h("div", { class: "downloads", role: "group", "aria-label": "Save the transcript" }, navigator.clipboard ? copy : null,
-    ...kinds.map(([kind, type, make]) => h("button", { type: "button", class: "quiet", "aria-label": `Save as ${kind}`,
-      onclick: () => save(`${name}.${kind}`, type, make()) }, kind)));
+    ...Object.entries(FORMATS).map(([format, [type, make]]) => h("button", { type: "button", class: "quiet", "aria-label": `Save as ${format}`,
+      onclick: () => save(`${name}.${format}`, type, make(transcript)) }, format)));
 }
