@@ -27,7 +27,7 @@ import soundfile
 HERE = Path(__file__).resolve().parent
 TEXTS = HERE / "texts.json"
 PAGE_SAMPLE = HERE.parent / "worker" / "entrypoints" / "http" / "ui" / "sample.mp3"
-PAGE_CLIPS = ("people.mp3", "doctor.flac", "monday.m4a", "window.ogg")
+PAGE_CLIPS = ("people.mp3", "doctor.flac", "monday.m4a")
 MAX_BYTES = 60_000
 RATE = 16_000
 
@@ -82,10 +82,10 @@ def make(sample: Sample, folder: Path) -> Path:
 
 
 def join(names: tuple[str, ...], target: Path) -> None:
-    """Write the clips, each with 0.8 s of silence after it, as one file."""
+    """Write the clips, each with 2.2 s of silence after it, as one file."""
     inputs = [argument for name in names for argument in ("-i", str(HERE / name))]
     padded = "".join(
-        f"[{i}:a]aresample={RATE},aformat=channel_layouts=mono,apad=pad_dur=0.8[{i}];" for i in range(len(names))
+        f"[{i}:a]aresample={RATE},aformat=channel_layouts=mono,apad=pad_dur=2.2[{i}];" for i in range(len(names))
     )
     joined = "".join(f"[{i}]" for i in range(len(names))) + f"concat=n={len(names)}:v=0:a=1"
     command = [ffmpeg(), "-v", "error", "-y", *inputs, "-filter_complex", padded + joined]
