@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import io
 import json
 import shutil
@@ -239,6 +240,46 @@ def test_both_clients_say_the_same(dry):
         assert f"[dry-run] {name} of 1.27 s" in repr(mine) or name == "embed"
     assert ours[2].embedding.shape == (1280,)
     assert ours[3].embedding.dtype == np.float32
+
+
+@pytest.mark.parametrize("several", [["a.wav"], ("a.wav",), iter(["a.wav"]), np.array(["a.wav", "b.wav"])])
+def test_a_list_is_refused_with_the_method_that_takes_it(several):
+    with Client() as client, pytest.raises(errors.InputError, match="use batch_transcribe"):
+        client.transcribe(several)
+
+
+def test_an_unknown_option_is_named_before_anything_is_sent():
+    with Client("http://127.0.0.1:9") as client, pytest.raises(errors.RequestError) as caught:
+        client.transcribe(np.zeros(9), sampling_rate=16_000)
+    assert caught.value.message.startswith(
+        "transcribe has no option sampling_rate. Did you mean sample_rate? Its options"
+    )
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_help_shows_the_options_of_a_call(kind):
+    methods = ["transcribe", "caption", "embed", "analyze", "chat", "score", "batch_transcribe", "batch_analyze"]
+    for name in methods:
+        shown = inspect.signature(getattr(kind, name)).parameters
+        assert {"model", "sample_rate"} <= set(shown), name
+        assert not [one for one in shown.values() if one.kind is one.VAR_KEYWORD], name
+        assert "\n    sample_rate: The sample rate" in getattr(kind, name).__doc__
+
+
+def test_results_and_clients_show_themselves(dry):
+    with Client(dry) as client:
+        result = client.transcribe(WEEK, timestamps=True)
+        assert result.to_dict()["text"] == result.text
+        assert json.loads(json.dumps(result.to_dict())) == result.to_dict()
+        assert f">{result.text}</span>" in result._repr_html_()
+        assert repr(result).startswith("Transcribed(")
+        caption = client.caption(WEEK, model="music-flamingo")
+        assert caption.text == caption.caption
+        assert f"embedding=<float32 {client.embed(WEEK).embedding.shape}>" in repr(client.embed(WEEK))
+        assert repr(client) == f"Client(URL('{dry}'))"
+    with Client("http://me:hidden@host", "secret") as client:
+        assert "hidden" not in repr(client)
+        assert "secret" not in repr(client)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import re
 from pathlib import Path
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 import httpx
 import pytest
@@ -171,6 +171,19 @@ def test_the_python_api_types_it(task, name):
         "analyze": python.AnalyzeCall,
     }[task]
     there("python", name, get_type_hints(typed))
+
+
+@pytest.mark.parametrize(("task", "name"), EACH)
+def test_the_python_api_allows_the_same_values(task, name):
+    """The choices of the TypedDict are those of OptionFields, and every option is described."""
+    hint = get_type_hints(python._CALLS[task], include_extras=True).get(name)
+    if hint is None:
+        return
+    kind, meaning = get_args(hint)
+    assert meaning[0].isupper()
+    assert meaning.endswith(".")
+    choices = option_schema(name).get("enum")
+    assert choices is None or list(get_args(kind)) == choices
 
 
 @pytest.mark.parametrize(("task", "name"), [(task, name) for task, name in EACH if task != "translate"])

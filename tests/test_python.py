@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import ast
 import gc
+import inspect
+import json
 import os
+import pydoc
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +17,7 @@ import threading
 import time
 import weakref
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -37,7 +42,7 @@ from worker.errors import (
     SourceNotFound,
     Unsupported,
 )
-from worker.types import Analysis, Batch, Caption, Embedding, Failure, Output, Reply, Transcript
+from worker.types import Analysis, Batch, Caption, Embedding, Failure, Output, Reply, Span, Transcript
 
 ROOT = Path(__file__).resolve().parent.parent
 WEEK = ROOT / "samples" / "week.wav"
@@ -169,6 +174,149 @@ def test_many_answer_in_order_with_errors_in_place(dry):
 def test_what_is_no_audio_is_an_error_of_the_call(dry, wrong):
     with pytest.raises(RequestError, match="must be a path, a URL, bytes or an array"):
         dry.transcribe(wrong)
+
+
+@pytest.mark.parametrize(
+    "several",
+    [
+        list,
+        tuple,
+        iter,
+        lambda paths: (path for path in paths),
+        lambda paths: dict(enumerate(paths)).values(),
+        np.array,
+        lambda paths: np.array([Path(path) for path in paths], object),
+        lambda paths: pytest.importorskip("pandas").Series(paths),
+        lambda paths: pytest.importorskip("pandas").DataFrame({"path": paths}, dtype=object)["path"],
+    ],
+    ids=["list", "tuple", "iterator", "generator", "values", "strings", "objects", "Series", "column"],
+)
+def test_anything_to_iterate_over_is_several_inputs(dry, several):
+    paths = [str(WEEK), "/nowhere.wav", str(WEEK.with_name("doctor.flac"))]
+    answers = dry.transcribe(several(paths))
+    assert [one.index for one in answers] == [0, 1, 2]
+    assert [answers[0].file, answers[1].error.code, answers[2].file] == [paths[0], "source_not_found", paths[2]]
+    assert sorted(one.index for one in dry.as_completed("transcribe", several(paths))) == [0, 1, 2]
+
+
+def test_no_inputs_are_no_answers_and_one_input_is_one(dry):
+    assert dry.transcribe(iter([])) == list(dry.as_completed("caption", [])) == []
+    (answer,) = dry.as_completed("transcribe", str(WEEK))
+    assert answer.file == str(WEEK)
+    with WEEK.open("rb") as file, pytest.raises(RequestError, match="not BufferedReader"):
+        dry.transcribe(file)
+
+
+def test_a_column_of_samples_is_one_array(echo):
+    column = pytest.importorskip("pandas").Series(np.full(1600, 0.5))
+    assert echo.transcribe(column, sample_rate=16_000).text == "loud"
+
+
+# Signatures and options
+
+TASKS = ["transcribe", "translate", "caption", "embed", "chat", "analyze"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_help_and_tab_show_the_options_of_a_task(dry, task):
+    method = getattr(dry, task)
+    shown = inspect.signature(method).parameters
+    named = {name for name, one in shown.items() if one.kind is one.KEYWORD_ONLY}
+    assert named == set(get_type_hints(python._CALLS[task]))
+    assert not [one for one in shown.values() if one.kind is one.VAR_KEYWORD]
+    text = pydoc.render_doc(method, renderer=pydoc.plaintext)
+    assert all(f"\n        {name}: " in text for name in named), text
+
+
+@pytest.mark.parametrize(("wrong", "near"), [("sampling_rate", "sample_rate"), ("word_timestamps", "timestamps")])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_unknown_option_is_named_with_the_nearest_of_this_method(dry, wrong, near, streamed):
+    """Before the audio is looked at: an array would lack its sample_rate."""
+    call = (lambda **named: next(dry.as_completed("transcribe", **named))) if streamed else dry.transcribe
+    with pytest.raises(RequestError) as caught:
+        call(audio=[np.zeros(9)], **{wrong: 1})
+    first, _, listed = caught.value.message.partition(" Its options are ")
+    assert first == f"transcribe has no option {wrong}. Did you mean {near}?"
+    assert listed.split(", ")[0] == near
+    assert set(listed.split(", ")) == set(get_type_hints(python.SpeechCall))
+    assert caught.value.param == wrong
+
+
+def test_an_option_of_another_method_is_unknown(dry):
+    with pytest.raises(RequestError, match=r"^embed has no option style\. Its options are pooling, "):
+        dry.embed(WEEK, style="brief")
+    with pytest.raises(RequestError, match=r"^score has no option pooling"):
+        dry.score(WEEK, WEEK, pooling="mean")
+    with pytest.raises(RequestError, match="task"):
+        next(dry.as_completed("sing", [WEEK], louder=True))
+
+
+def test_a_question_may_be_a_text_in_a_stream_too(dry):
+    (answer,) = dry.as_completed("chat", [WEEK], messages="What is it?")
+    assert answer.text == dry.chat(WEEK, "What is it?").text
+
+
+# How answers show themselves
+
+
+def test_an_answer_has_what_its_output_has(ears, dry):
+    answer = ears.transcribe(WEEK, timestamps=True)
+    assert (answer.text, answer.language) == ("see you next week", "en")
+    assert [word.text for word in answer.words] == answer.text.split()
+    assert answer.segments == answer.output.segments
+    assert dry.caption(WEEK).text == "[dry-run] caption of 1.27 s"
+    assert dry.analyze(WEEK).text == "[dry-run] analyze of 1.27 s"
+    with pytest.raises(AttributeError, match="Embedding has no text"):
+        _ = dry.embed(WEEK).text
+    with pytest.raises(AttributeError, match="Caption has no words"):
+        _ = dry.caption(WEEK).words
+
+
+def test_answers_are_rows_of_a_table(ears, dry):
+    good, bad = (one.to_dict() for one in ears.transcribe([WEEK, "/nowhere.wav"], timestamps=True))
+    assert (good["index"], good["file"], good["text"]) == (0, str(WEEK), "see you next week")
+    assert good["words"][0].keys() == {"text", "start", "end", "confidence"}
+    assert bad == {
+        "index": 1,
+        "error": {"code": "source_not_found", "message": "no such file: /nowhere.wav"},
+        "id": None,
+    }
+    assert json.loads(json.dumps([good, bad])) == [good, bad]
+    vectors = dry.analyze(WEEK).to_dict()
+    assert json.loads(json.dumps(vectors)) == vectors
+    assert (vectors["text"], len(vectors["values"][0])) == ("[dry-run] analyze of 1.27 s", 1280)
+
+
+def test_a_line_says_what_an_answer_is(ears, dry):
+    assert re.fullmatch(
+        rf"Answer\(index=0, file='{re.escape(str(WEEK))[:20]}.*', text='see you next week', words=<4>, segments=<1>, "
+        r"language='en', duration_sec=1\.268, elapsed_sec=[\d.]+\)",
+        repr(ears.transcribe(WEEK, timestamps=True)),
+    )
+    assert "values=<float32 (" in repr(dry.embed(WEEK))
+    assert repr(dry) == "ModelBundle(model='nvidia/audio-flamingo-3-hf', device='auto')"
+    with python.load(Settings(skip_model_load=True, model="pocketsphinx")) as bundle:
+        pass
+    assert repr(bundle).endswith(", closed)")
+
+
+def test_a_notebook_shows_an_answer_as_html(ears):
+    good, bad = ears.transcribe([WEEK, "/<b>.wav"], timestamps=True)
+    assert ">see you next week</span>" in good._repr_html_()
+    assert "<summary>4</summary><table><tr><th>text</th><th>start</th><th>end</th></tr><tr><td>see</td>" in (
+        good._repr_html_()
+    )
+    assert "/&lt;b&gt;.wav" in bad._repr_html_()
+    assert "<b>" not in bad._repr_html_()
+
+
+def test_what_a_notebook_shows_is_bounded():
+    words = tuple(Span("so", n, n + 1) for n in range(1000))
+    answer = python.Answer(0, "a.wav", Transcript("so " * 100_000, words), 1000.0, 1.0)
+    assert "and 900 more" in answer._repr_html_()
+    assert "(300000 characters)" in answer._repr_html_()
+    assert len(answer._repr_html_()) < 20_000
+    assert len(repr(answer)) < 200
 
 
 def test_answers_come_as_they_are_done_and_leaving_early_drops_the_rest(dry):

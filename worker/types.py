@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
+from worker.display import Displayed
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -161,8 +163,8 @@ class Item:
     """The part of the audio to run. None: all of it."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Failure:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Failure(Displayed):
     """An input without a result."""
 
     index: int

@@ -3,6 +3,7 @@
     memory_source(audio, rate, name)   a Source of kind "memory", which writes its audio when the engine reads it
     frames(array)                      any array as (samples,) or (samples, channels)
     mono(array)                        any array as (samples,)
+    is_several(audio)                  whether a value is several inputs, such as a list, rather than one
     write_wav(file, samples, rate)     the writer of WAV files, for the engine and the client
 
 The engine gives a memory source an unnamed file when it reads the source, and closes the file when it has decoded it:
@@ -16,7 +17,9 @@ use the whole range.
 from __future__ import annotations
 
 import functools
+import os
 import sys
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from worker.errors import EmptyAudio, InputError, RequestError
@@ -46,6 +49,18 @@ def memory_source(audio: Any, sample_rate: int | None, name: str) -> Source:
             f"sample_rate is in Hz, from {RATES[0]} to {RATES[1]}, not {sample_rate}", param="sample_rate"
         )
     return Source("memory", name, write=functools.partial(_write_array, audio, sample_rate))
+
+
+def is_several(audio: Any) -> bool:
+    """Return whether a value is several inputs: anything to iterate over, a Series or an array of paths included.
+
+    One input is a path, bytes, or an array of numbers. An open file is no input, nor several.
+    """
+    if isinstance(audio, str | os.PathLike | bytes | bytearray | memoryview | Mapping) or hasattr(audio, "read"):
+        return False
+    if hasattr(audio, "__array__"):
+        return getattr(getattr(audio, "dtype", None), "kind", None) in ("O", "U")  # Python objects, or strings
+    return isinstance(audio, Iterable)
 
 
 def frames(audio: Any) -> np.ndarray:

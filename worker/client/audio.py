@@ -12,11 +12,11 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from worker.audio.arrays import frames, write_wav
+from worker.audio.arrays import frames, is_several, write_wav
 from worker.errors import EmptyAudio, InputError, SourceNotFound
 
 # A path of this machine, a URL or data: URI, the bytes of a file, or an array as worker.audio.arrays describes it.
@@ -42,7 +42,11 @@ def take(audio: Audio, sample_rate: int | None = None) -> Upload | str:
 
     sample_rate: of an array, in Hz. Raises InputError, SourceNotFound, EmptyAudio.
     """
-    if isinstance(audio, np.ndarray):
+    if is_several(audio):
+        raise InputError(
+            "this method takes one input; for several, use batch_transcribe or batch_analyze", param="audio"
+        )
+    if hasattr(audio, "__array__"):
         if sample_rate is None:
             raise InputError("an array needs its sample_rate", param="sample_rate")
         return _of_bytes(wav(audio, sample_rate), "audio.wav")
@@ -54,7 +58,7 @@ def take(audio: Audio, sample_rate: int | None = None) -> Upload | str:
     return text if _REMOTE.match(text) else _of_path(Path(text))
 
 
-def wav(samples: np.ndarray, sample_rate: int) -> bytes:
+def wav(samples: Any, sample_rate: int) -> bytes:
     """Return a WAV file that holds the samples exactly; floats of other sizes become float32.
 
     Raises InputError for an array that is not audio, EmptyAudio for one without samples.

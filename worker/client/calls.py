@@ -2,14 +2,14 @@
 
     Calls.transcribe(audio, …) ──▶ Server or Endpoint ──▶ steps (see worker.client.transport) ──▶ Transcribed
 
-Options are the fields of a request's payload. The worker validates them.
+Options are the fields of a request's payload. Their names are checked here, their values by the worker.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar
 
 import httpx
 
@@ -19,7 +19,7 @@ from worker.client.runpod import Endpoint
 from worker.client.server import Server
 from worker.client.transport import Steps
 from worker.errors import RequestError
-from worker.keyword_options import AnalyzeOptions, CaptionOptions, ChatOptions, EmbedOptions, SpeechOptions
+from worker.keyword_options import AnalyzeOptions, CaptionOptions, ChatOptions, EmbedOptions, SpeechOptions, check
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -29,14 +29,10 @@ Turns = str | Sequence[Mapping[str, Any]]
 
 
 class CallFields(TypedDict, total=False):
-    """The options of every call.
+    """The options of every call."""
 
-    `model` is an alias or id of the catalog; by default the worker's default model. `sample_rate` in Hz is required
-    for an array, and rejected for other audio.
-    """
-
-    model: str
-    sample_rate: int
+    model: Annotated[str, "An alias or id of the catalog. By default the worker's default model."]
+    sample_rate: Annotated[int, "The sample rate of an array in Hz, which an array requires."]
 
 
 class TranscribeFields(SpeechOptions, CallFields, total=False):
@@ -78,32 +74,35 @@ class Calls:
 
     def transcribe(self, audio: Audio, **options: Unpack[TranscribeFields]) -> Steps[Transcribed]:
         """Return the steps to a transcript."""
-        return self._call(Transcribed, "transcribe", audio, options)
+        return self._call(Transcribed, "transcribe", audio, TranscribeFields, options)
 
     def caption(self, audio: Audio, **options: Unpack[CaptionFields]) -> Steps[Captioned]:
         """Return the steps to a caption."""
-        return self._call(Captioned, "caption", audio, options)
+        return self._call(Captioned, "caption", audio, CaptionFields, options)
 
     def embed(self, audio: Audio, **options: Unpack[EmbedFields]) -> Steps[Embedded]:
         """Return the steps to an embedding."""
-        return self._call(Embedded, "embed", audio, {**options, "encoding": "base64"})
+        return self._call(Embedded, "embed", audio, EmbedFields, options, encoding="base64")
 
     def analyze(self, audio: Audio, **options: Unpack[AnalyzeFields]) -> Steps[Analyzed]:
         """Return the steps to a caption and an embedding."""
-        return self._call(Analyzed, "analyze", audio, {**options, "encoding": "base64"})
+        return self._call(Analyzed, "analyze", audio, AnalyzeFields, options, encoding="base64")
 
     def chat(self, audio: Audio, messages: Turns, **options: Unpack[ChatFields]) -> Steps[Replied]:
         """Return the steps to a chat model's reply; `messages` is a question or a list of turns."""
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        return self._call(Replied, "chat", audio, {**options, "messages": [dict(turn) for turn in messages]})
+        turns = [dict(turn) for turn in messages]
+        return self._call(Replied, "chat", audio, ChatFields, options, messages=turns)
 
     def score(self, audio: Audio, *, uid: str, cid: str, **options: Unpack[CallFields]) -> Steps[Scored]:
         """Return the steps to a score against the reference clip `cid` of the video `uid`."""
-        return self._call(Scored, "score", audio, {**options, "uid": uid, "cid": cid})
+        return self._call(Scored, "score", audio, CallFields, options, uid=uid, cid=cid)
 
-    def _call(self, kind: type[R], task: str, audio: Audio, options: Mapping[str, Any]) -> Steps[R]:
-        fields = {name: value for name, value in options.items() if value is not None}
+    def _call(self, kind: type[R], task: str, audio: Audio, known: Any, options: Any, **fixed: Any) -> Steps[R]:
+        """Return the steps of a task. `known` is the TypedDict of its options; `fixed` are fields beside them."""
+        check(task, known, options)
+        fields = {name: value for name, value in (options | fixed).items() if value is not None}
         source = take(audio, fields.pop("sample_rate", None))
         result = yield from self._target.call(task, source, fields)
         return read(kind, result)

@@ -25,26 +25,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx
 
 from worker.client.audio import Audio
-from worker.client.calls import Calls
+from worker.client.calls import (
+    AnalyzeFields,
+    CallFields,
+    Calls,
+    CaptionFields,
+    ChatFields,
+    EmbedFields,
+    TranscribeFields,
+)
 from worker.client.embedding_files import EmbeddingFiles
 from worker.client.results import Analyzed, CallResult, Captioned, Embedded, Replied, Scored, Transcribed
 from worker.client.runpod import API
 from worker.client.transport import Send, Steps, Wait, build_request
+from worker.keyword_options import takes
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self, Unpack
 
-    from worker.client.calls import (
-        AnalyzeFields,
-        CallFields,
-        CaptionFields,
-        ChatFields,
-        EmbedFields,
-        TranscribeFields,
-        Turns,
-    )
+    from worker.client.calls import Turns
 
 T = TypeVar("T")
 R = TypeVar("R", bound=CallResult)
@@ -84,6 +85,7 @@ class Client:
         timeout: float = TIMEOUT_SEC,
         retries: int = RETRIES,
     ) -> None:
+        self._base_url = base_url
         self._calls = Calls(base_url, timeout, retries)
         self._http = httpx.Client(**_settings(api_key, timeout))
 
@@ -92,22 +94,27 @@ class Client:
         """Return the client of a Runpod endpoint. `options` are those of the constructor."""
         return cls(f"{API}/{endpoint_id}", api_key, **options)
 
+    @takes(TranscribeFields)
     def transcribe(self, audio: Audio, **options: Unpack[TranscribeFields]) -> Transcribed:
         """Transcribe the audio; with `target_language`, translate it into that language."""
         return self._run(self._calls.transcribe(audio, **options))
 
+    @takes(CaptionFields)
     def caption(self, audio: Audio, **options: Unpack[CaptionFields]) -> Captioned:
         """Describe the audio in words."""
         return self._run(self._calls.caption(audio, **options))
 
+    @takes(EmbedFields)
     def embed(self, audio: Audio, **options: Unpack[EmbedFields]) -> Embedded:
         """Return the features of the audio encoder."""
         return self._run(self._calls.embed(audio, **options))
 
+    @takes(AnalyzeFields)
     def analyze(self, audio: Audio, **options: Unpack[AnalyzeFields]) -> Analyzed:
         """Return a caption and the features of the audio encoder."""
         return self._run(self._calls.analyze(audio, **options))
 
+    @takes(ChatFields)
     def chat(self, audio: Audio, messages: Turns, **options: Unpack[ChatFields]) -> Replied:
         """Return a chat model's reply to a question about the audio, or to the turns of a conversation.
 
@@ -116,10 +123,12 @@ class Client:
         """
         return self._run(self._calls.chat(audio, messages, **options))
 
+    @takes(CallFields)
     def score(self, audio: Audio, *, uid: str, cid: str, **options: Unpack[CallFields]) -> Scored:
         """Return the similarity of the audio to the reference clip `cid` of the video `uid`."""
         return self._run(self._calls.score(audio, uid=uid, cid=cid, **options))
 
+    @takes(AnalyzeFields)
     def batch_analyze(
         self,
         audios: Iterable[P],
@@ -138,6 +147,7 @@ class Client:
             lambda audio: self.analyze(audio, **options), audios, EmbeddingFiles(output_dir), concurrency
         )
 
+    @takes(TranscribeFields)
     def batch_transcribe(
         self, audios: Iterable[P], concurrency: int = 16, **options: Unpack[TranscribeFields]
     ) -> Iterator[tuple[P, Transcribed | Exception]]:
@@ -147,6 +157,9 @@ class Client:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({httpx.URL(self._base_url)!r})"
 
     def __enter__(self) -> Self:
         return self
@@ -217,6 +230,7 @@ class AsyncClient:
         timeout: float = TIMEOUT_SEC,
         retries: int = RETRIES,
     ) -> None:
+        self._base_url = base_url
         self._calls = Calls(base_url, timeout, retries)
         self._http = httpx.AsyncClient(**_settings(api_key, timeout))
 
@@ -225,30 +239,37 @@ class AsyncClient:
         """Return the client of a Runpod endpoint. `options` are those of the constructor."""
         return cls(f"{API}/{endpoint_id}", api_key, **options)
 
+    @takes(TranscribeFields)
     async def transcribe(self, audio: Audio, **options: Unpack[TranscribeFields]) -> Transcribed:
         """Do as `Client.transcribe` does."""
         return await self._run(self._calls.transcribe(audio, **options))
 
+    @takes(CaptionFields)
     async def caption(self, audio: Audio, **options: Unpack[CaptionFields]) -> Captioned:
         """Do as `Client.caption` does."""
         return await self._run(self._calls.caption(audio, **options))
 
+    @takes(EmbedFields)
     async def embed(self, audio: Audio, **options: Unpack[EmbedFields]) -> Embedded:
         """Do as `Client.embed` does."""
         return await self._run(self._calls.embed(audio, **options))
 
+    @takes(AnalyzeFields)
     async def analyze(self, audio: Audio, **options: Unpack[AnalyzeFields]) -> Analyzed:
         """Do as `Client.analyze` does."""
         return await self._run(self._calls.analyze(audio, **options))
 
+    @takes(ChatFields)
     async def chat(self, audio: Audio, messages: Turns, **options: Unpack[ChatFields]) -> Replied:
         """Do as `Client.chat` does."""
         return await self._run(self._calls.chat(audio, messages, **options))
 
+    @takes(CallFields)
     async def score(self, audio: Audio, *, uid: str, cid: str, **options: Unpack[CallFields]) -> Scored:
         """Do as `Client.score` does."""
         return await self._run(self._calls.score(audio, uid=uid, cid=cid, **options))
 
+    @takes(AnalyzeFields)
     def batch_analyze(
         self,
         audios: Iterable[P],
@@ -261,6 +282,7 @@ class AsyncClient:
             lambda audio: self.analyze(audio, **options), audios, EmbeddingFiles(output_dir), concurrency
         )
 
+    @takes(TranscribeFields)
     def batch_transcribe(
         self, audios: Iterable[P], concurrency: int = 16, **options: Unpack[TranscribeFields]
     ) -> AsyncIterator[tuple[P, Transcribed | Exception]]:
@@ -270,6 +292,9 @@ class AsyncClient:
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({httpx.URL(self._base_url)!r})"
 
     async def __aenter__(self) -> Self:
         return self

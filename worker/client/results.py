@@ -14,14 +14,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from worker.display import Displayed
 from worker.errors import InternalError
 from worker.types import FinishReason, Span
 
 Json = Mapping[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CallResult:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class CallResult(Displayed):
     """The fields of every result.
 
     `model` is the id of the model, and `duration` the seconds of audio, if the response reports them. `warning` says
@@ -33,7 +34,7 @@ class CallResult:
     warning: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Transcribed(CallResult):
     """A transcript. `words` and `segments` are filled with timestamps=True.
 
@@ -50,7 +51,7 @@ class Transcribed(CallResult):
     finish_reason: FinishReason | None = None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Captioned(CallResult):
     """A description of the audio. `thinking` is the model's reasoning, if it writes any before the caption.
 
@@ -61,8 +62,13 @@ class Captioned(CallResult):
     thinking: str | None = None
     finish_reason: FinishReason | None = None
 
+    @property
+    def text(self) -> str:
+        """The caption, by the name that every text has."""
+        return self.caption
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Embedded(CallResult):
     """Features of the audio encoder: float32 of shape (frames, width), or (width,) if pooled.
 
@@ -74,12 +80,12 @@ class Embedded(CallResult):
     embedding_path: Path | None = None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Analyzed(Captioned, Embedded):
     """A caption and an embedding, from one pass over the audio."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Replied(CallResult):
     """The next turn of a chat. `finish_reason` is "length" if the reply reached its token limit."""
 
@@ -89,7 +95,7 @@ class Replied(CallResult):
     completion_tokens: int
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Scored(CallResult):
     """The similarity of a recording to its reference clip: audio from -1 to 1, text from 0 to 1, and their mean."""
 

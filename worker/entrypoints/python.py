@@ -3,12 +3,13 @@
     import worker as runner
 
     with runner.load_model(model="whisper") as bundle:          # or model_dir="/path/to/checkpoint"
-        bundle.transcribe("a.wav", timestamps=True).output.words
+        bundle.transcribe("a.wav", timestamps=True).words
         bundle.transcribe(samples, sample_rate=48_000)          # an array, as worker.audio.arrays describes it
         for answer in bundle.as_completed("caption", paths): ...
 
-Audio is a path, an http(s), s3, file or data URL, the bytes of a file, or an array with its `sample_rate`. A list or
-tuple is several inputs. They share batches: one call with many inputs is faster than many calls.
+Audio is a path, an http(s), s3, file or data URL, the bytes of a file, or an array with its `sample_rate`. Anything to
+iterate over, such as a list, a generator or a pandas Series, is several inputs. They share batches: one call with many
+inputs is faster than many calls.
 
 If a single input fails, the call raises its AviaryError. If one of several inputs fails, a Failure stands in the place
 of its answer, and the call raises only for an error that concerns all of them. Any path may be read.
@@ -24,14 +25,24 @@ import os
 import queue
 import time
 import weakref
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Protocol, TypedDict, TypeVar, overload
 
 from worker import catalog
+from worker.audio.arrays import is_several
 from worker.config import Settings
+from worker.display import Displayed, fields
 from worker.errors import ModelUnavailable, RequestError
-from worker.keyword_options import AnalyzeOptions, CaptionOptions, ChatOptions, EmbedOptions, SpeechOptions
+from worker.keyword_options import (
+    AnalyzeOptions,
+    CaptionOptions,
+    ChatOptions,
+    EmbedOptions,
+    SpeechOptions,
+    check,
+    takes,
+)
 from worker.types import (
     Analysis,
     Caption,
@@ -42,6 +53,7 @@ from worker.types import (
     Request,
     Result,
     Source,
+    Span,
     Task,
     Transcript,
 )
@@ -54,7 +66,14 @@ if TYPE_CHECKING:
     from worker.scoring.scorer import Score
 
     Audio = str | os.PathLike[str] | bytes | np.ndarray
-    Many = list[Any] | tuple[Any, ...]
+
+    class Column(Protocol):
+        """A Series of pandas or polars."""
+
+        def to_list(self) -> list[Any]: ...  # noqa: D102
+        def __iter__(self) -> Iterator[Any]: ...
+
+    Many = list[Any] | tuple[Any, ...] | Iterator[Any] | ValuesView[Any] | Column
 
 Json = dict[str, Any]
 T = TypeVar("T", bound=Output)
@@ -62,9 +81,12 @@ T = TypeVar("T", bound=Output)
 LOOK_SEC = 0.05  # how often `load` checks whether the first of several devices is ready
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Answer(Generic[T]):
-    """The output of a model for one input."""
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Answer(Displayed, Generic[T]):
+    """The output of a model for one input.
+
+    `text`, `words`, `segments` and `language` are those of the output. AttributeError: the task's output has none.
+    """
 
     index: int
     """The input's place in the call, from 0."""
@@ -78,6 +100,38 @@ class Answer(Generic[T]):
     """Seconds from the call until the output was ready."""
     warning: str | None = None
     """What may be wrong: damaged audio, speech without words, or a text that the limit on new tokens cut off."""
+
+    @property
+    def text(self) -> str:
+        """The transcript, caption or reply."""
+        return str(self._of_output("text"))
+
+    @property
+    def words(self) -> tuple[Span, ...]:
+        """The words of a transcript with their times, if requested."""
+        return tuple(self._of_output("words"))
+
+    @property
+    def segments(self) -> tuple[Span, ...]:
+        """The segments of a transcript with their times, if requested."""
+        return tuple(self._of_output("segments"))
+
+    @property
+    def language(self) -> str | None:
+        """ISO 639-1 code of the language of a transcript, if known."""
+        code: str | None = self._of_output("language")
+        return code
+
+    def _of_output(self, name: str) -> Any:
+        try:
+            return _output_fields(self.output)[name]
+        except KeyError:
+            raise AttributeError(f"{type(self.output).__name__} has no {name}; see .output") from None
+
+    def _fields(self) -> Json:
+        own = fields(self)
+        output = _output_fields(own.pop("output"))
+        return {"index": self.index, "file": self.file, **output, **own}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,10 +147,8 @@ class FinishedInput:
 class CallOptions(TypedDict, total=False):
     """Options of every call."""
 
-    sample_rate: int
-    """The sample rate of all arrays of the call, in Hz."""
-    progress: bool
-    """Whether to show a progress bar, on stderr or in the notebook."""
+    sample_rate: Annotated[int, "The sample rate of all arrays of the call, in Hz."]
+    progress: Annotated[bool, "Whether to show a progress bar, on stderr or in the notebook."]
 
 
 class SpeechCall(SpeechOptions, CallOptions, total=False):
@@ -117,6 +169,16 @@ class ChatCall(ChatOptions, CallOptions, total=False):
 
 class AnalyzeCall(AnalyzeOptions, CallOptions, total=False):
     """The keyword arguments of `analyze`."""
+
+
+_CALLS: dict[Task, Any] = {
+    "transcribe": SpeechCall,
+    "translate": SpeechCall,
+    "caption": CaptionCall,
+    "embed": EmbedCall,
+    "chat": ChatCall,
+    "analyze": AnalyzeCall,
+}
 
 
 class ModelBundle:
@@ -140,32 +202,50 @@ class ModelBundle:
     def transcribe(self, audio: Audio, **options: Unpack[SpeechCall]) -> Answer[Transcript]: ...
     @overload
     def transcribe(self, audio: Many, **options: Unpack[SpeechCall]) -> list[Answer[Transcript] | Failure]: ...
+    @takes(SpeechCall)
     def transcribe(self, audio: Any, **options: Any) -> Any:
-        """Return what is said. The transcript has spans if `timestamps` is set."""
+        """Return what is said, as an Answer whose output is a Transcript, with spans if `timestamps` is set.
+
+        Audio is a path, a URL, the bytes of a file, or an array of samples with its `sample_rate`. Several inputs, such
+        as a list, return a list in their order, with a Failure in the place of each input that failed.
+        Raises AviaryError if the only input fails; RequestError for an unknown option.
+        """
         return self._ask("transcribe", audio, options)
 
     @overload
     def translate(self, audio: Audio, **options: Unpack[SpeechCall]) -> Answer[Transcript]: ...
     @overload
     def translate(self, audio: Many, **options: Unpack[SpeechCall]) -> list[Answer[Transcript] | Failure]: ...
+    @takes(SpeechCall)
     def translate(self, audio: Any, **options: Any) -> Any:
-        """Return what is said in another language: `target_language`, by default English."""
+        """Return what is said in another language: `target_language`, by default English.
+
+        The answer's output is a Transcript. Several inputs return and raise as in `transcribe`.
+        """
         return self._ask("translate", audio, options)
 
     @overload
     def caption(self, audio: Audio, **options: Unpack[CaptionCall]) -> Answer[Caption]: ...
     @overload
     def caption(self, audio: Many, **options: Unpack[CaptionCall]) -> list[Answer[Caption] | Failure]: ...
+    @takes(CaptionCall)
     def caption(self, audio: Any, **options: Any) -> Any:
-        """Return a description of the audio."""
+        """Return a description of the audio.
+
+        The answer's output is a Caption. Several inputs return and raise as in `transcribe`.
+        """
         return self._ask("caption", audio, options)
 
     @overload
     def embed(self, audio: Audio, **options: Unpack[EmbedCall]) -> Answer[Embedding]: ...
     @overload
     def embed(self, audio: Many, **options: Unpack[EmbedCall]) -> list[Answer[Embedding] | Failure]: ...
+    @takes(EmbedCall)
     def embed(self, audio: Any, **options: Any) -> Any:
-        """Return vectors that represent the audio: (frames, width), or (width,) with pooling="mean"."""
+        """Return vectors that represent the audio: (frames, width), or (width,) with pooling="mean".
+
+        The answer's output is an Embedding. Several inputs return and raise as in `transcribe`.
+        """
         return self._ask("embed", audio, options)
 
     @overload
@@ -176,25 +256,31 @@ class ModelBundle:
     def chat(
         self, audio: Many, messages: str | Sequence[Mapping[str, Any]], **options: Unpack[ChatCall]
     ) -> list[Answer[Reply] | Failure]: ...
+    @takes(ChatCall)
     def chat(self, audio: Any, messages: str | Sequence[Mapping[str, Any]], **options: Any) -> Any:
-        """Return the reply to a question; or to turns with `role` and `content`, the last of which is the user's."""
-        turns = (
-            [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(turn) for turn in messages]
-        )
-        return self._ask("chat", audio, {**options, "messages": turns})
+        """Return the reply to a question; or to turns with `role` and `content`, the last of which is the user's.
+
+        The answer's output is a Reply. Several inputs return and raise as in `transcribe`.
+        """
+        return self._ask("chat", audio, {**options, "messages": messages})
 
     @overload
     def analyze(self, audio: Audio, **options: Unpack[AnalyzeCall]) -> Answer[Analysis]: ...
     @overload
     def analyze(self, audio: Many, **options: Unpack[AnalyzeCall]) -> list[Answer[Analysis] | Failure]: ...
+    @takes(AnalyzeCall)
     def analyze(self, audio: Any, **options: Any) -> Any:
-        """Return a caption and an embedding, computed in one pass."""
+        """Return a caption and an embedding, computed in one pass.
+
+        The answer's output is an Analysis. Several inputs return and raise as in `transcribe`.
+        """
         return self._ask("analyze", audio, options)
 
     @overload
     def score(self, audio: Audio, reference: Audio, **options: Unpack[CallOptions]) -> Score: ...
     @overload
     def score(self, audio: Many, reference: Audio, **options: Unpack[CallOptions]) -> list[Score | Failure]: ...
+    @takes(CallOptions)
     def score(self, audio: Any, reference: Any, **options: Any) -> Any:
         """Return how similar recordings are to a reference, in sound and in words.
 
@@ -203,7 +289,8 @@ class ModelBundle:
         """
         from worker.scoring import compare
 
-        is_single = not isinstance(audio, list | tuple)
+        check("score", CallOptions, options)
+        is_single = not is_several(audio)
         show_progress = options.pop("progress", False)
         inputs = self._request({"inputs": [reference, *([audio] if is_single else audio)], **options})
         for failure in inputs.rejected:
@@ -213,15 +300,21 @@ class ModelBundle:
         scores = compare.scores(self.row, sorted(outcomes, key=lambda outcome: outcome.index))
         return _single(scores) if is_single else scores
 
-    def as_completed(
-        self, task: Task, audio: Sequence[Any], **options: Any
-    ) -> Generator[Answer[Any] | Failure, None, None]:
+    def as_completed(self, task: Task, audio: Many, **options: Any) -> Generator[Answer[Any] | Failure, None, None]:
         """Yield each answer when it is ready, in any order; its `index` is the input's place.
 
-        The options are those of the task's own method. Closing the iterator cancels the inputs that are not done.
+        The inputs are iterated over before the first is run. The options are those of the task's own method. Closing
+        the iterator cancels the inputs that are not done.
         """
-        names = [_name(index, entry) for index, entry in enumerate(audio)]
-        with contextlib.closing(self.outcomes({"task": task, "inputs": list(audio), **options})) as running:
+        inputs, call = list(audio) if is_several(audio) else [audio], dict(options)
+        if task in _CALLS:
+            check(task, _CALLS[task], [name for name in call if (task, name) != ("chat", "messages")])
+        if isinstance(call.get("messages"), str):
+            call["messages"] = [{"role": "user", "content": call["messages"]}]
+        if not inputs:
+            return
+        names = [_name(index, entry) for index, entry in enumerate(inputs)]
+        with contextlib.closing(self.outcomes({"task": task, "inputs": inputs, **call})) as running:
             for finished in running:
                 yield _answer(finished, names)
 
@@ -244,6 +337,10 @@ class ModelBundle:
         if self._close.detach() is not None:
             self.engine.close(wait=wait)
 
+    def __repr__(self) -> str:
+        state = "" if self._close.alive else ", closed"
+        return f"{type(self).__name__}(model={self.model!r}, device={self.settings.device!r}{state})"
+
     def __enter__(self) -> ModelBundle:
         return self
 
@@ -251,12 +348,9 @@ class ModelBundle:
         self.close(wait=kind is not KeyboardInterrupt)
 
     def _ask(self, task: Task, audio: Any, options: Mapping[str, Any]) -> Any:
-        if not isinstance(audio, list | tuple):
-            return _single(self._ask(task, [audio], options))
-        if not audio:
-            return []
-        with contextlib.closing(self.as_completed(task, audio, **options)) as answers:
-            return sorted(answers, key=lambda answer: answer.index)
+        with contextlib.closing(self.as_completed(task, audio, **options)) as running:
+            answers = sorted(running, key=lambda answer: answer.index)
+        return answers if is_several(audio) else _single(answers)
 
     def _request(self, payload: Mapping[str, Any]) -> Request:
         """Return the request of a payload whose `inputs` are any audio."""
@@ -364,6 +458,12 @@ def _single(outcomes: Sequence[Any]) -> Any:
     return outcome
 
 
+def _output_fields(output: Output) -> Json:
+    """Return the fields of an output by their names; of an Analysis, those of its caption and its embedding."""
+    parts = (output.caption, output.embedding) if isinstance(output, Analysis) else (output,)
+    return {name: value for part in parts for name, value in fields(part).items()}
+
+
 def _answer(finished: FinishedInput, names: Sequence[str]) -> Answer[Any] | Failure:
     outcome = finished.outcome
     if isinstance(outcome, Failure):
@@ -373,6 +473,6 @@ def _answer(finished: FinishedInput, names: Sequence[str]) -> Answer[Any] | Fail
         names[outcome.index],
         outcome.output,
         outcome.duration_sec,
-        finished.elapsed_sec,
+        round(finished.elapsed_sec, 3),
         outcome.warning,
     )
