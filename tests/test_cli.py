@@ -626,6 +626,22 @@ def test_help_loads_nothing():
 # Terminals, pipes and signals
 
 
+def on_a_terminal(*typed, **env) -> str:
+    """What a command writes to stderr if that is a terminal."""
+    terminal, end = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 160, 0, 0))
+    with subprocess.Popen(
+        command(*typed), env=environment(**DRY, **env), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=end
+    ):
+        os.close(end)
+        shown = b""
+        with contextlib.suppress(OSError):  # the terminal's end, on Linux
+            while block := os.read(terminal, 4096):
+                shown += block
+    os.close(terminal)
+    return shown.decode()
+
+
 def test_a_bar_on_a_terminal_and_results_in_the_pipe():
     terminal, end = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
@@ -640,8 +656,16 @@ def test_a_bar_on_a_terminal_and_results_in_the_pipe():
         assert process.stdout is not None
         assert len(json.loads(process.stdout.read())["results"]) == 6
     os.close(terminal)
-    assert b"6/6" in shown
-    assert b"s of audio/s" in shown
+    last = re.split(r"[\r\n]+", shown.decode().strip())[-1]
+    assert re.fullmatch(r"6 files, 1\d\.\d s of audio in 0:0\d, \d+(\.\d)?x real time", last), last
+
+
+def test_a_bar_tells_of_failures_as_they_happen_and_counts_them(tmp_path):
+    shown = on_a_terminal("transcribe", WEEK, tmp_path / "none.wav", "--output", tmp_path / "out.json")
+    assert shown.count("none.wav: source_not_found") == 1
+    assert shown.index("source_not_found") < shown.index("1 file, 1.3 s of audio")
+    assert "; 1 failed" in shown
+    assert "aviary: 1 of 2 inputs failed" in shown
 
 
 @pytest.mark.parametrize(

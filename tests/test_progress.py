@@ -14,6 +14,8 @@ from worker.backends.base import Backend
 from worker.config import Settings
 from worker.engine.engine import Engine
 from worker.engine.progress import ProgressMeter
+from worker.entrypoints import progress as bar_module
+from worker.entrypoints import python
 from worker.errors import ModelError
 from worker.protocol.request import parse
 from worker.types import Item, Options, Progress, Source, Transcript, View
@@ -104,3 +106,61 @@ def test_seconds_never_fall_and_end_at_the_total(inputs):
         assert after.inputs_done >= before.inputs_done
     assert told[-1].audio_sec_done == told[-1].audio_sec_total
     assert told[-1].inputs_done == told[-1].inputs_known == len(inputs)
+
+
+class Line:
+    """A bar of tqdm's that keeps what it shows."""
+
+    def __init__(self) -> None:
+        self.n, self.postfix, self.description, self.bar_format = 0.0, "", "", ""
+
+    def update(self, more: float) -> None:
+        self.n += more
+
+    def set_postfix_str(self, text: str, refresh: bool) -> None:
+        self.postfix = text
+
+    def set_description_str(self, text: str, refresh: bool = True) -> None:
+        self.description = text
+
+    def refresh(self) -> None:
+        pass
+
+
+def test_a_bar_counts_audio_and_not_files():
+    line = Line()
+    shown = bar_module.ProgressBar(line, ["a", "b", "c", "d"], lambda: "loading m")
+    shown.refresh()
+    assert line.description == "loading m: "
+    shown.show(Progress(1, 4, 2, 60.0, 600.0))
+    assert line.n == pytest.approx(60 / 1200), "two inputs are estimated from the two that are decoded"
+    assert "1/4 files, 1:00 of audio" in line.postfix
+    shown.show(Progress(3, 4, 4, 300.0, 600.0))
+    assert line.n == pytest.approx(0.5)
+    shown.show(Progress(4, 4, 4, 600.0, 600.0))
+    assert line.n == pytest.approx(1)
+    shown.end()
+    assert line.description.startswith("4 files, 10 min of audio in 0:00, ")
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ((139, 7, 3300.0, 245.0), "139 files, 55 min of audio in 4:05, 13x real time; 7 failed"),
+        ((1, 0, 5.9, 2.0), "1 file, 5.9 s of audio in 0:02, 3.0x real time"),
+        ((2, 0, 9000.0, 4000.0), "2 files, 2.5 h of audio in 1:06:40, 2.2x real time"),
+        ((0, 3, 0.0, 1.0), "0 files in 0:01; 3 failed"),
+    ],
+)
+def test_a_line_says_what_was_done(counts, said):
+    assert bar_module.summary(*counts) == said
+
+
+def test_a_long_file_moves_the_bar_of_a_bundle(tmp_path, capsys):
+    settings = Settings(model="pocketsphinx", skip_model_load=True, data_dir=tmp_path / "data", batch_max_items=1)
+    with python.load(settings) as bundle:
+        bundle.transcribe([str(tone(tmp_path / "a.wav", 100)), "missing.wav"], progress=True)
+    shown = capsys.readouterr().err
+    assert "missing.wav: source_not_found" in shown
+    assert "1 file, 2 min of audio in 0:0" in shown
+    assert "; 1 failed" in shown

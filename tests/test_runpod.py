@@ -292,7 +292,9 @@ class TestProgress:
             for gate in gates:
                 site.gate(gate).set()
         first, *others, last = host.posts_of(job)
-        assert first == {"status": "IN_PROGRESS", "output": {"done": 2, "inputs": 4}}
+        known_sec = first["output"].pop("audio_sec_done")
+        assert 2 < known_sec < last["output"]["usage"]["audio_sec"]
+        assert first == {"status": "IN_PROGRESS", "output": {"done": 2, "inputs": 4, "audio_sec_total": None}}
         assert others == []
         assert last["output"]["usage"] == {"inputs": 4, "failed": 0, "audio_sec": last["output"]["usage"]["audio_sec"]}
 

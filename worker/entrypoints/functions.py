@@ -81,7 +81,7 @@ def evaluate_folder(
     from worker.evaluation import evaluate, read_folder
 
     corpus = read_folder(os.fspath(audio_dir), os.fspath(gt_dir))
-    with bar(len(corpus.pairs), shown=progress) as add:
+    with bar([pair.file for pair in corpus.pairs], shown=progress) as line:
         return evaluate(
             model_bundle.engine,
             corpus,
@@ -89,7 +89,8 @@ def evaluate_folder(
             match_mode=match_mode,
             normalizer=normalizer,
             trusted=True,
-            on_result=add,
+            on_result=line.add if line else None,
+            on_progress=line.show if line else None,
         )
 
 

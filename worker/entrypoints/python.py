@@ -49,6 +49,7 @@ from worker.types import (
     Embedding,
     Failure,
     Output,
+    Progress,
     Reply,
     Request,
     Result,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from worker.engine.engine import Engine
+    from worker.entrypoints.progress import ProgressBar
     from worker.scoring.scorer import Score
 
     Audio = str | os.PathLike[str] | bytes | np.ndarray
@@ -78,6 +80,8 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 T = TypeVar("T", bound=Output)
 
+SAY_SEC = 1.0  # how long `load` waits until it says which model loads
+TICK_SEC = 0.5  # how often a bar shows the time that has passed
 LOOK_SEC = 0.05  # how often `load` checks whether the first of several devices is ready
 
 
@@ -373,18 +377,24 @@ class ModelBundle:
 
         if not self._close.alive:
             raise ModelUnavailable("this bundle is closed; load the model again")
-        finished: queue.SimpleQueue[FinishedInput | None] = queue.SimpleQueue()
+        finished: queue.SimpleQueue[FinishedInput | Progress | None] = queue.SimpleQueue()
         started = time.monotonic()
+        named = ("path", "url", "s3")
+        names = {item.index: item.source.location for item in request.items if item.source.kind in named}
 
         def on_result(outcome: Result | Failure) -> None:
             finished.put(FinishedInput(outcome, time.monotonic() - started))
 
-        with bar(request.size, shown=show_progress) as add:
-            future = self.engine.submit(request, on_result=on_result)
+        def state() -> str | None:
+            is_loading = self.engine.models.get(request.model) == "loading"
+            return f"loading {request.model}" if is_loading else None
+
+        labels = [names.get(index, f"input {index}") for index in range(request.size)]
+        with bar(labels, shown=show_progress, state=state) as line:
+            future = self.engine.submit(request, on_result=on_result, on_progress=finished.put if line else None)
             future.add_done_callback(lambda _future: finished.put(None))
             try:
-                while (entry := finished.get()) is not None:
-                    add(entry.outcome)
+                while (entry := _next(finished, line)) is not None:
                     yield entry
             finally:
                 future.cancel()
@@ -407,25 +417,47 @@ def load_model(
     return load(Settings.of(model=model, model_dir=model_dir, device=device, dtype=dtype), named=model)
 
 
-def load(settings: Settings, named: str | None = None) -> ModelBundle:
+def load(settings: Settings, named: str | None = None, *, progress: bool = False) -> ModelBundle:
     """Load the default model of the settings. `named`: the name by which the caller chose it. Raises as `load_model`.
 
     Of several devices, the first that is ready is enough.
+    progress: whether to print which model loads, if it takes more than a second. Downloads have bars of their own.
     """
     from worker.engine.engine import Engine
+    from worker.entrypoints.progress import say
 
-    row = catalog.find(settings.default_model)
+    row, started = catalog.find(settings.default_model), time.monotonic()
     engine = Engine(settings)
     try:
         loading = engine.load(row.id)
         while engine.models.get(row.id) != "ready" and not loading.done():
             concurrent.futures.wait([loading], timeout=LOOK_SEC)
+            if progress and time.monotonic() > started + SAY_SEC:
+                say(f"loading {row.id}")
+                progress = False
         if loading.done():
             loading.result()
     except BaseException as error:
         engine.close(wait=not isinstance(error, KeyboardInterrupt))
         raise
     return ModelBundle(engine, named)
+
+
+def _next(events: queue.SimpleQueue[FinishedInput | Progress | None], line: ProgressBar | None) -> FinishedInput | None:
+    """Return the next finished input, or None at the end. Keep the bar up to date meanwhile."""
+    while True:
+        try:
+            event = events.get(timeout=TICK_SEC if line else None)
+        except queue.Empty:
+            assert line is not None
+            line.refresh()
+            continue
+        if line is not None and isinstance(event, FinishedInput):
+            line.add(event.outcome)
+        if not isinstance(event, Progress):
+            return event
+        if line is not None:
+            line.show(event)
 
 
 def _source(index: int, audio: Any, rate: int | None) -> Source | None:
@@ -472,7 +504,7 @@ def _answer(finished: FinishedInput, names: Sequence[str]) -> Answer[Any] | Fail
         outcome.index,
         names[outcome.index],
         outcome.output,
-        outcome.duration_sec,
+        round(outcome.duration_sec, 3),
         round(finished.elapsed_sec, 3),
         outcome.warning,
     )

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from worker.config import Settings
 from worker.errors import AviaryError, RequestError, ResultTooLarge
 from worker.faults import report
-from worker.types import S3Access
+from worker.types import Progress, S3Access
 
 if TYPE_CHECKING:
     from worker.engine.engine import Engine
@@ -132,16 +132,16 @@ class RunpodWorker:
         return answer, len(data)
 
     async def _run(self, job: Mapping[str, Any], work: Work) -> Any:
-        done = 0
-
-        def count(_outcome: object) -> None:
-            nonlocal done
-            done += 1
-
-        future = asyncio.wrap_future(work.start(count))
         if not self.settings.runpod_webhook_get_job:
-            return await future
-        progress = asyncio.create_task(self._progress(job, work.size, lambda: done))
+            return await asyncio.wrap_future(work.start())
+        last = Progress(0, work.size)
+
+        def note(progress: Progress) -> None:
+            nonlocal last
+            last = progress
+
+        future = asyncio.wrap_future(work.start(on_progress=note))
+        progress = asyncio.create_task(self._progress(job, lambda: last))
         try:
             outcome = await future
         finally:
@@ -151,19 +151,23 @@ class RunpodWorker:
                 log.warning("job %s: progress could not be posted: %s", job.get("id", ""), type(failure).__name__)
         return outcome
 
-    async def _progress(self, job: Mapping[str, Any], total: int, done: Callable[[], int]) -> None:
-        """Post how many inputs are done whenever that changes, until canceled. A post that has begun is finished."""
+    async def _progress(self, job: Mapping[str, Any], last: Callable[[], Progress]) -> None:
+        """Post how much is done whenever that changes, until canceled. A post that has begun is finished."""
         from runpod.http_client import AsyncClientSession
         from runpod.serverless.modules.rp_progress import _async_progress_update
 
-        posted = 0
+        posted = _progress_json(last())
         while True:
             await asyncio.sleep(PROGRESS_SEC)
-            if done() in (posted, total):
+            progress = last()
+            now = _progress_json(progress)
+            if now == posted or not (progress.inputs_done or progress.audio_sec_done):
                 continue
-            posted = done()
+            if progress.inputs_done == progress.inputs_total:
+                continue
+            posted = now
             async with AsyncClientSession() as session:
-                post = asyncio.ensure_future(_async_progress_update(session, job, {"done": posted, "inputs": total}))
+                post = asyncio.ensure_future(_async_progress_update(session, job, posted))
                 try:
                     await asyncio.shield(post)
                 except asyncio.CancelledError:
@@ -226,6 +230,17 @@ class RunpodWorker:
             load.result()
         if self.settings.audio_score_config is not None:
             self.tasks.scorer.ready.result()
+
+
+def _progress_json(progress: Progress) -> dict[str, Any]:
+    """Return the inputs and the seconds of audio that are done, null while they are unknown."""
+    done_sec, total_sec = progress.audio_sec_done, progress.audio_sec_total
+    return {
+        "done": progress.inputs_done,
+        "inputs": progress.inputs_total,
+        "audio_sec_done": None if done_sec is None else round(done_sec, 3),
+        "audio_sec_total": None if total_sec is None else round(total_sec, 3),
+    }
 
 
 def _error_json(error: AviaryError) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from worker.evaluation.folders import Corpus, Pair
 from worker.evaluation.metrics import Counts
 from worker.protocol import nemo_manifest, render
 from worker.protocol.request import find_model, parse
-from worker.types import Failure, Request, Response, Result, S3Access, Transcript
+from worker.types import Failure, OnProgress, Request, Response, Result, S3Access, Transcript
 
 if TYPE_CHECKING:
     from worker.engine.engine import Engine
@@ -206,15 +206,17 @@ def evaluate(
     normalizer: str = "whisper",
     trusted: bool = False,
     on_result: OnResult | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Json:
     """Transcribe a corpus, wait, and return the report. An interrupt while it waits cancels the remaining work.
 
-    `on_result` is as in `Engine.submit`. The other parameters, and the errors raised, are those of `prepare`.
+    `on_result` and `on_progress` are as in `Engine.submit`. The other parameters, and the errors raised, are those of
+    `prepare`.
     """
     evaluation = prepare(
         corpus, engine.settings, options, match_mode=match_mode, normalizer=normalizer, trusted=trusted
     )
-    future = engine.submit(evaluation.request, on_result=on_result)
+    future = engine.submit(evaluation.request, on_result=on_result, on_progress=on_progress)
     try:
         response = future.result()
     finally:

@@ -41,12 +41,21 @@ def run(args: argparse.Namespace) -> int:
     options = {name: value for name, value in options.items() if value is not None}
     how = {"match_mode": args.match_mode, "normalizer": args.normalizer}
     prepare(corpus, settings, options, trusted=True, **how)  # reports errors before the model is loaded
+    shown = session.bar_shown(args)
     with (
         session.quiet_stdout(),
-        python.load(settings, args.model) as bundle,
-        bar(len(corpus.pairs), shown=session.bar_shown(args)) as add,
+        python.load(settings, args.model, progress=shown) as bundle,
+        bar([pair.file for pair in corpus.pairs], shown=shown) as line,
     ):
-        report = evaluate(bundle.engine, corpus, options, trusted=True, on_result=add, **how)
+        report = evaluate(
+            bundle.engine,
+            corpus,
+            options,
+            trusted=True,
+            on_result=line.add if line else None,
+            on_progress=line.show if line else None,
+            **how,
+        )
     if args.html is not None:
         page = to_html(report, audio=audio_links(corpus, Path(args.html).parent))
         Path(args.html).write_text(page, encoding="utf-8")
@@ -54,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     for detail in report["details"]:
         if warning := detail.get("warning"):
             session.say(f"{detail['file']}: {warning}")
-        if error := detail.get("error"):
+        if (error := detail.get("error")) and not shown:  # the bar has printed it
             session.say(f"{detail['file']}: {error['code']}: {error['message']}")
     summary = report["summary"]
     if unlabelled := summary["unlabelled"]:

@@ -54,11 +54,12 @@ def run(given: argparse.Namespace) -> int:
     work = plan.make(given, forms)
     if not work.todo:
         return 0
-    payload |= {"inputs": [work.inputs[index].source for index in work.todo], "progress": session.bar_shown(given)}
-    put, tally = Bucket(settings).put, session.Tally(len(work.todo))
+    shown = session.bar_shown(given)
+    payload |= {"inputs": [work.inputs[index].source for index in work.todo], "progress": shown}
+    put, tally = Bucket(settings).put, session.Tally(len(work.todo), bar_shown=shown)
     with (
         session.quiet_stdout(),
-        python.load(settings, given.model) as bundle,
+        python.load(settings, given.model, progress=shown) as bundle,
         plan.failed_list(given.failed_list) as list_failed,
     ):
         with tally.until_interrupted(), contextlib.closing(bundle.outcomes(payload)) as running:

@@ -71,7 +71,7 @@ def _asks(given: argparse.Namespace, options: Mapping[str, Any], stack: contextl
     """Return the asker, which works until the stack is closed, and the number of lines in flight at a time."""
     settings = Settings.of(model=given.model, model_dir=given.model_dir, device=given.device)
     if given.ray is None:
-        bundle = stack.enter_context(python.load(settings, given.model))
+        bundle = stack.enter_context(python.load(settings, given.model, progress=sys.stderr.isatty()))
         return with_engine(bundle.engine, given.task, **bundle.naming(options)), given.concurrency
     cluster = stack.enter_context(
         on_ray(settings, given.task, address=given.ray, engines=given.engines, each=given.concurrency, **options)

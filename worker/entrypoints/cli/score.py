@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         raise RequestError("--config requires --uid and --cid")
     inputs = expand(session.typed(args))
     sink = outputs.create((args.format,), args.output, inputs, sys.stdout.buffer)
-    tally = session.Tally(len(inputs))
+    tally = session.Tally(len(inputs), bar_shown=bool(args.reference) and session.bar_shown(args))
     sources = [source.source for source in inputs]
     with session.quiet_stdout(), tally.until_interrupted():
         for index, result in enumerate(_by_config(args, sources) if args.config else _by_reference(args, sources)):

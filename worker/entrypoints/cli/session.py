@@ -58,12 +58,15 @@ def say(text: str) -> None:
 
 
 class Tally:
-    """The finished ones of `total` inputs, their warnings and their failures."""
+    """The finished ones of `total` inputs, their warnings and their failures.
 
-    def __init__(self, total: int) -> None:
-        self._total, self._done, self._audio_sec = total, 0, 0.0
+    bar_shown: whether a bar is shown, which prints the failures. Otherwise they are printed as they are added.
+    """
+
+    def __init__(self, total: int, *, bar_shown: bool = False) -> None:
+        self._total, self._done, self._audio_sec, self._failed = total, 0, 0.0, 0
+        self._bar_shown = bar_shown
         self._warnings: list[str] = []
-        self._failures: list[str] = []
         self.is_interrupted = False
 
     def add(self, result: dict[str, Any]) -> None:
@@ -73,7 +76,9 @@ class Tally:
         if warning := result.get("warning"):
             self._warnings.append(f"{result['file']}: {warning}")
         if error := result.get("error"):
-            self._failures.append(f"{result['file']}: {error['code']}: {error['message']}")
+            self._failed += 1
+            if not self._bar_shown:
+                say(f"{result['file']}: {error['code']}: {error['message']}")
 
     @contextlib.contextmanager
     def until_interrupted(self) -> Iterator[None]:
@@ -86,15 +91,15 @@ class Tally:
     @property
     def usage(self) -> dict[str, Any]:
         """The counts of finished and failed inputs, and the seconds of audio."""
-        return {"inputs": self._done, "failed": len(self._failures), "audio_sec": round(self._audio_sec, 3)}
+        return {"inputs": self._done, "failed": self._failed, "audio_sec": round(self._audio_sec, 3)}
 
     def report(self) -> int:
-        """Print the warnings and failures to stderr, and return the exit code."""
-        for line in (*self._warnings, *self._failures):
+        """Print the warnings and the number of failures to stderr, and return the exit code."""
+        for line in self._warnings:
             say(line)
-        if self._failures:
-            say(f"{len(self._failures)} of {self._total} inputs failed")
+        if self._failed:
+            say(f"{self._failed} of {self._total} inputs failed")
         if self.is_interrupted:
             say(f"interrupted; the results of {self._done} of {self._total} inputs are written")
             return INTERRUPTED
-        return 1 if self._failures else 0
+        return 1 if self._failed else 0

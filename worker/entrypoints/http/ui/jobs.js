@@ -21,7 +21,7 @@ import { enqueue } from "./tasks.js";
  * @property {string|null} completed_at
  * @property {string|null} error
  * @property {string|null} error_code
- * @property {{done: number, total: number, audio_sec_total?: number|null}} progress  inputs, and seconds of audio if they are known
+ * @property {{done: number, total: number, audio_sec_done?: number|null, audio_sec_total?: number|null}} progress  inputs, and seconds of audio if they are known
  * @property {number|null} position  in the queue
  */
 
@@ -114,13 +114,13 @@ export class Jobs {
   /** @param {Job} job */
   #line(job) {
     const name = job.filename ?? job.job_id;
-    const { done, total } = job.progress;
+    const part = partOf(job.progress);
     const problem = h("div");
     const act = (/** @type {string} */ label, /** @type {() => Promise<void>} */ what) => h("button", { type: "button",
       "aria-label": `${label}: ${name}`, onclick: () => what().catch((error) => showError(problem, error)) }, label);
     return h("li", { "data-state": job.status },
       h("div", { class: "job-head" }, h("span", { class: "name" }, name), h("span", { class: "state" }, stateOf(job))),
-      job.status === "processing" ? h("progress", { max: 1, value: done && total ? done / total : null, "aria-label": `Progress of ${name}` }) : null,
+      job.status === "processing" ? h("progress", { max: 1, value: part || null, "aria-label": `Progress of ${name}` }) : null,
       h("div", { class: "job-foot" },
         h("span", { class: "note facts" }, factsOf(job).join(" · ")),
         h("time", { class: "note", datetime: job.created_at }, dateTime(job.created_at)),
@@ -179,8 +179,16 @@ function factsOf({ task, model, upload_bytes: size, progress, started_at: began,
     progress.audio_sec_total ? `${clock(progress.audio_sec_total)} of audio` : null, took === null ? null : `took ${clock(took)}`].filter(Boolean);
 }
 
+/** Return the part that is done, of the audio if its length is known, else of the inputs. @param {Job["progress"]} progress */
+function partOf({ done, total, audio_sec_done: seconds, audio_sec_total: length }) {
+  if (seconds && length) return seconds / length;
+  return total ? done / total : 0;
+}
+
 /** Return the text for the state of a job. @param {Job} job */
-function stateOf({ status, position }) {
+function stateOf({ status, position, progress }) {
+  const { audio_sec_done: seconds, audio_sec_total: length } = progress;
+  if (status === "processing" && length) return `Running, ${clock(seconds ?? 0)} of ${clock(length)}`;
   if (status === "pending" && position) return `Waiting, ${position} in line`;
   return { pending: "Waiting", processing: "Running", completed: "Done", failed: "Failed", cancelled: "Canceled" }[status] ?? status;
 }
