@@ -13,17 +13,20 @@ import psutil
 import pytest
 
 from worker import child
+from worker.audio import ffmpeg
 
 # Holds the interpreter's lock, so no thread of it could notice the end of the parent.
 BUSY = [sys.executable, "-c", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); sum(range(10**15))"]
 IDLE = ["sleep", "1000"]
+FFMPEG = [ffmpeg.executable(), "-v", "quiet", "-re", "-f", "lavfi", "-i", "sine", "-f", "null", "-"]  # without an end
 PARENT = textwrap.dedent(
     f"""
     import signal, threading, time
     from worker import child
 
     children = []
-    starter = threading.Thread(target=lambda: children.extend(child.start(command) for command in {[BUSY, IDLE]}))
+    commands = {[BUSY, IDLE, FFMPEG]}
+    starter = threading.Thread(target=lambda: children.extend(map(child.start, commands)))
     starter.start()
     starter.join()
     time.sleep(0.3)  # a child that ended with the thread that started it would be gone
@@ -45,7 +48,7 @@ def test_children_end_with_a_process_that_is_killed(end):
     with subprocess.Popen([sys.executable, "-c", PARENT], cwd=child.ROOT, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         children = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
-        assert len(children) == 2
+        assert len(children) == 3
         end(psutil.Process(parent.pid))
         try:
             assert gone(children, 2)

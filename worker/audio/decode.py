@@ -297,7 +297,10 @@ def _by_ffmpeg(file: BinaryIO, limits: _Limits, refusal: str) -> Clip:
             process.kill()
             raise
         stderr.seek(0)
-        message = _last_message(stderr.read(8192).decode(errors="replace"))
+        said = stderr.read(8192).decode(errors="replace")
+    message = _last_message(said)
+    if not audio and "matches no streams" in said:
+        raise DecodeFailed("the file has no audio track")
     if not audio and (status or message):
         raise DecodeFailed(f"the file is not readable as audio: {message or refusal}")
     samples = np.frombuffer(audio, "<f4", count=len(audio) // 4)
