@@ -21,7 +21,7 @@ import { enqueue } from "./tasks.js";
  * @property {string|null} completed_at
  * @property {string|null} error
  * @property {string|null} error_code
- * @property {{done: number, total: number, audio_sec_done?: number|null, audio_sec_total?: number|null}} progress  inputs, and seconds of audio if they are known
+ * @property {{done: number, total: number, audio_sec_done: number|null, audio_sec_total: number|null}} progress  inputs, and seconds of audio
  * @property {number|null} position  in the queue
  */
 
@@ -170,6 +170,12 @@ export class Jobs {
       jobResultView(result, name.replace(/\.[^.]*$/, ""))));
     title.focus();
   }
+}
+
+/** Return the part that is done, of the audio if its length is known, else of the inputs. @param {Job["progress"]} progress */
+function partOf({ done, total, audio_sec_done: seconds, audio_sec_total: length }) {
+  if (seconds && length) return seconds / length;
+  return total ? done / total : 0;
 }
 
 /** Return what is known of a job: task, model, size, the length of its audio, and the time that it took. @param {Job} job */
