@@ -185,12 +185,6 @@ function factsOf({ task, model, upload_bytes: size, progress, started_at: began,
     progress.audio_sec_total ? `${clock(progress.audio_sec_total)} of audio` : null, took === null ? null : `took ${clock(took)}`].filter(Boolean);
 }
 
-/** Return the part that is done, of the audio if its length is known, else of the inputs. @param {Job["progress"]} progress */
-function partOf({ done, total, audio_sec_done: seconds, audio_sec_total: length }) {
-  if (seconds && length) return seconds / length;
-  return total ? done / total : 0;
-}
-
 /** Return the text for the state of a job. @param {Job} job */
 function stateOf({ status, position, progress }) {
   const { audio_sec_done: seconds, audio_sec_total: length } = progress;
