@@ -105,3 +105,24 @@ def test_a_clip_is_released_before_its_last_result_is_told(tmp_path):
         future = engine.submit(parse({"inputs": inputs}, settings), on_result=lambda _one: held.append(engine.held_sec))
         assert len(future.result(10).results) == 3
     assert held[-1] == 0
+
+
+def test_times_are_whole_milliseconds_at_every_door():
+    """The engine rounds them, so that the Python API, manifests and JSON show the same numbers."""
+
+    class Unrounded(Backend):
+        def load(self):
+            pass
+
+        def infer(self, batch):
+            times = (0.1 + 0.2, 1.1300000000000001)
+            spans = (Span("so", *times, 0.123456789),)
+            return [Transcript("so", spans, spans, spans) for _ in batch.pieces]
+
+    settings = Settings(model="whisper-tiny", models_memory_gb=1)
+    fields = {"inputs": ["samples/week.wav"], "timestamps": ["word", "segment", "char"]}
+    with Engine(settings, create_backend=lambda model: Unrounded()) as engine:
+        (result,) = engine.submit(parse(fields, settings, trusted=True)).result(30).results
+    assert result.duration_sec == 1.268
+    for spans in (result.output.words, result.output.segments, result.output.chars):
+        assert spans == (Span("so", 0.3, 1.13, 0.123456789),)

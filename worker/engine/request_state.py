@@ -35,6 +35,7 @@ from worker.types import (
     Request,
     Response,
     Result,
+    Span,
     Timing,
     Transcript,
     Turn,
@@ -104,7 +105,7 @@ class RequestState:
             return
         for item in items:
             result = output.result()
-            self._add(Result(item, clip.duration_sec, visible(result, item.view), _warning(clip, result)))
+            self._add(Result(item, round(clip.duration_sec, 3), visible(result, item.view), _warning(clip, result)))
 
     def fail(self, items: Iterable[Item], error: AviaryError) -> None:
         """Give these inputs the error."""
@@ -230,7 +231,7 @@ class TextStream:
 
 
 def visible(output: Output, view: View) -> Output:
-    """Return the output without the spans that the view leaves out.
+    """Return the output without the spans that the view leaves out, and with times in whole milliseconds.
 
     A request may have ten thousand results, which should not hold the times of every character.
     """
@@ -239,11 +240,15 @@ def visible(output: Output, view: View) -> Output:
     is_timed = bool(view.timestamps) or view.format not in ("json", "text")
     return dataclasses.replace(
         output,
-        words=output.words if is_timed else (),
-        segments=output.segments if is_timed else (),
-        chars=output.chars if "char" in view.timestamps else (),
+        words=_rounded(output.words) if is_timed else (),
+        segments=_rounded(output.segments) if is_timed else (),
+        chars=_rounded(output.chars) if "char" in view.timestamps else (),
         tokens=output.tokens if view.confidence or view.include else (),
     )
+
+
+def _rounded(spans: tuple[Span, ...]) -> tuple[Span, ...]:
+    return tuple(dataclasses.replace(span, start=round(span.start, 3), end=round(span.end, 3)) for span in spans)
 
 
 def _text(outcome: Result | Failure) -> str | None:

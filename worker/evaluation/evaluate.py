@@ -145,7 +145,7 @@ class Evaluation:
         if isinstance(result, Failure):
             detail["error"] = render.error_json(result.error)
         else:
-            detail["duration_sec"] = round(result.duration_sec, 3)
+            detail["duration_sec"] = result.duration_sec
             if result.warning:
                 detail["warning"] = result.warning
         return detail, errors, plain

@@ -2,8 +2,8 @@
 
     Response ──▶ to_json ──▶ {"model", "results": [{"index", "id", "text", "formatted", …}], "usage", "timing"}
 
-`to_json` returns plain dicts of str, int, float, bool, None and lists: strict JSON (RFC 8259). Times are seconds,
-rounded to milliseconds. Each result may carry its text, srt, vtt or verbose_json in `formatted`
+`to_json` returns plain dicts of str, int, float, bool, None and lists: strict JSON (RFC 8259). Times are seconds, in
+whole milliseconds as the engine returns them. Each result may carry its text, srt, vtt or verbose_json in `formatted`
 (see `worker.protocol.subtitles`).
 """
 
@@ -110,7 +110,7 @@ def _result(result: Result | Failure, put: Put) -> Json:
         shape |= _output(result, put)
     except AviaryError as error:
         return shape | {"error": error_json(error)}
-    shape["duration_sec"] = round(result.duration_sec, 3)
+    shape["duration_sec"] = result.duration_sec
     if result.warning:
         shape["warning"] = _text(result.warning)
     return shape
@@ -187,7 +187,7 @@ def _probabilities(transcript: Transcript, view: View) -> Json:
 
 
 def _span(name: str, span: Span, confidence: bool) -> Json:
-    shape: Json = {name: _text(span.text), "start": round(span.start, 3), "end": round(span.end, 3)}
+    shape: Json = {name: _text(span.text), "start": span.start, "end": span.end}
     return shape | {"confidence": rounded(span.confidence)} if confidence else shape
 
 
@@ -220,13 +220,13 @@ def _verbose(result: Result, transcript: Transcript) -> Json:
     return {
         "task": result.item.options.task,
         "language": transcript.language or UNDETERMINED,
-        "duration": round(result.duration_sec, 3),
+        "duration": result.duration_sec,
         "text": _text(transcript.text),
         **_finish_reason(transcript),
         **_probabilities(transcript, view),
         "segments": [_segment(i, span, view.confidence) for i, span in enumerate(transcript.segments)],
         "words": [_span("word", s, view.confidence) for s in transcript.words],
-        "usage": {"type": "duration", "seconds": round(result.duration_sec, 3)},
+        "usage": {"type": "duration", "seconds": result.duration_sec},
         **({"warning": _text(result.warning)} if result.warning else {}),
     }
 
@@ -237,8 +237,8 @@ def _segment(number: int, span: Span, confidence: bool) -> Json:
     return {
         "id": number,
         "seek": None,
-        "start": round(span.start, 3),
-        "end": round(span.end, 3),
+        "start": span.start,
+        "end": span.end,
         "text": _text(span.text),
         "tokens": None if known.tokens is None else list(known.tokens),
         "temperature": known.temperature,
