@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from pathlib import Path
 
 import pytest
 from conftest import DIGITS, LABELS
+from serving import serving
 
 from worker.config import Settings
 from worker.entrypoints import functions, python
 from worker.errors import RequestError, SourceNotFound, Unsupported
+from worker.manifest import process_manifest
 
 WEEK = Path(__file__).resolve().parent.parent / "samples" / "week.wav"
 
@@ -52,6 +56,8 @@ def test_one_bad_file_raises_and_no_files_are_no_results(dry):
     with pytest.raises(SourceNotFound):
         functions.transcribe_file("/nowhere/a.wav", dry)
     assert functions.transcribe_files([], dry) == []
+    (result,) = functions.transcribe_files((path for path in [WEEK]), dry)
+    assert result["file"] == str(WEEK)
 
 
 @pytest.mark.slow
@@ -81,3 +87,28 @@ def test_no_function_bounds_the_new_tokens_by_itself(monkeypatch, tmp_path, dry)
         functions.transcribe_files([str(WEEK)], dry, **bound)
         functions.evaluate_folder(tmp_path, tmp_path, dry, **bound)
     assert bounds == [None] * 3 + [7] * 3
+
+
+def test_a_manifest_is_processed_without_an_event_loop_and_within_one(tmp_path, capsys):
+    """The output is that of `process_manifest`, and so is the point where a run resumes."""
+    manifest = tmp_path / "set.jsonl"
+    manifest.write_text("".join(f'{{"path": "{path}"}}\n' for path in (WEEK, "/nowhere.wav")))
+    settings = Settings(skip_model_load=True, data_dir=tmp_path / "data")
+    with serving(settings) as url:
+        output = functions.process_manifest_sync(manifest, tmp_path / "out", url, progress=True, timestamps=True)
+        assert output == tmp_path / "out" / "set.transcribe.jsonl"
+        assert "2 lines, 1 failed" in capsys.readouterr().err
+
+        async def within_a_loop():  # as in a notebook
+            return functions.process_manifest_sync(manifest, tmp_path / "loop", url, timestamps=True)
+
+        awaited = asyncio.run(process_manifest(manifest, tmp_path / "own", url, task="transcribe", timestamps=True))
+        assert awaited.read_text() == output.read_text() == asyncio.run(within_a_loop()).read_text()
+        with pytest.raises(RequestError, match="Did you mean timestamps"):
+            functions.process_manifest_sync(manifest, tmp_path / "other", url, time_stamps=True)
+        with pytest.raises(RequestError, match="unsupported task 'sing'"):
+            functions.process_manifest_sync(manifest, tmp_path, url, task="sing")
+    first, second = map(json.loads, output.read_text().splitlines())
+    assert first["pred_text"] == "[dry-run] transcribe of 1.27 s"
+    assert first["timestamps"]["word"]
+    assert second["error"]["code"] == "source_not_found"

@@ -62,6 +62,7 @@ PUBLIC = [
     "evaluate_folder",
     "load_model",
     "process_manifest",
+    "process_manifest_sync",
     "transcribe_file",
     "transcribe_files",
 ]

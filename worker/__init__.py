@@ -2,10 +2,10 @@
 
     import worker
     with worker.load_model(model="parakeet") as bundle:
-        print(bundle.transcribe("a.wav").output.text)
+        print(bundle.transcribe("a.wav").text)
 
-`Client`, `AsyncClient` (`worker.client`) and `process_manifest` (`worker.manifest`) talk to a server or to a Runpod
-endpoint; the other functions run models in this process (`worker.entrypoints.python`).
+`Client`, `AsyncClient` (`worker.client`), `process_manifest` (`worker.manifest`) and `process_manifest_sync` talk to a
+server or to a Runpod endpoint; the other functions run models in this process (`worker.entrypoints.python`).
 
 Importing this package imports no other module of it. `__getattr__` imports the module of a public name when the name
 is first used.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from worker.client import AsyncClient, Client
-    from worker.entrypoints.functions import evaluate_folder, transcribe_file, transcribe_files
+    from worker.entrypoints.functions import evaluate_folder, process_manifest_sync, transcribe_file, transcribe_files
     from worker.entrypoints.python import Answer, ModelBundle, load_model
     from worker.errors import AviaryError
     from worker.manifest import process_manifest
@@ -32,7 +32,12 @@ _HOMES = {
     "worker.client": ("AsyncClient", "Client"),
     "worker.errors": ("AviaryError",),
     "worker.manifest": ("process_manifest",),
-    "worker.entrypoints.functions": ("evaluate_folder", "transcribe_file", "transcribe_files"),
+    "worker.entrypoints.functions": (
+        "evaluate_folder",
+        "process_manifest_sync",
+        "transcribe_file",
+        "transcribe_files",
+    ),
     "worker.types": ("Analysis", "Caption", "Embedding", "Failure", "Reply", "Span", "Transcript"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -53,6 +58,7 @@ __all__ = [
     "evaluate_folder",
     "load_model",
     "process_manifest",
+    "process_manifest_sync",
     "transcribe_file",
     "transcribe_files",
 ]

@@ -3,6 +3,7 @@
     transcribe_file(path, bundle)                  one file
     transcribe_files(paths, bundle)                many files, which share batches
     evaluate_folder(audio_dir, gt_dir, bundle)     a folder of audio, against labels
+    process_manifest_sync(manifest, output_dir)    every line of a JSONL manifest, by a server
 
 A bundle is what `worker.load_model` returns.
 """
@@ -10,13 +11,15 @@ A bundle is what `worker.load_model` returns.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worker.types import Failure, Transcript
 
 if TYPE_CHECKING:
     from worker.entrypoints.python import Answer, ModelBundle, SpeechCall
+    from worker.manifest.askers import Task
 
 Json = dict[str, Any]
 
@@ -42,7 +45,7 @@ def transcribe_file(
 
 
 def transcribe_files(
-    paths: Sequence[str | os.PathLike[str]],
+    paths: Iterable[str | os.PathLike[str]],
     model_bundle: ModelBundle,
     prompt: str | None = None,
     max_new_tokens: int | None = None,
@@ -56,8 +59,9 @@ def transcribe_files(
     """
     options = _options(model_bundle, prompt, max_new_tokens)
     options["progress"] = progress
-    answers = model_bundle.transcribe(list(paths), **options)
-    return [_file_json(os.fspath(path), answer) for path, answer in zip(paths, answers, strict=True)]
+    files = list(paths)
+    answers = model_bundle.transcribe(files, **options)
+    return [_file_json(os.fspath(path), answer) for path, answer in zip(files, answers, strict=True)]
 
 
 def evaluate_folder(
@@ -92,6 +96,43 @@ def evaluate_folder(
             on_result=line.add if line else None,
             on_progress=line.show if line else None,
         )
+
+
+def process_manifest_sync(
+    manifest_path: str | Path,
+    output_dir: str | Path,
+    server_url: str = "http://localhost:8000",
+    concurrency: int = 16,
+    *,
+    task: Task = "transcribe",
+    api_key: str | None = None,
+    retry_failed: bool = False,
+    progress: bool = False,
+    **options: Any,
+) -> Path:
+    """Process a manifest with a server or a Runpod endpoint, and return the path of the output.
+
+    The parameters are those of `process_manifest`, which is the same for programs with an event loop, but for the
+    default task and the bar. `options` are those of the Client's method for the task.
+    progress: whether to show a progress bar. An interrupted call stops the run; the next call resumes.
+    Raises RequestError if the task is unknown; else the errors of `worker.manifest.process`.
+    """
+    from worker.client import Client
+    from worker.entrypoints.progress import manifest_bar
+    from worker.manifest import askers, process
+
+    output = askers.output_path(manifest_path, output_dir, task)
+    with Client(server_url, api_key, retries=askers.RETRIES) as client, manifest_bar(shown=progress) as show:
+        summary = process(
+            manifest_path,
+            output,
+            askers.with_client(client, task, **options),
+            concurrency=concurrency,
+            retry_failed=retry_failed,
+            progress=show,
+            options=options,
+        )
+    return summary.output
 
 
 def _options(bundle: ModelBundle, prompt: str | None, max_new_tokens: int | None) -> SpeechCall:

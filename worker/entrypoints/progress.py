@@ -17,9 +17,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worker.types import Failure, Progress, Result
+
+if TYPE_CHECKING:
+    from worker.manifest import Summary
 
 _FORM = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
@@ -94,6 +97,23 @@ class ProgressBar:
         parts += [_speed(done_sec, time.monotonic() - self._started)] if done_sec else []
         parts += [f"{self._failed} failed"] if self._failed else []
         return ", ".join(parts)
+
+
+@contextlib.contextmanager
+def manifest_bar(*, shown: bool) -> Iterator[Callable[[Summary], None]]:
+    """Show a bar for a manifest during the block, if `shown`. Yield a function to call with each summary of the run.
+
+    The bar shows the part of the manifest that has been read.
+    """
+    from tqdm.auto import tqdm
+
+    with tqdm(total=1.0, bar_format=_FORM, dynamic_ncols=True, disable=not shown) as line:
+
+        def show(summary: Summary) -> None:
+            line.set_postfix_str(f"{summary.lines} lines, {summary.failed} failed", refresh=False)
+            line.update(summary.done - line.n)
+
+        yield show
 
 
 def say(text: str) -> None:

@@ -2,6 +2,7 @@
 
     process(manifest, output, ask)      run.py      the core: calls `ask` in threads, writes in order, resumes
     process_manifest(…)                 askers.py   the same with a server or a Runpod endpoint
+    with_client(client, task)           askers.py   an `ask` that uses a blocking client
     with_engine(engine, task)           askers.py   an `ask` that uses the engine of this process
     on_ray(settings, task)              ray.py      an `ask` that uses engines on a Ray cluster
 
@@ -17,7 +18,7 @@ output), both of these (analyze), or `error`. With confidence=True, `transcribe`
 and a text that a limit on new tokens cut off add `warning`.
 """
 
-from worker.manifest.askers import output_path, process_manifest, with_engine
+from worker.manifest.askers import output_path, process_manifest, with_client, with_engine
 from worker.manifest.lines import Line
 from worker.manifest.ray import on_ray
 from worker.manifest.run import Asker, LineResult, Summary, process
@@ -31,5 +32,6 @@ __all__ = [
     "output_path",
     "process",
     "process_manifest",
+    "with_client",
     "with_engine",
 ]

@@ -19,6 +19,7 @@ from worker.protocol import nemo_manifest, render
 if TYPE_CHECKING:
     import numpy as np
 
+    from worker.client import Audio, CallResult, Client
     from worker.engine.engine import Engine
     from worker.types import Level, Span
 
@@ -47,37 +48,25 @@ async def process_manifest(
 
     Raises: RequestError if the task is unknown; else the errors of `process`.
     """
-    from worker.client import AsyncClient, Transcribed
+    from worker.client import AsyncClient
 
     output = output_path(manifest_path, output_dir, task)
     loop, stop = asyncio.get_running_loop(), threading.Event()
     calls: set[Future[Any]] = set()
-    asked = _with_words(options)
     async with AsyncClient(server_url, api_key, retries=RETRIES) as client:
 
-        def ask(line: Line) -> LineResult:
-            audio, own = line.audio(), line.options() if task == "transcribe" else {}
-            call = asyncio.run_coroutine_threadsafe(
-                getattr(client, task)(audio, **nemo_manifest.override(asked, own)), loop
-            )
+        def wait(audio: Audio, **asked: Any) -> CallResult:
+            call = asyncio.run_coroutine_threadsafe(getattr(client, task)(audio, **asked), loop)
             calls.add(call)
             try:
-                with nemo_manifest.naming(own):
-                    result = call.result()
+                result: CallResult = call.result()
             except concurrent.futures.CancelledError:
                 raise Cancelled("the run was stopped") from None
             finally:
                 calls.discard(call)
-            if result.duration is not None:
-                line.check_duration(result.duration)
-            if isinstance(result, Transcribed):
-                spans: dict[Level, Sequence[Span]] = (
-                    {"word": result.words, "segment": result.segments} if options.get("timestamps") else {}
-                )
-                words = result.words if options.get("confidence") else None
-                return _of_text(result.text, spans, words, result.warning)
-            return _of_audio(getattr(result, "caption", None), getattr(result, "embedding", None), result.warning)
+            return result
 
+        ask = _of_client(wait, task, options)
         run = asyncio.ensure_future(
             asyncio.to_thread(
                 process,
@@ -100,6 +89,11 @@ async def process_manifest(
             await asyncio.wait([run])
             raise
     return summary.output
+
+
+def with_client(client: Client, task: Task, **options: Any) -> Asker:
+    """Return an Asker that uses a server or a Runpod endpoint. `options` are those of the client's method."""
+    return _of_client(getattr(client, task), task, options)
 
 
 def output_path(manifest: str | Path, folder: str | Path, task: Task) -> Path:
@@ -153,6 +147,29 @@ def with_engine(engine: Engine, task: Task, **options: Any) -> Asker:
         levels = outcome.item.view.timestamps if options.get("timestamps") else ()
         words = spans.get("word", ()) if options.get("confidence") else None
         return _of_text(output.text, {level: spans[level] for level in levels}, words, warning)
+
+    return ask
+
+
+def _of_client(call: Callable[..., CallResult], task: Task, options: Mapping[str, Any]) -> Asker:
+    """Return an Asker that makes a line's result of what `call(audio, **options)` returns."""
+    from worker.client import Transcribed
+
+    asked = _with_words(options)
+
+    def ask(line: Line) -> LineResult:
+        audio, own = line.audio(), line.options() if task == "transcribe" else {}
+        with nemo_manifest.naming(own):
+            result = call(audio, **nemo_manifest.override(asked, own))
+        if result.duration is not None:
+            line.check_duration(result.duration)
+        if isinstance(result, Transcribed):
+            spans: dict[Level, Sequence[Span]] = (
+                {"word": result.words, "segment": result.segments} if options.get("timestamps") else {}
+            )
+            words = result.words if options.get("confidence") else None
+            return _of_text(result.text, spans, words, result.warning)
+        return _of_audio(getattr(result, "caption", None), getattr(result, "embedding", None), result.warning)
 
     return ask
 

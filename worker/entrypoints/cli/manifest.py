@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from worker.config import Settings
 from worker.entrypoints import python
 from worker.entrypoints.cli import session
+from worker.entrypoints.progress import manifest_bar
 from worker.manifest import Asker, Summary, on_ray, output_path, process, process_manifest, with_engine
 
 
@@ -26,14 +28,15 @@ def run(given: argparse.Namespace) -> int:
     options |= {"model": given.model} if given.model else {}
     last: Summary | None = None
 
-    def note(summary: Summary) -> None:
+    def note(show: Callable[[Summary], None], summary: Summary) -> None:
         nonlocal last
         last = summary
+        show(summary)
 
     with session.quiet_stdout(), contextlib.ExitStack() as stack:
         if given.server is None:
             ask, concurrency = _asks(given, options, stack)
-            progress = stack.enter_context(_bar(note))
+            progress = functools.partial(note, stack.enter_context(manifest_bar(shown=sys.stderr.isatty())))
             process(
                 given.manifest,
                 output,
@@ -44,7 +47,7 @@ def run(given: argparse.Namespace) -> int:
                 options=options,
             )
         else:
-            progress = stack.enter_context(_bar(note))
+            progress = functools.partial(note, stack.enter_context(manifest_bar(shown=sys.stderr.isatty())))
             asyncio.run(
                 process_manifest(
                     given.manifest,
@@ -77,22 +80,3 @@ def _asks(given: argparse.Namespace, options: Mapping[str, Any], stack: contextl
         on_ray(settings, given.task, address=given.ray, engines=given.engines, each=given.concurrency, **options)
     )
     return cluster, cluster.concurrency
-
-
-@contextlib.contextmanager
-def _bar(note: Callable[[Summary], None]) -> Iterator[Callable[[Summary], None]]:
-    """Yield a function to call with each summary of a run. It calls `note`, and moves a progress bar on a terminal.
-
-    The bar shows the part of the manifest that has been read.
-    """
-    from tqdm import tqdm
-
-    form = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-    with tqdm(total=1.0, bar_format=form, dynamic_ncols=True, disable=not sys.stderr.isatty()) as line:
-
-        def show(summary: Summary) -> None:
-            note(summary)
-            line.set_postfix_str(f"{summary.lines} lines, {summary.failed} failed", refresh=False)
-            line.update(summary.done - line.n)
-
-        yield show
