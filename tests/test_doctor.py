@@ -13,7 +13,7 @@ import pytest
 from conftest import MODEL
 
 from worker.entrypoints.cli import doctor
-from worker.entrypoints.cli.doctor import machine
+from worker.entrypoints.cli.doctor import finding, machine, weights
 
 ROOT = Path(__file__).resolve().parent.parent
 OFF = {"MODEL": "pocketsphinx", "HF_HUB_OFFLINE": "1"}
@@ -89,6 +89,44 @@ def test_packages_that_are_missing_or_of_another_version(monkeypatch):
     (found,) = machine.packages()
     assert found.state == "numpy (1.26.4, not <2.6,>=2.0), soxr (missing, not <2,>=0.5)"
     assert "requirements-base.txt" in found.advice
+
+
+@pytest.fixture
+def installed(monkeypatch, tmp_path):
+    """The package as pip installs it: with its metadata, without the requirements files of a checkout."""
+    listed = [*requirements("requirements-base.txt"), 'nemo_toolkit[asr]==1.0; extra == "nemo"']
+    monkeypatch.setattr(machine.metadata, "requires", lambda name: listed)
+    monkeypatch.setattr(finding.child, "ROOT", tmp_path)
+
+
+def requirements(name: str) -> list[str]:
+    lines = (ROOT / name).read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_packages_of_an_installed_package(monkeypatch, installed):
+    (found,) = machine.packages()
+    assert found.ok, found
+    assert found.state.endswith("of aviary-worker")
+    monkeypatch.setattr(machine, "_version", lambda name: None)
+    (found,) = machine.packages()
+    assert found.advice == "Run pip install --upgrade aviary-worker"
+    assert "nemo" not in found.state
+
+
+@pytest.mark.parametrize(("model", "extra"), [("parakeet", "nemo"), ("canary", "nemo"), ("whisper", "transformers")])
+def test_what_a_model_lacks_is_installed_by_file_or_by_extra(find, monkeypatch, request, tmp_path, model, extra):
+    home = {"HF_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    for module in (machine, weights):
+        monkeypatch.setattr(module, "importable", lambda name: False)
+    findings = list(doctor.findings(model)) if find(model, **home) else []
+    assert [one.advice for one in findings if one.advice and "equirements" in one.advice] == [
+        "Install requirements.txt (for a CUDA GPU) or requirements-cpu.txt"
+    ] * 2
+    request.getfixturevalue("installed")
+    said = [one.advice for one in doctor.findings(model) if one.advice]
+    assert said[:2] == [f'Run pip install "aviary-worker[{extra}]"'] * 2
+    assert not [one for one in said if "requirements" in one]
 
 
 @pytest.mark.parametrize(

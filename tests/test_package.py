@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
+from packaging.requirements import Requirement
+from setuptools.config.pyprojecttoml import read_configuration
 
+from worker.catalog import MODELS
 from worker.config import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -230,6 +233,29 @@ def test_every_requirement_has_bounds():
         for lines in packages(name).values():
             for line in lines:
                 assert "==" in line.split(";")[0] or ("<" in line and ">=" in line), line
+
+
+def test_the_extras_are_the_requirements_of_the_files():
+    """One version of each: torch alone has exact versions in the files, which lie within the extras' range."""
+    project = read_configuration(ROOT / "pyproject.toml", expand=True)["project"]
+    extras = project["optional-dependencies"]
+    files = [packages("requirements.txt"), packages("requirements-cpu.txt"), packages("requirements-dev.txt")]
+    for name in ("nemo", "transformers", "ray"):
+        for line in extras[name]:
+            requirement = Requirement(line)
+            stated = [line for file in files for line in file.get(requirement.name.lower().replace("_", "-"), [])]
+            assert stated, line
+            for other in map(Requirement, stated):
+                if requirement.name == "torch":
+                    (pin,) = other.specifier
+                    assert pin.operator == "=="
+                    assert pin.version in requirement.specifier
+                else:
+                    assert (other.extras, other.specifier) == (requirement.extras, requirement.specifier), line
+    assert extras["flamingo"] == extras["whisper"] == ["aviary-worker[transformers]"]
+    assert {row.needs[-1] for row in MODELS if row.needs} <= extras.keys()
+    models = {Requirement(line).name for name in ("nemo", "transformers") for line in extras[name]}
+    assert models == {Requirement(line).name for lines in files[1].values() for line in lines}
 
 
 def test_published_weights_are_pinned_by_their_hash():

@@ -110,8 +110,8 @@ def _load() -> Any:
     weights = _weights()
     if not is_available() or weights is None:
         raise ModelUnavailable(
-            "Detecting speech requires onnxruntime and the weights of silero-vad. Install requirements-cpu.txt, or, "
-            "without torch: pip install onnxruntime && pip install --no-deps silero-vad"
+            "Detecting speech requires onnxruntime and the weights of silero-vad. Run pip install onnxruntime && "
+            "pip install --no-deps silero-vad"
         )
     import onnxruntime
 

@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-FULL_REQUIREMENTS = "Install requirements.txt (for a CUDA GPU) or requirements-cpu.txt"
+from worker import child
+
+BASE_REQUIREMENTS = "requirements-base.txt"
+
+
+def checkout_file(name: str) -> Path | None:
+    """Return a requirements file beside the package, or None: the package was installed without a checkout."""
+    path = child.ROOT / name
+    return path if path.is_file() else None
+
+
+def install(needs: Sequence[str]) -> str:
+    """Return how to install what a model needs, which is `needs` of its row in the catalog.
+
+    The last of `needs` is the name of an extra in pyproject.toml.
+    """
+    if checkout_file(BASE_REQUIREMENTS):
+        return "Install requirements.txt (for a CUDA GPU) or requirements-cpu.txt"
+    return f'Run pip install "aviary-worker[{needs[-1]}]"'
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from worker import child
-from worker.entrypoints.cli.doctor.finding import FULL_REQUIREMENTS, Finding
+from worker.entrypoints.cli.doctor.finding import BASE_REQUIREMENTS, Finding, checkout_file, install
 from worker.entrypoints.cli.doctor.weights import importable, needs
 from worker.errors import AviaryError
 
@@ -31,14 +30,14 @@ def python() -> Finding:
 
 
 def packages() -> Iterator[Finding]:
-    """Yield the packages of requirements-base.txt that are missing or of another version.
+    """Yield the packages that every worker needs and that are missing or of another version.
 
-    The list is the file beside the package, or the metadata of an installed package.
+    The list is requirements-base.txt beside the package, or the metadata of an installed package.
     """
     from packaging.requirements import Requirement
 
-    file = child.ROOT / "requirements-base.txt"
-    lines = file.read_text("utf-8").splitlines() if file.is_file() else metadata.requires("aviary-worker") or []
+    file = checkout_file(BASE_REQUIREMENTS)
+    lines = file.read_text("utf-8").splitlines() if file else metadata.requires("aviary-worker") or []
     listed = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
     required = [package for package in listed if package.marker is None or package.marker.evaluate()]
     wrong = [
@@ -47,9 +46,10 @@ def packages() -> Iterator[Finding]:
         if not package.specifier.contains(_version(package.name) or "0", prereleases=True)
     ]
     if wrong:
-        yield Finding("packages", ", ".join(wrong), "Run pip install -r requirements-base.txt")
+        command = f"pip install -r {BASE_REQUIREMENTS}" if file else "pip install --upgrade aviary-worker"
+        yield Finding("packages", ", ".join(wrong), f"Run {command}")
     else:
-        yield Finding("packages", f"all {len(required)} of requirements-base.txt")
+        yield Finding("packages", f"all {len(required)} of {BASE_REQUIREMENTS if file else 'aviary-worker'}")
 
 
 def _version(name: str) -> str | None:
@@ -75,7 +75,7 @@ def device(settings: Settings) -> Iterator[Finding]:
         yield from _torch_devices(settings)
         yield from _torchaudio()
     elif "torch" in needs(settings):
-        yield Finding("device", "torch is not installed", FULL_REQUIREMENTS)
+        yield Finding("device", "torch is not installed", install(needs(settings)))
     else:
         yield Finding("device", "torch is not installed; this model does not need it")
 
@@ -89,17 +89,22 @@ def _torch_devices(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "device",
             f"DEVICE={settings.device}, but torch {torch.__version__} finds no CUDA device",
-            "Install the driver and requirements.txt, or set DEVICE=auto",
+            f"Install the driver and {_cuda_torch()}, or set DEVICE=auto",
         )
     elif settings.device == "auto" and shutil.which("nvidia-smi"):
         yield Finding(
             "device",
             f"an NVIDIA driver is installed, but torch {torch.__version__} finds no CUDA device",
-            "Install requirements.txt; its torch requires a driver of the 580 series or later",
+            f"Install {_cuda_torch()}; torch for CUDA 13 requires a driver of the 580 series or later",
         )
     else:
         count = len(settings.devices)
         yield Finding("device", f"{f'{count} processes on the ' if count > 1 else ''}CPU, torch {torch.__version__}")
+
+
+def _cuda_torch() -> str:
+    """Return what to install for a GPU."""
+    return "requirements.txt" if checkout_file(BASE_REQUIREMENTS) else "torch 2.11 and torchaudio 2.11, built for CUDA"
 
 
 def _gpus(settings: Settings, torch: Any) -> Iterator[Finding]:
@@ -128,7 +133,7 @@ def _torchaudio() -> Iterator[Finding]:
             yield Finding(
                 "device",
                 f"torchaudio does not load with this torch, so NeMo does not load either ({error})",
-                "Run pip uninstall torchaudio, or install the versions of both in requirements.txt",
+                f"Run pip uninstall torchaudio, or install {_cuda_torch()}",
             )
 
 

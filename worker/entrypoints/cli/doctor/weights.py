@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worker.entrypoints.cli.doctor.finding import FULL_REQUIREMENTS, Finding
+from worker.entrypoints.cli.doctor.finding import Finding, install
 
 if TYPE_CHECKING:
     from worker.catalog import Model
@@ -23,7 +23,7 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield Finding("model", f"{row.id} is not loaded: SKIP_MODEL_LOAD=1 selects a dry run")
         return
     if missing := [name for name in row.needs if not importable(name)]:
-        yield Finding("model", f"{row.id} needs {' and '.join(missing)}", FULL_REQUIREMENTS)
+        yield Finding("model", f"{row.id} needs {' and '.join(missing)}", install(row.needs))
     if row.weights == "embedded":
         yield Finding("model", f"{row.id}, weights in its package")
     else:
