@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 from serving import serving
 
@@ -16,6 +18,7 @@ from worker.config import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS: dict[str, str] = json.loads((ROOT / "samples" / "texts.json").read_text())
+ADDRESS = "http://127.0.0.1:8000"
 MODEL = {"MODEL": "pocketsphinx"}
 
 
@@ -86,6 +89,40 @@ def test_manifest(server, tmp_path):
 
 def test_job_with_webhook(server):
     assert run("job_with_webhook", server) == f"completed {TEXTS['week.wav']}\n"
+
+
+NOTEBOOK = ROOT / "examples" / "notebook.ipynb"
+
+
+@pytest.mark.slow
+def test_notebook(server):
+    """Each cell runs in a real kernel, started in the folder of the notebook as Jupyter does."""
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    assert text.count(ADDRESS) == 1
+    book = nbformat.reads(text.replace(ADDRESS, server), as_version=4)
+    resources = {"metadata": {"path": str(NOTEBOOK.parent)}}
+    nbclient.NotebookClient(book, timeout=120, kernel_name="python3", resources=resources).execute()
+
+    shown = [
+        "\n".join(str(value) for output in cell.outputs for value in (output.get("text"), output.get("data")) if value)
+        for cell in book.cells
+        if cell.cell_type == "code"
+    ]
+    _imports, bundle, answer, text, words, array, many, streamed, _close, client, manifest = shown
+    assert "ModelBundle(model='pocketsphinx'" in bundle
+    assert "<summary>4</summary>" in answer
+    assert TEXTS["week.wav"] in text
+    assert all(word in words for word in TEXTS["week.wav"].split())
+    assert TEXTS["doctor.flac"] in array
+    assert all(expected in many for expected in (TEXTS["week.wav"], TEXTS["people.mp3"], "source_not_found"))
+    assert f"samples/people.mp3 {TEXTS['people.mp3']}" in streamed
+    assert all(TEXTS[name] in client for name in ("week.wav", "train.mp4", "monday.m4a"))
+    assert TEXTS["week.wav"] in manifest
+
+
+def test_the_notebook_is_kept_without_its_outputs():
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    assert not [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")]
 
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
