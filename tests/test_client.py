@@ -206,7 +206,7 @@ def test_real_words_of_every_kind_of_input(speaking):
             result = client.transcribe(given, **options)
             assert result.text == "see you next week"
             assert result.duration == pytest.approx(1.268, abs=0.001)
-            assert (result.language, result.words) == ("en", ())
+            assert (result.language, result.words, result.model) == ("en", (), "pocketsphinx")
         timed = client.transcribe(WEEK, timestamps=True)
     assert [word.text for word in timed.words] == ["see", "you", "next", "week"]
     assert [segment.text for segment in timed.segments] == ["see you next week"]
@@ -372,6 +372,13 @@ def test_a_large_file_is_never_in_memory(tmp_path, ask):
         finally:
             tracemalloc.stop()
     assert sizes[0] > 48 << 20
+
+
+def test_the_header_of_a_transcription_names_its_model(stage):
+    stage.answer = lambda *_: (200, {"OpenAI-Model": "/data/m%C3%BC.nemo"}, SPOKEN[2])
+    assert stage.client.transcribe(WEEK).model == "/data/mü.nemo"
+    stage.answer = lambda *_: SPOKEN
+    assert stage.client.transcribe(WEEK).model is None
 
 
 # Errors and retries

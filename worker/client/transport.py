@@ -13,6 +13,7 @@ import email.utils
 import json
 import random
 import time
+import urllib.parse
 import uuid
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -124,7 +125,8 @@ def exchange(send: Send, retries: int) -> Steps[Json]:
             raise _unreachable(send, error) from error
         else:
             if response.is_success:
-                return _json(response)
+                model = response.headers.get("OpenAI-Model")  # of a transcription, whose JSON does not name it
+                return ({"model": urllib.parse.unquote(model)} if model else {}) | _json(response)
             failure = error_from_response(response)
             retry_after = failure.retry_after_sec or 0
             forbidden = response.headers.get("X-Should-Retry") == "false"

@@ -70,7 +70,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],  # OpenAI's clients send x-stainless-* headers, which change with their versions
-            expose_headers=["Retry-After", "X-Should-Retry"],
+            expose_headers=["OpenAI-Model", "Retry-After", "X-Should-Retry"],
         )
     for routes in (
         openai.router(service),

@@ -7,6 +7,7 @@ proxy. Streams are server-sent events in OpenAI's words; see `worker.entrypoints
 from __future__ import annotations
 
 import asyncio
+import urllib.parse
 from typing import Any
 
 from fastapi import APIRouter
@@ -37,6 +38,8 @@ from worker.protocol import openai
 
 Json = dict[str, Any]
 
+MODEL_HEADER = "OpenAI-Model"  # as on OpenAI's API: a transcription does not name its model. Percent-encoded
+
 _SPEECH = {"transcriptions": "Speech to text", "translations": "Speech to English text"}
 _FEATURES = {
     "captions": "Describe a sound or a song",
@@ -55,8 +58,10 @@ def router(service: Service) -> APIRouter:
         payload, shape = openai.translate(http.scope["path"], sent.fields)
         if stream is not None:
             return await events.respond(http, events.transcription(service, http, payload, sent.files))
-        shaped = shape(await service.one(http, payload, sent.files, job=_job(http, sent, shape)))
-        return PlainTextResponse(shaped) if isinstance(shaped, str) else JSONResponse(shaped)
+        answer = await service.one(http, payload, sent.files, job=_job(http, sent, shape))
+        shaped, headers = shape(answer), {MODEL_HEADER: urllib.parse.quote(answer["model"])}
+        kind = PlainTextResponse if isinstance(shaped, str) else JSONResponse
+        return kind(shaped, headers=headers)
 
     async def features(http: Request, sent: RequestBody) -> Response:
         if _stream_options(sent) is not None:
