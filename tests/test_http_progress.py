@@ -4,6 +4,7 @@ becomes."""
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from pathlib import Path
@@ -240,3 +241,17 @@ def test_a_late_stream_is_dropped(tmp_path):
             late = http.post("/v1/audio/transcriptions", files={"file": file}, data={"stream": "true"})
         assert late.json()["error"]["code"] == "deadline_exceeded"
         assert http.get("/jobs").json()["jobs"] == []
+
+
+def test_a_stream_tells_of_windows_in_comments(tmp_path):
+    with stepped(tmp_path, batch_max_items=1) as (http, backend, _):
+        backend.turns.release(99)
+        with tone(tmp_path / "a.wav", 80).open("rb") as file:
+            streamed = http.post("/v1/audio/transcriptions", files={"file": file}, data={"stream": "true"})
+        told = re.findall(r"^: transcribed ([\d.]+) of 80\.000 s$", streamed.text, re.MULTILINE)
+        assert len(told) >= 3
+        assert [float(one) for one in told] == sorted(float(one) for one in told)
+        with tone(tmp_path / "b.wav", 80).open("rb") as file:
+            events = openai.OpenAI(base_url=f"{str(http.base_url).rstrip('/')}/v1", api_key="none").audio
+            kinds = {one.type for one in events.transcriptions.create(file=file, model="whisper", stream=True)}
+        assert kinds == {"transcript.text.delta", "transcript.text.done"}

@@ -13,6 +13,7 @@ import io
 import json
 import re
 import shutil
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -23,13 +24,16 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
+from conftest import tone
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from serving import serving
 
+from worker.backends.base import Backend
 from worker.config import Settings
+from worker.engine.engine import Engine
 from worker.protocol import subtitles
-from worker.types import Span, Transcript
+from worker.types import Batch, Span, Transcript
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
@@ -512,7 +516,6 @@ def test_text_is_shown_as_it_comes_and_an_error_amid_the_stream_is_told(visit, d
             route,
             events(
                 {"type": "transcript.text.delta", "delta": "half of"},
-                {"type": "transcript.text.segment", "id": 0, "start": 0, "end": 1, "text": "half of"},
                 error("the device is gone", "device_lost"),
             ),
         ),
@@ -1090,6 +1093,43 @@ def test_a_job_that_runs_shows_how_far_it_is_and_can_be_cancelled(visit, dry_ser
     page.get_by_role("button", name="Cancel: a.mp3").click()
     expect(page.locator("#jobs li")).to_contain_text("Canceled")
     expect(page.locator("#jobs-open")).to_be_hidden()
+
+
+@needs_browser
+def test_a_long_job_shows_its_seconds_of_audio(visit, dry_server):
+    page = ready(visit(dry_server))
+    progress = {"done": 0, "total": 1, "audio_sec_done": 600.0, "audio_sec_total": 2400.0}
+    page.route("**/jobs?*", lambda route: answer(route, page_of(job("processing") | {"progress": progress})))
+    page.get_by_role("link", name="Jobs").click()
+    expect(page.get_by_role("progressbar", name="Progress of a.mp3")).to_have_attribute("value", "0.25")
+    expect(page.locator("#jobs li")).to_contain_text("Running, 10:00 of 40:00")
+
+
+@needs_browser
+def test_a_long_clip_shows_its_seconds_of_audio_while_it_runs(visit, tmp_path):
+    """Whisper's row has windows of 30 s; the model runs one whenever the test lets it."""
+    turns = threading.Semaphore(0)
+
+    class Steps(Backend):
+        def load(self) -> None:
+            pass
+
+        def infer(self, batch: Batch) -> list[Transcript]:
+            for _ in batch.pieces:
+                assert turns.acquire(timeout=60)
+            return [Transcript("said") for _ in batch.pieces]
+
+    ours = Settings(model="whisper", data_dir=tmp_path / "data", batch_max_items=1)
+    with Engine(ours, create_backend=lambda _row: Steps()) as engine, serving(ours, engine) as url:
+        page = ready(visit(url))
+        page.set_input_files("#files", tone(tmp_path / "a.wav", 80))
+        page.click("#run")
+        turns.release()
+        expect(pane(page)).to_contain_text(re.compile(r"Transcribed 0:[12]\d of 1:20"), timeout=HEARS_MS)
+        value = float(page.get_by_role("progressbar", name="Progress").get_attribute("value") or 0)
+        assert 0.1 < value < 0.4
+        turns.release(99)
+        expect(pane(page)).to_contain_text("said said said", timeout=HEARS_MS)
 
 
 @needs_browser

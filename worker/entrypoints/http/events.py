@@ -3,7 +3,8 @@
     response = await respond(http, transcription(service, payload, files))
 
 An error before the first event is a response like any other. After that the status is sent, so an error becomes the
-last event. A client that hangs up ends the work. Comments keep the connection alive while there is nothing to send.
+last event. A client that hangs up ends the work. Comments keep the connection alive while there is nothing to send, and
+say how many seconds of a long clip are done.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from worker.entrypoints.http import responses
 from worker.entrypoints.http.service import Service, hung_up
 from worker.errors import Cancelled
 from worker.faults import report
+from worker.types import Progress
 
 Json = dict[str, Any]
-Event = Json | str
+Event = Json | str | Progress  # progress becomes a comment, which OpenAI's clients ignore
 
 KEEP_ALIVE_SEC = 15.0
 
@@ -67,6 +69,9 @@ async def transcription(
                 if not scored:
                     text += piece
                     yield {"type": "transcript.text.delta", "delta": piece}
+                continue
+            if isinstance(piece, Progress):
+                yield piece
                 continue
             done = piece["results"][0]["formatted"]
             if scored:
@@ -118,6 +123,8 @@ async def chat(service: Service, http: Request, payload: Json, *, include_usage:
                 text += piece
                 yield chunk(role | {"content": piece})
                 continue
+            if isinstance(piece, Progress):
+                continue
             reply = piece["results"][0]
             if rest := _rest(reply["text"], text):
                 yield chunk(role | {"content": rest})
@@ -142,6 +149,10 @@ async def _encoded(coming: asyncio.Future[Event], events: AsyncGenerator[Event, 
                 return
             except Exception as error:  # noqa: BLE001  the status is sent: an event is what is left
                 event = responses.to_json(report(error))
+            if isinstance(event, Progress):
+                yield f": transcribed {event.audio_sec_done:.3f} of {event.audio_sec_known:.3f} s\n\n"
+                coming = asyncio.ensure_future(anext(events))
+                continue
             yield f"data: {event if isinstance(event, str) else json.dumps(event, ensure_ascii=False)}\n\n"
             if isinstance(event, dict) and "error" in event:
                 return

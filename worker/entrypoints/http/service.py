@@ -33,7 +33,7 @@ from worker.errors import AviaryError, Cancelled, DeadlineExceeded, QueueFull, S
 from worker.jobs.progress_log import ProgressLog
 from worker.protocol.request import Fields, is_light
 from worker.protocol.work import Json, OnResult, OnText, Work
-from worker.types import OnProgress
+from worker.types import OnProgress, Progress
 
 log = logging.getLogger(__name__)
 
@@ -134,23 +134,27 @@ class Service:
         _raise(work.error(outcome))
         return await self._finish(work, outcome)
 
-    async def stream(self, work: Work) -> AsyncGenerator[str | Json, None]:
+    async def stream(self, work: Work) -> AsyncGenerator[str | Progress | Json, None]:
         """Yield the text of the only input piece by piece, and at last the answer. Raises AviaryError.
 
-        Closing the generator drops the work.
+        Between the windows of a long clip, also yield the progress. Closing the generator drops the work.
         """
-        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[str | None]()
+        loop, pieces = asyncio.get_running_loop(), asyncio.Queue[str | Progress | None]()
 
-        def send(text: str | None) -> None:
+        def send(piece: str | Progress | None) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(pieces.put_nowait, text)
+                loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        future = self._start(work, on_text=lambda _index, text: send(text))
+        def on_progress(progress: Progress) -> None:
+            if progress.audio_sec_done and not progress.inputs_done:
+                send(progress)
+
+        future = self._start(work, on_text=lambda _index, text: send(text), on_progress=on_progress)
         future.add_done_callback(lambda _future: send(None))
         deadline = loop.time() + self.settings.request_timeout_sec
         try:
-            while (text := await asyncio.wait_for(pieces.get(), deadline - loop.time())) is not None:
-                yield text
+            while (piece := await asyncio.wait_for(pieces.get(), deadline - loop.time())) is not None:
+                yield piece
         except asyncio.TimeoutError:
             raise self._late() from None
         finally:

@@ -91,9 +91,10 @@ export async function call(path, options = {}) {
  * @param {string} path
  * @param {Call} options
  * @param {(event: any) => void} onEvent
+ * @param {(done: number, total: number) => void} [onProgress]  seconds of audio that are transcribed
  * @returns {Promise<any>} the JSON of a response that is not a stream, else null
  */
-export async function stream(path, options, onEvent) {
+export async function stream(path, options, onEvent, onProgress) {
   const broken = new AbortController();
   /** @type {unknown} */
   let failure = null;
@@ -107,6 +108,9 @@ export async function stream(path, options, onEvent) {
       failure = error;
       broken.abort();
     }
+  }, (comment) => {
+    const [, done, total] = comment.match(/^transcribed ([\d.]+) of ([\d.]+) s$/) ?? [];
+    if (total) onProgress?.(Number(done), Number(total));
   });
   const signal = options.signal ? AbortSignal.any([options.signal, broken.signal]) : broken.signal;
   try {

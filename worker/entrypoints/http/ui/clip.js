@@ -146,11 +146,8 @@ export class Clip {
       onSent: (/** @type {number} */ part) =>
         (part < 1 ? show(`Uploading, ${Math.floor(part * 100)}%`, part) : show(TASKS[task].doing, null)),
       onText: (/** @type {string} */ soFar) => { text.textContent = soFar; },
-      onSegments: (/** @type {{start: number, end: number, text: string}[]} */ segments) => {
-        this.player.learn({ segments });
-        const [here, end] = [segments.at(-1)?.end ?? 0, this.player.wave.duration];
-        show(`Transcribed ${clock(here)} of ${clock(end)}`, end ? Math.min(1, here / end) : null);
-      },
+      onProgress: (/** @type {number} */ done, /** @type {number} */ total) =>
+        show(`Transcribed ${clock(done)} of ${clock(total)}`, done / total),
     };
   }
 

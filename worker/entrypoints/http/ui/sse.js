@@ -2,11 +2,12 @@
 
 /**
  * Return a function that takes the next piece of text and calls `onData` with the data of each event that is complete.
- * Comments, names and ids of events are ignored. An event that is incomplete at the end is dropped.
+ * Names and ids of events are ignored. An event that is incomplete at the end is dropped.
  * @param {(data: string) => void} onData
+ * @param {(comment: string) => void} [onComment]
  * @returns {(text: string) => void}
  */
-export function parser(onData) {
+export function parser(onData, onComment) {
   let rest = "";
   /** @type {string[]} */
   let data = [];
@@ -17,7 +18,8 @@ export function parser(onData) {
     const lines = rest.slice(0, end).split(/\r\n|\n|\r/);
     rest = lines.pop() + rest.slice(end);
     for (const line of lines) {
-      if (line.startsWith("data:")) data.push(line.slice(line[5] === " " ? 6 : 5));
+      if (line.startsWith(":")) onComment?.(line.slice(1).trim());
+      else if (line.startsWith("data:")) data.push(line.slice(line[5] === " " ? 6 : 5));
       else if (line === "" && data.length) {
         const whole = data.join("\n");
         data = [];

@@ -10,7 +10,7 @@ import { call, stream } from "./api.js";
  * @property {AbortSignal} signal
  * @property {(part: number) => void} onSent  the part of the upload that has been sent, 0 to 1
  * @property {(text: string) => void} onText  the text so far
- * @property {(segments: {start: number, end: number, text: string}[]) => void} onSegments  the segments so far
+ * @property {(done: number, total: number) => void} onProgress  the seconds of audio that are transcribed
  */
 
 const ROUTES = { caption: "captions", embed: "embeddings", analyze: "analyze", transcribe: "transcriptions", translate: "translations" };
@@ -43,17 +43,14 @@ export async function enqueue(source, { model, language }) {
 }
 
 /** Transcribe or translate as a stream. @param {string} path @param {Source} source @param {Values} values @param {Hooks} hooks */
-async function transcribe(path, source, { timestamps, ...fields }, { signal, onSent, onText, onSegments }) {
+async function transcribe(path, source, { timestamps, ...fields }, { signal, onSent, onText, onProgress }) {
   const body = bodyOf(source, { ...fields, response_format: "verbose_json", timestamp_granularities: timestamps, stream: true });
   let text = "";
   let answer = null;
-  /** @type {{start: number, end: number, text: string}[]} */
-  let segments = [];
   const whole = await stream(path, { method: "POST", body, signal, onSent }, (event) => {
     if (event.type === "transcript.text.delta") onText(text += event.delta);
-    else if (event.type === "transcript.text.segment") onSegments(segments = [...segments, event]);
     else if (event.type === "transcript.text.done") answer = event;
-  });
+  }, onProgress);
   if (!whole && !answer) throw new Error("The response ended early. Try again.");
   const { type, ...transcript } = whole ?? answer;
   return transcript;
