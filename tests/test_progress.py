@@ -127,6 +127,24 @@ class Line:
         pass
 
 
+def test_the_time_left_counts_down_while_a_batch_runs(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(bar_module.time, "monotonic", lambda: now[0])
+    line = Line()
+    shown = bar_module.ProgressBar(line, ["a"], lambda: None)
+    shown.refresh()
+    assert "left" not in line.postfix
+    now[0] += 10
+    shown.show(Progress(0, 1, 1, 30.0, 120.0))
+    assert line.postfix.startswith("0:30 left, 0/1 files, 0:30 of audio, 3.0x real time")
+    now[0] += 6
+    shown.refresh()
+    assert line.postfix.startswith("0:24 left, 0/1 files, 0:30 of audio, 3.0x real time")
+    now[0] += 60
+    shown.refresh()
+    assert line.postfix.startswith("0:00 left")
+
+
 def test_a_bar_counts_audio_and_not_files():
     line = Line()
     shown = bar_module.ProgressBar(line, ["a", "b", "c", "d"], lambda: "loading m")
@@ -162,5 +180,5 @@ def test_a_long_file_moves_the_bar_of_a_bundle(tmp_path, capsys):
         bundle.transcribe([str(tone(tmp_path / "a.wav", 100)), "missing.wav"], progress=True)
     shown = capsys.readouterr().err
     assert "missing.wav: source_not_found" in shown
-    assert "1 file, 2 min of audio in 0:0" in shown
+    assert "1 file, 100 s of audio in 0:0" in shown
     assert "; 1 failed" in shown

@@ -3,11 +3,11 @@
     with bar(names, shown=True) as line:
         engine.submit(request, on_result=line.add, on_progress=line.show)
 
-     47%|████▋     | 01:52<02:06, 66/146 files, 25:40 of audio, 13x real time, 2 failed
+     47%|████▋     | 01:52, 2:06 left, 66/146 files, 25:40 of audio, 13x real time, 2 failed
 
 The bar counts seconds of audio, because inputs differ in length. The seconds of inputs that are not decoded yet are
-estimated from those that are. The time left follows from the mean speed since the start, so it does not jump with each
-batch. A failure is printed when it happens. In the end, the bar becomes one line that says what was done.
+estimated from those that are. The time left follows from the mean speed since the start, and counts down while a batch
+runs. A failure is printed when it happens. In the end, the bar becomes one line that says what was done.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from worker.types import Failure, Progress, Result
 if TYPE_CHECKING:
     from worker.manifest import Summary
 
-_FORM = "{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+_FORM = "{desc}{percentage:3.0f}%|{bar}| {elapsed}{postfix}"
+_MANIFEST_FORM = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 
 @contextlib.contextmanager
@@ -58,6 +59,8 @@ class ProgressBar:
         self._started, self._lock = time.monotonic(), threading.RLock()
         self._last = Progress(0, len(names))
         self._failed = 0
+        self._speed = ""
+        self._ends_at: float | None = None  # when the work is expected to be done
 
     def add(self, outcome: Result | Failure) -> None:
         """Count an outcome, and print it if it is a failure."""
@@ -71,15 +74,19 @@ class ProgressBar:
     def show(self, progress: Progress) -> None:
         """Show how far the request has come."""
         with self._lock:
-            self._last = progress
-            self._line.set_postfix_str(self._postfix(), refresh=False)
-            self._line.update(_share(progress) - self._line.n)
+            self._last, share, now = progress, _share(progress), time.monotonic()
+            if share > self._line.n:
+                self._ends_at = now + (now - self._started) * (1 - share) / share
+                self._speed = _speed(progress.audio_sec_done or 0.0, now - self._started)
+            self._line.set_postfix_str(self._postfix(now), refresh=False)
+            self._line.update(share - self._line.n)
 
     def refresh(self) -> None:
         """Show the time that has passed, and what the work waits for."""
         with self._lock:
             state = self._state()
             self._line.set_description_str(f"{state}: " if state else "", refresh=False)
+            self._line.set_postfix_str(self._postfix(time.monotonic()), refresh=False)
             self._line.refresh()
 
     def end(self) -> None:
@@ -90,11 +97,11 @@ class ProgressBar:
             self._line.bar_format = "{desc}"
             self._line.set_description_str(said)
 
-    def _postfix(self) -> str:
+    def _postfix(self, now: float) -> str:
         last = self._last
-        done_sec = last.audio_sec_done or 0.0
-        parts = [f"{last.inputs_done}/{last.inputs_total} files", f"{_clock(done_sec)} of audio"]
-        parts += [_speed(done_sec, time.monotonic() - self._started)] if done_sec else []
+        parts = [] if self._ends_at is None else [f"{_clock(max(0.0, self._ends_at - now))} left"]
+        parts += [f"{last.inputs_done}/{last.inputs_total} files", f"{_clock(last.audio_sec_done or 0.0)} of audio"]
+        parts += [self._speed] if last.audio_sec_done else []
         parts += [f"{self._failed} failed"] if self._failed else []
         return ", ".join(parts)
 
@@ -107,7 +114,7 @@ def manifest_bar(*, shown: bool) -> Iterator[Callable[[Summary], None]]:
     """
     from tqdm.auto import tqdm
 
-    with tqdm(total=1.0, bar_format=_FORM, dynamic_ncols=True, disable=not shown) as line:
+    with tqdm(total=1.0, bar_format=_MANIFEST_FORM, dynamic_ncols=True, disable=not shown) as line:
 
         def show(summary: Summary) -> None:
             line.set_postfix_str(f"{summary.lines} lines, {summary.failed} failed", refresh=False)
@@ -149,8 +156,8 @@ def _speed(audio_sec: float, elapsed_sec: float) -> str:
 
 
 def _length(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 60 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
