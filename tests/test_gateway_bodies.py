@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from gateway_host import WEEK, Host, hosting
 
@@ -52,10 +53,12 @@ def kept(host: Host) -> int:
     """How many bytes of bodies the processes of nginx hold on disk, in files that have no name any more."""
     found = 0
     for process in host.family():
-        for link in Path(f"/proc/{process.pid}/fd").iterdir() if "nginx" in process.name() else ():
-            with contextlib.suppress(FileNotFoundError):
-                if "client_body" in os.readlink(link):
-                    found += link.stat().st_blocks * 512
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):  # a process that has ended holds nothing
+            links = list(Path(f"/proc/{process.pid}/fd").iterdir()) if "nginx" in process.name() else []
+            for link in links:
+                with contextlib.suppress(FileNotFoundError):
+                    if "client_body" in os.readlink(link):
+                        found += link.stat().st_blocks * 512
     return found
 
 
