@@ -640,6 +640,7 @@ def test_a_microphone_that_goes_away_ends_the_recording(visit, dry_server):
     expect(page.locator("#clips .name")).to_have_text("recording-1.wav")
     record.click()
     expect(page.get_by_role("meter", name="Input level")).to_be_visible()
+    expect(page.locator("#record-time")).to_have_text("0:01")  # a recording without a sample is not added
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("#clips .name")).to_have_count(2)
 
