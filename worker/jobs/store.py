@@ -11,8 +11,7 @@ owner's result still counts, so a result is written exactly once. After `max_att
 agree to well within a lease.
 
 An upload is a file in `uploads` that one job owns; it is removed when the job ends. Until `submit` returns, the file
-belongs to the caller. Its name is 32 hexadecimal digits, and is checked whenever it is read: a database that others
-write to cannot name a file elsewhere.
+belongs to the caller.
 
 The text that a running job has so far is in `documents`, a row for each addition. These rows are removed when the job
 ends or returns to the queue.
@@ -23,46 +22,29 @@ never wait for a write.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import logging
 import re
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from worker import private
 from worker.config import Settings
-from worker.errors import SourceForbidden, WorkerLost
+from worker.errors import WorkerLost
+from worker.jobs import statements, turns
 from worker.jobs.database import Database
 from worker.jobs.records import FINISHED, STATES, Job, Outcome, Seen, State, Submission, encode
 from worker.jobs.schema import documents, jobs
+from worker.jobs.uploads import Uploads, is_name
 from worker.types import Progress
-
-log = logging.getLogger(__name__)
 
 INLINE_CHARS = 8192  # larger payloads go to `documents`, because SQLite rewrites a whole row for any change
 _EXPIRED_AT_A_TIME = 500
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_UPLOAD = re.compile(r"[0-9a-f]{32}")
-_COLUMNS = [jobs.c[field.name] for field in fields(Job)]
-_others = jobs.alias()
-_POSITION = sa.case(
-    (
-        jobs.c.state == "pending",
-        sa.select(sa.func.count())
-        .select_from(_others)
-        .where(_others.c.state == "pending", _others.c.number < jobs.c.number)
-        .scalar_subquery(),
-    )
-)
 
 
 class JobStore:
@@ -76,9 +58,8 @@ class JobStore:
         self, url: str | sa.URL, uploads: Path, *, max_attempts: int = 3, clock: Callable[[], float] = time.time
     ) -> None:
         self._database = Database(url)
-        self.uploads, self._max_attempts, self._clock = uploads, max_attempts, clock
+        self._uploads, self._max_attempts, self._clock = Uploads(uploads), max_attempts, clock
         self._texts = itertools.count(time.time_ns())  # also orders what several processes add to one job
-        private.hide(private.make_folder(uploads))
 
     @classmethod
     def of(cls, settings: Settings) -> JobStore:
@@ -89,6 +70,11 @@ class JobStore:
         folder = settings.make_data_dir()
         url = settings.jobs_url or sa.URL.create("sqlite", database=str(folder.absolute() / "jobs.db"))
         return cls(url, folder / "uploads", max_attempts=settings.job_max_attempts)
+
+    @property
+    def uploads(self) -> Path:
+        """The folder of the uploads."""
+        return self._uploads.folder
 
     def close(self) -> None:
         """Close the database."""
@@ -119,7 +105,8 @@ class JobStore:
         rows = [self._row(submission) | self._started(lease) for submission in submissions]
         with self._database.write() as connection:
             numbers = connection.scalars(
-                _SUBMIT, [row if len(row["payload"]) <= INLINE_CHARS else row | {"payload": None} for row in rows]
+                statements.SUBMIT,
+                [row if len(row["payload"]) <= INLINE_CHARS else row | {"payload": None} for row in rows],
             ).all()
             large = [
                 {"number": number, "name": "payload", "body": row["payload"]}
@@ -127,23 +114,23 @@ class JobStore:
                 if len(row["payload"]) > INLINE_CHARS
             ]
             if large:
-                connection.execute(_DOCUMENT, large)
-        return [_new(number, row) for number, row in zip(numbers, rows, strict=True)]
+                connection.execute(statements.DOCUMENT, large)
+        return [statements.new_job(number, row) for number, row in zip(numbers, rows, strict=True)]
 
     def _row(self, submission: Submission) -> dict[str, Any]:
         upload = submission.upload
-        if upload is not None and not _UPLOAD.fullmatch(upload):
+        if upload is not None and not is_name(upload):
             raise ValueError(f"upload must be 32 hexadecimal digits, the name of a file in the folder, not {upload!r}")
         body = encode(submission.payload)
         return {
             "id": str(uuid.uuid4()),
             "kind": submission.kind,
-            "filename": _storable(submission.filename),
+            "filename": statements.storable(submission.filename),
             "upload": upload,
             "webhook": submission.webhook,
             "owner": submission.owner,
             "task": submission.task,
-            "model": _storable(submission.model),
+            "model": statements.storable(submission.model),
             "upload_bytes": submission.upload_bytes,
             "state": "pending",
             "created_at": self._clock(),
@@ -164,12 +151,7 @@ class JobStore:
 
     def upload_path(self, name: Any) -> Path:
         """Return the path of an upload by its stored name. Raises: SourceForbidden if no upload has such a name."""
-        if not isinstance(name, str) or not _UPLOAD.fullmatch(name):
-            raise SourceForbidden(
-                f"the job store names {str(name)[:64]!r} as an upload, which is not the name of an upload: another "
-                "program has changed the job. Submit the job again."
-            )
-        return self.uploads / name
+        return self._uploads.path(name)
 
     def payload(self, job_id: str) -> Any:
         """Return the payload that was submitted, or None if there is no such job."""
@@ -178,7 +160,7 @@ class JobStore:
         with self._database.read() as connection:
             body = connection.scalar(
                 sa.select(sa.func.coalesce(jobs.c.payload, documents.c.body))
-                .outerjoin_from(jobs, documents, _has_document("payload"))
+                .outerjoin_from(jobs, documents, statements.has_document("payload"))
                 .where(jobs.c.id == job_id)
             )
         return None if body is None else json.loads(body)
@@ -188,9 +170,11 @@ class JobStore:
         if not _ID.fullmatch(job_id):
             return None
         with self._database.read() as connection:
-            row = connection.execute(_SEE, {"job": job_id}).one_or_none()
+            row = connection.execute(statements.SEE, {"job": job_id}).one_or_none()
         return (
-            None if row is None else Seen(_job(row), row.position, None if row.body is None else json.loads(row.body))
+            None
+            if row is None
+            else Seen(statements.job_of(row), row.position, None if row.body is None else json.loads(row.body))
         )
 
     def text(self, job_id: str) -> dict[int, str]:
@@ -200,7 +184,7 @@ class JobStore:
         query = (
             sa.select(documents.c.body)
             .join_from(documents, jobs, documents.c.number == jobs.c.number)
-            .where(jobs.c.id == job_id, _IS_TEXT)
+            .where(jobs.c.id == job_id, statements.IS_TEXT)
             .order_by(documents.c.name)
         )
         texts: dict[int, str] = {}
@@ -218,14 +202,14 @@ class JobStore:
             row = connection.execute(
                 jobs.update()
                 .where(jobs.c.id == job_id, jobs.c.state.in_(("pending", "processing")))
-                .values(state="cancelled", **_end(self._clock()))
+                .values(state="cancelled", **statements.end_values(self._clock()))
                 .returning(jobs.c.number, jobs.c.upload)
             ).one_or_none()
-            _remove_texts(connection, [row.number] if row else [])
+            statements.remove_texts(connection, [row.number] if row else [])
             exists = row or connection.execute(sa.select(jobs.c.id).where(jobs.c.id == job_id)).one_or_none()
         if row is None:
             return "finished" if exists else "not_found"
-        self._remove([row.upload])
+        self._uploads.remove([row.upload])
         return "cancelled"
 
     def cancel_pending(self, *, owner: str | None = None) -> int:
@@ -235,10 +219,10 @@ class JobStore:
             rows = connection.execute(
                 jobs.update()
                 .where(pending if owner is None else sa.and_(pending, jobs.c.owner == owner))
-                .values(state="cancelled", **_end(self._clock()))
+                .values(state="cancelled", **statements.end_values(self._clock()))
                 .returning(jobs.c.upload)
             ).all()
-        self._remove(row.upload for row in rows)
+        self._uploads.remove(row.upload for row in rows)
         return len(rows)
 
     def recent(
@@ -256,16 +240,22 @@ class JobStore:
         `state`, `kind` and `owner` select jobs; `before` selects those submitted before the job with that number, and
         `search` those whose file name, model or id contains the text, in upper or lower case.
         """
-        query = sa.select(*_COLUMNS, _POSITION.label("position")).order_by(jobs.c.number.desc()).limit(limit)
+        query = (
+            sa.select(*statements.COLUMNS, statements.POSITION.label("position"))
+            .order_by(jobs.c.number.desc())
+            .limit(limit)
+        )
         for column, value in ((jobs.c.state, state), (jobs.c.kind, kind), (jobs.c.owner, owner)):
             query = query if value is None else query.where(column == value)
         if before is not None:
             query = query.where(jobs.c.number < before)
         if search is not None:
             columns = (jobs.c.filename, jobs.c.model, jobs.c.id)
-            query = query.where(sa.or_(*(column.icontains(_storable(search), autoescape=True) for column in columns)))
+            query = query.where(
+                sa.or_(*(column.icontains(statements.storable(search), autoescape=True) for column in columns))
+            )
         with self._database.read() as connection:
-            return [Seen(_job(row), row.position, None) for row in connection.execute(query)]
+            return [Seen(statements.job_of(row), row.position, None) for row in connection.execute(query)]
 
     def counts(self, *, owner: str | None = None) -> dict[State, int]:
         """Return the number of jobs in each state, of one owner or of all."""
@@ -285,7 +275,7 @@ class JobStore:
         now = self._clock()
         with self._database.write() as connection:
             uploads = self._return_lapsed(connection, now)
-            numbers = _in_turns(_pending(connection, limit), _running(connection), limit)
+            numbers = turns.in_turns(turns.pending(connection, limit), turns.running(connection), limit)
             rows = (
                 connection.execute(
                     jobs.update()
@@ -300,7 +290,7 @@ class JobStore:
                         lease_owner=owner,
                         lease_until=now + lease_sec,
                     )
-                    .returning(*_COLUMNS, jobs.c.payload)
+                    .returning(*statements.COLUMNS, jobs.c.payload)
                 ).all()
                 if numbers
                 else []
@@ -316,8 +306,10 @@ class JobStore:
                     .tuples()
                     .all()
                 )
-        self._remove(uploads)
-        return [(_job(row), json.loads(bodies[row.number])) for row in sorted(rows, key=lambda row: row.number)]
+        self._uploads.remove(uploads)
+        return [
+            (statements.job_of(row), json.loads(bodies[row.number])) for row in sorted(rows, key=lambda row: row.number)
+        ]
 
     def renew(self, owner: str, job_ids: Collection[str], lease_sec: float) -> set[str]:
         """Renew leases, and return the ids of the jobs that the owner still holds.
@@ -328,7 +320,7 @@ class JobStore:
             return set(
                 connection.scalars(
                     jobs.update()
-                    .where(*_held_by(owner, job_ids))
+                    .where(*statements.held_by(owner, job_ids))
                     .values(lease_until=self._clock() + lease_sec)
                     .returning(jobs.c.id)
                 )
@@ -350,17 +342,18 @@ class JobStore:
         ]
         with self._database.write() as connection:
             connection.execute(
-                _PROGRESS, [{"job": job, "holder": owner, **_progress(one)} for job, one in progress.items()]
+                statements.PROGRESS,
+                [{"job": job, "holder": owner, **statements.progress_values(one)} for job, one in progress.items()],
             )
             if additions:
-                connection.execute(_ADD_TEXT, [one | {"holder": owner} for one in additions])
+                connection.execute(statements.ADD_TEXT, [one | {"holder": owner} for one in additions])
 
     def finish(self, owner: str, outcomes: Mapping[str, Outcome]) -> set[str]:
         """End the jobs that the owner still holds, and return their ids. Other outcomes are not written."""
         with self._database.write() as connection:
             rows = connection.execute(
                 sa.select(jobs.c.number, jobs.c.id, jobs.c.upload)
-                .where(*_held_by(owner, outcomes))
+                .where(*statements.held_by(owner, outcomes))
                 .order_by(jobs.c.number)
                 .with_for_update()
             ).all()
@@ -368,12 +361,13 @@ class JobStore:
             results = [{"number": number, "name": "result", "body": end.result} for number, end in ends if end.result]
             if ends:
                 connection.execute(
-                    _FINISH.values(_end(self._clock())), [_finish_values(number, end) for number, end in ends]
+                    statements.FINISH.values(statements.end_values(self._clock())),
+                    [statements.finish_values(number, end) for number, end in ends],
                 )
             if results:
-                connection.execute(_DOCUMENT, results)
-            _remove_texts(connection, [row.number for row in rows])
-        self._remove(row.upload for row in rows)
+                connection.execute(statements.DOCUMENT, results)
+            statements.remove_texts(connection, [row.number for row in rows])
+        self._uploads.remove(row.upload for row in rows)
         return {row.id for row in rows}
 
     def give_back(self, owner: str, job_ids: Collection[str]) -> None:
@@ -381,11 +375,11 @@ class JobStore:
         with self._database.write() as connection:
             returned = connection.scalars(
                 jobs.update()
-                .where(*_held_by(owner, job_ids))
-                .values(attempts=jobs.c.attempts - 1, **_PENDING)
+                .where(*statements.held_by(owner, job_ids))
+                .values(attempts=jobs.c.attempts - 1, **statements.PENDING)
                 .returning(jobs.c.number)
             )
-            _remove_texts(connection, returned.all())
+            statements.remove_texts(connection, returned.all())
 
     # Housekeeping and webhooks
 
@@ -419,7 +413,7 @@ class JobStore:
             with self._database.write() as connection:
                 connection.execute(documents.delete().where(documents.c.number.in_(numbers)))
                 removed += connection.execute(jobs.delete().where(jobs.c.number.in_(numbers))).rowcount
-            self._remove(row.upload for row in rows)
+            self._uploads.remove(row.upload for row in rows)
         return removed
 
     def sweep(self, grace_sec: float = 3600.0) -> int:
@@ -428,11 +422,7 @@ class JobStore:
         These are the files whose job is finished, and the files that no job names and that were last written more than
         `grace_sec` seconds ago.
         """
-        written_at: dict[str, float] = {}  # read before the jobs, so that every file's job is found
-        for path in self.uploads.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # another process may have removed the file
-                if path.is_file() and _UPLOAD.fullmatch(path.name):
-                    written_at[path.name] = path.stat().st_mtime
+        written_at = self._uploads.written_at()  # read before the jobs, so that every file's job is found
         with self._database.read() as connection:
             states = {
                 row.upload: row.state
@@ -444,7 +434,7 @@ class JobStore:
             for name, written in written_at.items()
             if (states[name] in FINISHED if name in states else written < limit)
         ]
-        self._remove(leftover)
+        self._uploads.remove(leftover)
         return len(leftover)
 
     def webhooks_due(self, hold_sec: float, limit: int = 1) -> list[Job]:
@@ -460,12 +450,12 @@ class JobStore:
         with self._database.write() as connection:
             numbers = connection.scalars(due.with_for_update(skip_locked=True)).all()
             return [
-                _job(row)
+                statements.job_of(row)
                 for row in connection.execute(
                     jobs.update()
                     .where(jobs.c.number.in_(numbers))
                     .values(webhook_at=now + hold_sec)
-                    .returning(*_COLUMNS)
+                    .returning(*statements.COLUMNS)
                 )
             ]
 
@@ -488,11 +478,11 @@ class JobStore:
             .where(jobs.c.state == "processing", jobs.c.lease_until < now)
             .with_for_update(skip_locked=True)
         ).all()
-        _remove_texts(connection, [row.number for row in lapsed])
+        statements.remove_texts(connection, [row.number for row in lapsed])
         retried = [row.number for row in lapsed if row.attempts < self._max_attempts]
         lost = [row for row in lapsed if row.attempts >= self._max_attempts]
         if retried:
-            connection.execute(jobs.update().where(jobs.c.number.in_(retried)).values(_PENDING))
+            connection.execute(jobs.update().where(jobs.c.number.in_(retried)).values(statements.PENDING))
         if lost:
             error = {
                 "code": WorkerLost.code,
@@ -502,173 +492,6 @@ class JobStore:
             connection.execute(
                 jobs.update()
                 .where(jobs.c.number.in_([row.number for row in lost]))
-                .values(state="failed", error=encode(error), **_end(now))
+                .values(state="failed", error=encode(error), **statements.end_values(now))
             )
         return [row.upload for row in lost]
-
-    def _remove(self, uploads: Iterable[str | None]) -> None:
-        for name in uploads:
-            if name is not None:
-                try:
-                    self.upload_path(name).unlink(missing_ok=True)
-                except SourceForbidden as error:
-                    log.warning("no file is removed: %s", error.message)
-                except OSError as error:
-                    log.warning("the upload %s could not be removed: %s", name, error.strerror)
-
-
-_PENDING: dict[str, Any] = {
-    "state": "pending",
-    "started_at": None,
-    "done": 0,
-    "audio_sec_done": None,
-    "audio_sec_total": None,
-    "lease_owner": None,
-    "lease_until": None,
-}
-
-
-def _has_document(name: str) -> sa.ColumnElement[bool]:
-    return sa.and_(documents.c.number == jobs.c.number, documents.c.name == name)
-
-
-def _remove_texts(connection: sa.Connection, numbers: Sequence[int]) -> None:
-    """Remove the texts of jobs that no longer run."""
-    if numbers:
-        connection.execute(documents.delete().where(documents.c.number.in_(numbers), _IS_TEXT))
-
-
-def _running(connection: sa.Connection) -> Counter[str | None]:
-    """Return how many jobs of each API key run."""
-    query = sa.select(jobs.c.owner, sa.func.count()).where(jobs.c.state == "processing").group_by(jobs.c.owner)
-    return Counter(dict(connection.execute(query).tuples().all()))
-
-
-def _pending(connection: sa.Connection, limit: int) -> dict[str | None, list[int]]:
-    """Return and lock the `limit` oldest pending jobs of each API key, by their numbers."""
-    return {
-        owner: list(
-            connection.scalars(
-                sa.select(jobs.c.number)
-                .where(jobs.c.state == "pending", jobs.c.owner.is_(None) if owner is None else jobs.c.owner == owner)
-                .order_by(jobs.c.number)
-                .limit(limit)
-                .with_for_update(skip_locked=True)
-            )
-        )
-        for owner in (None, *_pending_keys(connection))
-    }
-
-
-def _pending_keys(connection: sa.Connection) -> Iterator[str]:
-    """Yield each API key with pending jobs. One look-up in the index a key, however many jobs there are."""
-    query = sa.select(sa.func.min(jobs.c.owner)).where(jobs.c.state == "pending")
-    key = connection.scalar(query)
-    while key is not None:
-        yield key
-        key = connection.scalar(query.where(jobs.c.owner > key))
-
-
-def _in_turns(pending: Mapping[str | None, Sequence[int]], running: Mapping[str | None, int], limit: int) -> list[int]:
-    """Return up to `limit` jobs: each the oldest of the API key of which the fewest jobs run or are taken."""
-    turns = [
-        (running.get(owner, 0) + place, number)
-        for owner, numbers in pending.items()
-        for place, number in enumerate(numbers)
-    ]
-    return [number for _, number in sorted(turns)[:limit]]
-
-
-# The statements that every job needs, built once, because building a statement takes longer than running it.
-_IS_TEXT = documents.c.name.startswith("text ")
-_IS_HELD = (
-    jobs.c.id == sa.bindparam("job"),
-    jobs.c.lease_owner == sa.bindparam("holder"),
-    jobs.c.state == "processing",
-)
-_PROGRESS = (
-    jobs.update()
-    .where(*_IS_HELD)
-    .values(
-        done=sa.bindparam("now_done"),
-        total=sa.bindparam("now_total"),
-        audio_sec_done=sa.bindparam("now_sec_done"),
-        audio_sec_total=sa.bindparam("now_sec_total"),
-    )
-)
-_ADD_TEXT = documents.insert().from_select(
-    ["number", "name", "body"],
-    sa.select(jobs.c.number, sa.bindparam("the_name", type_=sa.Text), sa.bindparam("the_body", type_=sa.Text)).where(
-        *_IS_HELD
-    ),
-)
-_SUBMIT = jobs.insert().returning(jobs.c.number, sort_by_parameter_order=True)
-_DOCUMENT = documents.insert()
-_SEE = (
-    sa.select(*_COLUMNS, _POSITION.label("position"), documents.c.body)
-    .outerjoin_from(jobs, documents, _has_document("result"))
-    .where(jobs.c.id == sa.bindparam("job"))
-)
-_FINISH = (
-    jobs.update()
-    .where(jobs.c.number == sa.bindparam("the_number"))
-    .values(
-        state=sa.bindparam("end_state"),
-        error=sa.bindparam("end_error"),
-        bytes=jobs.c.bytes + sa.bindparam("more_bytes"),
-        done=sa.func.coalesce(sa.bindparam("now_done", type_=sa.Integer), jobs.c.done),
-        total=sa.func.coalesce(sa.bindparam("now_total", type_=sa.Integer), jobs.c.total),
-        audio_sec_done=sa.func.coalesce(sa.bindparam("now_sec_done", type_=sa.Double), jobs.c.audio_sec_done),
-        audio_sec_total=sa.func.coalesce(sa.bindparam("now_sec_total", type_=sa.Double), jobs.c.audio_sec_total),
-    )
-)
-
-
-def _new(number: int, row: Mapping[str, Any]) -> Job:
-    values: dict[str, Any] = {field.name: row.get(field.name) for field in fields(Job)}
-    return Job(**values | {"number": number})
-
-
-def _finish_values(number: int, outcome: Outcome) -> dict[str, Any]:
-    """Return the values of one job for _FINISH."""
-    return {
-        "the_number": number,
-        "end_state": outcome.state,
-        "end_error": outcome.error,
-        "more_bytes": len(outcome.result or ""),
-        **_progress(outcome.progress),
-    }
-
-
-def _progress(progress: Progress | None) -> dict[str, Any]:
-    """Return the values of a job's progress for _PROGRESS and _FINISH."""
-    return {
-        "now_done": progress and progress.inputs_done,
-        "now_total": progress and progress.inputs_total,
-        "now_sec_done": progress and progress.audio_sec_done,
-        "now_sec_total": progress and progress.audio_sec_total,
-    }
-
-
-def _end(now: float) -> dict[str, Any]:
-    """Return the values that every job gets when it ends, in any state."""
-    return {
-        "completed_at": now,
-        "lease_owner": None,
-        "lease_until": None,
-        "webhook_at": sa.case((jobs.c.webhook.is_not(None), now), else_=sa.null()),
-    }
-
-
-def _held_by(owner: str, job_ids: Collection[str]) -> tuple[sa.ColumnElement[bool], ...]:
-    return jobs.c.id.in_(list(job_ids)), jobs.c.lease_owner == owner, jobs.c.state == "processing"
-
-
-def _job(row: Any) -> Job:
-    values = dict(zip(Job.__slots__, row, strict=False))  # the row begins with _COLUMNS
-    return Job(**values | {"error": None if row.error is None else json.loads(row.error)})
-
-
-def _storable(text: str | None) -> str | None:
-    """Return the text without lone surrogates and NUL characters, which databases cannot store."""
-    return None if text is None else text.encode("utf-8", "replace").decode().replace("\0", "�")
