@@ -169,8 +169,8 @@ def test_a_hundred_jobs_survive_two_kills(store, settings, clip):
 
 @pytest.mark.slow
 def test_two_processes_share_and_the_one_that_is_left_does_the_rest(store, settings, clip):
-    ids = [upload(store, clip, str(n)) for n in range(120)]
-    with process(settings.data_dir, 0.1) as first, process(settings.data_dir, 0.1) as second:
+    with process(settings.data_dir, 0.2) as first, process(settings.data_dir, 0.2) as second:
+        ids = [upload(store, clip, str(n)) for n in range(120)]  # when both have started, so that both take part
         until(
             lambda: (
                 {store.see(one).answer["worker"] for one in ids if store.see(one).job.state == "completed"}
@@ -316,6 +316,18 @@ def test_text_that_could_not_be_stored_is_stored_later(store, desk, monkeypatch)
         failing.clear()
         until(lambda: store.text(job.id) == {0: "one two"}, 10)
         desk.end("a", {"results": []})
+
+
+def test_a_job_that_cannot_be_returned_stays_leased(store, desk, monkeypatch, caplog):
+    def give_back(*_told):
+        raise StoreError("the disk is full")
+
+    with JobRunner(store, desk) as runner:
+        job = runner.submit("run", {"name": "a"})
+        until(lambda: "a" in desk.open)
+        monkeypatch.setattr(store, "give_back", give_back)
+    assert "the unfinished jobs stay leased" in caplog.text
+    assert state(store, job) == "processing"
 
 
 FAILED = {"index": 0, "id": None, "error": {"code": "fetch_failed", "message": "m", "retryable": True}}

@@ -18,7 +18,7 @@ from worker.entrypoints import progress as bar_module
 from worker.entrypoints import python
 from worker.errors import ModelError
 from worker.protocol.request import parse
-from worker.types import Item, Options, Progress, Source, Transcript, View
+from worker.types import Item, Listeners, Options, Progress, Source, Transcript, View
 
 
 class Steps(Backend):
@@ -74,15 +74,20 @@ def test_a_total_is_told_when_every_input_is_known(tmp_path):
     assert sorted(one.text for one in told if one.text) == [(0, "1s"), (1, "2s")]
 
 
-def test_a_listener_that_fails_costs_nothing(tmp_path, caplog):
+@pytest.mark.parametrize("name", Listeners.__annotations__)
+def test_a_listener_that_fails_costs_nothing(name, tmp_path, caplog):
     model = Steps()
     model.turns.release(99)
     settings = Settings(model="whisper", data_dir=tmp_path / "data", allowed_paths=(tmp_path,))
+    source = str(tone(tmp_path / "a.wav", 80))
     with Engine(settings, create_backend=lambda _row: model) as engine:
-        request = parse({"inputs": [str(tone(tmp_path / "a.wav", 1))]}, settings)
-        response = engine.submit(request, on_progress=lambda _: 1 / 0).result(60)
-    assert response.results[0].output.text == "1s"
-    assert "on_progress failed" in caplog.text
+        request = parse({"inputs": [source, source]}, settings)
+        expected = engine.submit(request).result(60)
+        calls = []
+        response = engine.submit(request, **{name: lambda *told: calls.append(told) or 1 / 0}).result(60)
+    assert [result.output.text for result in response.results] == [result.output.text for result in expected.results]
+    assert all(result.output.text for result in response.results)
+    assert caplog.text.count(f"{name} failed") == len(calls) > 1
 
 
 def item(index: int) -> Item:

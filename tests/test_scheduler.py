@@ -95,6 +95,14 @@ def eventually(found) -> None:
         time.sleep(0.005)
 
 
+def test_an_outcome_that_cannot_be_delivered_ends_no_device(caplog):
+    with lanes(Device("a")) as (pool, made):
+        ready(made)
+        pool.submit(piece(), lambda _outcome: 1 / 0)
+        eventually(lambda: "the outcome of a piece could not be delivered" in caplog.text)
+        assert texts(put(pool, piece())) == ["a"]
+
+
 def test_batches_go_to_whichever_is_free():
     slow, quick = Device("slow", takes=0.3), Device("quick", takes=0.01)
     with lanes(slow, quick) as (pool, made):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, TypedDict
 
 from worker.display import Displayed
 
@@ -489,5 +489,17 @@ class Progress:
         return self.audio_sec_known if is_known else None
 
 
+OnResult = Callable[["Result | Failure"], None]
+"""Called with the outcome of each input when it is done."""
+OnText = Callable[[int, str], None]
+"""Called with an input's index and each new part of its text."""
 OnProgress = Callable[[Progress], None]
 """Called with each change of a request's progress. It must not block."""
+
+
+class Listeners(TypedDict, total=False):
+    """The functions to call while a request runs, as keyword arguments."""
+
+    on_result: OnResult | None
+    on_text: OnText | None
+    on_progress: OnProgress | None

@@ -29,13 +29,13 @@ from worker.engine.clip_run import ClipRun
 from worker.engine.model_manager import ModelManager
 from worker.engine.placement import device_placements
 from worker.engine.remote.device import Device
-from worker.engine.request_state import OnResult, OnText, RequestState
+from worker.engine.request_state import RequestState
 from worker.engine.runner import OnBatch, Runner
 from worker.engine.scheduler import Scheduler
 from worker.errors import AviaryError, DeviceLost, EmptyAudio
 from worker.faults import report
 from worker.futures import any_of, fail, when_all
-from worker.types import Item, OnProgress, Options, Output, Part, Request, Response, Source
+from worker.types import Item, OnProgress, OnResult, OnText, Options, Output, Part, Request, Response, Source
 
 log = logging.getLogger(__name__)
 

@@ -31,6 +31,8 @@ from worker.types import (
     Failure,
     Item,
     OnProgress,
+    OnResult,
+    OnText,
     Output,
     Request,
     Response,
@@ -46,8 +48,6 @@ log = logging.getLogger(__name__)
 
 _numbers = itertools.count()  # of requests
 
-OnResult = Callable[[Result | Failure], None]
-OnText = Callable[[int, str], None]
 Parts = list[tuple[float, Output]]  # where each window starts, in seconds, and its output
 
 
@@ -214,11 +214,11 @@ class TextStream:
         if not new:
             return
         self._passed_on = self._position
-        try:
-            for item in self._items:
+        for item in self._items:
+            try:
                 self._on_text(item.index, new)
-        except Exception:
-            log.exception("on_text failed")
+            except Exception:
+                log.exception("on_text failed")
 
     @property
     def has_written(self) -> bool:

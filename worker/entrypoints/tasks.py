@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from worker.config import Settings
 from worker.engine.engine import Engine
@@ -20,8 +20,8 @@ from worker.errors import AviaryError, Unsupported
 from worker.net.s3 import Bucket
 from worker.protocol import openai
 from worker.protocol.request import Fields, parse
-from worker.protocol.work import Inference, Json, OnResult, OnText, Work
-from worker.types import OnProgress, S3Access
+from worker.protocol.work import Inference, Json, Work
+from worker.types import Listeners, S3Access
 
 if TYPE_CHECKING:
     from worker.scoring.scorer import Scorer
@@ -102,12 +102,7 @@ class _ModelList(Work):
 
     size, model, task = 0, None, None
 
-    def start(
-        self,
-        on_result: OnResult | None = None,
-        on_text: OnText | None = None,
-        on_progress: OnProgress | None = None,
-    ) -> Future[None]:
+    def start(self, **listeners: Unpack[Listeners]) -> Future[None]:
         listed: Future[None] = Future()
         listed.set_result(None)
         return listed
@@ -124,13 +119,8 @@ class Routed(Work):
         self.size, self.model, self.task = work.size, work.model, work.task
 
     @override
-    def start(
-        self,
-        on_result: OnResult | None = None,
-        on_text: OnText | None = None,
-        on_progress: OnProgress | None = None,
-    ) -> Future[Any]:
-        return self._work.start(on_result, on_text, on_progress)
+    def start(self, **listeners: Unpack[Listeners]) -> Future[Any]:
+        return self._work.start(**listeners)
 
     @override
     def finish(self, outcome: Any) -> Any:

@@ -32,11 +32,10 @@ from worker.evaluation.folders import Corpus, Pair
 from worker.evaluation.metrics import Counts
 from worker.protocol import nemo_manifest, render
 from worker.protocol.request import find_model, parse
-from worker.types import Failure, OnProgress, Request, Response, Result, S3Access, Transcript
+from worker.types import Failure, OnProgress, OnResult, Request, Response, Result, S3Access, Transcript
 
 if TYPE_CHECKING:
     from worker.engine.engine import Engine
-    from worker.engine.request_state import OnResult
 
 Json = dict[str, Any]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from worker.audio.fetch import check_allowed
 from worker.config import Settings
@@ -23,8 +23,8 @@ from worker.errors import Cancelled, DeviceLost, InputError, RequestError
 from worker.evaluation import Corpus, Evaluation, Pair, read_folder, read_manifest
 from worker.evaluation import prepare as prepare_evaluation
 from worker.protocol.request import LONGEST_LANGUAGE, LONGEST_NAME, OPTIONS, Fields, FirstError, Strict, validated
-from worker.protocol.work import Json, OnResult, OnText, Work
-from worker.types import Failure, OnProgress, Response, S3Access
+from worker.protocol.work import Json, Work
+from worker.types import Failure, Listeners, Response, S3Access
 
 if TYPE_CHECKING:
     from worker.engine.engine import Engine
@@ -94,13 +94,8 @@ class EvaluationWork(Work):
         return self.evaluation.request.model
 
     @override
-    def start(
-        self,
-        on_result: OnResult | None = None,
-        on_text: OnText | None = None,
-        on_progress: OnProgress | None = None,
-    ) -> Future[Response]:
-        return self.engine.submit(self.evaluation.request, on_result=on_result, on_progress=on_progress)
+    def start(self, **listeners: Unpack[Listeners]) -> Future[Response]:
+        return self.engine.submit(self.evaluation.request, **listeners)
 
     @override
     def finish(self, outcome: Response) -> Json:

@@ -1,8 +1,8 @@
 """A checked payload that can be run: what every entry point does with a request of any task.
 
-    work = tasks.prepare(fields)                          everything checked, nothing begun
-    future = work.start(on_result, on_text, on_progress)  begins; canceling the future drops the work
-    answer = work.finish(outcome)                         the future's result → the answer's JSON
+    work = tasks.prepare(fields)              everything checked, nothing begun
+    future = work.start(on_result=show, ...)  begins; canceling the future drops the work
+    answer = work.finish(outcome)             the future's result → the answer's JSON
 
 `Inference` is the work of most tasks: one Request to the engine. Evaluation and scoring have kinds of their own.
 """
@@ -10,22 +10,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from worker.errors import AviaryError
 from worker.protocol import render
-from worker.types import Failure, OnProgress, Request, Response, Result
+from worker.types import Failure, Listeners, Request, Response
 
 if TYPE_CHECKING:
     from worker.engine.engine import Engine
 
-OnResult = Callable[[Result | Failure], None]
-OnText = Callable[[int, str], None]
 Json = dict[str, Any]
 
 
@@ -41,13 +38,8 @@ class Work(ABC):
     task: str | None
 
     @abstractmethod
-    def start(
-        self,
-        on_result: OnResult | None = None,
-        on_text: OnText | None = None,
-        on_progress: OnProgress | None = None,
-    ) -> Future[Any]:
-        """Begin, and return a future of the outcome. The callbacks are those of `Engine.submit`."""
+    def start(self, **listeners: Unpack[Listeners]) -> Future[Any]:
+        """Begin, and return a future of the outcome. The listeners are those of `Engine.submit`."""
 
     @abstractmethod
     def finish(self, outcome: Any) -> Any:
@@ -93,13 +85,8 @@ class Inference(Work):
         return self.size == 1 and all(item.options.task not in ("embed", "analyze") for item in self.request.items)
 
     @override
-    def start(
-        self,
-        on_result: OnResult | None = None,
-        on_text: OnText | None = None,
-        on_progress: OnProgress | None = None,
-    ) -> Future[Response]:
-        return self.engine.submit(self.request, on_result=on_result, on_text=on_text, on_progress=on_progress)
+    def start(self, **listeners: Unpack[Listeners]) -> Future[Response]:
+        return self.engine.submit(self.request, **listeners)
 
     @override
     def finish(self, outcome: Response) -> Json:

@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from typing import Annotated, BinaryIO
 
 from pydantic import Field
-from typing_extensions import override
+from typing_extensions import Unpack, override
 
 from worker.config import Settings
 from worker.errors import AviaryError, RequestError, TooManyInputs
 from worker.futures import all_of, count_done
 from worker.protocol import render
 from worker.protocol.request import LONGEST_ID, Fields, FirstError, InputId, Strict, source_of, validated
-from worker.protocol.work import Json, OnResult, OnText, Work
+from worker.protocol.work import Json, Work
 from worker.scoring.scorer import Score, Scorer
-from worker.types import OnProgress, Progress, S3Access, Source
+from worker.types import Listeners, Progress, S3Access, Source
 
 
 class _Recording(Strict):
@@ -85,13 +85,9 @@ class Scoring(Work):
         return len(self.recordings)
 
     @override
-    def start(
-        self,
-        on_result: OnResult | None = None,
-        on_text: OnText | None = None,
-        on_progress: OnProgress | None = None,
-    ) -> Future[list[Score | AviaryError]]:
+    def start(self, **listeners: Unpack[Listeners]) -> Future[list[Score | AviaryError]]:
         scores = [self._score(one, source) for one, source in zip(self.recordings, self.sources, strict=True)]
+        on_progress = listeners.get("on_progress")
         if on_progress is not None:
             count_done(scores, lambda done: on_progress(Progress(done, len(scores))))
         return all_of(scores)

@@ -21,6 +21,7 @@ from concurrent.futures import Future
 from typing import Any, BinaryIO
 
 from fastapi.requests import Request as HttpRequest
+from typing_extensions import Unpack
 
 from worker import catalog
 from worker.config import Settings
@@ -32,8 +33,8 @@ from worker.entrypoints.tasks import Tasks
 from worker.errors import AviaryError, Cancelled, DeadlineExceeded, QueueFull, StillLoading
 from worker.jobs.progress_log import ProgressLog
 from worker.protocol.request import Fields, is_light
-from worker.protocol.work import Json, OnResult, OnText, Work
-from worker.types import OnProgress, Progress
+from worker.protocol.work import Json, Work
+from worker.types import Listeners, OnResult, Progress
 
 log = logging.getLogger(__name__)
 
@@ -163,19 +164,12 @@ class Service:
         _raise(work.error(outcome))
         yield await self._finish(work, outcome)
 
-    def _start(
-        self,
-        work: Work,
-        *,
-        on_result: OnResult | None = None,
-        on_text: OnText | None = None,
-        on_progress: OnProgress | None = None,
-    ) -> Future[Any]:
+    def _start(self, work: Work, **listeners: Unpack[Listeners]) -> Future[Any]:
         """Start the work if there is room. Raises StillLoading, QueueFull."""
         self._refuse_while_loading(work.model)
         self.admit(work.size)
         try:
-            future = work.start(on_result, on_text, on_progress)
+            future = work.start(**listeners)
         except BaseException:
             self.leave(work.size)
             raise
