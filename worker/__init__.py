@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from worker.client import AsyncClient, Client
+    from worker.entrypoints.answer import Answer
     from worker.entrypoints.functions import evaluate_folder, process_manifest_sync, transcribe_file, transcribe_files
-    from worker.entrypoints.python import Answer, ModelBundle, load_model
+    from worker.entrypoints.python import ModelBundle, load_model
     from worker.errors import AviaryError
     from worker.manifest import process_manifest
     from worker.types import Analysis, Caption, Embedding, Failure, Reply, Span, Transcript
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "worker.entrypoints.python": ("Answer", "ModelBundle", "load_model"),
+    "worker.entrypoints.answer": ("Answer",),
+    "worker.entrypoints.python": ("ModelBundle", "load_model"),
     "worker.client": ("AsyncClient", "Client"),
     "worker.errors": ("AviaryError",),
     "worker.manifest": ("process_manifest",),

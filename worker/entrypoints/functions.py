@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from worker.types import Failure, Transcript
 
 if TYPE_CHECKING:
-    from worker.entrypoints.python import Answer, ModelBundle, SpeechCall
+    from worker.entrypoints.answer import Answer
+    from worker.entrypoints.python import ModelBundle, SpeechCall
     from worker.manifest.askers import Task
 
 Json = dict[str, Any]

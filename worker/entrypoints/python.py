@@ -26,13 +26,12 @@ import queue
 import time
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence, ValuesView
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Protocol, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypedDict, overload
 
 from worker import catalog
 from worker.audio.arrays import is_several
 from worker.config import Settings
-from worker.display import Displayed, fields
+from worker.entrypoints.answer import Answer, FinishedInput, answer_of
 from worker.errors import ModelUnavailable, RequestError
 from worker.keyword_options import (
     AnalyzeOptions,
@@ -48,13 +47,11 @@ from worker.types import (
     Caption,
     Embedding,
     Failure,
-    Output,
     Progress,
     Reply,
     Request,
     Result,
     Source,
-    Span,
     Task,
     Transcript,
 )
@@ -78,74 +75,10 @@ if TYPE_CHECKING:
     Many = list[Any] | tuple[Any, ...] | Iterator[Any] | ValuesView[Any] | Column
 
 Json = dict[str, Any]
-T = TypeVar("T", bound=Output)
 
 SAY_SEC = 1.0  # how long `load` waits until it says which model loads
 TICK_SEC = 0.5  # how often a bar shows the time that has passed
 LOOK_SEC = 0.05  # how often `load` checks whether the first of several devices is ready
-
-
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Answer(Displayed, Generic[T]):
-    """The output of a model for one input.
-
-    `text`, `words`, `segments` and `language` are those of the output. AttributeError: the task's output has none.
-    """
-
-    index: int
-    """The input's place in the call, from 0."""
-    file: str
-    """The input's path or URL; `input N` for bytes and arrays."""
-    output: T
-    """What the model made of the audio."""
-    duration_sec: float
-    """The length of the audio."""
-    elapsed_sec: float
-    """Seconds from the call until the output was ready."""
-    warning: str | None = None
-    """What may be wrong: damaged audio, speech without words, or a text that the limit on new tokens cut off."""
-
-    @property
-    def text(self) -> str:
-        """The transcript, caption or reply."""
-        return str(self._of_output("text"))
-
-    @property
-    def words(self) -> tuple[Span, ...]:
-        """The words of a transcript with their times, if requested."""
-        return tuple(self._of_output("words"))
-
-    @property
-    def segments(self) -> tuple[Span, ...]:
-        """The segments of a transcript with their times, if requested."""
-        return tuple(self._of_output("segments"))
-
-    @property
-    def language(self) -> str | None:
-        """ISO 639-1 code of the language of a transcript, if known."""
-        code: str | None = self._of_output("language")
-        return code
-
-    def _of_output(self, name: str) -> Any:
-        try:
-            return _output_fields(self.output)[name]
-        except KeyError:
-            raise AttributeError(f"{type(self.output).__name__} has no {name}; see .output") from None
-
-    def _fields(self) -> Json:
-        own = fields(self)
-        output = _output_fields(own.pop("output"))
-        return {"index": self.index, "file": self.file, **output, **own}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FinishedInput:
-    """The outcome of one input."""
-
-    outcome: Result | Failure
-    """The result, or the error."""
-    elapsed_sec: float
-    """Seconds from the call until the outcome was known."""
 
 
 class CallOptions(TypedDict, total=False):
@@ -320,7 +253,7 @@ class ModelBundle:
         names = [_name(index, entry) for index, entry in enumerate(inputs)]
         with contextlib.closing(self.outcomes({"task": task, "inputs": inputs, **call})) as running:
             for finished in running:
-                yield _answer(finished, names)
+                yield answer_of(finished, names)
 
     def outcomes(self, payload: Mapping[str, Any]) -> Generator[FinishedInput, None, None]:
         """Run a payload whose `inputs` are any audio, and yield each outcome when it is known.
@@ -488,23 +421,3 @@ def _single(outcomes: Sequence[Any]) -> Any:
     if isinstance(outcome, Failure):
         raise outcome.error
     return outcome
-
-
-def _output_fields(output: Output) -> Json:
-    """Return the fields of an output by their names; of an Analysis, those of its caption and its embedding."""
-    parts = (output.caption, output.embedding) if isinstance(output, Analysis) else (output,)
-    return {name: value for part in parts for name, value in fields(part).items()}
-
-
-def _answer(finished: FinishedInput, names: Sequence[str]) -> Answer[Any] | Failure:
-    outcome = finished.outcome
-    if isinstance(outcome, Failure):
-        return outcome
-    return Answer(
-        outcome.index,
-        names[outcome.index],
-        outcome.output,
-        round(outcome.duration_sec, 3),
-        round(finished.elapsed_sec, 3),
-        outcome.warning,
-    )
