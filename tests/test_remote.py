@@ -201,6 +201,14 @@ def test_a_process_that_ends_is_a_device_that_is_lost(device, prompt):
     backend.close()
 
 
+def test_a_message_that_is_not_understood_is_a_device_that_is_lost(device, monkeypatch, caplog):
+    monkeypatch.setattr(Wire, "receive", lambda _wire: ())  # not even the number of a call
+    with pytest.raises(DeviceLost):
+        device.create(ROW).load()
+    eventually(lambda: len(device.lost) == 1)
+    assert "unexpected message from the process of device the first" in caplog.text
+
+
 def test_closing_ends_a_process_that_is_at_work_and_is_no_loss(device):
     backend, raised = device.create(ROW), []
 
