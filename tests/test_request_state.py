@@ -39,6 +39,22 @@ def test_a_text_that_is_generated_again_is_told_once(text, runs):
     assert all(bit for _, bit in told)
 
 
+def test_a_listener_that_fails_for_one_input_gets_the_text_of_the_others(caplog):
+    told = []
+
+    def on_text(index, bit):
+        told.append((index, bit))
+        if index == 3:
+            raise ValueError(bit)
+
+    items = [Item(index, Source("path", "a"), Options("m"), View(()), None) for index in (3, 5)]
+    stream = TextStream(on_text, items)
+    stream.write("one")
+    stream.write(" two")
+    assert told == [(3, "one"), (5, "one"), (3, " two"), (5, " two")]
+    assert caplog.text.count("on_text failed") == 2
+
+
 class Half(Backend):
     """Writes two words; a batch of several fails after the first."""
 
