@@ -46,15 +46,16 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_runtest_setup() -> None:
-    """Let the package's records reach caplog, whatever a command or a library in this process made of the loggers."""
-    logging.disable(logging.NOTSET)
-    logging.root.setLevel(logging.WARNING)
-    logging.getLogger("worker").handlers.clear()
-    for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "worker"]:
-        logger = logging.getLogger(name)
-        logger.disabled = False
-        logger.propagate = True
-        logger.setLevel(logging.NOTSET)
+    """Let the package's records reach caplog, whatever a command that ran in this process has made of its logger.
+
+    pytest adds its handlers to loggers that do not propagate, such as NeMo's, and NeMo's transcribe() sets their level.
+    """
+    for handler in logging.root.handlers:
+        handler.setLevel(logging.NOTSET)
+    logger = logging.getLogger("worker")
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import tarfile
 from collections.abc import Callable
@@ -234,3 +235,15 @@ def test_loading_leaves_the_working_folder_and_nemos_state_alone(monkeypatch, tm
     load(CTC)
     assert not AppState().is_model_being_restored
     assert AppState().nemo_file_folder is None
+
+
+def test_handlers_that_the_application_adds_to_nemos_logger_keep_their_level():
+    logger, handler = logging.getLogger("nemo_logger"), logging.NullHandler(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        backend = create(find(str(PARAKEET)), Settings(device="cpu"))
+        backend.load()
+        assert handler.level == logging.INFO
+        assert logger.level == logging.ERROR
+    finally:
+        logger.removeHandler(handler)

@@ -8,6 +8,7 @@ in training mode.
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,10 @@ class NemoModel:
             checkpoints.verify(path, sha256)
         try:
             import torch
-            from nemo.utils import logging as nemo_logging
 
-            nemo_logging.setLevel(nemo_logging.ERROR)
+            importlib.import_module("nemo.utils")
+            # NeMo's own setLevel() would also set the level of every handler that the application added to its logger.
+            logging.getLogger("nemo_logger").setLevel(logging.ERROR)
             importlib.import_module("nemo.collections.asr.models")
         except ImportError as error:
             raise ModelUnavailable(f"{name} requires nemo_toolkit[asr] and torch: {error}") from error
