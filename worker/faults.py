@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import sys
 import traceback
 import uuid
 from collections.abc import Iterator
@@ -25,17 +26,53 @@ log = logging.getLogger(__name__)
 DEVICE_LOST = "the device failed and the worker restarts; send the request again"
 
 _LOGGED = " (the worker's log has the details under id "
-_OUT_OF_MEMORY = ("out of memory", "cublas_status_alloc_failed", "can't allocate memory", "cannot allocate memory")
+
+# What a message of CUDA and its libraries means, all in lower case. `_device_error` tries the rows from the top.
+# A library that finds no memory for its handle is "not initialized", and torch's allocator, where NVML does not work,
+# reports the assertion about NVML in place of the memory.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "alloc_failed",
+    "allocation_failed",
+    "cublas_status_not_initialized",
+    "cudnn_status_not_initialized",
+    "nvml_success == r",
+)
+_NO_CODE = "no kernel image is available"
+_DRIVER = (
+    "cuda driver version is insufficient",
+    "the provided ptx was compiled with an unsupported toolchain",
+    "unsupported display driver / cuda driver combination",
+    "forward compatibility was attempted on non supported hw",
+)
+# The errors after which, by NVIDIA's documentation of cudaError_t, the process cannot use the device again, and those
+# that name a fault of the hardware. The status of a library (CUDNN_STATUS_EXECUTION_FAILED) and an error of a capture
+# are not among them: both may pass, and if the device is lost, CUDA itself says so in the next batch.
 _LOST = (
-    "cuda error",
+    "an illegal memory access was encountered",
+    "an illegal instruction was encountered",
+    "misaligned address",
+    "operation not supported on global/shared address space",
+    "invalid program counter",
+    "hardware stack error",
     "device-side assert",
-    "illegal memory access",
     "unspecified launch failure",
-    "ecc error",
-    "cublas_status_execution_failed",
-    "cudnn_status_execution_failed",
+    "the launch timed out and was terminated",
+    "tensor memory not completely freed",
+    "the mps client has been terminated",
+    "an async error has occured in external entity",  # sic
+    "invalid access of peer gpu memory over nvlink or a hardware error",
+    "uncorrectable ecc error",
+    "uncorrectable nvlink error",
+    "cuda-capable device(s) is/are busy or unavailable",
+    "no cuda-capable device is detected",
+    "error: context is destroyed",
+    "error: unknown error",
+    "cuda unknown error",
     "device is lost",
-    "nccl error",
+    "gpu is lost",
 )
 
 
@@ -58,7 +95,7 @@ def translate_load(error: BaseException, model: str) -> AviaryError:
     The result is a ModelUnavailable, unless the exception is an AviaryError already or the device is lost.
     """
     ours = translate(error)
-    if isinstance(error, AviaryError) or isinstance(ours, DeviceLost):
+    if isinstance(error, AviaryError) or isinstance(ours, DeviceLost | ModelUnavailable):
         return ours
     if isinstance(ours, OutOfMemory):
         ours = ModelUnavailable(f"{model} does not fit into the device's memory beside the models that are loaded")
@@ -114,10 +151,30 @@ def forget(error: BaseException) -> None:
 
 
 def _device_error(error: BaseException) -> AviaryError | None:
-    """Return OutOfMemory or DeviceLost if the exception is the device's fault, else None."""
+    """Return the error that the exception means if it is the fault of the device or its driver, else None."""
     text = f"{type(error).__name__}: {error}".lower()
     if isinstance(error, MemoryError) or "outofmemory" in text or any(sign in text for sign in _OUT_OF_MEMORY):
         return OutOfMemory("the device does not have enough memory for this input")
-    if type(error).__name__ == "AcceleratorError" or any(sign in text for sign in _LOST):
+    if _NO_CODE in text:
+        return ModelUnavailable(f"torch has no code for this GPU. {_requirement()}")
+    if any(sign in text for sign in _DRIVER):
+        return ModelUnavailable(f"the GPU's driver does not fit this torch ({_first_line(error)}). Update the driver.")
+    if any(sign in text for sign in _LOST):
         return DeviceLost(DEVICE_LOST)
     return None
+
+
+def _requirement() -> str:
+    """Return the name and the architecture of the GPU, and the architectures that this torch has code for."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return "Use a newer GPU, or a torch that is built for this one."
+    major, minor = torch.cuda.get_device_capability()
+    return (
+        f"The {torch.cuda.get_device_name()} is an sm_{major}{minor}; torch {torch.__version__} requires one of "
+        f"{', '.join(torch.cuda.get_arch_list())}. Use another GPU, or a torch that is built for this one."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]
