@@ -20,9 +20,11 @@ RUN apt-get update \
         ca-certificates ffmpeg nginx-light python3 python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
+# RUNPOD_MIN_CUDA_VERSION: Runpod's SDK ends the worker if the machine's driver is older than torch's CUDA.
 ENV PATH=/opt/venv/bin:$PATH \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 \
+    RUNPOD_MIN_CUDA_VERSION=13.0
 
 # The requirements come first: their layer is the largest and changes least. requirements.lock has the version and the
 # hashes of every package; `make lock` renews it. One package has no wheel. It is built with the setuptools of the lock,

@@ -230,6 +230,20 @@ def test_a_device_that_is_not_there(find):
 
 
 @pytest.mark.slow
+def test_a_gpu_that_torch_cannot_use(find, monkeypatch, tmp_path):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    smi = tmp_path / "nvidia-smi"
+    smi.touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    found = find()["device"]
+    assert found.state.startswith(f"torch {torch.__version__} cannot use this machine's GPU: ")
+    assert "580 series" in found.advice
+    assert find(DEVICE="cpu")["device"].ok
+
+
+@pytest.mark.slow
 def test_several_devices_are_counted(find):
     pytest.importorskip("torch")
     assert find(DEVICE="cpu,cpu")["device"].state.startswith("2 processes on the CPU")

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -61,6 +62,7 @@ NOT_ON_THE_HUB = {
     "runpod_serverless": "Runpod's own variables decide",
     "runpod_webhook_get_job": "set by Runpod",
     "runpod_endpoint_id": "set by Runpod",
+    "runpod_gpu_count": "set by Runpod",
 }
 
 
@@ -189,7 +191,7 @@ def test_both_workers_are_the_base_with_nemo():
     for name in ("requirements.txt", "requirements-cpu.txt", "requirements-dev.txt"):
         assert requirements(name).count("-r requirements-base.txt") == 1, name
     gpu, cpu = packages("requirements.txt"), packages("requirements-cpu.txt")
-    for name in (gpu.keys() | cpu.keys()) - {"torch", "torchaudio"}:
+    for name in (gpu.keys() | cpu.keys()) - {"torch", "torchaudio", "cuda-bindings"}:
         assert gpu.get(name) == cpu.get(name), name
 
 
@@ -294,7 +296,26 @@ def test_environment_of_the_image_is_known():
     lines = re.findall(r"^ENV (.+)$", dockerfile(), re.MULTILINE)
     names = {name for line in lines for name in re.findall(r"(\w+)=", line)}
     ours = {name for name in names if not name.startswith(("PATH", "PIP_", "PYTHON"))}
-    assert ours <= {field.upper() for field in Settings.model_fields}
+    assert ours - {"RUNPOD_MIN_CUDA_VERSION"} <= {field.upper() for field in Settings.model_fields}
+
+
+def test_runpod_s_sdk_rejects_a_driver_that_is_too_old_for_the_image(tmp_path):
+    (minimum,) = re.findall(r"RUNPOD_MIN_CUDA_VERSION=(\S+)", dockerfile())
+    assert minimum == min(read_json(".runpod/hub.json")["config"]["allowedCudaVersions"])
+    smi = tmp_path / "nvidia-smi"
+    code = "import asyncio, runpod.serverless.modules.rp_system_fitness as f; asyncio.run(f._check_cuda_versions())"
+    for found, fits in (("12.4", False), ("12.9", False), ("13.0", True), ("13.1", True)):
+        smi.write_text(f"#!/bin/sh\necho '| NVIDIA-SMI 1.2   Driver Version: 1.2   CUDA Version: {found}  |'\n")
+        smi.chmod(0o755)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PATH": f"{tmp_path}:/usr/bin:/bin", "RUNPOD_MIN_CUDA_VERSION": minimum},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode == 0) is fits, done.stderr
+        assert fits or f"CUDA version too old: {found} found, 13.0 required" in done.stderr
 
 
 # Makefile and CI

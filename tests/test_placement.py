@@ -83,10 +83,77 @@ def test_one_device_needs_no_process(machine, monkeypatch):
     machine()
     assert placement.device_placements(Settings(skip_model_load=True)) == []
     monkeypatch.setattr(placement, "_gpus", lambda: pytest.fail("torch is not asked"))
-    for device in ("cpu", "cuda", "cuda:1"):
+    for device in ("cpu", "cuda", "cuda:0"):
         assert placement.device_placements(Settings(device=device)) == []
     monkeypatch.setattr(placement, "_nodes", lambda: 1)
     assert placement.device_placements(Settings()) == []
+
+
+def test_a_gpu_that_is_not_the_first_is_the_first_of_a_process_of_its_own(machine):
+    """NeMo makes its streams on the current device of the thread, which is the first GPU in every new thread."""
+    machine()
+    (one,) = placement.device_placements(Settings(device="cuda:1"))
+    assert one.environment == {"CUDA_VISIBLE_DEVICES": "GPU-b"}
+    assert (one.settings.device, one.settings.models_memory_gb) == ("cuda", 64)
+    assert placement.device_placements(one.settings) == []
+    assert placement.device_placements(Settings(device="cuda:1", skip_model_load=True)) == []
+    with pytest.raises(ConfigError, match="torch sees 2 CUDA devices"):
+        placement.device_placements(Settings(device="cuda:2"))
+
+
+CUDA = """
+import os
+from types import SimpleNamespace as S
+HERE = {here!r}
+shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+seen = HERE if shown is None else [one for one in HERE if one in shown.split(",")]
+if any(one.startswith("MIG-") for one in seen):
+    seen = seen[:1]  # CUDA shows a process one slice
+cuda = S(
+    device_count=lambda: len(seen),
+    get_device_properties=lambda i: S(uuid=seen[i].partition("-")[2], total_memory=10 * 1024**3),
+)
+"""
+
+
+@pytest.fixture
+def cuda(monkeypatch, tmp_path):
+    """A machine with GPUs and a torch that obeys CUDA_VISIBLE_DEVICES. `sees`: what a placement's process has."""
+
+    def make(*here: str, shown: str | None = None):
+        (tmp_path / "torch.py").write_text(CUDA.replace("{here!r}", repr(list(here))))
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.setattr(placement, "_nodes", lambda: 1)
+        if shown:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+
+    def sees(taken: placement.Placement) -> list[str]:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in taken.environment.items():
+                patch.setenv(name, value)
+            return [gpu.uuid for gpu in placement._gpus()]
+
+    make.sees = sees
+    return make
+
+
+@pytest.mark.parametrize("shown", [None, "MIG-b"])
+def test_a_server_under_a_mig_slice_sees_it(cuda, shown):
+    cuda("MIG-a", "MIG-b", shown=shown)
+    for workers in (0, 2):
+        taken = placement.placements(Settings(workers=workers))
+        assert len(taken) == (workers or 1)
+        for one in taken:
+            assert one.settings.device == "cuda"
+            assert cuda.sees(one) == [f"GPU-{'b' if shown else 'a'}"]
+        assert taken[0].settings.models_memory_gb == 8 / (workers or 1)
+
+
+def test_servers_on_whole_gpus_see_one_each(cuda):
+    cuda("GPU-a", "GPU-b", "GPU-c", shown="GPU-a,GPU-c")
+    assert [cuda.sees(one) for one in placement.placements(Settings(workers=0))] == [["GPU-a"], ["GPU-c"]]
+    (one,) = placement.device_placements(Settings(device="cuda:1"))
+    assert cuda.sees(one) == ["GPU-c"]
 
 
 def test_devices_on_the_cpu_divide_its_cores_and_its_memory():

@@ -17,6 +17,7 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from conftest import MODEL
 from runpod_host import REPO, Process, RunpodHost, clean_env
 
 from worker.backends.base import Backend
@@ -24,6 +25,7 @@ from worker.config import Settings
 from worker.engine.engine import Engine
 from worker.entrypoints import runpod
 from worker.entrypoints.runpod import RunpodWorker
+from worker.errors import ModelUnavailable
 from worker.types import Transcript
 
 pytestmark = pytest.mark.slow
@@ -516,6 +518,38 @@ class TestUnfit:
             assert "/no/such.nemo" in worker.output
             assert worker.children(patience=3) == []
             assert host.posts_of(job) == []
+
+
+class TestAGpuThatTorchCannotUse:
+    """A driver that is too old, as nvidia-smi and Runpod's SDK see it, beside a torch that finds no CUDA device."""
+
+    @pytest.fixture
+    def machine(self, tmp_path, monkeypatch):
+        torch = pytest.importorskip("torch")
+        if torch.cuda.is_available():
+            pytest.skip("torch can use the GPU of this machine")
+        smi = tmp_path / "nvidia-smi"
+        smi.write_text("#!/bin/sh\necho 'NVIDIA-SMI 550.54.15   Driver Version: 550.54.15   CUDA Version: 12.4'\n")
+        smi.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+
+    def test_ends_the_worker_with_the_reason(self, machine):
+        with RunpodHost() as host, host.worker(MODEL=MODEL) as worker:
+            job = host.submit({"inputs": ["samples/week.wav"]})
+            assert worker.wait(60) == 1
+            assert "Fitness check failed: _check_device | ModelUnavailable: torch" in worker.output
+            assert "cannot use this machine's GPU" in worker.output
+            assert host.posts_of(job) == []
+
+    def test_does_not_matter_to_a_worker_that_needs_none(self, machine):
+        for values in (
+            {"device": "cpu", "model": str(MODEL)},
+            {"skip_model_load": True, "model": str(MODEL)},
+            {"model": "pocketsphinx"},
+        ):
+            RunpodWorker(Settings(**values))._check_device()
+        with pytest.raises(ModelUnavailable):
+            RunpodWorker(Settings(model="pocketsphinx", models=(str(MODEL),)))._check_device()
 
 
 class TestLocally:

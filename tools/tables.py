@@ -40,7 +40,7 @@ COMPUTED = {
     "allowed_paths": "working folder, `/runpod-volume`",
     "data_dir": "`aviary-UID` in the temporary folder",
 }
-SET_BY_RUNPOD = ("runpod_webhook_get_job", "runpod_endpoint_id")
+SET_BY_RUNPOD = ("runpod_webhook_get_job", "runpod_endpoint_id", "runpod_gpu_count")
 
 
 def settings() -> str:

@@ -282,6 +282,9 @@ class Settings(BaseSettings):
     )
     runpod_webhook_get_job: str | None = Field(None, description="Set by Runpod.")
     runpod_endpoint_id: str | None = Field(None, description="Set by Runpod. Switches logs to JSON.")
+    runpod_gpu_count: int | None = Field(
+        None, description="Set by Runpod. A worker with a GPU refuses to start on the CPU."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lowest level that is logged. Levels above DEBUG never show transcripts."
     )

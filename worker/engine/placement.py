@@ -4,8 +4,9 @@
     device_placements(settings)   of the devices of one engine
     place(settings, count, …)     `count` placements on given GPUs or cores
 
-GPUs are named by their UUIDs, which mean the same for every value of CUDA_VISIBLE_DEVICES. A process of its own asks
-torch for them: the process that starts the others never holds a CUDA context, nor torch.
+GPUs are named by their UUIDs, which mean the same for every value of CUDA_VISIBLE_DEVICES. A single GPU goes without
+a name: it may be a MIG slice, whose name is another (`MIG-…`), and CUDA shows a process no second slice. A process of
+its own asks torch for the GPUs: the process that starts the others never holds a CUDA context, nor torch.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from worker.backends.common.device import FOR_WEIGHTS, GIB
+from worker.backends.common.device import FOR_WEIGHTS, GIB, gpu_nodes
 from worker.config import Settings
 from worker.errors import ConfigError
 
@@ -57,6 +58,8 @@ class Gpu:
     """`GPU-` and the UUID, as CUDA_VISIBLE_DEVICES takes it."""
     bytes: int
     """Size of the memory."""
+    is_only: bool = False
+    """Whether torch sees no other GPU, so that a process needs no name for it."""
 
 
 def placements(settings: Settings) -> list[Placement]:
@@ -68,14 +71,18 @@ def placements(settings: Settings) -> list[Placement]:
 def device_placements(settings: Settings) -> list[Placement]:
     """Return the placements of the devices of one engine; none for a single device, which needs no process of its own.
 
-    The devices are those that DEVICE names; with `auto`, all GPUs. Raises ConfigError for a device that is missing.
+    The devices are those that DEVICE names; with `auto`, all GPUs. A single `cuda:N` gets a process in which it is the
+    first GPU, because NeMo makes its streams on the current device of the thread, which is the first unless every
+    thread sets it. Raises ConfigError for a device that is missing.
     """
-    several = len(settings.devices) > 1
     if settings.device == "auto":  # asking torch takes seconds, which a machine with one GPU can save
-        several = not settings.skip_model_load and _nodes() > 1
-    gpus = _select_gpus(settings) if several else []
-    count = len(gpus) if settings.device == "auto" else len(settings.devices)
-    return place(settings, count, gpus, _cores()) if count > 1 else []
+        gpus = _select_gpus(settings) if _nodes() > 1 else []
+        return place(settings, len(gpus), gpus, _cores()) if len(gpus) > 1 else []
+    if settings.device in ("cpu", "cuda", "cuda:0"):
+        return []
+    gpus = _select_gpus(settings)
+    count = len(settings.devices)
+    return place(settings, count, gpus, _cores()) if count > 1 or gpus else []
 
 
 def place(settings: Settings, count: int, gpus: list[Gpu], cores: list[int]) -> list[Placement]:
@@ -98,7 +105,10 @@ def _on_gpus(settings: Settings, count: int, gpus: list[Gpu]) -> list[Placement]
     chosen = list(itertools.islice(itertools.cycle(gpus), count))
     return [
         Placement(
-            gpu.uuid, {"CUDA_VISIBLE_DEVICES": gpu.uuid}, (), _share_memory(settings, gpu.bytes, chosen.count(gpu))
+            gpu.uuid,
+            {} if gpu.is_only else {"CUDA_VISIBLE_DEVICES": gpu.uuid},
+            (),
+            _share_memory(settings, gpu.bytes, chosen.count(gpu)),
         )
         for gpu in chosen
     ]
@@ -148,8 +158,7 @@ def _select_gpus(settings: Settings) -> list[Gpu]:
 
 def _nodes() -> int:
     """Return how many GPUs the machine has at most; torch may see fewer. The one node of WSL stands for any number."""
-    nodes = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    return nodes or (1 if Path("/dev/dxg").exists() else 0)
+    return gpu_nodes() or int(Path("/dev/dxg").exists())
 
 
 def _gpus() -> list[Gpu]:
@@ -157,4 +166,4 @@ def _gpus() -> list[Gpu]:
     command = [sys.executable, "-c", _LIST_GPUS]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)  # noqa: S603  fixed code
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith("GPU-")]
-    return [Gpu(uuid, int(memory)) for uuid, memory in rows]
+    return [Gpu(uuid, int(memory), is_only=len(rows) == 1) for uuid, memory in rows]

@@ -210,15 +210,16 @@ class RunpodWorker:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=30)  # noqa: S603  the worker's own ffmpeg
 
     def _check_device(self) -> None:
-        if (
-            self.settings.skip_model_load
-            or not self.settings.device.startswith("cuda")
-            or len(self.settings.devices) > 1
-        ):
-            return  # several devices are checked by their own processes
-        import torch
+        """Raise an error if the models would run on the CPU beside a GPU, or if the GPU does not work."""
+        from worker import catalog
+        from worker.backends.common.device import check_device
 
-        torch.zeros(8, device=self.settings.device).sum().item()
+        settings = self.settings
+        needs = [catalog.find(name).needs for name in (settings.default_model, *settings.models)]
+        if settings.skip_model_load or settings.devices[0] == "cpu" or not any("torch" in names for names in needs):
+            return
+        if len(settings.devices) == 1:  # several devices are checked by their own processes
+            check_device(settings)
 
     def _check_model(self) -> None:
         from worker import catalog

@@ -6,14 +6,22 @@ installed.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import logging
 import os
+import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
 from worker.config import Settings
 from worker.errors import ModelUnavailable
 
+log = logging.getLogger(__name__)
+
+DEV = Path("/dev")
+DRIVER = "torch for CUDA 13 requires a driver of the 580 series or later"
 GIB = 1024**3
 GPU_TARGET_SEC, CPU_TARGET_SEC = 1.0, 5.0  # of BATCH_TARGET_SEC
 FOR_WEIGHTS = 0.8  # the rest is for activations, caches and other processes
@@ -34,11 +42,62 @@ def libraries(model: str) -> tuple[Any, Any]:
     return torch, transformers
 
 
+def gpu_nodes() -> int:
+    """Return how many NVIDIA GPUs the system has nodes for; torch may see fewer."""
+    return len(list(DEV.glob("nvidia[0-9]*")))
+
+
+def unusable_gpu(settings: Settings) -> str | None:
+    """Return why DEVICE=auto takes the CPU on a machine with an NVIDIA GPU, in torch's own words.
+
+    None if torch sees a GPU, if DEVICE names another device, or if neither the system nor Runpod reports a GPU. The
+    function imports torch.
+    """
+    reported = gpu_nodes() or settings.runpod_gpu_count or shutil.which("nvidia-smi")
+    if settings.device != "auto" or not reported:
+        return None
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch is not built for CUDA
+        reason = str(error).partition("\n")[0].rstrip(".")
+    else:
+        reason = "torch sees no CUDA device"
+    return f"torch {torch.__version__} cannot use this machine's GPU: {reason}"
+
+
+@functools.cache
+def _warn_of_cpu(reason: str) -> None:
+    """Warn, once in a process, that the models run on the CPU."""
+    log.warning("%s. Models run on the CPU, which is many times slower. Set DEVICE=cpu if this is intended.", reason)
+
+
+def check_device(settings: Settings) -> None:
+    """Compute something on the device.
+
+    Raises ModelUnavailable if DEVICE=auto would take the CPU beside a GPU, or if torch has no CUDA device that DEVICE
+    names; torch's own exception if the GPU does not work.
+    """
+    import torch
+
+    if reason := unusable_gpu(settings):
+        raise ModelUnavailable(f"{reason}. Use another machine ({DRIVER}), or set DEVICE=cpu.")
+    torch.zeros(8, device=device_of(settings)).sum().item()
+
+
 def device_of(settings: Settings) -> Any:
-    """Return the torch.device. Raises ModelUnavailable if DEVICE names a CUDA device and torch sees none."""
+    """Return the torch.device. Log a warning if it is the CPU although the machine has a GPU.
+
+    Raises ModelUnavailable if DEVICE names a CUDA device and torch sees none.
+    """
     import torch
 
     if settings.device == "auto":
+        if reason := unusable_gpu(settings):
+            _warn_of_cpu(reason)
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelUnavailable(

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 from worker import child, logs
 from worker.backends.base import Backend
+from worker.backends.common.device import check_device
 from worker.catalog import Model
 from worker.config import Settings
 from worker.engine.remote.wire import CallFailure, PieceMessage, Plan, Wire, pack
@@ -179,9 +180,7 @@ def main() -> None:
 def _check(settings: Settings) -> None:
     """Raise torch's own exception if the GPU does not work: the device is then lost before it gets any work."""
     if settings.device.startswith("cuda") and not settings.skip_model_load:
-        import torch
-
-        torch.zeros(8, device=settings.device).sum().item()
+        check_device(settings)
 
 
 if __name__ == "__main__":

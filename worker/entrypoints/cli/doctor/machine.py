@@ -83,6 +83,8 @@ def device(settings: Settings) -> Iterator[Finding]:
 def _torch_devices(settings: Settings) -> Iterator[Finding]:
     import torch
 
+    from worker.backends.common.device import DRIVER, unusable_gpu
+
     if torch.cuda.is_available() and settings.devices[0] != "cpu":
         yield from _gpus(settings, torch)
     elif settings.device.startswith("cuda"):
@@ -91,12 +93,8 @@ def _torch_devices(settings: Settings) -> Iterator[Finding]:
             f"DEVICE={settings.device}, but torch {torch.__version__} finds no CUDA device",
             f"Install the driver and {_cuda_torch()}, or set DEVICE=auto",
         )
-    elif settings.device == "auto" and shutil.which("nvidia-smi"):
-        yield Finding(
-            "device",
-            f"an NVIDIA driver is installed, but torch {torch.__version__} finds no CUDA device",
-            f"Install {_cuda_torch()}; torch for CUDA 13 requires a driver of the 580 series or later",
-        )
+    elif reason := unusable_gpu(settings):
+        yield Finding("device", reason, f"Install {_cuda_torch()} ({DRIVER}), or set DEVICE=cpu")
     else:
         count = len(settings.devices)
         yield Finding("device", f"{f'{count} processes on the ' if count > 1 else ''}CPU, torch {torch.__version__}")

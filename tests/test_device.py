@@ -1,0 +1,97 @@
+"""Which device the settings select, and what happens if that is the CPU of a machine with a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+
+import pytest
+
+from worker.backends.common import device
+from worker.config import Settings
+from worker.errors import ModelUnavailable
+
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+pytestmark = [pytest.mark.slow, needs_torch]
+
+OLD_DRIVER = (
+    "The NVIDIA driver on your system is too old (found version 12040). Please update your GPU driver by downloading "
+    "and installing a new version."
+)
+
+
+@pytest.fixture
+def cpu_machine(monkeypatch, tmp_path):
+    """A machine without a GPU: no nodes, no driver; returns the folder of its nodes."""
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    monkeypatch.setattr(device, "DEV", tmp_path)
+    monkeypatch.setattr(device.shutil, "which", lambda _name: None)
+    device._warn_of_cpu.cache_clear()
+    return tmp_path
+
+
+@pytest.fixture
+def gpu_machine(cpu_machine, monkeypatch):
+    """A machine with a GPU whose driver is too old for torch."""
+    import torch
+
+    def init() -> None:
+        raise RuntimeError(f"{OLD_DRIVER}\nA second line.")
+
+    monkeypatch.setattr(torch.cuda, "init", init)
+    for name in ("nvidia0", "nvidiactl", "nvidia-uvm"):
+        (cpu_machine / name).touch()
+
+
+def test_a_machine_without_a_gpu_runs_on_the_cpu_without_a_word(cpu_machine, caplog):
+    assert device.unusable_gpu(Settings()) is None
+    assert device.device_of(Settings()).type == "cpu"
+    device.check_device(Settings())
+    assert caplog.text == ""
+
+
+def test_a_gpu_that_torch_cannot_use_is_reported_once_with_the_driver_s_reason(gpu_machine, caplog):
+    assert device.gpu_nodes() == 1
+    with caplog.at_level(logging.WARNING):
+        assert [device.device_of(Settings()).type for _ in range(3)] == ["cpu"] * 3
+    (record,) = caplog.records
+    assert OLD_DRIVER in record.message
+    assert ".." not in record.message
+    assert "A second line" not in record.message
+    assert "Set DEVICE=cpu" in record.message
+
+
+def test_a_check_of_such_a_device_fails(gpu_machine):
+    with pytest.raises(ModelUnavailable, match=r"found version 12040.*driver of the 580 series.*set DEVICE=cpu"):
+        device.check_device(Settings())
+
+
+@pytest.mark.parametrize("chosen", ["cpu", "cpu,cpu"])
+def test_the_cpu_may_be_chosen_on_such_a_machine(gpu_machine, caplog, chosen):
+    assert device.unusable_gpu(Settings(device=chosen)) is None
+    device.check_device(Settings(device="cpu"))
+    assert caplog.text == ""
+
+
+def test_a_torch_that_is_not_built_for_cuda_is_named(cpu_machine):
+    import torch
+
+    (cpu_machine / "nvidia1").touch()
+    if torch.version.cuda is None:
+        assert device.unusable_gpu(Settings()) == (
+            f"torch {torch.__version__} cannot use this machine's GPU: Torch not compiled with CUDA enabled"
+        )
+
+
+@pytest.mark.parametrize("sign", ["RUNPOD_GPU_COUNT", "nvidia-smi"])
+def test_runpod_and_the_driver_s_program_report_a_gpu_too(cpu_machine, monkeypatch, sign):
+    if sign == "nvidia-smi":
+        monkeypatch.setattr(device.shutil, "which", lambda name: f"/usr/bin/{name}" if name == sign else None)
+    else:
+        monkeypatch.setenv(sign, "0")
+        assert device.unusable_gpu(Settings()) is None
+        monkeypatch.setenv(sign, "1")
+    assert device.unusable_gpu(Settings())
