@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import sys
+import types
 
 import pytest
 
@@ -95,3 +97,40 @@ def test_runpod_and_the_driver_s_program_report_a_gpu_too(cpu_machine, monkeypat
         assert device.unusable_gpu(Settings()) is None
         monkeypatch.setenv(sign, "1")
     assert device.unusable_gpu(Settings())
+
+
+def test_a_cpu_needs_the_compiler_that_inductor_finds():
+    import torch
+    from torch._inductor import config
+
+    with config.patch("cpp.cxx", (None, sys.executable)):  # any program with --version
+        device.check_compiler(torch.device("cpu"))
+    with config.patch("cpp.cxx", (None, "/nonexistent/g++")), pytest.raises(ModelUnavailable) as caught:
+        device.check_compiler(torch.device("cpu"))
+    assert caught.value.message == "COMPILE=1 requires a C++ compiler. Install g++, or set COMPILE=0."
+
+
+@pytest.mark.parametrize(
+    ("cc", "on_path", "headers", "fits"),
+    [
+        (None, "gcc", True, True),
+        (None, "clang", True, True),
+        ("/opt/bin/cc", None, True, True),
+        (None, None, True, False),
+        (None, "gcc", False, False),
+    ],
+)
+def test_a_gpu_needs_the_compiler_and_the_headers_that_triton_finds(monkeypatch, tmp_path, cc, on_path, headers, fits):
+    import torch
+
+    build = types.SimpleNamespace(cc=cc)
+    monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(knobs=types.SimpleNamespace(build=build)))
+    monkeypatch.setattr(device.shutil, "which", lambda name: f"/usr/bin/{name}" if name == on_path else None)
+    monkeypatch.setattr(device.sysconfig, "get_path", lambda _name: str(tmp_path))
+    if headers:
+        (tmp_path / "Python.h").touch()
+    if fits:
+        device.check_compiler(torch.device("cuda"))
+    else:
+        with pytest.raises(ModelUnavailable, match="Install gcc and python3-dev"):
+            device.check_compiler(torch.device("cuda"))

@@ -327,3 +327,11 @@ def test_texts_that_a_limit_cuts_off_say_so(model):
         text = output.caption if task == "analyze" else output
         assert text.finish_reason == "length"
         assert text.warning.startswith("The text is cut off at max_new_tokens (2)")
+
+
+def test_compile_without_a_compiler_is_refused_at_load(folders):
+    from torch._inductor import config
+
+    made = create(find(str(folders["audio"])), Settings(device="cpu", compile=True))
+    with config.patch("cpp.cxx", (None, "/nonexistent/g++")), pytest.raises(ModelUnavailable, match="COMPILE=1"):
+        made.load()

@@ -50,6 +50,7 @@ NOT_ON_THE_HUB = {
     ),
     "model_name": "another name for MODEL",
     "device": "the Hub's machines have a GPU, and auto finds it",
+    "compile": "the image has no compiler",
     "hf_home": "the volume and Runpod's cached models are found without it",
     "transformers_cache": "as hf_home",
     "data_dir": "the container's own",

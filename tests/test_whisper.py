@@ -326,3 +326,11 @@ def test_times_follow_the_attention():
 def test_a_missing_checkpoint_says_which():
     with pytest.raises(ModelUnavailable, match="/no/such/folder"):
         create(dataclasses.replace(find("whisper"), id="/no/such/folder"), Settings(device="cpu")).load()
+
+
+def test_compile_without_a_compiler_is_refused_at_load(folders):
+    from torch._inductor import config
+
+    made = create(find(str(folders["many"])), Settings(device="cpu", compile=True))
+    with config.patch("cpp.cxx", (None, "/nonexistent/g++")), pytest.raises(ModelUnavailable, match="COMPILE=1"):
+        made.load()

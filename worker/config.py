@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     )
     compile: bool = Field(
         False,
-        description="`1`: compile the audio encoders of Whisper and the Flamingos with torch.compile. This slows the start and requires a C++ compiler.",
+        description="`1`: compile the audio encoders of Whisper and the Flamingos with torch.compile. This slows the start and requires a compiler: g++ on a CPU, gcc and python3-dev on a GPU. The image has none.",
     )
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         default_factory=tuple,

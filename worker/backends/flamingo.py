@@ -24,7 +24,7 @@ import numpy as np
 
 from worker.backends.base import Backend
 from worker.backends.common import audio_tower, checkpoints, generation, pretrained, text_language
-from worker.backends.common.device import device_of, dtype_of, libraries
+from worker.backends.common.device import check_compiler, device_of, dtype_of, libraries
 from worker.catalog import Model
 from worker.config import Settings
 from worker.errors import ModelUnavailable
@@ -79,6 +79,8 @@ class Flamingo(Backend):
         folder = self._folder()
         self._torch, transformers = libraries(self._row.id)
         self._device = device_of(self._settings)
+        if self._settings.compile:
+            check_compiler(self._device)
         self._dtype = dtype_of(self._settings, self._device)
         config = pretrained.load(transformers.AutoConfig, folder)
         if self._row.part:

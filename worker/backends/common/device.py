@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,29 @@ def device_of(settings: Settings) -> Any:
             f"DEVICE={settings.device}, but torch sees no CUDA device. Install torch for CUDA, or set DEVICE=auto."
         )
     return torch.device(settings.device)
+
+
+def check_compiler(device: Any) -> None:
+    """Raise ModelUnavailable if torch.compile finds no compiler for `device`, which it would report at the first batch.
+
+    Triton compiles C for a GPU, and Inductor C++ for a CPU. Each is looked up as the two do it.
+    """
+    if device.type == "cuda":
+        import triton
+
+        compiler = triton.knobs.build.cc or shutil.which("gcc") or shutil.which("clang")
+        found = compiler is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
+        missing = "a C compiler and the headers of Python. Install gcc and python3-dev"
+    else:
+        from torch._inductor import cpp_builder, exc
+
+        missing = "a C++ compiler. Install g++"
+        try:
+            found = bool(cpp_builder.get_cpp_compiler())
+        except exc.InvalidCxxCompiler:
+            found = False
+    if not found:
+        raise ModelUnavailable(f"COMPILE=1 requires {missing}, or set COMPILE=0.")
 
 
 def dtype_of(settings: Settings, device: Any) -> Any:

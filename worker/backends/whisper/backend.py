@@ -27,7 +27,7 @@ import numpy as np
 
 from worker.backends.base import Backend
 from worker.backends.common import checkpoints, generation, pretrained, timestamps
-from worker.backends.common.device import device_of, dtype_of, libraries
+from worker.backends.common.device import check_compiler, device_of, dtype_of, libraries
 from worker.backends.common.silence import is_silent
 from worker.backends.whisper import alignment, decoding, speech, steps, words
 from worker.backends.whisper.decoding import Decoded
@@ -62,6 +62,8 @@ class Whisper(Backend):
         folder = self._folder()
         self._torch, transformers = libraries(self._row.id)
         self._device = device_of(self._settings)
+        if self._settings.compile:
+            check_compiler(self._device)
         if self._device.type == "cpu":
             # The steps of the decoder take 1.5 s for each batch, and a window takes 0.43 s (whisper-tiny on two cores).
             self.overhead_sec = 100.0
