@@ -11,7 +11,7 @@ import pytest
 
 from worker.backends.common import device
 from worker.config import Settings
-from worker.errors import ModelUnavailable
+from worker.errors import DeviceLost, ModelUnavailable
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 pytestmark = [pytest.mark.slow, needs_torch]
@@ -68,6 +68,32 @@ def test_a_gpu_that_torch_cannot_use_is_reported_once_with_the_driver_s_reason(g
 
 def test_a_check_of_such_a_device_fails(gpu_machine):
     with pytest.raises(ModelUnavailable, match=r"found version 12040.*driver of the 580 series.*set DEVICE=cpu"):
+        device.check_device(Settings())
+
+
+def test_a_gpu_that_is_named_fails_with_the_same_reason(gpu_machine):
+    with pytest.raises(ModelUnavailable, match=r"DEVICE=cuda, but torch sees no CUDA device: .*found version 12040"):
+        device.device_of(Settings(device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "says"),
+    [
+        ("CUDA error: no kernel image is available for execution on the device", ModelUnavailable, "has no code for"),
+        ("CUDA error: uncorrectable ECC error encountered", DeviceLost, "uncorrectable ECC error"),
+        ("CUDA error: invalid argument", RuntimeError, "invalid argument"),
+    ],
+)
+def test_a_gpu_that_fails_its_first_computation_is_checked_with_the_reason(
+    cpu_machine, monkeypatch, message, kind, says
+):
+    import torch
+
+    def zeros(*_args: object, **_options: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(torch, "zeros", zeros)
+    with pytest.raises(kind, match=says):
         device.check_device(Settings())
 
 

@@ -122,6 +122,13 @@ def test_a_gpu_that_torch_has_no_code_for_is_named(monkeypatch):
         )
 
 
+def test_the_loss_of_a_device_keeps_cuda_s_reason():
+    ours = translate(AcceleratorError("CUDA error: misaligned address" + HINTS))
+    assert ours.message == (
+        "the device failed and the worker restarts; send the request again (CUDA error: misaligned address)"
+    )
+
+
 def test_a_driver_that_is_too_old_is_named_without_the_hints_for_developers():
     ours = translate(AcceleratorError("CUDA driver version is insufficient for CUDA runtime version" + HINTS))
     assert ours.message == (

@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     device: str = Field(
         "auto",
         pattern=r"^(auto|cuda|cpu(, ?cpu)*|cuda:\d+(, ?cuda:\d+)*)$",
-        description="`auto` (every visible GPU, or the CPU if there is none), `cpu`, `cuda` (the first GPU), or `cuda:N`. Each of several devices, separated by commas, gets its own process.",
+        description="`auto` (every visible GPU, or the CPU if there is none), `cpu`, `cuda` (the first GPU), or `cuda:N`. Each of several devices, separated by commas, gets its own process, and so does `cuda:N` alone, except `cuda:0`. On Runpod, `auto` never takes the CPU of a machine with a GPU.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Data type of the models. `auto`: bfloat16 on a GPU that supports it, else float32."

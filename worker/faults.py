@@ -2,6 +2,7 @@
 
     translate(error)              what an exception of a running model (torch, NeMo, transformers) means for its input
     translate_load(error, model)  what an exception means that stopped a model from loading
+    device_error(error)           what an exception means if the device or its driver is at fault
     disk_errors()                 raises the exceptions that mean a full disk as DiskFull
     report(error)                 the error to respond with; an unexpected one is logged under an id that it carries
     forget(error)                 releases the tensors and weights that the frames of a traceback hold
@@ -27,7 +28,7 @@ DEVICE_LOST = "the device failed and the worker restarts; send the request again
 
 _LOGGED = " (the worker's log has the details under id "
 
-# What a message of CUDA and its libraries means, all in lower case. `_device_error` tries the rows from the top.
+# What a message of CUDA and its libraries means, all in lower case. `device_error` tries the rows from the top.
 # A library that finds no memory for its handle is "not initialized", and torch's allocator, where NVML does not work,
 # reports the assertion about NVML in place of the memory.
 _OUT_OF_MEMORY = (
@@ -84,7 +85,7 @@ def translate(error: BaseException) -> AviaryError:
     """Return the error of the tree that an exception of a running model means; the exception becomes its cause."""
     if isinstance(error, AviaryError):
         return error
-    ours = _device_error(error) or ModelError(f"the model failed on this input: {type(error).__name__}")
+    ours = device_error(error) or ModelError(f"the model failed on this input: {type(error).__name__}")
     ours.__cause__ = error
     return ours
 
@@ -103,6 +104,20 @@ def translate_load(error: BaseException, model: str) -> AviaryError:
         ours = ModelUnavailable(f"{model} could not be loaded: {type(error).__name__}: {error}")
     ours.__cause__ = error
     return ours
+
+
+def device_error(error: BaseException) -> AviaryError | None:
+    """Return the error that the exception means if it is the fault of the device or its driver, else None."""
+    text = f"{type(error).__name__}: {error}".lower()
+    if isinstance(error, MemoryError) or "outofmemory" in text or any(sign in text for sign in _OUT_OF_MEMORY):
+        return OutOfMemory("the device does not have enough memory for this input")
+    if _NO_CODE in text:
+        return ModelUnavailable(f"torch has no code for this GPU. {_requirement()}")
+    if any(sign in text for sign in _DRIVER):
+        return ModelUnavailable(f"the GPU's driver does not fit this torch ({_first_line(error)}). Update the driver.")
+    if any(sign in text for sign in _LOST):
+        return DeviceLost(f"{DEVICE_LOST} ({_first_line(error)})")
+    return None
 
 
 @contextlib.contextmanager
@@ -124,7 +139,7 @@ def report(error: BaseException, *, during: str = "this request") -> AviaryError
     outside the tree.
     """
     if not isinstance(error, AviaryError):
-        found = _device_error(error) or InternalError(f"an internal error during {during}")
+        found = device_error(error) or InternalError(f"an internal error during {during}")
         found.__cause__ = error
         error = found
     if isinstance(error, InternalError) or (type(error) is ModelError and error.__cause__ is not None):
@@ -148,20 +163,6 @@ def forget(error: BaseException) -> None:
             seen.add(id(current))
             traceback.clear_frames(current.__traceback__)
             left += [current.__cause__, current.__context__]
-
-
-def _device_error(error: BaseException) -> AviaryError | None:
-    """Return the error that the exception means if it is the fault of the device or its driver, else None."""
-    text = f"{type(error).__name__}: {error}".lower()
-    if isinstance(error, MemoryError) or "outofmemory" in text or any(sign in text for sign in _OUT_OF_MEMORY):
-        return OutOfMemory("the device does not have enough memory for this input")
-    if _NO_CODE in text:
-        return ModelUnavailable(f"torch has no code for this GPU. {_requirement()}")
-    if any(sign in text for sign in _DRIVER):
-        return ModelUnavailable(f"the GPU's driver does not fit this torch ({_first_line(error)}). Update the driver.")
-    if any(sign in text for sign in _LOST):
-        return DeviceLost(DEVICE_LOST)
-    return None
 
 
 def _requirement() -> str:

@@ -18,11 +18,12 @@ from typing import Any
 
 from worker.config import Settings
 from worker.errors import ModelUnavailable
+from worker.faults import device_error
 
 log = logging.getLogger(__name__)
 
 DEV = Path("/dev")
-DRIVER = "torch for CUDA 13 requires a driver of the 580 series or later"
+DRIVER = "CUDA 13 requires a driver of the 580 series or later"
 GIB = 1024**3
 GPU_TARGET_SEC, CPU_TARGET_SEC = 1.0, 5.0  # of BATCH_TARGET_SEC
 FOR_WEIGHTS = 0.8  # the rest is for activations, caches and other processes
@@ -61,13 +62,18 @@ def unusable_gpu(settings: Settings) -> str | None:
 
     if torch.cuda.is_available():
         return None
+    return f"torch {torch.__version__} cannot use this machine's GPU: {_reason()}"
+
+
+def _reason() -> str:
+    """Return why torch sees no CUDA device, in its own words."""
+    import torch
+
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch is not built for CUDA
-        reason = str(error).partition("\n")[0].rstrip(".")
-    else:
-        reason = "torch sees no CUDA device"
-    return f"torch {torch.__version__} cannot use this machine's GPU: {reason}"
+        return str(error).partition("\n")[0].rstrip(".")
+    return "No CUDA GPUs are available"
 
 
 @functools.cache
@@ -79,14 +85,19 @@ def _warn_of_cpu(reason: str) -> None:
 def check_device(settings: Settings) -> None:
     """Compute something on the device.
 
-    Raises ModelUnavailable if DEVICE=auto would take the CPU beside a GPU, or if torch has no CUDA device that DEVICE
-    names; torch's own exception if the GPU does not work.
+    Raises ModelUnavailable if DEVICE=auto would take the CPU beside a GPU, or if torch cannot use the device; another
+    error of the tree, or torch's own exception, if the device fails.
     """
     import torch
 
     if reason := unusable_gpu(settings):
         raise ModelUnavailable(f"{reason}. Use another machine ({DRIVER}), or set DEVICE=cpu.")
-    torch.zeros(8, device=device_of(settings)).sum().item()
+    try:
+        torch.zeros(8, device=device_of(settings)).sum().item()
+    except RuntimeError as error:
+        if ours := device_error(error):
+            raise ours from error
+        raise
 
 
 def device_of(settings: Settings) -> Any:
@@ -102,7 +113,8 @@ def device_of(settings: Settings) -> Any:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelUnavailable(
-            f"DEVICE={settings.device}, but torch sees no CUDA device. Install torch for CUDA, or set DEVICE=auto."
+            f"DEVICE={settings.device}, but torch sees no CUDA device: {_reason()}. Install torch for CUDA ({DRIVER}), "
+            "or set DEVICE=auto."
         )
     return torch.device(settings.device)
 

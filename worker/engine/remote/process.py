@@ -178,7 +178,7 @@ def main() -> None:
 
 
 def _check(settings: Settings) -> None:
-    """Raise torch's own exception if the GPU does not work: the device is then lost before it gets any work."""
+    """Raise an error if the GPU does not work: the device is then lost before it gets any work."""
     if settings.device.startswith("cuda") and not settings.skip_model_load:
         check_device(settings)
 
