@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import io
 import json
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -25,6 +23,7 @@ from conftest import tone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from runpod_api import Api, endpoint, scripted
 from serving import serving
 
 from worker import errors
@@ -54,56 +53,6 @@ def dry(tmp_path_factory):
 def _impatient(monkeypatch):
     monkeypatch.setattr(transport, "FIRST_WAIT_SEC", 0.01)
     monkeypatch.setattr(runpod, "FIRST_POLL_SEC", 0.01)
-
-
-class Scripted(BaseHTTPRequestHandler):
-    """Answers each request with what the server's `answer(method, path, headers, body)` gives: a status, headers and a
-    value; None breaks the connection off."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        size = int(self.headers.get("content-length") or 0)
-        body = b""
-        while size > 0 and (block := self.rfile.read(min(size, 1 << 16))):
-            size -= len(block)
-            body = (body + block)[: 1 << 20]
-        self.server.seen.append((self.command, self.path))
-        told = self.server.answer(self.command, self.path, self.headers, body)
-        if told is None:
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.close_connection = True
-            self.connection.close()
-            return
-        status, headers, value = told
-        data = value if isinstance(value, bytes) else json.dumps(value).encode()
-        self.send_response(status)
-        for name, text in {"Content-Length": str(len(data)), **headers}.items():
-            self.send_header(name, text)
-        self.end_headers()
-        with contextlib.suppress(OSError):
-            self.wfile.write(data)
-
-    do_GET = do_POST
-
-    def log_message(self, *_):
-        pass
-
-    def finish(self):
-        with contextlib.suppress(OSError, ValueError):
-            super().finish()
-
-
-@contextlib.contextmanager
-def scripted(answer):
-    with ThreadingHTTPServer(("127.0.0.1", 0), Scripted) as server:
-        server.answer, server.seen, server.daemon_threads = answer, [], True
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        server.url = f"http://127.0.0.1:{server.server_port}"
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -690,51 +639,11 @@ def test_embeddings_of_one_name_do_not_overwrite_each_other(dry, tmp_path):
 # Runpod
 
 
-class Api:
-    """Runpod's API in front of the true handler. `states`: what a job is said to be, in turn, before its end."""
-
-    def __init__(self, door, states=("IN_QUEUE", "IN_PROGRESS")):
-        self.door, self.states = door, states
-        self.jobs, self.cancelled, self.keys, self.lock = {}, [], [], threading.Lock()
-
-    def __call__(self, method, path, headers, body):
-        self.keys.append(headers.get("Authorization"))
-        _, _, _, call, *name = path.split("/")
-        if (method, call) == ("POST", "run"):
-            with self.lock:
-                name = f"job-{len(self.jobs)}-u1"
-                self.jobs[name] = [iter(self.states), json.loads(body)]
-            return 200, {}, {"id": name, "status": "IN_QUEUE"}
-        job = self.jobs[name[0]]
-        if (method, call) == ("POST", "cancel"):
-            self.cancelled.append(name[0])
-            return 200, {}, {"id": name[0], "status": "CANCELLED"}
-        assert (method, call) == ("GET", "status")
-        state = next(job[0], None)
-        if state is not None:
-            return 200, {}, {"id": name[0], "status": state}
-        output = asyncio.run(self.door.handle({"id": name[0], **job[1]}))
-        error = output.pop("error", None)  # as the SDK does
-        return (
-            200,
-            {},
-            {"id": name[0], "status": "FAILED" if error else "COMPLETED", "output": output}
-            | ({"error": error} if error else {}),
-        )
-
-
 @pytest.fixture(scope="module")
 def door(tmp_path_factory):
     configured = Settings(skip_model_load=True, data_dir=tmp_path_factory.mktemp("data"))
     with Engine(configured) as engine:
         yield RunpodWorker(configured, engine)
-
-
-@contextlib.contextmanager
-def endpoint(answer):
-    with scripted(answer) as server:
-        server.url += "/v2/ep1"
-        yield server
 
 
 def test_a_runpod_endpoint_answers_as_a_server_does(door, dry):
@@ -773,7 +682,7 @@ def test_a_runpod_endpoint_answers_as_a_server_does(door, dry):
 
 def test_runpod_takes_an_endpoints_id():
     with Client.runpod("abc", "key", retries=1) as client:
-        assert client._calls._target._base == "https://api.runpod.ai/v2/abc"
+        assert client._calls.target.base == "https://api.runpod.ai/v2/abc"
 
 
 def test_a_job_that_nobody_waits_for_is_cancelled(door):
@@ -822,6 +731,25 @@ def test_how_jobs_end(stage, job, kind, says):
     stage.answer = lambda *_: (200, {}, {"id": "j", **job})
     with pytest.raises(kind, match=says):
         stage.endpoint.transcribe(WEEK)
+
+
+@pytest.mark.parametrize("status", [500, 504])
+def test_a_status_that_fails_is_asked_for_again_and_a_job_is_not_started_again(status):
+    answers = [
+        (200, {}, {"id": "j", "status": "IN_QUEUE"}),
+        (status, {}, {"error": "not now"}),
+        (200, {}, {"id": "j", "status": "RUNNING"}),
+        (200, {}, {"id": "j", "status": "COMPLETED", "output": {"model": "m", "results": [{"text": "so"}]}}),
+    ]
+    with endpoint(in_turn(*answers)) as server, Client(server.url, "key") as client:
+        assert client.transcribe(WEEK).text == "so"
+    refused = in_turn((status, {}, {"error": "not now"}))
+    with (
+        endpoint(refused) as server,
+        Client(server.url, "key") as client,
+        pytest.raises(errors.InternalError, match="not now"),
+    ):
+        client.transcribe(WEEK)
 
 
 def test_a_result_in_the_bucket_is_fetched_without_the_key():

@@ -64,6 +64,8 @@ NOT_ON_THE_HUB = {
     "runpod_webhook_get_job": "set by Runpod",
     "runpod_endpoint_id": "set by Runpod",
     "runpod_gpu_count": "set by Runpod",
+    "runpod_endpoint_base_url": "a client's; the hub's worker is the handler",
+    "runpod_api_key": "as runpod_endpoint_base_url",
 }
 
 

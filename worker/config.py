@@ -285,6 +285,12 @@ class Settings(BaseSettings):
     runpod_gpu_count: int | None = Field(
         None, description="Set by Runpod. A worker with a GPU refuses to start on the CPU."
     )
+    runpod_endpoint_base_url: str = Field(
+        "https://api.runpod.ai/v2", description="Address of Runpod's API, for `manifest --endpoint`."
+    )
+    runpod_api_key: str | None = Field(
+        None, repr=False, description="API key of Runpod, for `manifest --endpoint` without `--api-key`."
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lowest level that is logged. Levels above DEBUG never show transcripts."
     )

@@ -3,6 +3,7 @@
     Client, AsyncClient    clients.py   two thin shells, blocking and awaitable: they send requests and wait
     Calls                  calls.py     the core: each call is a generator that yields requests and receives responses
     Server, Endpoint       server.py, runpod.py   the two ways to send a call
+    BatchClient            batch_jobs.py   Runpod's Batch Jobs
     Transcribed, …         results.py   the typed results
 
 Errors are those of `worker.errors`, with the code that the worker reported. The client requires httpx and numpy, and

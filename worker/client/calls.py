@@ -7,17 +7,16 @@ Options are the fields of a request's payload. Their names are checked here, the
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar, cast
 
 import httpx
 
-from worker.client.audio import Audio, take
+from worker.client.audio import Audio, Upload, take
 from worker.client.results import Analyzed, CallResult, Captioned, Embedded, Replied, Scored, Transcribed, read
-from worker.client.runpod import Endpoint
+from worker.client.runpod import Endpoint, is_endpoint
 from worker.client.server import Server
-from worker.client.transport import Steps
+from worker.client.transport import Json, Steps
 from worker.errors import RequestError
 from worker.keyword_options import AnalyzeOptions, CaptionOptions, ChatOptions, EmbedOptions, SpeechOptions, check
 
@@ -55,6 +54,17 @@ class ChatFields(ChatOptions, CallFields, total=False):
     """The options of `chat`."""
 
 
+# The results of the tasks: the task's name, the TypedDict of its options, and the fields of every request.
+_TASKS: dict[type[CallResult], tuple[str, Any, Json]] = {
+    Transcribed: ("transcribe", TranscribeFields, {}),
+    Captioned: ("caption", CaptionFields, {}),
+    Embedded: ("embed", EmbedFields, {"encoding": "base64"}),
+    Analyzed: ("analyze", AnalyzeFields, {"encoding": "base64"}),
+    Replied: ("chat", ChatFields, {}),
+    Scored: ("score", CallFields, {}),
+}
+
+
 class Calls:
     """The calls to one address; a path that ends in /v2/<id> is a Runpod endpoint's.
 
@@ -67,42 +77,54 @@ class Calls:
         url = httpx.URL(base_url)
         if url.scheme not in ("http", "https") or not url.host:
             raise RequestError(f"base_url must be an http(s) URL with a host, not {base_url!r}", param="base_url")
-        is_endpoint = re.search(r"/v2/[^/]+/?$", url.path)
-        self._target: Server | Endpoint = (
-            Endpoint(base_url, retries, timeout) if is_endpoint else Server(base_url, retries)
+        self.target: Server | Endpoint = (
+            Endpoint(base_url, retries, timeout) if is_endpoint(base_url) else Server(base_url, retries)
         )
 
     def transcribe(self, audio: Audio, **options: Unpack[TranscribeFields]) -> Steps[Transcribed]:
         """Return the steps to a transcript."""
-        return self._call(Transcribed, "transcribe", audio, TranscribeFields, options)
+        return self._call(Transcribed, audio, options)
 
     def caption(self, audio: Audio, **options: Unpack[CaptionFields]) -> Steps[Captioned]:
         """Return the steps to a caption."""
-        return self._call(Captioned, "caption", audio, CaptionFields, options)
+        return self._call(Captioned, audio, options)
 
     def embed(self, audio: Audio, **options: Unpack[EmbedFields]) -> Steps[Embedded]:
         """Return the steps to an embedding."""
-        return self._call(Embedded, "embed", audio, EmbedFields, options, encoding="base64")
+        return self._call(Embedded, audio, options)
 
     def analyze(self, audio: Audio, **options: Unpack[AnalyzeFields]) -> Steps[Analyzed]:
         """Return the steps to a caption and an embedding."""
-        return self._call(Analyzed, "analyze", audio, AnalyzeFields, options, encoding="base64")
+        return self._call(Analyzed, audio, options)
 
     def chat(self, audio: Audio, messages: Turns, **options: Unpack[ChatFields]) -> Steps[Replied]:
         """Return the steps to a chat model's reply; `messages` is a question or a list of turns."""
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         turns = [dict(turn) for turn in messages]
-        return self._call(Replied, "chat", audio, ChatFields, options, messages=turns)
+        return self._call(Replied, audio, options, messages=turns)
 
     def score(self, audio: Audio, *, uid: str, cid: str, **options: Unpack[CallFields]) -> Steps[Scored]:
         """Return the steps to a score against the reference clip `cid` of the video `uid`."""
-        return self._call(Scored, "score", audio, CallFields, options, uid=uid, cid=cid)
+        return self._call(Scored, audio, options, uid=uid, cid=cid)
 
-    def _call(self, kind: type[R], task: str, audio: Audio, known: Any, options: Any, **fixed: Any) -> Steps[R]:
-        """Return the steps of a task. `known` is the TypedDict of its options; `fixed` are fields beside them."""
-        check(task, known, options)
-        fields = {name: value for name, value in (options | fixed).items() if value is not None}
-        source = take(audio, fields.pop("sample_rate", None))
-        result = yield from self._target.call(task, source, fields)
+    def job(self, kind: type[CallResult], audio: Audio, options: Json) -> Json:
+        """Return the payload of a Runpod job with one input. The target is an Endpoint.
+
+        Raises: InputError for audio that cannot be sent; RequestError for an option that the task does not have.
+        """
+        return cast("Endpoint", self.target).payload(*_request(kind, audio, options))
+
+    def _call(self, kind: type[R], audio: Audio, options: Any, **fixed: Any) -> Steps[R]:
+        """Return the steps of a task. `fixed` are fields beside the options."""
+        result = yield from self.target.call(*_request(kind, audio, options, **fixed))
         return read(kind, result)
+
+
+def _request(kind: type[CallResult], audio: Audio, options: Any, **fixed: Any) -> tuple[str, Upload | str, Json]:
+    """Return the task, the source and the fields of a request. Raises: InputError, RequestError."""
+    task, known, always = _TASKS[kind]
+    check(task, known, options)
+    fields = {name: value for name, value in (options | always | fixed).items() if value is not None}
+    source = take(audio, fields.pop("sample_rate", None))
+    return task, source, fields

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from typing import Any
+
+import httpx
 
 from worker.client.audio import Upload
 from worker.client.transport import Json, Send, Steps, Wait, encoded_size, error_from_body, exchange
@@ -21,7 +24,14 @@ PAYLOAD_BYTES = 10_000_000  # the most that Runpod accepts on /run
 FIRST_POLL_SEC = 0.1
 LONGEST_POLL_SEC = 2.0
 READ_SEC = 20.0  # timeout of requests to which Runpod responds at once
-_UNFINISHED = ("IN_QUEUE", "IN_PROGRESS")
+SUBMIT_SEC = 120.0  # timeout of requests that carry audio
+JOB_SEC = 86_400.0  # how long Runpod keeps a job by default, from its submission on
+_UNFINISHED = ("IN_QUEUE", "IN_PROGRESS", "RUNNING")
+
+
+def is_endpoint(base_url: str) -> bool:
+    """Return whether a URL is a Runpod endpoint's: whether its path ends in /v2/<id>."""
+    return re.search(r"/v2/[^/]+/?$", httpx.URL(base_url).path) is not None
 
 
 class Endpoint:
@@ -32,7 +42,7 @@ class Endpoint:
     """
 
     def __init__(self, base_url: str, retries: int, timeout: float) -> None:
-        self._base, self._retries, self._timeout = base_url.rstrip("/"), retries, timeout
+        self.base, self._retries, self._timeout = base_url.rstrip("/"), retries, timeout
 
     def call(self, task: str, source: Upload | str, fields: Json) -> Steps[Json]:
         """Run a job with one input, and return its result as `worker.protocol.render` writes it, with the model's id.
@@ -40,21 +50,29 @@ class Endpoint:
         Raises: TooLarge if Runpod does not accept the upload; DeadlineExceeded, Cancelled or ResultTooLarge if the job
         ends without a result; else the error that the worker reports.
         """
+        job = yield from self._run(self.payload(task, source, fields))
+        output = yield from self.stored(_output(job))
+        return result(output)
+
+    def payload(self, task: str, source: Upload | str, fields: Json) -> Json:
+        """Return the payload of a job with one input. Raises: TooLarge if Runpod does not accept the upload."""
         clip = {name: fields[name] for name in ("uid", "cid") if name in fields}
         shared = {name: value for name, value in fields.items() if name not in clip}
-        payload: Json = {"task": task, **shared, "inputs": [{"source": source, **clip}]}
         if isinstance(source, Upload):
             _check_size(source, fields)
-        job = yield from self._run(payload)
-        output = _output(job)
-        if "result_url" in output:
-            output = yield from exchange(Send("GET", output["result_url"], bare=True), self._retries)
-        return _result(output)
+        return {"task": task, **shared, "inputs": [{"source": source, **clip}]}
+
+    def stored(self, output: Json) -> Steps[Json]:
+        """Return a job's output, or what the worker put into its bucket in place of it. Raises: as `exchange`."""
+        if "result_url" not in output:
+            return output
+        return (yield from exchange(Send("GET", output["result_url"], bare=True), self._retries))
 
     def _run(self, payload: Json) -> Steps[Json]:
         """Start a job, and return it once it has ended, in any status."""
         deadline, poll = time.monotonic() + self._timeout, FIRST_POLL_SEC
-        job = yield from exchange(Send("POST", f"{self._base}/run", json={"input": payload}), self._retries)
+        send = Send("POST", f"{self.base}/run", json={"input": payload}, timeout=min(self._timeout, SUBMIT_SEC))
+        job = yield from exchange(send, self._retries)
         job_id = job.get("id")
         try:
             while job.get("status") in _UNFINISHED:
@@ -62,12 +80,12 @@ class Endpoint:
                     raise DeadlineExceeded(f"job {job_id} did not end within {self._timeout:g} s, the client's timeout")
                 yield Wait(poll)
                 poll = min(LONGEST_POLL_SEC, poll * 1.5)
-                job = yield from exchange(Send("GET", f"{self._base}/status/{job_id}", timeout=READ_SEC), self._retries)
+                job = yield from exchange(Send("GET", f"{self.base}/status/{job_id}", timeout=READ_SEC), self._retries)
         except GeneratorExit:  # a closed generator cannot send a request
             raise
         except BaseException:
             with contextlib.suppress(AviaryError):
-                yield from exchange(Send("POST", f"{self._base}/cancel/{job_id}", timeout=READ_SEC), 0)
+                yield from exchange(Send("POST", f"{self.base}/cancel/{job_id}", timeout=READ_SEC), 0)
             raise
         return job
 
@@ -99,7 +117,7 @@ def _output(job: Json) -> Json:
     if status == "TIMED_OUT":
         raise DeadlineExceeded("the job exceeded the endpoint's execution timeout")
     if status == "FAILED":
-        _result(output)
+        result(output)
         raise error_from_body(
             {
                 "code": output.get("code"),
@@ -111,13 +129,13 @@ def _output(job: Json) -> Json:
     raise InternalError(f"the job has the status {status!r}, which Runpod does not document")
 
 
-def _result(output: Json) -> Json:
+def result(output: Json) -> Json:
     """Return the only result of an output, {} if there is none. Raises: the result's error, if it has one."""
     results = output.get("results")
-    result: Json = results[0] if isinstance(results, list) and results and isinstance(results[0], dict) else {}
-    if isinstance(result.get("error"), dict):
-        raise error_from_body(result["error"])
-    return {"model": output.get("model"), **result}
+    only: Json = results[0] if isinstance(results, list) and results and isinstance(results[0], dict) else {}
+    if isinstance(only.get("error"), dict):
+        raise error_from_body(only["error"])
+    return {"model": output.get("model"), **only}
 
 
 def _message(error: Any) -> str:

@@ -56,7 +56,8 @@ class Send:
     """Step: send a request with a JSON body, or with a form and its file.
 
     An Upload inside `json` becomes its data: URI. `file` is a form field's name and its upload. `bare` omits the API
-    key. `timeout` in seconds overrides the client's.
+    key. `timeout` in seconds overrides the client's. `discard`: whether the body of a response that is no error is
+    ignored.
     """
 
     method: str
@@ -66,6 +67,7 @@ class Send:
     file: tuple[str, Upload] | None = None
     bare: bool = False
     timeout: float | None = None
+    discard: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,12 @@ def build_request(http: httpx.Client | httpx.AsyncClient, send: Send) -> Iterato
 
 
 def exchange(send: Send, retries: int) -> Steps[Json]:
-    """Send a request, and return the JSON object of the response.
+    """Send a request, and return the JSON object of the response, {} if `send` discards it.
 
     A request is sent up to `retries` times more after a lost connection, and while the server is busy (status 429, 502
     or 503); the pauses grow, and are at least as long as the server's Retry-After. No request is
-    sent again if X-Should-Retry forbids it. A request that timed out is sent
-    again only if it is a GET, because the server may still be working on it.
+    sent again if X-Should-Retry forbids it. After a time-out, and after status 500 or 504, a request is sent
+    again only if it is a GET, because the server may have begun to work on it.
 
     Raises: ServerUnreachable if there is no response; DeadlineExceeded after a timeout; InternalError if the response
     is not a JSON object; else the error that the response reports.
@@ -124,14 +126,17 @@ def exchange(send: Send, retries: int) -> Steps[Json]:
         except httpx.HTTPError as error:
             raise _unreachable(send, error) from error
         else:
+            if response.is_success and send.discard:
+                return {}
             if response.is_success:
                 model = response.headers.get("OpenAI-Model")  # of a transcription, whose JSON does not name it
                 return ({"model": urllib.parse.unquote(model)} if model else {}) | _json(response)
             failure = error_from_response(response)
             retry_after = failure.retry_after_sec or 0
             forbidden = response.headers.get("X-Should-Retry") == "false"
-            busy = response.status_code in _RETRIED and failure.retryable and not forbidden
-            if not busy or retry_after > LONGEST_RETRY_AFTER_SEC:
+            busy = response.status_code in _RETRIED and failure.retryable
+            busy |= send.method == "GET" and response.status_code in (500, 504)
+            if not busy or forbidden or retry_after > LONGEST_RETRY_AFTER_SEC:
                 raise failure
             wait = max(wait, retry_after)
         if attempt < retries:

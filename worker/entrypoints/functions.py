@@ -11,6 +11,7 @@ A bundle is what `worker.load_model` returns.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from worker.types import Failure, Transcript
 if TYPE_CHECKING:
     from worker.entrypoints.answer import Answer
     from worker.entrypoints.python import ModelBundle, SpeechCall
-    from worker.manifest.askers import Task
+    from worker.manifest.line_results import Task
 
 Json = dict[str, Any]
 
@@ -108,6 +109,7 @@ def process_manifest_sync(
     task: Task = "transcribe",
     api_key: str | None = None,
     retry_failed: bool = False,
+    batch: bool = False,
     progress: bool = False,
     **options: Any,
 ) -> Path:
@@ -120,20 +122,18 @@ def process_manifest_sync(
     """
     from worker.client import Client
     from worker.entrypoints.progress import manifest_bar
-    from worker.manifest import askers, process
+    from worker.manifest import askers, batches, process
 
     output = askers.output_path(manifest_path, output_dir, task)
-    with Client(server_url, api_key, retries=askers.RETRIES) as client, manifest_bar(shown=progress) as show:
-        summary = process(
-            manifest_path,
-            output,
-            askers.with_client(client, task, **options),
-            concurrency=concurrency,
-            retry_failed=retry_failed,
-            progress=show,
-            options=options,
-        )
-    return summary.output
+    shared: dict[str, Any] = {"concurrency": concurrency, "retry_failed": retry_failed, "options": options}
+    with manifest_bar(shown=progress) as show:
+        shared["progress"] = show
+        if batch:
+            at = (manifest_path, output, server_url, api_key, task)
+            return batches.process_in_batches(*at, retries=askers.RETRIES, stop=threading.Event(), **shared).output
+        timeout = askers.call_timeout(server_url)
+        with Client(server_url, api_key, timeout=timeout, retries=askers.RETRIES) as client:
+            return process(manifest_path, output, askers.with_client(client, task, **options), **shared).output
 
 
 def _options(bundle: ModelBundle, prompt: str | None, max_new_tokens: int | None) -> SpeechCall:

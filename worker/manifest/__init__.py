@@ -2,6 +2,7 @@
 
     process(manifest, output, ask)      run.py      the core: calls `ask` in threads, writes in order, resumes
     process_manifest(…)                 askers.py   the same with a server or a Runpod endpoint
+    process_in_batches(…)               batches.py  the same with the Batch Jobs of an endpoint
     with_client(client, task)           askers.py   an `ask` that uses a blocking client
     with_engine(engine, task)           askers.py   an `ask` that uses the engine of this process
     on_ray(settings, task)              ray.py      an `ask` that uses engines on a Ray cluster

@@ -6,24 +6,21 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from worker.errors import Cancelled, RequestError
+from worker.manifest.batches import process_in_batches
+from worker.manifest.line_results import ClientTask, Task, of_audio, of_text, with_words
 from worker.manifest.lines import Line
 from worker.manifest.run import Asker, LineResult, Summary, process
-from worker.protocol import nemo_manifest, render
+from worker.protocol import nemo_manifest
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from worker.client import Audio, CallResult, Client
     from worker.engine.engine import Engine
-    from worker.types import Level, Span
-
-Task = Literal["transcribe", "caption", "embed", "analyze"]
 
 RETRIES = 8  # about two minutes, in which a server may restart
 
@@ -37,23 +34,43 @@ async def process_manifest(
     task: Task = "analyze",
     api_key: str | None = None,
     retry_failed: bool = False,
+    batch: bool = False,
     progress: Callable[[Summary], None] = lambda summary: None,
     **options: Any,
 ) -> Path:
     """Process a manifest with a server or a Runpod endpoint, and return the path of the output.
 
     The output is <output_dir>/<manifest>.<task>.jsonl. `server_url` and `api_key` are those of AsyncClient, and
-    `options` those of its method for the task (model, style, …). The other parameters are as in `process`. Canceling
-    the coroutine stops the run; the next run resumes.
+    `options` those of its method for the task (model, style, …). With `batch`, the lines are Batch Jobs of a Runpod
+    endpoint, which may take hours to begin. The other parameters are as in `process`. Canceling
+    the coroutine stops the run, and cancels its jobs on Runpod; the next run resumes.
 
     Raises: RequestError if the task is unknown; else the errors of `process`.
     """
+    output = output_path(manifest_path, output_dir, task)
+    shared: dict[str, Any] = {
+        "concurrency": concurrency,
+        "retry_failed": retry_failed,
+        "progress": progress,
+        "options": options,
+    }
+    if batch:
+        return await _in_thread(
+            lambda stop: process_in_batches(
+                manifest_path, output, server_url, api_key, task, retries=RETRIES, stop=stop, **shared
+            )
+        )
+    return await _by_client(manifest_path, output, server_url, api_key, task, **shared)
+
+
+async def _by_client(
+    manifest: str | Path, output: Path, url: str, api_key: str | None, task: Task, *, options: Any, **shared: Any
+) -> Path:
+    """Process a manifest with an AsyncClient. `shared` are parameters of `process`."""
     from worker.client import AsyncClient
 
-    output = output_path(manifest_path, output_dir, task)
-    loop, stop = asyncio.get_running_loop(), threading.Event()
-    calls: set[Future[Any]] = set()
-    async with AsyncClient(server_url, api_key, retries=RETRIES) as client:
+    loop, calls = asyncio.get_running_loop(), set[Future[Any]]()
+    async with AsyncClient(url, api_key, timeout=call_timeout(url), retries=RETRIES) as client:
 
         def wait(audio: Audio, **asked: Any) -> CallResult:
             call = asyncio.run_coroutine_threadsafe(getattr(client, task)(audio, **asked), loop)
@@ -66,34 +83,43 @@ async def process_manifest(
                 calls.discard(call)
             return result
 
-        ask = _of_client(wait, task, options)
-        run = asyncio.ensure_future(
-            asyncio.to_thread(
-                process,
-                manifest_path,
-                output,
-                ask,
-                concurrency=concurrency,
-                stop=stop,
-                retry_failed=retry_failed,
-                progress=progress,
-                options=options,
-            )
-        )
-        try:
-            summary = await asyncio.shield(run)
-        except asyncio.CancelledError:
-            stop.set()
+        def cancel() -> None:
             for call in list(calls):
                 call.cancel()
-            await asyncio.wait([run])
-            raise
-    return summary.output
+
+        lines = ClientTask(task, options)
+        return await _in_thread(
+            lambda stop: process(
+                manifest, output, lambda line: lines.ask(line, wait), stop=stop, options=options, **shared
+            ),
+            cancel,
+        )
+
+
+async def _in_thread(run: Callable[[threading.Event], Summary], cancel: Callable[[], None] = lambda: None) -> Path:
+    """Run a manifest in a thread, and return its output. Canceling sets the event, calls `cancel`, and waits."""
+    stop = threading.Event()
+    running = asyncio.ensure_future(asyncio.to_thread(run, stop))
+    try:
+        return (await asyncio.shield(running)).output
+    except asyncio.CancelledError:
+        stop.set()
+        cancel()
+        await asyncio.wait([running])
+        raise
+
+
+def call_timeout(url: str) -> float:
+    """Return the most seconds that a line may take: as long as Runpod keeps a job, which may wait for a worker."""
+    from worker.client import clients, runpod
+
+    return runpod.JOB_SEC if runpod.is_endpoint(url) else clients.TIMEOUT_SEC
 
 
 def with_client(client: Client, task: Task, **options: Any) -> Asker:
     """Return an Asker that uses a server or a Runpod endpoint. `options` are those of the client's method."""
-    return _of_client(getattr(client, task), task, options)
+    call, lines = getattr(client, task), ClientTask(task, options)
+    return lambda line: lines.ask(line, call)
 
 
 def output_path(manifest: str | Path, folder: str | Path, task: Task) -> Path:
@@ -114,7 +140,7 @@ def with_engine(engine: Engine, task: Task, **options: Any) -> Asker:
     from worker.protocol.request import parse
     from worker.types import Analysis, Caption, Embedding, Failure, Transcript
 
-    asked = _with_words(options)
+    asked = with_words(options)
 
     def ask(line: Line) -> LineResult:
         audio, own = line.audio(), line.options() if task == "transcribe" else {}
@@ -134,11 +160,11 @@ def with_engine(engine: Engine, task: Task, **options: Any) -> Asker:
         line.check_duration(outcome.duration_sec)
         output, warning = outcome.output, outcome.warning
         if isinstance(output, Analysis):
-            return _of_audio(output.caption.text, output.embedding.values, warning)
+            return of_audio(output.caption.text, output.embedding.values, warning)
         if isinstance(output, Embedding):
-            return _of_audio(None, output.values, warning)
+            return of_audio(None, output.values, warning)
         if isinstance(output, Caption):
-            return _of_audio(output.text, None, warning)
+            return of_audio(output.text, None, warning)
         spans = (
             {"word": output.words, "segment": output.segments, "char": output.chars}
             if isinstance(output, Transcript)
@@ -146,57 +172,6 @@ def with_engine(engine: Engine, task: Task, **options: Any) -> Asker:
         )
         levels = outcome.item.view.timestamps if options.get("timestamps") else ()
         words = spans.get("word", ()) if options.get("confidence") else None
-        return _of_text(output.text, {level: spans[level] for level in levels}, words, warning)
+        return of_text(output.text, {level: spans[level] for level in levels}, words, warning)
 
     return ask
-
-
-def _of_client(call: Callable[..., CallResult], task: Task, options: Mapping[str, Any]) -> Asker:
-    """Return an Asker that makes a line's result of what `call(audio, **options)` returns."""
-    from worker.client import Transcribed
-
-    asked = _with_words(options)
-
-    def ask(line: Line) -> LineResult:
-        audio, own = line.audio(), line.options() if task == "transcribe" else {}
-        with nemo_manifest.naming(own):
-            result = call(audio, **nemo_manifest.override(asked, own))
-        if result.duration is not None:
-            line.check_duration(result.duration)
-        if isinstance(result, Transcribed):
-            spans: dict[Level, Sequence[Span]] = (
-                {"word": result.words, "segment": result.segments} if options.get("timestamps") else {}
-            )
-            words = result.words if options.get("confidence") else None
-            return _of_text(result.text, spans, words, result.warning)
-        return _of_audio(getattr(result, "caption", None), getattr(result, "embedding", None), result.warning)
-
-    return ask
-
-
-def _with_words(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of the requests: confidences are those of words, which a transcript has with timestamps."""
-    with_words = options.get("confidence") and not options.get("timestamps")
-    return {**options, "timestamps": ["word"]} if with_words else dict(options)
-
-
-def _of_text(
-    text: str, spans: Mapping[Level, Sequence[Span]], words: Sequence[Span] | None, warning: str | None
-) -> LineResult:
-    """Return the result of transcribe. `words` are the words whose confidences to report, or None."""
-    fields: dict[str, Any] = {"pred_text": text}
-    if spans:
-        fields["timestamps"] = render.timestamps(spans, confidence=words is not None)
-    if words is not None:
-        fields["word_confidence"] = [render.rounded(word.confidence) for word in words]
-        fields["words"] = [word.text for word in words]
-    return LineResult(fields | _warning(warning))
-
-
-def _of_audio(caption: str | None, embedding: np.ndarray | None, warning: str | None) -> LineResult:
-    """Return the result of caption, embed or analyze."""
-    return LineResult(({} if caption is None else {"caption": caption}) | _warning(warning), embedding)
-
-
-def _warning(warning: str | None) -> dict[str, str]:
-    return {"warning": warning} if warning else {}

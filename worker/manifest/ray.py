@@ -30,7 +30,8 @@ from typing import Any
 from worker import logs
 from worker.config import Settings, keep_ray_here
 from worker.errors import AviaryError, Cancelled, DeviceLost, RequestError, ServerUnreachable
-from worker.manifest.askers import Task, with_engine
+from worker.manifest.askers import with_engine
+from worker.manifest.line_results import Task
 from worker.manifest.lines import Line
 from worker.manifest.run import LineResult
 

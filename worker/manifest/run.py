@@ -19,7 +19,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 Json = dict[str, Any]
 
 OUTPUT_FIELDS = ("pred_text", "timestamps", "caption", "embedding_path", "warning", "error")
+GROUP = 19_200  # lines that are prepared together; on Runpod, four batches
 WINDOW = 4  # lines read ahead, for each thread: in progress, or finished and waiting for earlier lines
 _FATAL = (RequestError, Busy, ServerUnreachable, DeviceLost, ModelUnavailable, Cancelled)
 
@@ -86,6 +87,10 @@ class Summary:
 
 # Blocks until the model has processed a line; many threads call it at the same time.
 Asker = Callable[[Line], LineResult]
+# Gets lines before the Asker does, to process them together.
+Prepare = Callable[[Sequence[Line]], None]
+# A line, the offset at which it ends, and its row in an earlier output.
+_Todo = tuple[Line, int, bytes | None]
 
 
 def process(
@@ -98,6 +103,7 @@ def process(
     progress: Callable[[Summary], None] = lambda summary: None,
     stop: threading.Event | None = None,
     options: Mapping[str, Any] | None = None,
+    prepare: Prepare | None = None,
 ) -> Summary:
     """Process a manifest into an output file, or continue an output that an earlier run left incomplete.
 
@@ -111,6 +117,7 @@ def process(
         stop: Ends the run with Cancelled once it is set.
         options: The options of the request, as JSON. They are stored beside the output, and later runs on the same
             output must use the same options.
+        prepare: Called with lines, in groups, before `ask` is called with them.
 
     Raises:
         RequestError: The manifest does not exist; the output belongs to another manifest or was written with other
@@ -123,7 +130,7 @@ def process(
     if output.exists() and output.samefile(manifest):
         raise RequestError("the output is the manifest itself; choose another folder or name", param="output")
     output.parent.mkdir(parents=True, exist_ok=True)
-    run = _Run(manifest, output, ask, concurrency, progress, stop or threading.Event())
+    run = _Run(manifest, output, ask, concurrency, progress, stop or threading.Event(), prepare)
     with Journal(output) as journal:
         if options is not None:
             _check_options(output, options)
@@ -148,7 +155,9 @@ class _Run:
         concurrency: int,
         progress: Callable[[Summary], None],
         stop: threading.Event,
+        prepare: Prepare | None,
     ) -> None:
+        self._prepare = prepare
         self._manifest, self._output, self._ask, self._concurrency = manifest, output, ask, concurrency
         self._progress, self._stop, self._over = progress, stop, threading.Event()
         self._embeddings = output.with_suffix("")
@@ -168,8 +177,8 @@ class _Run:
         window: deque[tuple[int, Future[bytes]]] = deque()
         pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="aviary-manifest")
         try:
-            for line, position in lines:
-                window.append((position, pool.submit(self._output_line, line, next(earlier, None))))
+            for line, position, row in self._groups((*line, next(earlier, None)) for line in lines):
+                window.append((position, pool.submit(self._output_line, line, row)))
                 if len(window) >= WINDOW * self._concurrency:
                     self._write(journal, *window.popleft())
             while window:
@@ -182,6 +191,15 @@ class _Run:
             journal.sync()
         self._progress(self._summary())
         return self._summary()
+
+    def _groups(self, lines: Iterator[_Todo]) -> Iterator[_Todo]:
+        """Yield the lines. Those that `ask` will get are prepared first, in groups."""
+        if self._prepare is None:
+            yield from lines
+            return
+        while group := list(itertools.islice(lines, GROUP)):
+            self._prepare([line for line, _, row in group if row is None or "error" in json.loads(row)])
+            yield from group
 
     def _skip(self, lines: Iterator[tuple[Line, int]], last: Json) -> None:
         """Skip the lines that the journal already has; `last` is the journal's last row."""

@@ -151,13 +151,21 @@ def _manifest(commands: Any) -> None:
         "--server", metavar="URL", help="use this server or Runpod endpoint (default: an engine on this machine)"
     )
     engine.add_argument(
+        "--endpoint", metavar="ID", help="use this Runpod endpoint, with --api-key or the variable RUNPOD_API_KEY"
+    )
+    engine.add_argument(
         "--ray",
         nargs="?",
         const="local",
         metavar="ADDRESS",
         help="use engines on this Ray cluster (auto, ray://host:port), or on a local one without an ADDRESS",
     )
-    command.add_argument("--api-key", help="the API key of the server")
+    command.add_argument("--api-key", help="the API key of the server, or of Runpod")
+    command.add_argument(
+        "--batch",
+        action="store_true",
+        help="with --endpoint: as Batch Jobs, which run on workers of their own and may take hours to begin",
+    )
     command.add_argument(
         "--engines",
         type=_at_least_1,

@@ -1,4 +1,4 @@
-"""manifest: every line of a JSONL manifest, processed by this process's engine, a Ray cluster, or a server."""
+"""manifest: every line of a JSONL manifest, by engines here or on a Ray cluster, a server, or a Runpod endpoint."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from worker import logs
 from worker.config import Settings
 from worker.entrypoints import python
 from worker.entrypoints.cli import session
 from worker.entrypoints.progress import manifest_bar
+from worker.errors import RequestError
 from worker.manifest import Asker, Summary, on_ray, output_path, process, process_manifest, with_engine
 
 
@@ -23,6 +25,8 @@ def run(given: argparse.Namespace) -> int:
     Raises the error that ends a run, such as RequestError, ModelUnavailable or ServerUnreachable. The finished lines
     are written by then, and the same command resumes after them.
     """
+    if given.batch and given.endpoint is None:
+        raise RequestError("--batch requires --endpoint", param="batch")
     output = output_path(given.manifest, given.output, given.task)
     options = session.options(given)
     options |= {"model": given.model} if given.model else {}
@@ -34,7 +38,7 @@ def run(given: argparse.Namespace) -> int:
         show(summary)
 
     with session.quiet_stdout(), contextlib.ExitStack() as stack:
-        if given.server is None:
+        if given.server is None and given.endpoint is None:
             ask, concurrency = _asks(given, options, stack)
             progress = functools.partial(note, stack.enter_context(manifest_bar(shown=sys.stderr.isatty())))
             process(
@@ -48,14 +52,16 @@ def run(given: argparse.Namespace) -> int:
             )
         else:
             progress = functools.partial(note, stack.enter_context(manifest_bar(shown=sys.stderr.isatty())))
+            url, api_key = _remote(given)
             asyncio.run(
                 process_manifest(
                     given.manifest,
                     given.output,
-                    given.server,
+                    url,
                     given.concurrency,
                     task=given.task,
-                    api_key=given.api_key,
+                    api_key=api_key,
+                    batch=given.batch,
                     retry_failed=given.retry_failed,
                     progress=progress,
                     **options,
@@ -68,6 +74,15 @@ def run(given: argparse.Namespace) -> int:
         codes = ", ".join(f"{code} {count}" for code, count in last.errors.most_common())
         session.say(f"{last.failed} lines failed ({codes}); --retry-failed processes them again")
     return 1 if last.failed else 0
+
+
+def _remote(given: argparse.Namespace) -> tuple[str, str | None]:
+    """Return the URL and the API key of the server or endpoint."""
+    if given.endpoint is None:
+        return given.server, given.api_key
+    settings = Settings()
+    logs.configure(settings)  # the log shows how far the batches are
+    return f"{settings.runpod_endpoint_base_url}/{given.endpoint}", given.api_key or settings.runpod_api_key
 
 
 def _asks(given: argparse.Namespace, options: Mapping[str, Any], stack: contextlib.ExitStack) -> tuple[Asker, int]:
