@@ -47,7 +47,7 @@ OTHER_NAMES = {
     "IN_QUEUE",
     "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY",
-    "RUNPOD_API_KEY",
+    "RUNPOD_INIT_TIMEOUT",
     "RUN_AS",
     "SO_REUSEPORT",
 }

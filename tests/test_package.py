@@ -69,6 +69,10 @@ NOT_ON_THE_HUB = {
 }
 
 
+# Variables of the Hub's form that Runpod itself reads.
+OF_RUNPOD = {"runpod_init_timeout"}
+
+
 def read_json(name: str) -> Any:
     return json.loads((ROOT / name).read_text(encoding="utf-8"))
 
@@ -123,7 +127,7 @@ def test_a_setting_is_on_the_hub_or_deliberately_not(field):
 
 
 def test_the_hub_knows_no_other_variables():
-    assert {key.lower() for key in HUB_ENV} | set(NOT_ON_THE_HUB) == set(Settings.model_fields)
+    assert {key.lower() for key in HUB_ENV} - OF_RUNPOD | set(NOT_ON_THE_HUB) == set(Settings.model_fields)
     assert not {key.lower() for key in HUB_ENV} & set(NOT_ON_THE_HUB)
 
 
@@ -143,6 +147,71 @@ def test_presets_set_known_variables():
     for preset in read_json(".runpod/hub.json")["config"]["presets"]:
         assert set(preset["defaults"]) <= set(HUB_ENV), preset["name"]
         Settings(**{key.lower(): value for key, value in preset["defaults"].items()})
+
+
+# As https://docs.runpod.io/hub/publishing-guide and https://docs.runpod.io/references/gpu-types said in August 2026.
+GUIDE_INPUTS = {
+    "string": {"options"},
+    "number": {"min", "max"},
+    "boolean": {"trueValue", "falseValue"},
+    "huggingface": set(),
+}
+GUIDE_POOLS = {f"AMPERE_{memory}" for memory in (16, 24, 48, 80)} | {"ADA_24", "ADA_48_PRO", "ADA_80_PRO", "HOPPER_141"}
+
+
+def test_the_hub_files_are_as_the_publishing_guide_says():
+    hub, tests = read_json(".runpod/hub.json"), read_json(".runpod/tests.json")
+    assert {"title", "description", "type", "category", "config"} <= set(hub)
+    assert set(hub) <= {"title", "description", "type", "category", "config", "iconUrl"}
+    assert hub["type"] == "serverless"
+    assert hub["category"] in ("audio", "embedding", "language", "video", "image")
+    config = hub["config"]
+    required = {"runsOn", "containerDiskInGb", "gpuCount", "gpuIds"}
+    assert required <= set(config) <= required | {"allowedCudaVersions", "presets", "env", "endpointType"}
+    assert config["runsOn"] == "GPU"
+    assert set(config["gpuIds"].split(",")) <= GUIDE_POOLS
+    assert len({entry["key"] for entry in config["env"]}) == len(config["env"])
+    for entry in HUB_ENV.values():
+        assert set(entry) >= {"name", "type", "description"}, entry
+        assert (
+            set(entry)
+            <= {"name", "type", "description", "default", "required", "advanced"} | GUIDE_INPUTS[entry["type"]]
+        )
+    for preset in config["presets"]:
+        assert set(preset) == {"name", "defaults"}
+        for key, value in preset["defaults"].items():
+            numeric = HUB_ENV[key]["type"] == "number"
+            assert isinstance(value, int | float if numeric else str), (preset["name"], key)
+    for test in tests["tests"]:
+        assert {"name", "input"} <= set(test) <= {"name", "input", "timeout"}
+    assert set(tests["config"]) <= {"gpuTypeId", "gpuCount", "env", "allowedCudaVersions"}
+    assert all((ROOT / name).is_file() for name in ("handler.py", "Dockerfile", "README.md"))
+
+
+def preset_rows() -> list[tuple[int, dict[str, Any]]]:
+    """The memory in GB and the defaults of each preset of Parakeet."""
+    presets = read_json(".runpod/hub.json")["config"]["presets"]
+    found = [(int(preset["name"].split(" ")[0]), preset["defaults"]) for preset in presets]
+    return [(memory, defaults) for memory, defaults in found if "PARAKEET_MODEL" in defaults]
+
+
+@pytest.mark.parametrize(("memory_gb", "defaults"), preset_rows())
+def test_the_batches_of_a_preset_fit_its_gpu(memory_gb, defaults):
+    """Computed, as docs/runpod.md says: full attention of one layer, over clips of SHORT_MAX_SEC, beside the weights of
+    Parakeet 0.6B, in bfloat16."""
+    clip_sec, frames_sec, heads, value_bytes = Settings().short_max_sec, 12.5, 8, 2
+    per_second = 7.3 * (frames_sec * clip_sec) ** 2 * heads * value_bytes / clip_sec
+    weights, cuda = 627e6 * value_bytes, 1e9
+    needed = weights + cuda + per_second * defaults["BATCH_MAX_TOTAL_SEC"]
+    assert 0.7 * memory_gb * 1e9 < needed < 0.9 * memory_gb * 1e9
+    assert 0.9 < defaults["BATCH_MAX_ITEMS"] * 30 / defaults["BATCH_MAX_TOTAL_SEC"] <= 1, "full of clips of 30 s"
+    assert defaults["MAX_CONCURRENCY"] == 2 * defaults["BATCH_MAX_ITEMS"]
+    row = f"| {memory_gb} GB | "
+    (written,) = [
+        line for line in (ROOT / "docs/runpod.md").read_text(encoding="utf-8").splitlines() if line.startswith(row)
+    ]
+    numbers = tuple(int(cell.replace(",", "")) for cell in written.strip("| ").split(" | ")[-3:])
+    assert numbers == tuple(defaults[key] for key in ("BATCH_MAX_TOTAL_SEC", "BATCH_MAX_ITEMS", "MAX_CONCURRENCY"))
 
 
 def test_the_hub_tests_on_the_machines_it_offers():
