@@ -100,6 +100,8 @@ def test_a_batch_says_what_jobs_say(door, tmp_path, task, options):
     """For audio of every kind, and for lines that fail: before they are sent, in the worker, and as a whole job."""
     damaged = tmp_path / "damaged.wav"
     damaged.write_bytes(b"no audio" * 99)
+    with (tmp_path / "large.wav").open("wb") as file:
+        file.truncate(8_000_000)
     lines = [
         {"path": WEEK, "n": 0},
         {"path": "missing.wav"},
@@ -108,6 +110,7 @@ def test_a_batch_says_what_jobs_say(door, tmp_path, task, options):
         {"text": "names no audio"},
         {"path": WEEK, "lang": "xx"} if task == "transcribe" else {"path": WEEK},
         {"path": WEEK, "n": 6},
+        {"path": "large.wav"},
     ]
     path = tmp_path / "m.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{broken\n")

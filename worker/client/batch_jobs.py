@@ -109,8 +109,9 @@ class BatchClient(Client):
         return BatchState(str(summary.get("status")), total, completed + failed)
 
     def cancel(self, batch: str) -> None:
-        """Cancel a batch. Runpod finishes the requests in progress, and bills them."""
-        self._exchange("POST", f"/{batch}/cancel", timeout=READ_SEC, discard=True)
+        """Cancel a batch, without retries: a user waits. Runpod finishes the requests in progress, and bills them."""
+        send = Send("POST", f"{self._endpoint.base}/batch/{batch}/cancel", timeout=READ_SEC, discard=True)
+        self._run(exchange(send, 0))
 
     def outputs(self, batch: str) -> Iterator[tuple[str, Json]]:
         """Yield the id of each completed request's input, and the output.

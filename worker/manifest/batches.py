@@ -8,7 +8,7 @@ A batch outlives this process. <output>.batches has the id of each batch and the
 takes the outputs of the batches that Runpod still has. The key of a line is its position and a digest of its fields.
 The file is deleted once every line is written.
 
-Outputs are spooled on disk: Runpod returns them in any order, and embeddings are large.
+Outputs are spooled in the output's folder: Runpod returns them in any order, and embeddings are large.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class Batches:
     def _submit(self, lines: Sequence[Line]) -> None:
         from worker.client.batch_jobs import CALL_BYTES, CALL_REQUESTS, request_bytes
 
-        batch = _Batch(self._client.create(), [_key(line) for line in lines])
+        batch = _Batch(self._client.create(), [_key(line) for line in lines], self._notes.parent)
         self._mine.append(batch)
         self._batch_of |= dict.fromkeys(batch.keys, batch)
         self._note(batch)
@@ -225,12 +225,13 @@ class Batches:
 class _Batch:
     """A batch on Runpod, with the keys of its lines.
 
-    `sent` is the number of its requests, 0 in a batch of an earlier run. `fetched` has the offset and the length of
-    each output in the spool. `is_open` is False once the outputs are fetched, or if there will be none.
+    The spool is a file without a name in `folder`. `sent` is the number of its requests, 0 in a batch of an earlier
+    run. `fetched` has the offset and the length of each output in the spool. `is_open` is False once the outputs are
+    fetched, or if there will be none.
     """
 
-    def __init__(self, batch_id: str, keys: Sequence[str]) -> None:
-        self.id, self.keys, self.sent = batch_id, keys, 0
+    def __init__(self, batch_id: str, keys: Sequence[str], folder: Path) -> None:
+        self.id, self.keys, self.sent, self._folder = batch_id, keys, 0, folder
         self.fetched: dict[str, tuple[int, int]] = {}
         self.is_open = True
         self._lock = threading.Lock()
@@ -252,7 +253,8 @@ class _Batch:
 
     def fetch(self, client: BatchClient) -> None:
         """Spool the outputs that Runpod has."""
-        self._spool = tempfile.TemporaryFile()  # noqa: SIM115  closed with the object
+        self._spool = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115  closed with the object
+        self.fetched.clear()
         for key, output in client.outputs(self.id):
             data = json.dumps(output).encode()
             self.fetched[key] = (self._spool.tell(), len(data))
@@ -288,7 +290,7 @@ def _read(notes: Path) -> Iterator[_Batch]:
             noted = json.loads(line)
         except ValueError:
             continue
-        yield _Batch(noted["id"], noted["keys"])
+        yield _Batch(noted["id"], noted["keys"], notes.parent)
 
 
 def _key(line: Line) -> str:
