@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -345,6 +346,28 @@ def test_without_an_event_loop(door, manifest):
         output = process_manifest_sync(manifest, manifest.parent / "sync", server.url, api_key="k", batch=True)
     assert complete(output)
     assert api.batches
+
+
+def test_an_interrupt_without_an_event_loop_cancels_the_batches(door, manifest):
+    api = BatchApi(door, speed=0)
+
+    def interrupt():
+        while not any(batch["status"] == "FINALIZED" for batch in api.batches.values()):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with endpoint(api) as server:
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            process_manifest_sync(manifest, manifest.parent / "out", server.url, api_key="k", batch=True)
+        assert api.cancelled
+        api.speed = 1000
+        assert complete(transcribe(manifest, server.url))
+
+
+def test_a_line_waits_for_its_job_as_long_as_runpod_keeps_it():
+    assert askers.call_timeout("https://api.runpod.ai/v2/abc") == 24 * 3600
+    assert askers.call_timeout("http://127.0.0.1:8000") == 600
 
 
 def test_a_server_that_is_no_endpoint_has_no_batches(manifest):

@@ -245,6 +245,8 @@ class _Batch:
             if self.is_open:
                 self._wait(client, stop)
                 self.fetch(client)
+                if missing := len(self.keys) - len(self.fetched):
+                    log.warning("batch %s has no result for %d lines, which are sent as jobs", self.id, missing)
         if key not in self.fetched:
             return None
         offset, size = self.fetched[key]
