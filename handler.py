@@ -4,6 +4,7 @@
     python handler.py --test_input '{...}'   runs this payload
     python handler.py --rp_serve_api         serves the SDK's local API
     RUNPOD_SERVERLESS=1 python handler.py    starts the worker, as Runpod does
+    RUNPOD_MODE=http python handler.py       starts the HTTP server, as a load-balancing endpoint of Runpod does
 
 Importing this module starts nothing, and does not load torch, nemo, or transformers.
 """

@@ -52,7 +52,11 @@ OTHER_NAMES = {
     "SO_REUSEPORT",
 }
 # Python blocks that do not run, by a word in them, and what they need.
-NOT_RUN = {"Client.runpod": "an account of Runpod", "on_ray": "a Ray cluster; tests/test_manifest_ray.py runs on one"}
+NOT_RUN = {
+    "Client.runpod": "an account of Runpod",
+    "api.runpod.ai": "an account of Runpod; tests/test_load_balancer.py runs OpenAI's client through a stand-in",
+    "on_ray": "a Ray cluster; tests/test_manifest_ray.py runs on one",
+}
 
 
 def blocks(page: Path, *languages: str) -> list[str]:

@@ -61,6 +61,8 @@ NOT_ON_THE_HUB = {
         if name.startswith("audio_score_")
     },
     "runpod_serverless": "Runpod's own variables decide",
+    "runpod_mode": "Runpod's own variables decide",
+    "port_health": "set by Runpod",
     "runpod_webhook_get_job": "set by Runpod",
     "runpod_endpoint_id": "set by Runpod",
     "runpod_gpu_count": "set by Runpod",

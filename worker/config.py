@@ -280,6 +280,16 @@ class Settings(BaseSettings):
     runpod_serverless: bool | None = Field(
         None, description="`1`: start the Runpod worker. `0`: never start it. If unset, it starts on Runpod only."
     )
+    runpod_mode: Literal["queue", "http"] | None = Field(
+        None,
+        description="What the Runpod worker serves: `queue`, the jobs of a queue-based endpoint; `http`, the HTTP server behind a load-balancing endpoint. If unset, `http` if `RUNPOD_ENDPOINT_ID` and `PORT_HEALTH` are set, else `queue`.",
+    )
+    port_health: int | None = Field(
+        None,
+        ge=1,
+        le=65_535,
+        description="Set by Runpod's load-balancing endpoints. If it differs from `PORT`, the HTTP server listens on this port too, for health checks only.",
+    )
     runpod_webhook_get_job: str | None = Field(None, description="Set by Runpod.")
     runpod_endpoint_id: str | None = Field(None, description="Set by Runpod. Switches logs to JSON.")
     runpod_gpu_count: int | None = Field(
@@ -366,8 +376,15 @@ class Settings(BaseSettings):
     def on_runpod(self) -> bool:
         """Return whether to start the Runpod worker."""
         if self.runpod_serverless is None:
-            return self.runpod_webhook_get_job is not None
+            return self.runpod_webhook_get_job is not None or self.behind_load_balancer
         return self.runpod_serverless
+
+    @property
+    def behind_load_balancer(self) -> bool:
+        """Return whether the Runpod worker is the HTTP server of a load-balancing endpoint, not a handler of jobs."""
+        if self.runpod_mode is None:
+            return self.runpod_endpoint_id is not None and self.port_health is not None
+        return self.runpod_mode == "http"
 
 
 def _model_of_folder(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The Runpod worker: a job in, a dict out, and the life of the worker around it.
 
     RunpodWorker().handle(job)   one job: raises nothing but CancelledError, and returns strict JSON
-    RunpodWorker().start()       the SDK's loop on Runpod, its local API, or one run of test_input.json
+    RunpodWorker().start()       the SDK's loop on Runpod, the HTTP server behind Runpod's load balancer, the SDK's
+                                 local API, or one run of test_input.json
 
 Cancelling a job cancels its future: inputs that are not on a device yet are dropped. Progress is posted from here and
 awaited before the result is returned, so that it cannot arrive after the result. When a device is lost, the worker asks
@@ -98,11 +99,13 @@ class RunpodWorker:
         """Run as the environment and the arguments of the process say, until the SDK ends."""
         import sys
 
-        import runpod
-
         from worker import logs
 
         logs.configure(self.settings)
+        if self.settings.on_runpod and self.settings.behind_load_balancer:
+            sys.exit(self._serve())
+        import runpod
+
         config: dict[str, Any] = {
             "handler": self.handle,
             "concurrency_modifier": lambda _current: self.settings.max_concurrency,
@@ -113,6 +116,17 @@ class RunpodWorker:
         elif not any(argument.startswith("--rp_serve_api") for argument in sys.argv[1:]):
             config["handler"] = self._handle_and_print
         runpod.serverless.start(config)
+
+    def _serve(self) -> int:
+        """Serve behind Runpod's load balancer until a signal ends the server, and return the exit code.
+
+        The model loads while the server responds, so that /ping reports 204 until then.
+        """
+        from worker.entrypoints import load_balancer
+
+        self._check_ffmpeg()
+        self._check_device()
+        return load_balancer.serve(self.settings)
 
     def _needs_replacement(self) -> bool:
         """Whether a device is lost, and either no other is left or no job is running that a replacement would end."""

@@ -33,6 +33,7 @@ def serve(settings: Settings) -> int:
     """
     from worker import logs
     from worker.entrypoints.http.auth import check_address
+    from worker.errors import ConfigError
 
     settings = _with_legacy_address(settings)
     if settings.audio_score_server_socket is None:
@@ -45,6 +46,8 @@ def serve(settings: Settings) -> int:
 
         several = placements(settings)
         if len(several) > 1:
+            if settings.port_health not in (None, settings.port):
+                raise ConfigError("WORKERS above 1 requires one port: set PORT_HEALTH to PORT, or WORKERS=1.")
             return supervisor.run(settings, several, nginx.find())
     from worker.entrypoints.http.serve import serve as serve_here
 

@@ -24,6 +24,7 @@ from worker.entrypoints.http.wrong_keys import WrongKeys
 from worker.errors import AviaryError, ConfigError, RateLimited, Unauthorized
 
 SEND_KEY = "Send the API key as a bearer token: Authorization: Bearer <key>."
+SEND_OWN_KEY = "Send the key of this server (API_KEY) as X-API-Key: <key>. The bearer token is Runpod's."
 _OPEN = (
     "/",
     "/health",
@@ -60,6 +61,7 @@ class AuthMiddleware:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app, self._settings = app, settings
         self._keys, self._wrong_keys = keys(settings), WrongKeys()
+        self._bearer_is_runpods = settings.behind_load_balancer
         self._callers = Callers(self._keys, admin_keys(settings))
         try:
             self._rate = parse_rate(settings.rate_limit) if settings.rate_limit else None
@@ -100,10 +102,11 @@ class AuthMiddleware:
 
     def _key(self, headers: Headers, *, address: str) -> bytes:
         """Return the key of the settings that the request carries. Raises Unauthorized, RateLimited."""
-        scheme, _, rest = headers.get("authorization", "").encode("latin-1").partition(b" ")
-        key = rest.strip()
-        if scheme.lower() != b"bearer" or not key:
-            raise Unauthorized(SEND_KEY)
+        key, advice = _bearer(headers), SEND_KEY
+        if self._bearer_is_runpods:
+            key, advice = headers.get("x-api-key", "").encode("latin-1").strip() or key, SEND_OWN_KEY
+        if not key:
+            raise Unauthorized(advice)
         wait_sec = self._wrong_keys.wait_sec(address, key)
         if wait_sec:
             message = "too many wrong API keys came from this address; check the key, then try again later"
@@ -111,7 +114,7 @@ class AuthMiddleware:
         found = [mine for mine in self._keys if _equal(key, mine)]
         self._wrong_keys.note(address, key, right=bool(found))
         if not found:
-            raise Unauthorized(SEND_KEY)
+            raise Unauthorized(advice)
         return found[0]
 
 
@@ -132,6 +135,12 @@ def keys(settings: Settings) -> list[bytes]:
     if not valid:
         raise ConfigError("API_KEY is set, but holds no key. Set a key, or API_KEY=off to require none.")
     return [*valid, *admins]
+
+
+def _bearer(headers: Headers) -> bytes:
+    """Return the bearer token of a request, empty if it has none."""
+    scheme, _, token = headers.get("authorization", "").encode("latin-1").partition(b" ")
+    return token.strip() if scheme.lower() == b"bearer" else b""
 
 
 def _equal(sent: bytes, key: bytes) -> bool:

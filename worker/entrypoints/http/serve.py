@@ -1,6 +1,6 @@
 """One server process: the application on its sockets until a signal ends it.
 
-    serve(settings)                             in this process, on HOST and PORT or a Unix socket
+    serve(settings)                             in this process, on HOST and PORT (and PORT_HEALTH) or a Unix socket
     python -m worker.entrypoints.http.serve     as a worker of the gateway, which writes the plan to stdin
 
 SIGTERM and Ctrl-C close the listening sockets, finish accepted requests within DRAIN_SEC, then stop the engine.
@@ -25,6 +25,7 @@ from worker import logs
 from worker.config import Settings
 from worker.entrypoints.http import sockets
 from worker.entrypoints.http.app import create_app
+from worker.entrypoints.http.health_port import HealthPort
 
 if TYPE_CHECKING:
     import asyncio
@@ -67,7 +68,7 @@ def serve(
     socket of the gateway's supervisor, which adds up the metrics of all processes; with it, SIGHUP ends this process
     after all accepted requests are finished, within REQUEST_TIMEOUT_SEC.
 
-    Raises ConfigError if another server listens on `uds`.
+    Raises ConfigError if another server listens on `uds`, or on PORT_HEALTH.
     """
     import uvicorn
 
@@ -78,6 +79,9 @@ def serve(
         from worker.entrypoints.http.gateway.control import Relay
 
         app = Relay(app, control)
+    health_port = settings.port_health if uds is None and settings.port_health != settings.port else None
+    if health_port is not None:
+        app = HealthPort(app, health_port)
     server = uvicorn.Server(config(app, settings, behind_proxy=uds is not None and shared is None))
     if uds is None:
         log.info(
@@ -92,7 +96,10 @@ def serve(
 
     if control is not None:
         signal.signal(signal.SIGHUP, drain)
-    bound = sockets.bind(uds, shared)  # outside `try`, so that another server's socket is not removed
+    if health_port is None:
+        bound = sockets.bind(uds, shared)  # outside `try`, so that another server's socket is not removed
+    else:
+        bound = sockets.bind_ports(settings.host, settings.port, health_port)
     try:
         server.run(bound)
     finally:

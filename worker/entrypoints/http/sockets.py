@@ -1,4 +1,4 @@
-"""The sockets of a server process: a private Unix socket, and a TCP address that it shares with other processes."""
+"""The sockets of a server process: a private Unix socket, a TCP address that others share, ports of its own."""
 
 from __future__ import annotations
 
@@ -47,9 +47,32 @@ def remove(uds: Path) -> None:
 
 def bind_shared(host: str, port: int) -> socket.socket:
     """Return a socket bound to an address that other processes bind to as well (SO_REUSEPORT)."""
+    return _bind(host, port, socket.SO_REUSEADDR, socket.SO_REUSEPORT)
+
+
+def bind_ports(host: str, *ports: int) -> list[socket.socket]:
+    """Return a socket bound to each port. Raises ConfigError if a port cannot be bound."""
+    bound: list[socket.socket] = []
+    for port in ports:
+        try:
+            bound.append(_bind(host, port, socket.SO_REUSEADDR))
+        except OSError as error:
+            for other in bound:
+                other.close()
+            raise ConfigError(
+                f"cannot listen on {host}:{port}: {error.strerror or error}. Choose another PORT or PORT_HEALTH."
+            ) from None
+    return bound
+
+
+def _bind(host: str, port: int, *options: int) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    shared = socket.socket(family, kind, protocol)
-    shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    shared.bind(address)
-    return shared
+    bound = socket.socket(family, kind, protocol)
+    try:
+        for option in options:
+            bound.setsockopt(socket.SOL_SOCKET, option, 1)
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
+    return bound
