@@ -54,6 +54,36 @@ def test_an_upload_without_timestamps(server):
     assert answer["text"] == "see you next week"
 
 
+@pytest.mark.parametrize(
+    ("file", "filename"),
+    [
+        (str(WEEK), "week.wav"),
+        ({"url": WEEK.as_uri() + "?signature=a/b"}, "week.wav"),
+        ({"data": base64.b64encode(WEEK.read_bytes()).decode()}, "audio"),
+    ],
+)
+def test_a_source_in_place_of_an_upload(server, file, filename):
+    answer = server.post("/transcribe", json={"file": file, "include_timestamps": True}).json()
+    assert (answer["text"], answer["filename"]) == ("see you next week", filename)
+    assert answer["segments"] == [{"start": 0.13, "end": 1.13, "text": "see you next week"}]
+    assert server.post("/transcribe", json={"file": file, "include_timestamps": False}).json()["segments"] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"file": 7}, "file"),
+        ({"file": {}}, "file"),
+        ({"file": str(WEEK), "paths": [str(WEEK)]}, "paths"),
+        ({"file": str(WEEK), "include_timestamps": 2}, "include_timestamps"),
+        ({"language": "en"}, "language"),
+    ],
+)
+def test_a_mistake_in_place_of_an_upload_names_its_field(server, body, param):
+    answer = server.post("/transcribe", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
 def test_paths_as_the_offline_runner_took_them(server):
     answer = server.post(
         "/transcribe", json={"paths": [str(WEEK), str(WEEK)], "prompt": None, "max_new_tokens": 128}

@@ -43,10 +43,11 @@ def plausible(case, job: str):
         case.body = {"input": {"audio": "data:;base64," + base64.b64encode(AUDIO).decode()}}
     elif isinstance(case.body, dict):
         body = dict(case.body)
+        source = {"data": base64.b64encode(AUDIO).decode()}
         if "file" in body:
-            body["file"] = AUDIO
+            body["file"] = source if case.media_type == "application/json" else AUDIO
         if "audio" in body:
-            body["audio"] = {"data": base64.b64encode(AUDIO).decode()}
+            body["audio"] = source
         if "messages" in body:
             part = {"type": "input_audio", "input_audio": {"data": base64.b64encode(AUDIO).decode()}}
             body["messages"] = [{"role": "user", "content": [part, {"type": "text", "text": "what?"}]}]

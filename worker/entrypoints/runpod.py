@@ -27,7 +27,9 @@ from worker.types import Progress, S3Access
 
 if TYPE_CHECKING:
     from worker.engine.engine import Engine
+    from worker.entrypoints.runpod_routes import Routes
     from worker.entrypoints.tasks import Tasks
+    from worker.protocol.request import Fields
     from worker.protocol.work import Work
 
 log = logging.getLogger(__name__)
@@ -40,7 +42,8 @@ class RunpodWorker:
 
     def __init__(self, settings: Settings | None = None, engine: Engine | None = None) -> None:
         self._settings, self._engine = settings, engine
-        self._lock = threading.Lock()
+        self._routes: Routes | None = None
+        self._lock = threading.RLock()
         self._running = 0
 
     @property
@@ -67,6 +70,16 @@ class RunpodWorker:
 
         return Tasks(self.settings, self.engine)
 
+    @property
+    def routes(self) -> Routes:
+        """The routes of the HTTP server on the engine, made on first use, which takes a second."""
+        with self._lock:
+            if self._routes is None:
+                from worker.entrypoints.runpod_routes import Routes
+
+                self._routes = Routes(self.settings, self.engine)
+            return self._routes
+
     async def handle(self, job: Mapping[str, Any]) -> Any:
         """Return the answer to a job: a dict, or the text of an OpenAI route. A top-level `error` fails the job."""
         name = str(job.get("id", ""))
@@ -82,7 +95,7 @@ class RunpodWorker:
         fields = answer if isinstance(answer, dict) else {}
         if isinstance(answer, dict) and self._needs_replacement():
             answer["refresh_worker"] = True
-        usage = fields.get("usage", {})
+        usage = fields.get("usage") or {}
         log.info(
             "job %s: %s inputs, %s failed, %s s of audio, %.2f s, %d bytes%s",
             name,
@@ -138,12 +151,25 @@ class RunpodWorker:
         from worker.protocol.request import unwrap
 
         own = _s3_access(job.get("s3Config"))
-        work = await asyncio.to_thread(self.tasks.prepare, unwrap(job.get("input")), s3=own)
-        outcome = await self._run(job, work)
-        answer, data = await asyncio.to_thread(lambda: _strict(work.finish(outcome)))
+        fields = unwrap(job.get("input"))
+        if "route" in fields:
+            response = await self._call(fields)
+            answer, data = await asyncio.to_thread(_strict, response)
+        else:
+            work = await asyncio.to_thread(self.tasks.prepare, fields, s3=own)
+            outcome = await self._run(job, work)
+            answer, data = await asyncio.to_thread(lambda: _strict(work.finish(outcome)))
         if len(data) > self.settings.max_result_bytes:
             answer = await asyncio.to_thread(self._store, answer, data, own)
         return answer, len(data)
+
+    async def _call(self, fields: Fields) -> Any:
+        """Return what a route of the HTTP server responds with. An error also has the status of the response."""
+        routes = await asyncio.to_thread(lambda: self.routes)
+        try:
+            return await routes.call(fields)
+        except AviaryError as error:
+            return _error_json(error) | {"status": error.status}
 
     async def _run(self, job: Mapping[str, Any], work: Work) -> Any:
         if not self.settings.runpod_webhook_get_job:

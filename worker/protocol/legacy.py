@@ -19,11 +19,11 @@ from worker.protocol.request import MAX_NEW_TOKENS, find_model
 
 Json = dict[str, Any]
 
-_YES, _NO = ("true", "True", "1"), ("false", "False", "0")
+_YES, _NO = ("true", "True", "1", True), ("false", "False", "0", False)
 
 
 def upload_payload(fields: Json, settings: Settings) -> Json:
-    """Return the payload of a form whose `file` is the name of an open file. Raises RequestError."""
+    """Return the payload of an upload, whose `file` is the name of an open file or a source. Raises RequestError."""
     _refuse_unknown(fields, {"file", "model", "language", "include_timestamps"})
     wanted = fields.get("include_timestamps")
     if wanted not in (None, *_YES, *_NO):
@@ -33,6 +33,12 @@ def upload_payload(fields: Json, settings: Settings) -> Json:
     if wanted in _YES or (wanted is None and model.timestamps):
         payload["timestamps"] = ["segment"]
     return payload
+
+
+def filename(source: str) -> str:
+    """Return the last part of the path of a source, or `audio` if it has none."""
+    path = "" if source.startswith("data:") else source.partition("?")[0]
+    return path.rpartition("/")[2] or "audio"
 
 
 def upload_json(result: Json, filename: str | None, done_at: float) -> Json:

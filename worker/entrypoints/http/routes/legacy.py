@@ -1,7 +1,7 @@
 """The routes of the servers that Aviary replaces, in their own shapes: a client of one of them works unchanged.
 
-POST /transcribe     JSON {"paths", "prompt", "max_new_tokens"}, or a form with `file`, `model`, `language`,
-                     `include_timestamps`; the content type decides
+POST /transcribe     JSON {"paths", "prompt", "max_new_tokens"}, or `file`, `model`, `language`, `include_timestamps`:
+                     as a form with an upload, or as JSON with a source
 POST /evaluate       JSON {"audio_dir", "gt_dir", "match_mode", "max_new_tokens"}
 POST /score          a form with `uid`, `cid`, `audio`, `model`; or JSON, whose `audio` is a source
 """
@@ -22,6 +22,7 @@ from worker.config import Settings
 from worker.entrypoints.http.body import Body, RequestBody, is_form
 from worker.entrypoints.http.job_queue import UPLOAD, JobForm
 from worker.entrypoints.http.openapi import (
+    BOOLEAN,
     FILE,
     MODEL,
     SOURCE,
@@ -53,6 +54,10 @@ _PATHS: Json = {
     "prompt": {"anyOf": [option("prompt"), {"type": "null"}]},
     "max_new_tokens": {"anyOf": [option("max_new_tokens"), {"type": "null"}]},
 }
+_TRANSCRIBE = body(form=UPLOAD_FORM, json=_PATHS, required=("paths",))
+_JSON = _TRANSCRIBE["requestBody"]["content"]["application/json"]
+_SOURCE: Json = body(json={**UPLOAD_FORM, "file": SOURCE, "include_timestamps": BOOLEAN})
+_JSON["schema"] = {"anyOf": [_JSON["schema"], _SOURCE["requestBody"]["content"]["application/json"]["schema"]]}
 _EVALUATE: Json = {
     "audio_dir": TEXT,
     "gt_dir": TEXT,
@@ -74,10 +79,11 @@ def router(service: Service) -> APIRouter:
         summary="Transcribe an upload, or files of this machine",
         response_model=UploadTranscript | PathTranscripts,
         responses=failures(*WORK),
-        openapi_extra=body(form=UPLOAD_FORM, json=_PATHS, required=("paths",)),
+        openapi_extra=_TRANSCRIBE,
     )
     async def transcribe(http: Request, sent: RequestBody) -> Response:
-        return await large_json(await (_upload if is_form(http) else _paths)(service, http, sent))
+        one = is_form(http) or "file" in sent.fields
+        return await large_json(await (_file if one else _paths)(service, http, sent))
 
     @routes.post(
         "/evaluate",
@@ -115,11 +121,15 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-async def _upload(service: Service, http: Request, sent: Body) -> Callable[[], Json]:
-    """Transcribe the upload, and return what makes its response."""
-    _, filename = sent.upload("file")
-    payload = legacy.upload_payload(sent.fields, service.settings)
-    job = JobForm("transcribe", payload | {"audio": UPLOAD}, sent)
+async def _file(service: Service, http: Request, sent: Body) -> Callable[[], Json]:
+    """Transcribe the upload, or the source of a JSON body, and return what makes its response."""
+    if is_form(http):
+        fields, filename = sent.fields, sent.upload("file")[1]
+    else:
+        source = openai.source(sent.fields["file"], "file")
+        fields, filename = sent.fields | {"file": source}, legacy.filename(source)
+    payload = legacy.upload_payload(fields, service.settings)
+    job = JobForm("transcribe", payload | ({"audio": UPLOAD} if sent.files else {}), sent)
     answer = await service.one(http, payload, sent.files, job=job)
     done_at = time.time()
     return lambda: legacy.upload_json(answer["results"][0], filename, done_at)
