@@ -20,6 +20,8 @@ from worker.engine.engine import Engine
 from worker.entrypoints.http.app import create_app
 from worker.entrypoints.runpod import RunpodWorker
 from worker.entrypoints.runpod_routes import STORED
+from worker.scoring import scorer
+from worker.scoring.scorer import Progress
 
 pytestmark = pytest.mark.slow
 
@@ -209,6 +211,26 @@ def test_a_lost_device_asks_for_a_fresh_worker(tmp_path):
         answer = asyncio.run(RunpodWorker(settings, engine).handle(job))
     assert (answer["code"], answer["status"], answer["retryable"]) == ("device_lost", 503, True)
     assert answer["refresh_worker"] is True
+
+
+def test_routes_and_other_jobs_share_the_references_of_scoring(tmp_path, monkeypatch):
+    opened = []
+
+    class OneScorer:
+        progress = Progress({"whisper": "loaded"}, 1, 1)
+
+        @classmethod
+        def open(cls, *_):
+            opened.append(cls())
+            return opened[-1]
+
+    monkeypatch.setattr(scorer, "Scorer", OneScorer)
+    settings = Settings(skip_model_load=True, data_dir=tmp_path, audio_score_config=tmp_path / "config.json")
+    with Engine(settings) as engine:
+        worker = RunpodWorker(settings, engine)
+        answer = asyncio.run(worker.handle({"id": "1", "input": {"route": "/v1/models"}}))
+        assert answer["scoring_models"] == ["whisper"]
+        assert opened == [worker.tasks.scorer]
 
 
 def test_a_large_response_without_a_bucket_is_refused(tmp_path):

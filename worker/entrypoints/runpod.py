@@ -12,7 +12,6 @@ for a replacement, which ends this worker at once; while other devices work on, 
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import logging
 import threading
@@ -42,8 +41,9 @@ class RunpodWorker:
 
     def __init__(self, settings: Settings | None = None, engine: Engine | None = None) -> None:
         self._settings, self._engine = settings, engine
+        self._tasks: Tasks | None = None
         self._routes: Routes | None = None
-        self._lock = threading.RLock()
+        self._lock, self._routes_lock = threading.RLock(), threading.Lock()
         self._running = 0
 
     @property
@@ -63,21 +63,24 @@ class RunpodWorker:
                 self._engine = Engine(self.settings)
             return self._engine
 
-    @functools.cached_property
+    @property
     def tasks(self) -> Tasks:
-        """The tasks on the engine."""
-        from worker.entrypoints.tasks import Tasks
+        """The tasks on the engine, made on first use."""
+        with self._lock:
+            if self._tasks is None:
+                from worker.entrypoints.tasks import Tasks
 
-        return Tasks(self.settings, self.engine)
+                self._tasks = Tasks(self.settings, self.engine)
+            return self._tasks
 
     @property
     def routes(self) -> Routes:
-        """The routes of the HTTP server on the engine, made on first use, which takes a second."""
-        with self._lock:
+        """The routes of the HTTP server on the engine, made on first use, which takes a second. Not for event loops."""
+        with self._routes_lock:
             if self._routes is None:
                 from worker.entrypoints.runpod_routes import Routes
 
-                self._routes = Routes(self.settings, self.engine)
+                self._routes = Routes(self.settings, self.engine, self.tasks)
             return self._routes
 
     async def handle(self, job: Mapping[str, Any]) -> Any:

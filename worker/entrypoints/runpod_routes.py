@@ -1,6 +1,6 @@
 """Any route of the HTTP server through a Runpod job: the application itself, called in this process without a socket.
 
-    {"route", "method", "body"} ──▶ Routes.call ── ASGI ──▶ create_app(settings, engine)
+    {"route", "method", "body"} ──▶ Routes.call ── ASGI ──▶ create_app(settings, engine, tasks)
                                                                      │
     the JSON or the text of the response, or its error  ◀────────────┘
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import httpx
 
     from worker.engine.engine import Engine
+    from worker.entrypoints.tasks import Tasks
 
 LONGEST_SEC = 7 * 86400.0  # a Runpod job ends before that: https://docs.runpod.io/serverless/endpoints/send-requests
 STORED = ("/run", "/runsync", "/status", "/cancel", "/stream", "/purge-queue", "/v2", "/jobs", "/transcribe/async")
@@ -33,14 +34,14 @@ FIELDS = ("route", "method", "body")
 class Routes:
     """The application on an engine. Making it takes a second, and its thread must be no event loop's."""
 
-    def __init__(self, settings: Settings, engine: Engine) -> None:
+    def __init__(self, settings: Settings, engine: Engine, tasks: Tasks) -> None:
         import httpx
 
         from worker.entrypoints.http.app import create_app
 
         unguarded = {"api_key": "off", "admin_api_key": None, "rate_limit": None}
         own = {"jobs_url": None, "request_timeout_sec": LONGEST_SEC}
-        app = create_app(settings.model_copy(update=unguarded | own), engine)
+        app = create_app(settings.model_copy(update=unguarded | own), engine, tasks)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         self._http = httpx.AsyncClient(transport=transport, base_url="http://localhost", follow_redirects=True)
 

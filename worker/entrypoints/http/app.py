@@ -31,15 +31,19 @@ from worker.entrypoints.http.metrics import Metrics, MetricsMiddleware
 from worker.entrypoints.http.origins import OriginMiddleware
 from worker.entrypoints.http.routes import health, jobs, legacy, openai, runpod
 from worker.entrypoints.http.service import Service
+from worker.entrypoints.tasks import Tasks
 
 
-def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
-    """Return the application on `engine`, or on an engine of its own that it makes from the settings and closes."""
+def create_app(settings: Settings, engine: Engine | None = None, tasks: Tasks | None = None) -> FastAPI:
+    """Return the application on `engine`, or on an engine of its own that it makes from the settings and closes.
+
+    tasks: those of the engine, if the caller runs requests too. Both then share the models and references of scoring.
+    """
     metrics = Metrics()
     ours = engine is None
     running = engine or Engine(settings, on_batch=metrics.batch, on_response=metrics.response)
     metrics.watch(running)
-    service = Service(settings, running, metrics)
+    service = Service(settings, running, metrics, tasks)
     service.jobs = queue = JobQueue(settings, service.tasks, jobs.webhook_body)
 
     @contextlib.asynccontextmanager

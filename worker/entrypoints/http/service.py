@@ -44,9 +44,9 @@ LOADING_SEC = 5.0
 class Service:
     """One engine behind HTTP. The event loop calls its methods. `jobs`: what late requests continue in."""
 
-    def __init__(self, settings: Settings, engine: Engine, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, engine: Engine, metrics: Metrics, tasks: Tasks | None = None) -> None:
         self.settings, self.engine, self.metrics = settings, engine, metrics
-        self.tasks = Tasks(settings, engine)
+        self.tasks = tasks or Tasks(settings, engine)
         self.jobs: JobQueue | None = None
         self._loads: dict[str, Future[None]] = {}
         self._in_flight, self._counting = 0, threading.Lock()
