@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import threading
 import time
 
 import httpx
@@ -187,6 +188,17 @@ def test_stored_jobs_are_refused_and_no_other_route_is(host, settings):
                 assert (post["output"]["code"], post["output"]["param"]) == ("unsupported", "route"), path
     assert call(host, "/run?x=1", {"input": {}})["output"]["code"] == "unsupported"
     assert call(host, "/%72un", {"input": {}})["output"]["code"] == "unsupported"
+
+
+def test_a_canceled_job_ends_its_request(host):
+    with test_runpod.Site() as site:
+        threading.Thread(target=site.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        job = host.submit({"route": SPEECH, "body": {"audio": {"url": site.url("trickle/gone")}}})
+        test_runpod.eventually(lambda: site.hits == ["trickle/gone"])
+        host.stop(job)
+        test_runpod.eventually(lambda: site.dropped == ["trickle/gone"], 8)
+        assert host.posts_of(job) == []
+        site.shutdown()
 
 
 def test_requests_wait_for_no_other_and_end_with_their_job(host):
