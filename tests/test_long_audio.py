@@ -21,7 +21,7 @@ from worker.backends.base import Backend
 from worker.config import Settings
 from worker.engine import clip_run
 from worker.engine.engine import Engine
-from worker.errors import ModelError, Unsupported
+from worker.errors import ModelError, OutOfMemory, Unsupported
 from worker.protocol.render import to_json
 from worker.protocol.request import parse
 from worker.types import SAMPLE_RATE, Clip, Failure, Span, Transcript
@@ -290,3 +290,64 @@ def test_together_is_alone_and_no_word_is_doubled_or_out_of_order(tmp_path, spok
         assert found == sorted(set(found)), "in order, and each once"
         assert set(numbers(1, length + 1)) - set(words(result)) <= {f"w{n}" for n in drops}
         assert result.output.text == " ".join(words(result))
+
+
+class Small(Reader):
+    """Runs out of memory on audio longer than `fits_sec`, after it has generated the first words of the text."""
+
+    def __init__(self, fits_sec=30.0, **values):
+        super().__init__(**values)
+        self.fits_sec = fits_sec
+
+    def infer(self, batch):
+        if any(piece.duration_sec > self.fits_sec for piece in batch.pieces):
+            self.batches.append([piece.duration_sec for piece in batch.pieces])
+            for piece in batch.pieces:
+                if piece.on_text is not None:
+                    piece.on_text("w1 w2 ")
+            raise RuntimeError("CUDA out of memory. Tried to allocate 38 GiB")
+        return super().infer(batch)
+
+
+@pytest.mark.parametrize("detects", [True, False])
+def test_a_long_clip_that_does_not_fit_is_transcribed_in_windows(tmp_path, spoken, caplog, detects):
+    model = Small()
+    payload = {"inputs": [audio(tmp_path / "a.wav", 100)], "timestamps": True}
+    (result,) = run(tmp_path, model, payload, detect_speech=detects).results
+    assert result.output.text == " ".join(numbers(1, 101))
+    assert words(result) == numbers(1, 101)
+    assert [span.start for span in result.output.words] == pytest.approx([n + 0.1 for n in range(100)], abs=0.4)
+    assert result.warning is None
+    assert model.batches[0] == [100.0]
+    assert sum(map(sum, model.batches)) == pytest.approx(200), "once whole, once in windows"
+    assert "LONG_AUDIO=windows" in caplog.text
+
+
+def test_the_text_and_the_progress_of_a_clip_that_does_not_fit_are_told_once(tmp_path, spoken):
+    made = Settings(model="parakeet", data_dir=tmp_path / "data", allowed_paths=(tmp_path,))
+    deltas, steps = [], []
+    with Engine(made, create_backend=lambda _row: Small()) as engine:
+        request = parse({"inputs": [audio(tmp_path / "a.wav", 100)]}, made)
+        future = engine.submit(request, on_text=lambda _index, text: deltas.append(text), on_progress=steps.append)
+        (result,) = future.result(60).results
+    assert deltas[0] == "w1 w2 ", "from the attempt that failed"
+    assert "".join(deltas) == result.output.text == " ".join(numbers(1, 101))
+    assert "".join(step.text[1] for step in steps if step.text) == result.output.text
+    seconds = [step.audio_sec_done for step in steps]
+    assert seconds == sorted(seconds)
+    assert len(set(seconds)) >= 4, "each window is a step"
+    assert (steps[-1].inputs_done, steps[-1].audio_sec_done, steps[-1].audio_sec_total) == (1, 100, 100)
+
+
+def test_what_does_not_fit_in_windows_either_is_an_error_and_other_errors_are_not_tried_again(tmp_path, spoken):
+    model = Small(fits_sec=10)
+    payload = {"inputs": [audio(tmp_path / "a.wav", 100), audio(tmp_path / "b.wav", 8), audio(tmp_path / "c.wav", 20)]}
+    long, short, middle = run(tmp_path, model, payload).results
+    assert isinstance(long.error, OutOfMemory)
+    assert short.output.text == " ".join(numbers(1, 9))
+    assert isinstance(middle.error, OutOfMemory)
+    assert [20.0] in model.batches
+    failing = Reader(works=0)
+    (result,) = run(tmp_path, failing, {"inputs": [str(tmp_path / "a.wav")]}).results
+    assert isinstance(result.error, ModelError)
+    assert failing.batches == [[100.0]]

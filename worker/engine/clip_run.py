@@ -4,6 +4,7 @@
     long clip ── windows, or whole ──▶ transcripts ──▶ speech without words ── its pieces ──▶ transcripts ──▶ output
 
 A clip is long if it is longer than the model's window, or than chunking.WINDOW_SEC for a model that accepts any length.
+A long clip that is too large for the device as a whole is transcribed in windows.
 In a long clip, speech is detected on the caller's thread. Speech that the transcript has no words for is transcribed
 again, alone and once. What is still without words is named in the transcript's warning.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -27,10 +29,12 @@ from worker.engine import chunking, gaps
 from worker.engine.gaps import Times, Window
 from worker.engine.piece_queue import OnOutcome, PieceResult
 from worker.engine.request_state import Parts, RequestState, WindowCollector
-from worker.errors import AviaryError, Cancelled, TooLong
+from worker.errors import AviaryError, Cancelled, OutOfMemory, TooLong
 from worker.faults import report
 from worker.futures import into, settle
 from worker.types import SAMPLE_RATE, Clip, Item, Options, Output, Piece, Transcript
+
+log = logging.getLogger(__name__)
 
 GUESSED = 0.5  # the temperature above which OpenAI's Whisper does not continue a text
 Samples = tuple[int, int]  # the start and the end of a window, in samples
@@ -71,7 +75,8 @@ class ClipRun:
         """Queue the pieces. `output` is set when the last of them is done. Raises TooLong."""
         self._check_length()
         if not self._transcribes or self._clip.duration_sec <= self._window_sec:
-            self._submit_whole(WindowCollector(self._state, [0.0], output))
+            collector = WindowCollector(self._state, [0.0], output)
+            self._submit_whole(functools.partial(collector.add, 0))
         else:
             self._start_long(output)
 
@@ -84,22 +89,48 @@ class ClipRun:
             )
 
     def _start_long(self, output: Future[Output]) -> None:
-        first: Future[Parts] = Future()
-        first.add_done_callback(into(output, lambda _parts: None))  # a failure does not wait for the search for speech
         if self._in_windows:
             self._search_speech()
-            windows = chunking.split(self._clip.samples, self._window_sec, self._speech or ())
-            collector = WindowCollector(self._state, _starts(windows), first, self._text_listener(), list)
-            if self._conditions:
-                self._submit_next(windows, 0, "", collector)
-            else:
-                for number, window in enumerate(windows):
-                    self._submit(self._piece(window), functools.partial(self._end_window, collector, number, window))
+            self._start_windows(output)
+            return
+        whole: Future[Parts] = Future()
+        whole.add_done_callback(into(output, lambda _parts: None))  # a failure does not wait for the search for speech
+        collector = WindowCollector(self._state, [0.0], whole, merge=list)
+        self._submit_whole(functools.partial(self._end_whole, collector, whole))
+        self._search_speech()  # while the device transcribes
+        whole.add_done_callback(into(output, functools.partial(self._check_whole, output)))
+
+    def _end_whole(self, collector: WindowCollector, whole: Future[Parts], outcome: PieceResult | AviaryError) -> None:
+        """Record the outcome of the whole clip: no part if the clip is too large for the device."""
+        if isinstance(outcome, OutOfMemory):
+            settle(whole, [])
         else:
-            windows = [(0, len(self._clip.samples))]
-            self._submit_whole(WindowCollector(self._state, [0.0], first, merge=list))
-            self._search_speech()  # while the device transcribes
+            collector.add(0, outcome)
+
+    def _check_whole(self, output: Future[Output], parts: Parts) -> None:
+        """Check the transcript of the whole clip, or transcribe the clip in windows if there is no transcript."""
+        if parts:
+            self._check_words(output, [(0, len(self._clip.samples))], parts)
+            return
+        log.warning(
+            "out of memory with a clip of %.0f s as a whole, so it is transcribed in windows; "
+            "set LONG_AUDIO=windows to avoid the failed attempt",
+            self._clip.duration_sec,
+        )
+        if self._stream is not None:
+            self._stream.restart()
+        self._start_windows(output)
+
+    def _start_windows(self, output: Future[Output]) -> None:
+        windows = chunking.split(self._clip.samples, self._window_sec, self._speech or ())
+        first: Future[Parts] = Future()
         first.add_done_callback(into(output, functools.partial(self._check_words, output, windows)))
+        collector = WindowCollector(self._state, _starts(windows), first, self._text_listener(), list)
+        if self._conditions:
+            self._submit_next(windows, 0, "", collector)
+        else:
+            for number, window in enumerate(windows):
+                self._submit(self._piece(window), functools.partial(self._end_window, collector, number, window))
 
     def _text_listener(self) -> Callable[[str], None] | None:
         """Return what receives the text of the windows in order, or None if there is no listener."""
@@ -122,11 +153,11 @@ class ClipRun:
         self._state.meter.advance(self._items, (end - start) / SAMPLE_RATE)
         collector.add(number, outcome)
 
-    def _submit_whole(self, collector: WindowCollector) -> None:
+    def _submit_whole(self, on_outcome: OnOutcome) -> None:
         piece = self._piece((0, len(self._clip.samples)))
         if self._stream is not None:
             piece = dataclasses.replace(piece, on_text=self._stream.write, begins=self._stream.restart)
-        self._submit(piece, functools.partial(collector.add, 0))
+        self._submit(piece, on_outcome)
 
     def _submit_next(self, windows: list[Samples], number: int, before: str, collector: WindowCollector) -> None:
         """Queue a window with the text before it as its prompt, and then the windows after it."""
