@@ -64,6 +64,7 @@ def test_padding_of_lognormal_clips_stays_under_a_tenth():
 
 
 def test_long_means_any_of_the_three_limits():
+    assert Limits.of(Settings()).long_sec == 600, "whatever the memory"
     limit = Limits.of(Settings(short_max_sec=600, local_attention_after_sec=20, batch_max_total_sec=1200))
     assert is_long(piece(21), limit)
     assert not is_long(piece(20), limit)

@@ -18,7 +18,7 @@ from worker.errors import ConfigError
 def test_the_earlier_defaults():
     made = Settings()
     assert (made.short_max_sec, made.batch_max_items) == (600, 16)
-    assert (made.batch_max_total_sec, made.local_attention_after_sec) == (1200, 1440)
+    assert made.batch_max_total_sec == 1200
     assert made.default_model == "nvidia/parakeet-tdt-0.6b-v3"
 
 

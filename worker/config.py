@@ -101,8 +101,10 @@ class Settings(BaseSettings):
         gt=0,
         description="Longest time, in seconds, that a batch is expected to run, as learned from earlier batches, so that the next request does not wait longer. A batch of one clip or window may take longer, and so may the batches of a model that takes more than a quarter of this time to start a batch. If unset, 1 on a GPU and 5 on a CPU.",
     )
-    local_attention_after_sec: float = Field(
-        1440, gt=0, description="Length, in seconds, above which Parakeet transcribes a clip with local attention."
+    local_attention_after_sec: float | None = Field(
+        None,
+        gt=0,
+        description="Length, in seconds, above which Parakeet transcribes a clip with local attention. If unset, the length that fits the free memory of the device, 1440 at most.",
     )
     long_audio: Literal["whole", "windows"] = Field(
         "whole",

@@ -7,12 +7,17 @@ request names it.
 
 Greedy decoding yields token times for free, so every transcript has words and segments. The model is not run on
 silence, or on clips shorter than one encoder frame: their transcript is empty.
+
+Clips for which full attention takes too much memory are encoded alone, with local attention. So is a clip for which the
+device runs out of memory nevertheless.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -23,10 +28,11 @@ from worker.backends.common import text_language, timestamps
 from worker.backends.common.silence import is_silent
 from worker.backends.nemo import greedy_transducer
 from worker.backends.nemo.encoder import NemoModel, weight_bytes
-from worker.backends.nemo.local_attention import LocalAttention
+from worker.backends.nemo.local_attention import LocalAttention, longest_full_sec
 from worker.catalog import Model
 from worker.config import Settings
 from worker.errors import OutOfMemory
+from worker.faults import translate
 from worker.types import Batch, Output, Piece, Transcript
 
 log = logging.getLogger(__name__)
@@ -72,6 +78,11 @@ class Parakeet(Backend):
             self._windowed = self._device.type == "cpu" and len(self._tdt_durations) == model.joint.num_extra_outputs
             self._decoders = {False: _decoder(model), True: _decoder(model)}
         self._local = LocalAttention(model.encoder) if model.encoder.self_attention_model == "rel_pos" else None
+        self._full_attention_sec = math.inf
+        if self._local is not None:
+            self._full_attention_sec = self._settings.local_attention_after_sec or longest_full_sec(
+                model.encoder, self._frame_sec
+            )
         self._long_decoder_warm = False
         self._vocabulary = (model.joint if self._transducer else model.decoder).num_classes_with_blank
         if self._transducer:
@@ -91,15 +102,14 @@ class Parakeet(Backend):
     def infer(self, batch: Batch) -> list[Output]:
         """Transcribe the pieces. Raises OutOfMemory."""
         outputs: list[Output] = [Transcript("", language=self._language(piece, "")) for piece in batch.pieces]
-        spoken = [i for i, piece in enumerate(batch.pieces) if not is_silent(piece.clip.samples)]
-        if spoken:
-            try:
-                transcripts = self._transcribe([batch.pieces[i] for i in spoken], batch.long)
-            except self._torch.OutOfMemoryError as error:
-                self._torch.cuda.empty_cache()
-                raise OutOfMemory("the device does not have enough memory for this input") from error
-            for i, transcript in zip(spoken, transcripts, strict=True):
-                outputs[i] = transcript
+        try:
+            for group in self._groups(batch.pieces):
+                transcripts = self._transcribe([batch.pieces[i] for i in group], batch.long)
+                for i, transcript in zip(group, transcripts, strict=True):
+                    outputs[i] = transcript
+        except self._torch.OutOfMemoryError as error:
+            self._torch.cuda.empty_cache()
+            raise OutOfMemory("the device does not have enough memory for this input") from error
         return outputs
 
     def close(self) -> None:
@@ -109,9 +119,16 @@ class Parakeet(Backend):
         if self._device.type == "cuda":
             self._torch.cuda.empty_cache()
 
+    def _groups(self, pieces: Sequence[Piece]) -> list[list[int]]:
+        """Return the indices of the pieces that run together, those with local attention alone. Silence is not run."""
+        spoken = [i for i, piece in enumerate(pieces) if not is_silent(piece.clip.samples)]
+        together = [i for i in spoken if pieces[i].duration_sec <= self._full_attention_sec]
+        alone = [[i] for i in spoken if pieces[i].duration_sec > self._full_attention_sec]
+        return [together, *alone] if together else alone
+
     def _transcribe(self, pieces: list[Piece], long: bool) -> list[Transcript]:
-        with self._torch.inference_mode(), self._attention(pieces):
-            encoded, frames = self._nemo.encode(pieces)
+        with self._torch.inference_mode():
+            encoded, frames = self._encode(pieces)
             logprobs = pieces[0].options.confidence
             if self._transducer:
                 rows = self._transduce(encoded, frames, long, logprobs)
@@ -119,10 +136,30 @@ class Parakeet(Backend):
                 rows = _ctc(self._model, encoded, frames, logprobs)
         return [self._transcript(piece, row) for piece, row in zip(pieces, rows, strict=True)]
 
+    def _encode(self, pieces: list[Piece]) -> tuple[Any, Any]:
+        """Return the encoder's states and their lengths. A single clip that does not fit gets local attention."""
+        local, attention = self._local, self._attention(pieces)
+        try:
+            with attention:
+                return self._nemo.encode(pieces)
+        except Exception as error:
+            is_last_resort = len(pieces) > 1 or local is None or attention is local
+            if is_last_resort or not isinstance(translate(error), OutOfMemory):
+                raise
+        assert local is not None
+        self._torch.cuda.empty_cache()  # the tensors in the exception's traceback are released by now
+        log.warning(
+            "out of memory with full attention over %.0f s, so the clip is transcribed with local attention; "
+            "set LOCAL_ATTENTION_AFTER_SEC below that length to avoid the failed attempt",
+            pieces[0].duration_sec,
+        )
+        with local:
+            return self._nemo.encode(pieces)
+
     def _attention(self, pieces: list[Piece]) -> contextlib.AbstractContextManager[None]:
-        """Return the context to encode in: local attention if a piece is longer than LOCAL_ATTENTION_AFTER_SEC."""
+        """Return the context to encode in: local attention if a piece is too long for full attention."""
         longest = max(piece.duration_sec for piece in pieces)
-        if self._local is not None and longest > self._settings.local_attention_after_sec:
+        if self._local is not None and longest > self._full_attention_sec:
             return self._local
         return contextlib.nullcontext()
 

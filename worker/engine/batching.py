@@ -66,9 +66,8 @@ class Limits:
     def of(cls, settings: Settings) -> Limits:
         """Return the limits that the settings give, before the device and the model lower them."""
         total = settings.batch_max_total_sec
-        return cls(
-            settings.batch_max_items, total, min(settings.short_max_sec, settings.local_attention_after_sec, total)
-        )
+        local_after_sec = settings.local_attention_after_sec or math.inf
+        return cls(settings.batch_max_items, total, min(settings.short_max_sec, local_after_sec, total))
 
 
 def is_long(piece: Piece, limits: Limits) -> bool:

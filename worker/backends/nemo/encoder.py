@@ -18,6 +18,7 @@ import numpy as np
 from worker import catalog
 from worker.backends.common import checkpoints
 from worker.backends.common.device import device_of, dtype_of
+from worker.backends.nemo import subsampling
 from worker.backends.nemo.restore import restore
 from worker.config import Settings
 from worker.errors import ModelUnavailable
@@ -70,8 +71,8 @@ class NemoModel:
         mel, mel_length = self.model.preprocessor(
             input_signal=torch.from_numpy(signal).to(self.device), length=torch.tensor(lengths, device=self.device)
         )
-        encoded, frames = self.model.encoder(audio_signal=mel.to(self.dtype), length=mel_length)
-        return encoded, frames
+        mel = mel.to(self.dtype)  # frees the float32 copy
+        return subsampling.encode(self.model.encoder, mel, mel_length)
 
 
 def weight_bytes(name: str, settings: Settings) -> int:

@@ -4,14 +4,46 @@ NeMo's own `change_attention_model` rebuilds every attention layer. On an encode
 biases with random values, they are float32 and in training mode, and switching back keeps the local context. This
 module builds the local layers once, around the encoder's own parameters (no copies, no new weights). Entering and
 exiting the context only swaps references.
+
+`longest_full_sec` returns from which length on a clip requires local attention.
 """
 
 from __future__ import annotations
 
+import math
+import os
 from types import TracebackType
 from typing import Any
 
 WINDOW = (128, 128)  # frames of 80 ms to each side: 10.24 s, as for the long-form results of the model cards
+
+MOST_SEC = 1440.0  # the longest audio with full attention, even if more would fit: NVIDIA's figure for 80 GB
+# At its peak, a layer with full attention holds this many matrices of (frames, frames) for each head: 37 GB for 1,440 s
+# of a 0.6b model in bfloat16. Counted with fake tensors for NeMo 3.0.0; tests/test_nemo_memory.py counts again.
+MATRICES = 7.3
+DEVICE_SHARE = 0.85  # of the free memory of a GPU; the rest is for what grows with the frames, and for fragmentation
+RAM_SHARE = 0.5  # of a computer's memory, in which the weights, the decoded audio and other programs are too
+
+
+def longest_full_sec(encoder: Any, frame_sec: float) -> float:
+    """Return the longest audio, in seconds, for which full attention fits into the memory that is free now.
+
+    `encoder` is a NeMo ConformerEncoder on its device, and `frame_sec` is the length of one of its frames. The matrices
+    take MATRICES * frames² * heads * bytes of a number, which is solved for the frames.
+    """
+    weight = next(encoder.parameters())
+    bytes_of_square = MATRICES * encoder.layers[0].self_attn.h * weight.element_size()
+    return min(MOST_SEC, math.sqrt(_bytes_for_attention(weight.device) / bytes_of_square) * frame_sec)
+
+
+def _bytes_for_attention(device: Any) -> float:
+    import torch
+
+    if device.type != "cuda":
+        return RAM_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free, _total = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return DEVICE_SHARE * float(free + cached)
 
 
 class LocalAttention:
