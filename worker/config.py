@@ -106,6 +106,10 @@ class Settings(BaseSettings):
         gt=0,
         description="Length, in seconds, above which Parakeet transcribes a clip with local attention. If unset, the length that fits the free memory of the device, 1440 at most.",
     )
+    cuda_graphs: bool = Field(
+        True,
+        description="`0`: Parakeet decodes without CUDA graphs, which is slower. The worker switches them off by itself if their texts are wrong.",
+    )
     long_audio: Literal["whole", "windows"] = Field(
         "whole",
         description="How models that accept any length transcribe audio longer than 30 s, unless the request says: `whole`, or `windows` of at most 30 s that share batches.",

@@ -26,7 +26,7 @@ import numpy as np
 from worker.backends.base import Backend
 from worker.backends.common import text_language, timestamps
 from worker.backends.common.silence import is_silent
-from worker.backends.nemo import greedy_transducer
+from worker.backends.nemo import cuda_graphs, greedy_transducer
 from worker.backends.nemo.encoder import NemoModel, weight_bytes
 from worker.backends.nemo.local_attention import LocalAttention, longest_full_sec
 from worker.catalog import Model
@@ -76,7 +76,9 @@ class Parakeet(Backend):
             self._max_symbols = decoding.greedy.get("max_symbols", 10)
             model.joint.log_softmax = False  # the argmax is the same; on a CPU the logarithm takes a third of the time
             self._windowed = self._device.type == "cpu" and len(self._tdt_durations) == model.joint.num_extra_outputs
-            self._decoders = {False: _decoder(model), True: _decoder(model)}
+            self._decoders = {
+                long: cuda_graphs.make_decoder(model, self._settings.cuda_graphs) for long in (False, True)
+            }
         self._local = LocalAttention(model.encoder) if model.encoder.self_attention_model == "rel_pos" else None
         self._full_attention_sec = math.inf
         if self._local is not None:
@@ -95,7 +97,7 @@ class Parakeet(Backend):
         return weight_bytes(self._row.id, self._settings)
 
     def warm(self) -> None:
-        """Capture the CUDA graph for batches of short clips."""
+        """Capture and prove the CUDA graph for batches of short clips."""
         if self._device.type == "cuda" and self._transducer:
             self._capture(False, self._settings.batch_max_items, self._settings.short_max_sec)
 
@@ -269,30 +271,16 @@ class Parakeet(Backend):
         return piece.options.language or text_language.identify(text, self._row.languages)
 
     def _capture(self, long: bool, items: int, seconds: float) -> None:
-        """Capture a decoder's CUDA graph at its largest shape: `items` clips of `seconds` each."""
-        torch = self._torch
-        frames = int(seconds / self._frame_sec) + 2
-        with torch.inference_mode():
-            encoded = torch.zeros(
-                items, self._model.encoder._feat_out, frames, device=self._device, dtype=self._nemo.dtype
-            )
-            lengths = torch.ones(items, dtype=torch.long, device=self._device)
-            self._decoders[long].rnnt_decoder_predictions_tensor(encoded, lengths)
+        """Capture a decoder's CUDA graph at its largest shape, `items` clips of `seconds` each.
 
-
-def _decoder(model: Any) -> Any:
-    """Return a decoder of the model's own strategy, made greedy and batched."""
-    from copy import deepcopy
-
-    from omegaconf import open_dict
-
-    config = deepcopy(model.cfg.decoding)
-    with open_dict(config):
-        config.strategy = "greedy_batch"
-        config.compute_timestamps = False
-        config.preserve_alignments = False
-    model.change_decoding_strategy(config, verbose=False)
-    return model.decoding
+        If the graph is wrong, no decoder of the model uses graphs any more.
+        """
+        with self._torch.inference_mode():
+            problem = cuda_graphs.capture(self._decoders[long], self._model, items, int(seconds / self._frame_sec) + 2)
+        if problem is not None:
+            log.warning("%s decodes without CUDA graphs, which is slower, because %s", self._row.id, problem)
+            for decoder in self._decoders.values():
+                decoder.decoding.disable_cuda_graphs()
 
 
 def _ctc(model: Any, encoded: Any, frames: Any, logprobs: bool) -> list[Row]:
