@@ -153,3 +153,17 @@ def test_a_setting_switches_graphs_off(kind, tmp_path, monkeypatch):
     assert captured(made) is None
     assert not graph.calls
     assert all(decoder.decoding.decoding_computer.cuda_graphs_mode is None for decoder in made._decoders.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["digits", "rnnt"])
+def test_the_graphs_of_a_gpu_are_proved(kind, dtype, tmp_path):
+    name = str(MODEL) if kind == "digits" else random_model(kind, tmp_path)
+    made = create(find(name), Settings(device="cuda", dtype=dtype))
+    made.load()
+    for long, rows in ((False, 16), (True, 1)):
+        with torch.inference_mode():
+            assert cuda_graphs.capture(made._decoders[long], made._model, rows, 7500) is None
+        assert made._decoders[long].decoding.decoding_computer.cuda_graphs_mode is not None

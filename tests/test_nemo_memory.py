@@ -3,6 +3,7 @@ what does not fit, and convolutions in pieces."""
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from types import SimpleNamespace
 
@@ -214,6 +215,23 @@ def peak_bytes(encoder, seconds: float, local: bool = False) -> int:
 def test_full_attention_takes_the_memory_that_the_formula_says(full_size, seconds):
     matrix = 8 * (seconds / 0.08) ** 2 * 4
     assert peak_bytes(full_size, seconds) == pytest.approx(local_attention.MATRICES * matrix, rel=0.03)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_takes_the_memory_that_was_counted():
+    seconds, made = 600, conformer().to("cuda", torch.bfloat16)
+    mel = torch.zeros(1, 128, seconds * 100, device="cuda", dtype=torch.bfloat16)
+    lengths = torch.full((1,), mel.shape[-1], device="cuda")
+    for context, counted in (
+        (contextlib.nullcontext(), local_attention.MATRICES * 8 * 7500**2 * 2),
+        (LocalAttention(made), 2e9),
+    ):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with torch.inference_mode(), context:
+            subsampling.encode(made, mel, lengths)
+        assert torch.cuda.max_memory_allocated() - before == pytest.approx(counted, rel=0.1)
 
 
 def test_four_hours_take_under_10_gb_in_bfloat16(full_size):
