@@ -1,6 +1,6 @@
 """Run measurements and print one table: `python -m benchmarks [NAME …]`.
 
-Without names, all measurements run except `gpu`, which a full-size model and a CUDA device require.
+Without names, all measurements run. `gpu` requires a CUDA device; `python -m benchmarks.gpu` has more options for it.
 """
 
 from __future__ import annotations

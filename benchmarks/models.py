@@ -97,7 +97,7 @@ def tower() -> list[Row]:
     everything = sum(shape.numel() for shape in shapes.values())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _sparse(folder, shapes)
+        write_sparse(folder, shapes)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         read = tower_bytes(folder)
         alone = load_tower(folder, config.audio_config, torch.bfloat16, torch.device("cpu"))
@@ -116,11 +116,13 @@ def tower() -> list[Row]:
     ]
 
 
-def _sparse(folder: Path, shapes: dict[str, Any], shards: int = 4) -> None:
+def write_sparse(folder: Path, shapes: dict[str, Any], shards: int = 4) -> None:
     """Write a sharded bfloat16 checkpoint of these shapes, all zeros, that takes no room on disk."""
     names, places = list(shapes), {}
+    total = 2 * sum(shape.numel() for shape in shapes.values())
     for shard in range(shards):
-        header, at = {}, 0
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        at = 0
         for name in names[shard::shards]:
             length = 2 * shapes[name].numel()
             header[name] = {"dtype": "BF16", "shape": list(shapes[name]), "data_offsets": [at, at + length]}
@@ -129,7 +131,9 @@ def _sparse(folder: Path, shapes: dict[str, Any], shards: int = 4) -> None:
         with (folder / f"model-{shard}.safetensors").open("wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
             file.truncate(8 + len(text) + at)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": places})
+    )
 
 
 def long_canary() -> list[Row]:
