@@ -7,6 +7,7 @@ import logging
 import os
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import yaml
 from conftest import DIGITS, FIXTURES, LABELS
 
 from worker.backends import create
+from worker.backends.nemo.restore import restore, without_random_values
 from worker.catalog import find
 from worker.config import Settings
+from worker.errors import ModelUnavailable
 from worker.types import Batch, Clip, Options, Piece, Transcript
 
 pytest.importorskip("nemo.collections.asr", reason="nemo_toolkit is not installed")
@@ -25,6 +28,7 @@ import torch
 from fixtures import train_parakeet
 
 PARAKEET, CANARY, CTC = (FIXTURES / f"{name}-digits.nemo" for name in ("parakeet", "canary", "ctc"))
+LANGUAGES = FIXTURES / "canary-languages.nemo"
 CLIPS = [Clip(soundfile.read(DIGITS / name, dtype="float32")[0]) for name in sorted(LABELS)[:3]]
 
 # What NeMo 2.5 writes into `decoding` after change_decoding_strategy. 3.0.0 fails on such a boosting_tree.
@@ -188,16 +192,107 @@ def test_a_compressed_archive_loads(tmp_path, expected):
     assert texts(load(tmp_path / "old.nemo")) == expected[CTC]
 
 
-def test_weights_and_buffers_are_those_of_nemos_own_restore():
+def tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return all parameters and buffers, under all their names, those that no checkpoint holds included."""
+    return dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+
+
+def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    return list(ours) == list(theirs) and all(
+        ours[name].dtype == value.dtype and torch.equal(ours[name], value) for name, value in theirs.items()
+    )
+
+
+@pytest.mark.parametrize("path", [PARAKEET, CANARY, LANGUAGES, CTC], ids=lambda path: path.stem)
+def test_every_tensor_is_that_of_nemos_own_restore(path):
     from nemo.collections.asr.models import ASRModel
 
-    for path in (PARAKEET, CANARY, CTC):
-        theirs, ours = ASRModel.restore_from(str(path), map_location="cpu"), load(path)._model
-        assert type(ours) is type(theirs)
-        mine = ours.state_dict()
-        assert list(mine) == list(theirs.state_dict())
-        assert all(torch.equal(mine[name], value) for name, value in theirs.state_dict().items())
-        assert not ours.training
+    theirs, (ours, _) = ASRModel.restore_from(str(path), map_location="cpu"), restore(path, torch.device("cpu"))
+    assert type(ours) is type(theirs)
+    assert same(tensors(ours), tensors(theirs))
+    assert set(tensors(ours)) > set(ours.state_dict())  # with buffers that the constructor computes
+    for name in ("labels", "joint", "decoder", "encoder"):
+        assert ours.cfg.get(name) == theirs.cfg.get(name)
+    assert not any(module.training for module in ours.modules())
+    assert not any(parameter.requires_grad for parameter in ours.parameters())
+
+
+@pytest.mark.parametrize("path", [PARAKEET, CANARY, LANGUAGES, CTC], ids=lambda path: path.stem)
+def test_a_cast_while_loading_is_a_cast_of_the_loaded_model(path):
+    parts = ("encoder", "decoder", "joint", "transf_decoder", "log_softmax")
+    ours, _ = restore(path, torch.device("cpu"), torch.bfloat16, parts)
+    theirs, _ = restore(path, torch.device("cpu"))
+    for part in parts:
+        if isinstance(module := getattr(theirs, part, None), torch.nn.Module):
+            module.to(torch.bfloat16)
+    assert same(tensors(ours), tensors(theirs))
+    assert ours.encoder.pos_enc.pe.dtype == torch.bfloat16
+    assert ours.preprocessor.featurizer.fb.dtype == torch.float32
+
+
+def test_a_parameter_with_two_names_remains_one():
+    for dtype in (torch.float32, torch.bfloat16):
+        model, _ = restore(CANARY, torch.device("cpu"), dtype, ("transf_decoder", "log_softmax"))
+        assert model.log_softmax.mlp.layer0.weight is model.transf_decoder.embedding.token_embedding.weight
+
+
+def test_a_file_in_half_precision_gets_the_precision_of_the_model(tmp_path):
+    def halve(state: dict[str, torch.Tensor]) -> None:
+        state |= {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+
+    model, _ = restore(with_weights(CTC, tmp_path / "half.nemo", halve), torch.device("cpu"))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert torch.equal(
+        model.encoder.pre_encode.out.weight, restore(CTC, "cpu")[0].encoder.pre_encode.out.weight.half().float()
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda state: state.pop("encoder.pre_encode.out.weight"),
+            r"Missing key\(s\).*encoder\.pre_encode\.out\.weight",
+        ),
+        (lambda state: state.update(other=torch.zeros(1)), r"Unexpected key\(s\).*other"),
+        (lambda state: state.update({"encoder.pre_encode.out.weight": torch.zeros(3)}), "size mismatch"),
+    ],
+)
+def test_weights_that_do_not_fit_say_so_and_name_the_versions(tmp_path, change, reason):
+    """Each tensor is filled, because the constructor's values were left out."""
+    import nemo
+
+    path = with_weights(CTC, tmp_path / "x.nemo", change)
+    with pytest.raises(ModelUnavailable, match=reason) as caught:
+        restore(path, torch.device("cpu"))
+    assert f"{path} does not load in NeMo {nemo.__version__}; NeMo 3.0.0 saved it." in caught.value.message
+
+
+def with_weights(source: Path, path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
+    """Write the archive with changed weights."""
+    with tarfile.open(source) as archive, tarfile.open(path, "w") as made:
+        for member in archive.getmembers():
+            content = archive.extractfile(member).read() if member.isfile() else b""
+            if member.name.endswith("model_weights.ckpt"):
+                state = torch.load(io.BytesIO(content))
+                change(state)
+                torch.save(state, saved := io.BytesIO())
+                content = saved.getvalue()
+                member.size = len(content)
+            made.addfile(member, io.BytesIO(content))
+    return path
+
+
+def test_random_values_are_left_out_on_this_thread_only():
+    def fill() -> torch.Tensor:
+        return torch.nn.init.kaiming_uniform_(torch.zeros(4, 4))
+
+    with without_random_values(), ThreadPoolExecutor(1) as other:
+        assert not fill().any()
+        assert not torch.nn.init.trunc_normal_(torch.zeros(4)).any()
+        assert torch.equal(torch.nn.init.ones_(torch.zeros(4)), torch.ones(4))
+        assert other.submit(fill).result().all()
+    assert fill().all()
 
 
 @pytest.mark.parametrize("kind", ["EncDecRNNTModel", "EncDecCTCModel", "EncDecHybridRNNTCTCModel"])

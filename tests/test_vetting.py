@@ -472,21 +472,25 @@ def test_weights_that_are_more_than_tensors_are_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("fails", [False, True])
 def test_it_is_unpacked_into_a_private_folder_that_is_removed(tmp_path, monkeypatch, fails):
     pytest.importorskip("nemo.collections.asr", reason="nemo_toolkit is not installed")
+    import torch
+
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     seen, here = [], os.getcwd()
 
-    def build(sections, weights, device):
-        seen.append((stat.S_IMODE(weights.parent.stat().st_mode), weights.is_file(), os.getcwd()))
+    def build(sections, weights, dtype, parts):
+        (folder,) = tmp_path.iterdir()
+        seen.append((stat.S_IMODE(folder.stat().st_mode), {path.suffix for path in folder.iterdir()}, os.getcwd()))
         if fails:
             raise RuntimeError("out of luck")
+        return torch.nn.Module()
 
     monkeypatch.setattr(restore, "_build", build)
     if fails:
-        with pytest.raises(RuntimeError, match="out of luck"):
+        with pytest.raises(ModelUnavailable, match="RuntimeError: out of luck"):
             restore.restore(PARAKEET, "cpu")
     else:
         restore.restore(PARAKEET, "cpu")
-    assert seen == [(0o700, True, here)]
+    assert seen == [(0o700, {".model", ".vocab", ".txt", ".yaml"}, here)]  # the weights are read in place
     assert not list(tmp_path.iterdir())
 
 
@@ -509,9 +513,9 @@ def test_vetting_does_not_read_the_weights(tmp_path):
             member = archive.getmember("./model_config.yaml")
             made.addfile(member, archive.extractfile(member))
     started = time.process_time()
-    configs, files = restore._contents(path)
-    assert files == {"model_weights.ckpt", "model_config.yaml"}
-    assert vetting.vet(configs["model_config.yaml"], files)["encoder"]["d_model"] == 96
+    configs, members = restore._contents(path)
+    assert set(members) == {"model_weights.ckpt", "model_config.yaml"}
+    assert vetting.vet(configs["model_config.yaml"], members)["encoder"]["d_model"] == 96
     assert time.process_time() - started < 0.5
 
 

@@ -2,7 +2,8 @@
 
     path ──▶ Archive ──▶ Member, Member, …      names, sizes and offsets, from the headers alone
                 ├── read(member)  ──▶ bytes     a small member, such as the configuration
-                └── copy(member, file)          a member of any size
+                ├── copy(member, file)          a member of any size
+                └── open(member)  ──▶ a file    the same, read in place; for an uncompressed archive
 
 A .nemo file is a tar archive of a model_config.yaml, a model_weights.ckpt and the tokenizer's files; NeMo before 1.7
 compressed it with gzip. The author of the file may be hostile, so an archive is refused, before any content is used,
@@ -19,12 +20,13 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import os
 import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import IO, Any, NamedTuple, cast
 
 from worker.errors import ModelUnavailable
 
@@ -62,11 +64,11 @@ class Archive:
         self._path = path
         with self._readable():
             self._file: IO[bytes] = path.open("rb")
-            compressed = self._file.read(2) == b"\x1f\x8b"
+            self.compressed = self._file.read(2) == b"\x1f\x8b"
             self._file.seek(0)
         size = os.fstat(self._file.fileno()).st_size
-        self._end = size * EXPANSION + SLACK_BYTES if compressed else size
-        self._stream: IO[bytes] = gzip.GzipFile(fileobj=self._file) if compressed else self._file  # type: ignore[assignment]
+        self._end = size * EXPANSION + SLACK_BYTES if self.compressed else size
+        self._stream: IO[bytes] = gzip.GzipFile(fileobj=self._file) if self.compressed else self._file  # type: ignore[assignment]
 
     def __enter__(self) -> Archive:
         return self
@@ -100,6 +102,13 @@ class Archive:
         with file.open("xb") as target:
             for chunk in self._content(member):
                 target.write(chunk)
+
+    def open(self, member: Member) -> IO[bytes]:
+        """Return a file of the member's content, which is read from the archive in place.
+
+        The archive must be uncompressed. The file has a position of its own, and is of no use once the archive closes.
+        """
+        return io.BufferedReader(_Content(self._file.fileno(), member))
 
     def _member(self, header: tarfile.TarInfo) -> Member | None:
         """Return the member that a header describes, or None for a folder and for a file in one."""
@@ -163,6 +172,32 @@ class _Headers:
 
     def close(self) -> None:
         """Leave the stream open: the archive closes it."""
+
+
+class _Content(io.RawIOBase):
+    """The bytes of a member in the open file `descriptor`."""
+
+    def __init__(self, descriptor: int, member: Member) -> None:
+        self._descriptor, self._member, self._position = descriptor, member, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._member.size}[whence]
+        if base + position < 0:
+            raise ValueError(f"no such position: {base + position}")
+        self._position = base + position
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")[: max(0, self._member.size - self._position)]
+        count = os.preadv(self._descriptor, [view], self._member.offset + self._position)
+        self._position += count
+        return count
 
 
 def config_text(path: Path) -> str:

@@ -52,13 +52,9 @@ class NemoModel:
         self.device = device_of(settings)
         self.dtype = dtype_of(settings, self.device)
         self.torch = torch
-        self.model, self.aligner = restore(path, self.device)
-        self.model.preprocessor.featurizer.dither = 0.0
-        self.model.preprocessor.featurizer.pad_to = 0
-        for part in parts:
-            if hasattr(self.model, part):
-                getattr(self.model, part).to(self.dtype)
+        self.model, self.aligner = restore(path, self.device, self.dtype, parts)
         featurizer = self.model.preprocessor.featurizer
+        featurizer.dither, featurizer.pad_to = 0.0, 0
         self.frame_sec: float = featurizer.hop_length / featurizer.sample_rate * self.model.encoder.subsampling_factor
 
     def encode(self, pieces: Sequence[Piece]) -> tuple[Any, Any]:

@@ -22,6 +22,7 @@ MAX_LEVELS = 32
 MAX_HOPS = 16  # for a reference to a reference
 MAX_DIGITS = 100
 _REFERENCE = re.compile(r"\$\{(\.*)([\w-]+(?:\.[\w-]+|\[[\w-]+\])*)\}")
+_VERSION = re.compile(r"\d+\.\d[\w.+-]{0,30}")
 # A float as OmegaConf reads it. PyYAML reads 1e-5 as text.
 _FLOAT = re.compile(
     r"[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\d[\d_]*[eE][-+]?\d+|\.\d[\d_]*(?:[eE][-+]?\d+)?"
@@ -39,13 +40,14 @@ class ModelConfig:
         """Parse YAML text. `source` names the file in messages."""
         self._source = source
         self._left = MAX_VALUES
+        self._sections: dict[Any, Any] = {}
         tree = self._parsed(content)
         if not isinstance(tree, dict):
             raise self.refusal("is not a mapping")
         self._tree = self._plain(tree)
         # NeMo reads the section `model` of a whole training configuration. References count from the file's root.
         nested = isinstance(self._tree.get("model"), dict)
-        self._sections: dict[Any, Any] = self._tree["model"] if nested else self._tree
+        self._sections = self._tree["model"] if nested else self._tree
         self._path: tuple[Any, ...] = ("model",) if nested else ()
 
     def __contains__(self, section: str) -> bool:
@@ -58,11 +60,18 @@ class ModelConfig:
         """Return a section, with every reference replaced by the value that it points at."""
         return self._resolved(self._sections[section], (*self._path, section), 0)
 
+    @property
+    def nemo_version(self) -> str | None:
+        """The version of NeMo that saved the file, or None if the file does not name one."""
+        version = str(self._sections.get("nemo_version"))
+        return version if _VERSION.fullmatch(version) else None
+
     def refusal(self, reason: str) -> ModelUnavailable:
         """Return the error that says why the file is refused. `reason` starts with a verb."""
+        saved = f", which NeMo {self.nemo_version} saved," if self.nemo_version else ""
         return ModelUnavailable(
-            f"{self._source} {reason}. Aviary does not load it. Use a checkpoint of Parakeet or Canary as NeMo's "
-            "save_to() writes it."
+            f"{self._source}{saved} {reason}. Aviary does not load it. Use a checkpoint of Parakeet or Canary as "
+            "NeMo's save_to() writes it."
         )
 
     def _parsed(self, content: bytes) -> Any:

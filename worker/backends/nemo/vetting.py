@@ -9,6 +9,8 @@ admitted: the constructors of these were read for NeMo 3.0.0, and open no file, 
     train_ds, validation_ds, test_ds, optim, …   removed: inference does not use them
     decoding                                     reduced to numbers: strings name language models and phrase lists
     tokenizer                                    reduced to files of the archive and to TOKENIZERS
+    labels, joint.vocabulary                     removed if NeMo sets them from the tokenizer, because OmegaConf takes
+                                                 seconds to copy the 8,192 tokens of each again and again
     Hydra's keys (_partial_, _args_, …)          refused
 """
 
@@ -112,6 +114,10 @@ def vet(config: ModelConfig, files: Collection[str]) -> dict[str, Any]:
     for section in (sections, sections.get("aux_ctc")):
         if isinstance(section, dict):
             _reduce_decoding(section)
+    if model.endswith("BPEModel"):
+        sections.pop("labels", None)
+        if isinstance(joint := sections.get("joint"), dict):
+            joint.pop("vocabulary", None)
     if "tokenizer" in sections:
         sections["tokenizer"] = _tokenizer(config, sections["tokenizer"], files)
     # NeMo would restore the aligner in the archive without vetting its configuration.
