@@ -7,8 +7,6 @@ in training mode.
 
 from __future__ import annotations
 
-import importlib
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import numpy as np
 from worker import catalog
 from worker.backends.common import checkpoints
 from worker.backends.common.device import device_of, dtype_of
-from worker.backends.nemo import subsampling
+from worker.backends.nemo import importing
 from worker.backends.nemo.restore import restore
 from worker.config import Settings
 from worker.errors import ModelUnavailable
@@ -37,16 +35,13 @@ class NemoModel:
 
         Raises ModelUnavailable if the checkpoint, NeMo or torch is missing.
         """
+        importing.start()
         path = checkpoints.nemo_file(name, settings)
         if sha256 := catalog.find(name).sha256:
             checkpoints.verify(path, sha256)
         try:
+            importing.wait()
             import torch
-
-            importlib.import_module("nemo.utils")
-            # NeMo's own setLevel() would also set the level of every handler that the application added to its logger.
-            logging.getLogger("nemo_logger").setLevel(logging.ERROR)
-            importlib.import_module("nemo.collections.asr.models")
         except ImportError as error:
             raise ModelUnavailable(f"{name} requires nemo_toolkit[asr] and torch: {error}") from error
         self.device = device_of(settings)
@@ -74,7 +69,9 @@ class NemoModel:
 def weight_bytes(name: str, settings: Settings) -> int:
     """Return the bytes of the .nemo file, which approximate the bytes of its weights.
 
-    Raises ModelUnavailable if there is no such checkpoint.
+    If the file is not on this machine, it is downloaded, and NeMo is imported meanwhile. Raises ModelUnavailable if
+    there is no such checkpoint.
     """
+    importing.start()
     path: Path = checkpoints.nemo_file(name, settings)
     return path.stat().st_size

@@ -123,17 +123,21 @@ def _cast(model: Any, state: dict[str, Any], dtype: Any, parts: Collection[str])
 def without_random_values() -> contextlib.AbstractContextManager[Any]:
     """Return a context in which this thread fills no tensor with random values: the tensor keeps what is in it.
 
-    Only an operation whose whole result is random is left out, so every other tensor gets its usual values. Other
-    threads are not affected, because torch keeps its dispatch modes for each thread.
+    Only a call whose whole result is random is left out, so every other tensor gets its usual values. Other threads are
+    not affected, because torch keeps its function modes for each thread.
     """
     import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.overrides import TorchFunctionMode
 
-    random = {getattr(torch.ops.aten, name).default for name in ("uniform_", "normal_")}
+    init, tensor = torch.nn.init, torch.Tensor
+    random = {init.uniform_, init.normal_, init.kaiming_uniform_, tensor.uniform_, tensor.normal_}
 
-    class WithoutRandomValues(TorchDispatchMode):  # type: ignore[misc]
-        def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            return args[0] if operation in random else operation(*args, **(kwargs or {}))
+    class WithoutRandomValues(TorchFunctionMode):  # type: ignore[misc]
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if function in random:
+                return args[0] if args else kwargs["tensor"]
+            return function(*args, **kwargs)
 
     return WithoutRandomValues()
 
