@@ -20,9 +20,12 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
+from worker.backends.common import memory
+
 _IMPORTERS = frozenset({"nemo", "librosa", "lightning", "lightning_fabric", "pytorch_lightning", "torchmetrics"})
 _UNUSED = (
     "datasets",
+    "onnx",
     "pandas",
     "pytorch_lightning",  # a second copy of Lightning, for a type annotation
     "scipy",
@@ -52,9 +55,7 @@ def wait() -> None:
 
 def _import() -> None:
     try:
-        import torch  # noqa: F401  it needs all of its own imports
-
-        with _deferring():
+        with memory.many_objects(), _deferring():
             from nemo.utils import logging
 
             logging.setLevel(logging.ERROR)

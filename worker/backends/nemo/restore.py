@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from worker.backends.common import disk
+from worker.backends.common import disk, memory
 from worker.backends.nemo.model_config import ModelConfig
 from worker.backends.nemo.vetting import has_aligner, vet
 from worker.catalog.nemo_file import CONFIG, Archive, Member
@@ -59,6 +59,7 @@ def restore(path: Path, device: Any, dtype: Any = None, parts: Collection[str] =
         with _restoring(path, folder):
             model = build("", dtype, parts).to(device)
             aligner = build(ALIGNER).to(device) if aligned else None
+    memory.release()
     return model, aligner
 
 
@@ -86,7 +87,7 @@ def _build(sections: dict[str, Any], weights: IO[bytes], dtype: Any, parts: Coll
     from nemo.utils.model_utils import import_class_by_path
     from omegaconf import OmegaConf
 
-    with without_random_values():
+    with memory.many_objects(), without_random_values():
         model = import_class_by_path(sections["target"])(cfg=OmegaConf.create(sections))
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
