@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -145,3 +148,94 @@ def test_no_name_leads_out_of_the_folder_of_models(tmp_path):
     with pytest.raises(ModelUnavailable, match="no such checkpoint"):
         checkpoints.checkpoint("../parakeet-x", settings)
     assert checkpoints.checkpoint(str(outside), settings) == outside
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The hub, whose download the test replaces: `hub.fail(error)` makes it fail, `hub.caches` has where it went."""
+    import huggingface_hub
+
+    hub = SimpleNamespace(caches=[], error=None)
+
+    def download(name, *, allow_patterns, cache_dir):
+        hub.caches.append(cache_dir)
+        if hub.error:
+            raise hub.error
+        return str(snapshot(cache_dir, f"revision-{len(hub.caches)}").parent)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return hub
+
+
+def test_a_download_goes_to_the_cache_that_is_set(tmp_path, hub):
+    first, second, home = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+    checkpoints.nemo_file(NAME, Settings(hf_home=home))
+    checkpoints.nemo_file("nvidia/parakeet-x", Settings(hf_home=home, transformers_cache=second))
+    checkpoints.nemo_file("nvidia/parakeet-x", Settings(hf_home=home, transformers_cache=second, hf_hub_cache=first))
+    assert hub.caches == [home / "hub", second, first]
+    assert checkpoints.caches(Settings(hf_home=home, transformers_cache=second, hf_hub_cache=first)) == [
+        *(first, second, home / "hub")
+    ]
+
+
+def test_the_environment_sets_the_cache(tmp_path, monkeypatch, hub):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "elsewhere"))
+    found = checkpoints.nemo_file(NAME, Settings())
+    assert hub.caches == [tmp_path / "elsewhere"]
+    assert checkpoints.nemo_file(NAME, Settings(hf_hub_offline=True)) == found
+
+
+def test_a_download_goes_to_the_volume_only_if_it_is_writable(tmp_path, monkeypatch, hub):
+    own = tmp_path / "home" / ".cache" / "huggingface" / "hub"
+    checkpoints.nemo_file("nvidia/parakeet-x", Settings())
+    config.VOLUME.mkdir()
+    checkpoints.nemo_file("nvidia/parakeet-y", Settings())
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).startswith(str(config.VOLUME)))
+    checkpoints.nemo_file("nvidia/parakeet-z", Settings())
+    assert hub.caches == [own, config.VOLUME / "huggingface-cache" / "hub", own]
+
+
+@pytest.mark.parametrize(
+    ("number", "size", "reason"),
+    [
+        (errno.ENOSPC, 5 << 30, r"it needs 2\.5 GiB, and [\d.]+ GiB are free\. Free some room, or set HF_HOME to"),
+        (errno.EDQUOT, None, r"it needs more room, and [\d.]+ GiB are free\. Free some room, or set HF_HOME to"),
+        (errno.EACCES, None, r"the user with the id \d+ has no permission\. Set HF_HOME to a folder that"),
+        (errno.EPERM, None, r"the user with the id \d+ has no permission\. Set HF_HOME to a folder that"),
+        (errno.EROFS, None, r"the file system is read-only\. Set HF_HOME to a folder that this user can write to"),
+    ],
+)
+def test_a_disk_that_cannot_take_the_download_says_why(tmp_path, monkeypatch, hub, number, size, reason):
+    import huggingface_hub
+
+    def model_info(self, name, *, files_metadata, timeout):
+        if size is None:
+            raise OSError("no connection")
+        files = [SimpleNamespace(rfilename="x.nemo", size=size // 2), SimpleNamespace(rfilename="x.bin", size=7)]
+        return SimpleNamespace(siblings=files)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    hub.error = OSError(number, os.strerror(number))
+    cache = tmp_path / "not" / "there"
+    with pytest.raises(ModelUnavailable, match=f"{NAME} cannot be written to {cache}: {reason}") as caught:
+        checkpoints.nemo_file(NAME, Settings(hf_hub_cache=cache))
+    assert not caught.value.retryable
+
+
+def test_a_hub_that_does_not_respond_is_named_and_may_be_asked_again(monkeypatch, hub):
+    import huggingface_hub
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
+
+    library = __import__(HTTPError.__module__.partition(".")[0])  # httpx, or httpx2
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "https://hub.example")
+    for error in (
+        library.ReadTimeout("timed out"),
+        library.ConnectError("no route"),
+        LocalEntryNotFoundError("not found"),
+        ConnectionResetError("reset"),
+    ):
+        hub.error = error
+        with pytest.raises(ModelUnavailable, match=r"the hub https://hub\.example is unreachable \(") as caught:
+            checkpoints.nemo_file(NAME, Settings())
+        assert caught.value.retryable
+        assert type(error).__name__ in caught.value.message

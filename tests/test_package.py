@@ -52,6 +52,7 @@ NOT_ON_THE_HUB = {
     "device": "the Hub's machines have a GPU, and auto finds it",
     "compile": "the image has no compiler",
     "hf_home": "the volume and Runpod's cached models are found without it",
+    "hf_hub_cache": "as hf_home",
     "transformers_cache": "as hf_home",
     "data_dir": "the container's own",
     "aws_ec2_metadata_disabled": "Runpod's machines are no EC2 instances",

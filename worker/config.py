@@ -79,6 +79,7 @@ class Settings(BaseSettings):
     )
     model_idle_sec: float = Field(0, ge=0, description="Seconds after which an unused model is unloaded. `0`: never.")
     hf_home: Path | None = Field(None, description="Cache folder of Hugging Face.")
+    hf_hub_cache: Path | None = Field(None, description="The `hub` folder of that cache, if it is elsewhere.")
     transformers_cache: Path | None = Field(None, description="Older setting for the `hub` folder of the same cache.")
     hf_hub_offline: bool = Field(
         False, description="`1`: never contact the Hugging Face Hub, and use only files on disk."

@@ -5,7 +5,8 @@ is unreachable. The order of the search:
 
     the path itself → MODEL_DIR → the caches → the Hugging Face hub, unless HF_HUB_OFFLINE is set
 
-The caches are TRANSFORMERS_CACHE, HF_HOME, Runpod's cached models, the network volume, and the user's own cache.
+The caches are HF_HUB_CACHE, TRANSFORMERS_CACHE, HF_HOME, Runpod's cached models, the network volume, and the user's own
+cache. A download goes to the first of these settings that is set, else to the network volume if it is writable.
 Weights are a .nemo file or safetensors; pickles are never read.
 """
 
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from worker import config
+from worker.backends.common import disk
 from worker.catalog import Model, find, is_repository
 from worker.config import Settings
 from worker.errors import ModelUnavailable
@@ -141,13 +143,25 @@ def caches(settings: Settings) -> list[Path]:
     """Return the hub caches that exist, in the order of the search."""
     volume = config.VOLUME
     candidates = [
-        settings.transformers_cache,
-        settings.hf_home and settings.hf_home / "hub",
+        *_set_caches(settings),
         volume / "huggingface-cache" / "hub",
         volume / "hub",
         Path.home() / ".cache" / "huggingface" / "hub",
     ]
     return [path for path in candidates if path and path.is_dir()]
+
+
+def _set_caches(settings: Settings) -> list[Path]:
+    """Return the hub caches that the settings name, whether or not they exist."""
+    home = settings.hf_home and settings.hf_home / "hub"
+    return [path for path in (settings.hf_hub_cache, settings.transformers_cache, home) if path]
+
+
+def _download_cache(settings: Settings) -> Path:
+    """Return the hub cache that a download goes to."""
+    volume = config.VOLUME / "huggingface-cache" / "hub"
+    on_volume = [volume] if config.VOLUME.is_dir() and disk.is_writable(volume) else []
+    return [*_set_caches(settings), *on_volume, Path.home() / ".cache" / "huggingface" / "hub"][0]
 
 
 def _model_dirs(name: str, settings: Settings) -> Iterator[Path]:
@@ -177,23 +191,34 @@ def _download(name: str, settings: Settings, patterns: list[str]) -> Path:
     if settings.hf_hub_offline:
         raise ModelUnavailable(f"{name} is in no cache ({searched}), and HF_HUB_OFFLINE forbids downloading it")
     import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub import errors
 
-    volume = config.VOLUME / "huggingface-cache" / "hub"
-    cache = (
-        settings.transformers_cache
-        or (settings.hf_home and settings.hf_home / "hub")
-        or (volume if config.VOLUME.is_dir() else None)
-    )
+    cache = _download_cache(settings)
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, cache_dir=cache))
-    except GatedRepoError as error:
+        with disk.writing(name, cache, lambda: _hub_bytes(name, patterns), setting="HF_HOME"):
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, cache_dir=cache))
+    except errors.GatedRepoError as error:
         raise ModelUnavailable(f"{name} is gated. Accept its license on the hub, then set HF_TOKEN.") from error
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         raise ModelUnavailable(
             f"{name} does not exist on the hub, or is private. Check the name, or set HF_TOKEN."
         ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (errors.HTTPError, OSError) as error:  # of httpx, whose name depends on the version of huggingface_hub
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ModelUnavailable(
-            f"{name} is in no cache ({searched}), and the hub is unreachable", retryable=True
+            f"{name} is in no cache ({searched}), and the hub {huggingface_hub.constants.ENDPOINT} is unreachable "
+            f"({reason}). Send the request again later.",
+            retryable=True,
         ) from error
+
+
+def _hub_bytes(name: str, patterns: list[str]) -> int | None:
+    """Return the bytes of a model's files on the hub that match `patterns`, or None if the hub does not say."""
+    import huggingface_hub
+
+    try:
+        files = huggingface_hub.HfApi().model_info(name, files_metadata=True, timeout=10).siblings or []
+    except Exception:  # noqa: BLE001  the number is for a message about another error
+        return None
+    chosen = set(huggingface_hub.utils.filter_repo_objects([file.rfilename for file in files], allow_patterns=patterns))
+    return sum(file.size or 0 for file in files if file.rfilename in chosen) or None

@@ -76,7 +76,7 @@ def _contents(path: Path) -> tuple[dict[str, ModelConfig], dict[str, Member]]:
 
 def _unpack(archive: Archive, members: Iterable[Member], folder: Path) -> None:
     needed = sum(member.size for member in members)
-    with disk.writing("the content of the .nemo file", folder.parent, needed, setting="TMPDIR"):
+    with disk.writing("the content of the .nemo file", folder.parent, lambda: needed, setting="TMPDIR"):
         for member in members:
             archive.copy(member, folder / member.name)
 
