@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -19,6 +20,7 @@ from conftest import DIGITS, FIXTURES, LABELS
 from worker.backends import create
 from worker.backends.nemo.restore import restore, without_random_values
 from worker.catalog import find
+from worker.catalog.nemo_file import Archive
 from worker.config import Settings
 from worker.errors import ModelUnavailable
 from worker.types import Batch, Clip, Options, Piece, Transcript
@@ -173,7 +175,12 @@ def expected() -> dict[Path, list[Transcript]]:
 def test_configurations_of_other_versions_give_the_same_texts(
     tmp_path, expected, source: Path, change: Callable[[dict[str, Any]], None]
 ):
-    with tarfile.open(source) as archive, tarfile.open(tmp_path / "x.nemo", "w") as made:
+    assert texts(load(with_config(source, tmp_path / "x.nemo", change))) == expected[source]
+
+
+def with_config(source: Path, path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """Write the archive with a changed configuration."""
+    with tarfile.open(source) as archive, tarfile.open(path, "w") as made:
         for member in archive.getmembers():
             content = archive.extractfile(member).read() if member.isfile() else b""
             if member.name.endswith("model_config.yaml"):
@@ -182,7 +189,7 @@ def test_configurations_of_other_versions_give_the_same_texts(
                 content = yaml.safe_dump(config, sort_keys=False).encode()
                 member.size = len(content)
             made.addfile(member, io.BytesIO(content))
-    assert texts(load(tmp_path / "x.nemo")) == expected[source]
+    return path
 
 
 def test_a_compressed_archive_loads(tmp_path, expected):
@@ -281,6 +288,39 @@ def with_weights(source: Path, path: Path, change: Callable[[dict[str, torch.Ten
                 member.size = len(content)
             made.addfile(member, io.BytesIO(content))
     return path
+
+
+@pytest.mark.parametrize("version", ["2.3.0", "2.7.3rc1"])
+def test_a_refused_file_names_its_version(tmp_path, version):
+    def change(c: dict[str, Any]) -> None:
+        c["nemo_version"], c["encoder"]["_target_"] = version, "someone.Encoder"
+
+    path = with_config(PARAKEET, tmp_path / "x.nemo", change)
+    with pytest.raises(ModelUnavailable, match=f"x.nemo, which NeMo {version} saved, names 'someone.Encoder'"):
+        restore(path, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("version", "says"), [("2.4.1", "NeMo 2.4.1 saved it"), (None, "does not say which version")])
+def test_what_nemo_cannot_build_names_both_versions(tmp_path, version, says):
+    import nemo
+
+    def change(c: dict[str, Any]) -> None:
+        c["nemo_version"], c["encoder"]["of_a_later_nemo"] = version, True
+
+    path = with_config(PARAKEET, tmp_path / "x.nemo", change)
+    with pytest.raises(ModelUnavailable, match=rf"does not load in NeMo {nemo.__version__}; .*{says}.*of_a_later_nemo"):
+        restore(path, torch.device("cpu"))
+
+
+def test_a_full_disk_names_the_folder_and_what_is_needed(tmp_path, monkeypatch):
+    def copy(self: Any, member: Any, file: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(Archive, "copy", copy)
+    needs = rf"cannot be written to {tmp_path}: it needs 0\.0 GiB, and [\d.]+ GiB are free\..* set TMPDIR to"
+    with pytest.raises(ModelUnavailable, match=needs):
+        restore(PARAKEET, torch.device("cpu"))
 
 
 def test_random_values_are_left_out_on_this_thread_only():

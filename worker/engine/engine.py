@@ -9,6 +9,7 @@ that are not on a device yet, and stops downloads and decoding.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -26,6 +27,7 @@ from worker.config import Settings
 from worker.engine.batching import Limits
 from worker.engine.chunking import cut
 from worker.engine.clip_run import ClipRun
+from worker.engine.loading import alone
 from worker.engine.model_manager import ModelManager
 from worker.engine.placement import device_placements
 from worker.engine.remote.device import Device
@@ -77,6 +79,8 @@ class Engine:
         self._ingest = Ingest(settings, on_idle=self._wake)
         self._scheduler = Scheduler(wait_sec=settings.batch_wait_sec, incoming=self._ingest.active)
         self._loading = threading.Lock()
+        has_weights = create_backend is None and not settings.skip_model_load
+        self._alone = functools.partial(alone, settings) if has_weights else contextlib.nullcontext
         self._runners = self._make_runners(create_backend)
         for runner in self._runners:
             runner.start()
@@ -200,6 +204,7 @@ class Engine:
             budget=lambda: weights_budget(settings),
             idle_sec=settings.model_idle_sec,
             loading=self._loading,
+            alone=self._alone,
         )
 
     def _runner(

@@ -7,7 +7,8 @@
 
 Each load runs on a thread of its own, so the models that are ready keep working. Only one model loads at a time
 (downloads may overlap), because two might not fit on the device, or in host memory, which all devices share; hence the
-shared `loading` lock. To make room, the least recently used model without users is evicted.
+shared `loading` lock, and `alone`, which waits for other processes. To make room, the least recently used model without
+users is evicted.
 
 A model that cannot be loaded raises its ModelUnavailable from `acquire`, at once for RETRY_SEC; then it is loaded
 again. If the device is lost meanwhile, `lost` says why.
@@ -24,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 from worker import catalog
@@ -85,6 +87,7 @@ class ModelManager:
     idle_sec: seconds without use after which a model is evicted; 0: never.
     changed: called when a load has ended, a model must be evicted, or the device is lost.
     loading: the lock that the managers of all devices share while they load.
+    alone: makes the context in which a model loads, once there is room for it.
     """
 
     def __init__(
@@ -95,10 +98,11 @@ class ModelManager:
         idle_sec: float = 0.0,
         changed: Callable[[], None] = lambda: None,
         loading: threading.Lock | None = None,
+        alone: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._create, self._budget, self._idle_sec, self._changed = create, budget, idle_sec, changed
         self._models: dict[str, _ManagedModel] = {}
-        self._lock, self._loading = threading.Condition(), loading or threading.Lock()
+        self._lock, self._loading, self._alone = threading.Condition(), loading or threading.Lock(), alone
         self._closed: AviaryError | None = None  # why the manager is closed
         self._waiting_for_room = False
         self.lost: DeviceLost | None = None
@@ -238,7 +242,8 @@ class ModelManager:
             weight = backend.weight_bytes()
             with self._loading:
                 self._make_room(model, weight)
-                backend.load()
+                with self._alone():
+                    backend.load()
                 with self._lock:
                     if self._closed is None:
                         managed.backend, managed.bytes, managed.since = backend, weight, time.monotonic()

@@ -16,7 +16,7 @@ import numpy as np
 from worker import catalog
 from worker.backends.common import checkpoints
 from worker.backends.common.device import device_of, dtype_of
-from worker.backends.nemo import importing
+from worker.backends.nemo import importing, prepared
 from worker.backends.nemo.restore import restore
 from worker.config import Settings
 from worker.errors import ModelUnavailable
@@ -47,7 +47,7 @@ class NemoModel:
         self.device = device_of(settings)
         self.dtype = dtype_of(settings, self.device)
         self.torch = torch
-        self.model, self.aligner = restore(path, self.device, self.dtype, parts)
+        self.model, self.aligner = restore(prepared.find(path, self.dtype), self.device, self.dtype, parts)
         featurizer = self.model.preprocessor.featurizer
         featurizer.dither, featurizer.pad_to = 0.0, 0
         self.frame_sec: float = featurizer.hop_length / featurizer.sample_rate * self.model.encoder.subsampling_factor

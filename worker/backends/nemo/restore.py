@@ -89,19 +89,30 @@ def _build(sections: dict[str, Any], weights: IO[bytes], dtype: Any, parts: Coll
 
     with memory.many_objects(), without_random_values():
         model = import_class_by_path(sections["target"])(cfg=OmegaConf.create(sections))
-    try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelUnavailable(
-            f"{WEIGHTS} holds more than tensors, and loading it could run code. Use a checkpoint of Parakeet or Canary "
-            "as NeMo's save_to() writes it."
-        ) from error
+    state = tensors(weights)
     _cast(model, state, dtype, parts)
     model.load_state_dict(state, strict=True, assign=True)
     for part in parts:
         if isinstance(module := getattr(model, part, None), torch.nn.Module):
             module.to(dtype)  # the buffers that a state does not hold, such as positional encodings
     return model.eval().requires_grad_(False)
+
+
+def tensors(weights: IO[bytes]) -> dict[str, Any]:
+    """Return the tensors of a checkpoint by their names, on the CPU.
+
+    Raises ModelUnavailable if the file holds anything else.
+    """
+    import torch
+
+    try:
+        state: dict[str, Any] = torch.load(weights, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelUnavailable(
+            f"{WEIGHTS} holds more than tensors, and loading it could run code. Use a checkpoint of Parakeet or Canary "
+            "as NeMo's save_to() writes it."
+        ) from error
+    return state
 
 
 def _cast(model: Any, state: dict[str, Any], dtype: Any, parts: Collection[str]) -> None:
