@@ -155,7 +155,9 @@ def test_a_checkpoint_with_pickled_weights_alone_is_refused(whisper, pwned, inde
     with pytest.raises(ModelUnavailable, match=r"lacks model\.safetensors"):
         load(whisper)
     with pytest.raises(OSError, match="safetensors"):
-        pretrained.load_model(transformers.WhisperForConditionalGeneration, whisper)
+        pretrained.load_model(
+            transformers.WhisperForConditionalGeneration, whisper, device=torch.device("cpu"), dtype=torch.float32
+        )
     assert not pwned.exists()
 
 
@@ -190,3 +192,18 @@ def test_shards_still_load(whisper):
         index = {"metadata": {}, "weight_map": dict.fromkeys(opened.keys(), "model-00001-of-00001.safetensors")}
     (whisper / "model.safetensors.index.json").write_text(json.dumps(index))
     load(whisper)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="not Linux")
+def test_weights_of_the_right_precision_are_not_copied(whisper):
+    """Before they move to a device, they are the pages of the file."""
+    model = pretrained.load_model(
+        transformers.WhisperForConditionalGeneration, whisper, device=torch.device("cpu"), dtype=torch.float32
+    )
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    mapped = [
+        range(*(int(end, 16) for end in line[0].split("-"))) for line in lines if line[-1].startswith(str(whisper))
+    ]
+    assert mapped
+    assert all(any(p.data_ptr() in pages for pages in mapped) for p in model.parameters())
+    assert not model.training

@@ -88,7 +88,7 @@ class Flamingo(Backend):
             self._features = pretrained.load(transformers.AutoFeatureExtractor, folder)
         else:
             kind = getattr(transformers, _architecture(folder, config))
-            self._model = pretrained.load_model(kind, folder, dtype=self._dtype).to(self._device).eval()
+            self._model = pretrained.load_model(kind, folder, device=self._device, dtype=self._dtype)
             self._processor = pretrained.load(transformers.AutoProcessor, folder)
             self._tower, self._features = self._model.model.audio_tower, self._processor.feature_extractor
             ends = self._model.generation_config.eos_token_id

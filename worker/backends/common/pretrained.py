@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from worker.backends.common import memory
 from worker.errors import ModelUnavailable
 
 
@@ -29,6 +30,13 @@ def load(kind: Any, folder: Path, **options: Any) -> Any:
         ) from error
 
 
-def load_model(kind: Any, folder: Path, **options: Any) -> Any:
-    """Return a model with its weights. Raises ModelUnavailable as `load` does, OSError if there are no safetensors."""
-    return load(kind, folder, use_safetensors=True, attn_implementation="sdpa", **options)
+def load_model(kind: Any, folder: Path, *, device: Any, dtype: Any) -> Any:
+    """Return a model with its weights on the device, for inference.
+
+    If the weights have the number type already, the host's memory holds no copy of them: the tensors are the pages of
+    the file until they move to the device. Raises ModelUnavailable as `load` does, OSError if there are no safetensors.
+    """
+    options = {"use_safetensors": True, "attn_implementation": "sdpa", "dtype": dtype}
+    model = load(kind, folder, **options).to(device).eval()
+    memory.release()
+    return model

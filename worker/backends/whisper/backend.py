@@ -67,12 +67,11 @@ class Whisper(Backend):
         if self._device.type == "cpu":
             # The steps of the decoder take 1.5 s for each batch, and a window takes 0.43 s (whisper-tiny on two cores).
             self.overhead_sec = 100.0
-        self._model: Any = (
-            pretrained.load_model(
-                transformers.WhisperForConditionalGeneration, folder, dtype=dtype_of(self._settings, self._device)
-            )
-            .to(self._device)
-            .eval()
+        self._model: Any = pretrained.load_model(
+            transformers.WhisperForConditionalGeneration,
+            folder,
+            device=self._device,
+            dtype=dtype_of(self._settings, self._device),
         )
         if self._device.type == "cpu":
             # The same values by columns: a step of the decoder reads all of them, and reads them faster in this order.
