@@ -1,6 +1,7 @@
 """Run measurements and print one table: `python -m benchmarks [NAME …]`.
 
-Without names, all measurements run. `gpu` requires a CUDA device; `python -m benchmarks.gpu` has more options for it.
+Without names, all measurements run except `gpu`, which a full-size model and a CUDA device require, and `loading`,
+which requires 6 GB of memory.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import sys
 
 def main() -> None:
     """Run the measurements that the command line names. Exit with a message for an unknown name."""
-    from benchmarks import doors, gpu, http, measures, models, real, scaling, turns
+    from benchmarks import doors, gpu, http, loading, measures, models, real, scaling, turns
 
     modules = (measures, models, http, doors, scaling, real, turns)
     known = {name: measure for module in modules for name, measure in module.ALL.items()} | {"gpu": gpu.measure}
     names = sys.argv[1:] or list(known)
+    known["loading"] = loading.loading
     if unknown := set(names) - set(known):
         sys.exit(f"unknown measurements: {', '.join(unknown)}; the measurements are {', '.join(known)}")
     rows = []
