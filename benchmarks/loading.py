@@ -6,7 +6,6 @@ takes 2.5 GB of disk, and the comparison 6 GB of memory, so `python -m benchmark
 
 from __future__ import annotations
 
-import random
 import statistics
 import subprocess
 import sys
@@ -49,8 +48,10 @@ class _Load(NamedTuple):
 
 def loading() -> list[Row]:
     """Compare the time and the peak memory of loading a full-size checkpoint, whose file is in the page cache."""
+    from benchmarks.gpu import checkpoints, scale
+
     with tempfile.TemporaryDirectory() as folder:
-        return compare(full_size(Path(folder)))
+        return compare(checkpoints.parakeet(Path(folder), scale.FULL, "cpu").path)
 
 
 def compare(path: Path) -> list[Row]:
@@ -75,41 +76,6 @@ def compare(path: Path) -> list[Row]:
             peak <= 0.6,
         ),
     ]
-
-
-def full_size(folder: Path, layers: int = 24, width: int = 1024, tokens: int = 8192) -> Path:
-    """Save a Parakeet with random weights, by default of the shape of parakeet-tdt-0.6b-v3, and return its path."""
-    import nemo.collections.asr as nemo_asr
-    import sentencepiece
-
-    from tests.fixtures import train_parakeet as tiny
-
-    rng = random.Random(0)
-    syllables = [a + b for a in "bcdfghklmnprstvwz" for b in "aeiou"]
-    words = ["".join(rng.choices(syllables, k=rng.randint(2, 4))) for _ in range(6000)]
-    (folder / "text.txt").write_text("\n".join(" ".join(rng.choices(words, k=10)) for _ in range(6000)))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text.txt"),
-        model_prefix=str(folder / "tokenizer"),
-        vocab_size=tokens,
-        model_type="bpe",
-        bos_id=-1,
-        eos_id=-1,
-        pad_id=-1,
-        minloglevel=2,
-    )
-    vocabulary = (folder / "tokenizer.vocab").read_text().splitlines()
-    (folder / "vocab.txt").write_text("\n".join(line.split("\t")[0] for line in vocabulary))
-    config = tiny.config(d_model=width, layers=layers)
-    config.tokenizer.dir = str(folder)
-    config.preprocessor.features = config.encoder.feat_in = 128
-    config.encoder.subsampling_conv_channels, config.encoder.n_heads = 256, 8
-    config.decoder.prednet.pred_hidden = config.joint.jointnet.joint_hidden = 640
-    config.decoder.prednet.pred_rnn_layers = 2
-    config.model_defaults.pred_hidden = config.model_defaults.joint_hidden = 640
-    path = folder / "full-size.nemo"
-    nemo_asr.models.EncDecRNNTBPEModel(cfg=config).save_to(str(path))
-    return path
 
 
 def _load(path: Path, prepare: str) -> _Load:
