@@ -1,7 +1,7 @@
 """Run measurements and print one table: `python -m benchmarks [NAME …]`.
 
-Without names, all measurements run except `gpu`, which a full-size model and a CUDA device require, and `loading`,
-which requires 6 GB of memory.
+Without names, all measurements run except `loading`, which requires 6 GB of memory. `gpu` requires a CUDA device;
+`python -m benchmarks.gpu` has more options for it.
 """
 
 from __future__ import annotations

@@ -78,7 +78,6 @@ def test_processes_with_other_folders_do_not_wait(tmp_path, other, caplog):
 
 def test_without_a_data_dir_it_loads_all_the_same(tmp_path, caplog):
     (tmp_path / "file").touch()
-    caplog.set_level(logging.WARNING)  # NeMo sets the levels of all handlers
     entered = False
     with alone(Settings(data_dir=tmp_path / "file")):
         entered = True

@@ -28,14 +28,10 @@ print(before - resident())
 """
 
 
-def test_the_collector_rests_and_what_was_made_is_exempt():
-    frozen = gc.get_freeze_count()
+def test_the_collector_rests():
     with memory.many_objects():
         assert not gc.isenabled()
-        made = [[] for _ in range(1000)]
     assert gc.isenabled()
-    assert gc.get_freeze_count() >= frozen + len(made)
-    gc.unfreeze()
 
 
 def test_a_collector_that_is_off_stays_off():

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import logging
 import os
 import tarfile
+import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,10 +21,12 @@ import yaml
 from conftest import DIGITS, FIXTURES, LABELS
 
 from worker.backends import create
+from worker.backends.base import Backend
 from worker.backends.nemo.restore import restore, without_random_values
-from worker.catalog import find
+from worker.catalog import Model, find
 from worker.catalog.nemo_file import Archive
 from worker.config import Settings
+from worker.engine.model_manager import ModelManager
 from worker.errors import ModelUnavailable
 from worker.types import Batch, Clip, Options, Piece, Transcript
 
@@ -382,3 +387,24 @@ def test_handlers_that_the_application_adds_to_nemos_logger_keep_their_level():
         assert logger.level == logging.ERROR
     finally:
         logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize("path", [PARAKEET, CANARY, CTC], ids=lambda path: path.stem)
+def test_a_model_that_is_unloaded_is_freed(path):
+    backends = []
+
+    def make(row: Model) -> Backend:
+        backends.append(create(row, Settings(device="cpu")))
+        return backends[-1]
+
+    manager = ModelManager(make, idle_sec=0.01)
+    loaded = manager.load(str(path))
+    while not loaded.done():
+        manager.warm()
+        time.sleep(0.01)
+    model = weakref.ref(backends[0]._nemo.model)
+    gc.freeze()  # as the HTTP server does once its models are loaded
+    time.sleep(0.02)
+    manager.evict_idle()
+    assert manager.states() == {}
+    assert model() is None

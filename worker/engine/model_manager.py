@@ -30,6 +30,7 @@ from typing import Literal
 
 from worker import catalog
 from worker.backends.base import Backend
+from worker.backends.common import memory
 from worker.backends.common.device import GIB
 from worker.errors import AviaryError, Cancelled, DeviceLost, ModelUnavailable
 from worker.faults import RemoteTraceback, forget, translate_load
@@ -197,6 +198,7 @@ class ModelManager:
             _close(managed.backend)
             log.info("unloaded %s", name)
         if evicting:
+            memory.collect()
             with self._lock:
                 for name in evicting:
                     self._models.pop(name, None)

@@ -16,7 +16,7 @@ import numpy as np
 from worker import catalog
 from worker.backends.common import checkpoints
 from worker.backends.common.device import device_of, dtype_of
-from worker.backends.nemo import importing, prepared
+from worker.backends.nemo import importing, prepared, subsampling
 from worker.backends.nemo.restore import restore
 from worker.config import Settings
 from worker.errors import ModelUnavailable

@@ -14,6 +14,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import importlib
+import logging
 import sys
 import threading
 from collections.abc import Iterator
@@ -56,9 +57,9 @@ def wait() -> None:
 def _import() -> None:
     try:
         with memory.many_objects(), _deferring():
-            from nemo.utils import logging
-
-            logging.setLevel(logging.ERROR)
+            importlib.import_module("nemo.utils")
+            # NeMo's own setLevel() would also set the level of every handler that the application added to its logger.
+            logging.getLogger("nemo_logger").setLevel(logging.ERROR)
             importlib.import_module("nemo.collections.asr.models")
             importlib.import_module("librosa.filters")
     except BaseException as error:  # noqa: BLE001  the thread that waits gets it
