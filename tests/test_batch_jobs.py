@@ -267,6 +267,29 @@ def test_a_line_that_was_changed_is_sent_again(door, manifest):
     assert len(api.sent) == 21
 
 
+def test_batches_of_other_options_are_not_taken(door, manifest):
+    """An output that is started over, or has no line yet, may have other options than the batches beside it."""
+    api = broken_off(door, manifest)
+    with endpoint(api) as server:
+        found = rows(transcribe(manifest, server.url, timestamps=True))
+    assert len(api.sent) == 36
+    assert all(row["timestamps"]["word"] for row in found)
+
+
+@pytest.mark.parametrize("status", [500, 502, 504])
+def test_an_outage_of_runpod_ends_the_run_and_is_no_error_of_the_lines(door, manifest, status):
+    api = BatchApi(door)
+
+    def answer(method, path, headers, body):
+        return (status, {}, {"error": "no gateway"}) if method == "GET" else api(method, path, headers, body)
+
+    with endpoint(answer) as server, pytest.raises(errors.ServerUnreachable, match=r"batch_0.*same command again"):
+        transcribe(manifest, server.url)
+    with endpoint(api) as server:
+        assert complete(transcribe(manifest, server.url))
+    assert len(api.sent) == 20
+
+
 def test_notes_that_a_killed_process_left_incomplete_are_read(door, manifest):
     api = broken_off(door, manifest)
     kept = notes(manifest).read_text()

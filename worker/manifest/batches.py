@@ -5,8 +5,8 @@
                                               └── without one ──▶ a job of its own ──▶ LineResult, or the line's error
 
 A batch outlives this process. <output>.batches has the id of each batch and the keys of its lines, so that the next run
-takes the outputs of the batches that Runpod still has. The key of a line is its position and a digest of its fields.
-The file is deleted once every line is written.
+takes the outputs of the batches that Runpod still has. The key of a line is its position and a digest of its fields and
+of the options. The file is deleted once every line is written.
 
 Outputs are spooled in the output's folder: Runpod returns them in any order, and embeddings are large.
 """
@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worker.errors import AviaryError, Cancelled, InputError, RequestError, ServerUnreachable
+from worker.errors import AviaryError, Cancelled, InputError, InternalError, RequestError, ServerUnreachable
 from worker.manifest.line_results import ClientTask, Task
 from worker.manifest.lines import Line
 from worker.manifest.run import LineResult, Summary, process
@@ -100,7 +100,7 @@ class Batches:
             "analyze": Analyzed,
         }
         self._client, self._kind, self._alone = client, kinds[task], getattr(client, task)
-        self._task, self._notes, self._stop = ClientTask(task, options), notes, stop
+        self._task, self._options, self._notes, self._stop = ClientTask(task, options), options, notes, stop
         self._batch_of: dict[str, _Batch] = {}
         for batch in _read(notes):
             self._batch_of |= dict.fromkeys(batch.keys, batch)
@@ -109,7 +109,7 @@ class Batches:
 
     def prepare(self, lines: Sequence[Line]) -> None:
         """Submit the lines that no batch of an earlier run has."""
-        keys = {_key(line): line for line in lines}
+        keys = {self._key(line): line for line in lines}
         for batch in self._earlier & {self._batch_of[key] for key in keys.keys() & self._batch_of.keys()}:
             self._earlier.discard(batch)
             self._resume(batch)
@@ -120,7 +120,7 @@ class Batches:
 
     def ask(self, line: Line) -> LineResult:
         """Return the result of a line, once its batch is finished."""
-        key = _key(line)
+        key = self._key(line)
         batch = self._batch_of.pop(key, None)
         output = None if batch is None else batch.output(key, self._client, self._stop)
 
@@ -160,7 +160,7 @@ class Batches:
     def _submit(self, lines: Sequence[Line]) -> None:
         from worker.client.batch_jobs import CALL_BYTES, CALL_REQUESTS, request_bytes
 
-        batch = _Batch(self._client.create(), [_key(line) for line in lines], self._notes.parent)
+        batch = _Batch(self._client.create(), [self._key(line) for line in lines], self._notes.parent)
         self._mine.append(batch)
         self._batch_of |= dict.fromkeys(batch.keys, batch)
         self._note(batch)
@@ -185,7 +185,7 @@ class Batches:
         """Return the request of a line. None: the line cannot be sent; `ask` raises the reason."""
         try:
             audio, options = self._task.arguments(line)
-            return self._client.job(self._kind, audio, options, _key(line))
+            return self._client.job(self._kind, audio, options, self._key(line))
         except Exception:  # noqa: BLE001  a line's error must not cost the others their batch
             return None
 
@@ -202,6 +202,10 @@ class Batches:
                 self._add(batch, call[middle:])
         else:
             batch.sent += len(call)
+
+    def _key(self, line: Line) -> str:
+        asked = json.dumps([line.fields, dict(self._options)], sort_keys=True)
+        return f"{line.index}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
 
     def _note(self, batch: _Batch) -> None:
         with self._notes.open("a", encoding="utf-8") as file:
@@ -239,12 +243,19 @@ class _Batch:
     def output(self, key: str, client: BatchClient, stop: threading.Event) -> Json | None:
         """Return the output for a line, or None. Wait until the batch is finished; one thread polls for all.
 
-        Raises: Cancelled once `stop` is set; ServerUnreachable if the batch fails or is canceled.
+        Raises: Cancelled once `stop` is set; ServerUnreachable if the batch fails or is canceled, or if its state
+        cannot be read.
         """
         with self._lock:
             if self.is_open:
-                self._wait(client, stop)
-                self.fetch(client)
+                try:
+                    self._wait(client, stop)
+                    self.fetch(client)
+                except InternalError as error:  # Runpod's fault and no line's, so it ends the run
+                    raise ServerUnreachable(
+                        f"the state of batch {self.id} cannot be read: {error.message}. Run the same command again to "
+                        "resume."
+                    ) from error
                 if missing := len(self.keys) - len(self.fetched):
                     log.warning("batch %s has no result for %d lines, which are sent as jobs", self.id, missing)
         if key not in self.fetched:
@@ -293,8 +304,3 @@ def _read(notes: Path) -> Iterator[_Batch]:
         except ValueError:
             continue
         yield _Batch(noted["id"], noted["keys"], notes.parent)
-
-
-def _key(line: Line) -> str:
-    digest = hashlib.sha256(json.dumps(line.fields, sort_keys=True).encode()).hexdigest()
-    return f"{line.index}-{digest[:12]}"
