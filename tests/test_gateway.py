@@ -187,7 +187,7 @@ def test_keys_and_rates_are_one_for_all_workers(tmp_path):
         refused = host.client.post("/v1/audio/transcriptions", files={"file": WEEK}, data={"model": "parakeet"})
         assert refused.status_code == 401
         assert refused.headers.get_list("www-authenticate") == ["Bearer"]
-        assert refused.json()["error"]["type"] == "authentication_error"
+        assert refused.json()["error"]["type"] == "invalid_request_error"
         preflight = host.client.options(
             "/v1/models", headers={"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
         )

@@ -114,7 +114,7 @@ def test_a_rate_is_kept_for_each_key(tmp_path):
         assert [ask(http, headers=headers).status_code for _ in range(3)] == [200, 200, 429]
         late = ask(http, headers=headers)
         assert 1 <= int(late.headers["retry-after"]) <= 60
-        assert late.json()["error"]["type"] == "rate_limit_error"
+        assert late.json()["error"]["type"] == "requests"
         assert ask(http, headers={"authorization": "Bearer b"}).status_code == 200
 
 

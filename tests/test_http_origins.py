@@ -53,7 +53,7 @@ def refused(answer: httpx.Response) -> bool:
         return False
     if answer.request.method != "HEAD":
         error = answer.json()["error"]
-        assert (error["code"], error["type"]) == ("forbidden", "permission_error")
+        assert (error["code"], error["type"]) == ("forbidden", "invalid_request_error")
         assert "CORS_ORIGINS" in error["message"] or "API_KEY" in error["message"]
     return True
 

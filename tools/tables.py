@@ -27,6 +27,7 @@ from pydantic.fields import FieldInfo
 from worker.catalog import MODELS, Model
 from worker.config import Settings
 from worker.entrypoints.cli import arguments
+from worker.entrypoints.http.responses import OPENAI, status_of
 from worker.errors import AviaryError
 from worker.protocol.request import _Payload
 
@@ -88,11 +89,17 @@ def language_codes() -> str:
 def errors() -> str:
     """Return every error that has a code or a status of its own, with the first line of its docstring."""
     rows = [
-        (f"`{kind.code}`", str(kind.status), "yes" if kind.retryable else "no", _first_line(kind), f"`{kind.__name__}`")
+        (f"`{kind.code}`", _status(kind), "yes" if kind.retryable else "no", _first_line(kind), f"`{kind.__name__}`")
         for kind in _subclasses(AviaryError)
         if "code" in vars(kind) or ("status" in vars(kind) and not kind.__subclasses__())
     ]
     return _block(_table(("Code", "HTTP status", "Retryable", "Meaning", "Python class"), rows))
+
+
+def _status(kind: type[AviaryError]) -> str:
+    """Return the HTTP status of an error, and the one on /v1 if it differs."""
+    on_v1 = status_of(kind(""), OPENAI)
+    return str(kind.status) if on_v1 in (kind.status, status_of(kind(""))) else f"{kind.status}; on `/v1`, {on_v1}"
 
 
 def request_fields() -> str:

@@ -50,7 +50,9 @@ class Routes:
         request = await asyncio.to_thread(self._request, fields)
         response = await self._http.send(request)
         if not response.is_success:
-            raise error_from_response(response)
+            error = error_from_response(response)
+            error.status = response.status_code  # of the route: /v1 has statuses of its own
+            raise error
         return await asyncio.to_thread(_content, response)
 
     def _request(self, fields: Fields) -> httpx.Request:

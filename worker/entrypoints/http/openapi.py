@@ -55,6 +55,7 @@ _MEANINGS = {
     507: "The disk is full",
 }
 WORK = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503)
+OPENAI_WORK = tuple(status for status in WORK if status != 422)  # of work on /v1, whose unusable inputs are 400
 STORED = (401, 404, 503)
 
 

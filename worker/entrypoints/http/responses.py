@@ -1,6 +1,7 @@
 """What the routes respond with: OpenAI's error object for every error, and JSON that may be large.
 
     install(app)              every error becomes {"error": {"message", "type", "param", "code"}}
+    status_of(error, path)    the HTTP status of an error on a route; on /v1, that of OpenAI's API
     await large_json(make)    JSON built and encoded on a thread, so that the event loop stays free
 
 Clients see the log id of an unexpected error and nothing else of it.
@@ -19,10 +20,10 @@ from fastapi.requests import Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from worker.errors import AviaryError, Cancelled, DeadlineExceeded
+from worker.errors import AviaryError, Cancelled, DeadlineExceeded, InputError, TooLarge
 from worker.faults import report
 
-_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+OPENAI = "/v1/"  # how the paths begin that OpenAI's clients call
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -33,22 +34,33 @@ async def large_json(make: Callable[[], Any]) -> JSONResponse:
 
 def to_json(error: AviaryError) -> dict[str, Any]:
     """Return OpenAI's error object. If the request continues as a job, the object names the job."""
-    status = status_of(error)
-    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    detail = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
+    detail = {"message": error.message, "type": type_of(error), "param": error.param, "code": error.code}
     if isinstance(error, DeadlineExceeded) and error.job_id is not None:
         detail |= {"job_id": error.job_id, "status_url": f"/jobs/{error.job_id}/status"}
     return {"error": detail}
 
 
-def status_of(error: AviaryError) -> int:
-    """Return the HTTP status. Cancelled is 503: a client that is still there sees a server that shuts down."""
+def type_of(error: AviaryError) -> str:
+    """Return the `type` that OpenAI's API gives an error of this status."""
+    status = status_of(error)
+    return "requests" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
+
+
+def status_of(error: AviaryError, path: str = "") -> int:
+    """Return the HTTP status of an error on a route.
+
+    Cancelled is 503: a client that is still there sees a server that shuts down. On /v1, a file that cannot be
+    transcribed is 400, as on OpenAI's API: its clients have no typed exception for 413 and 415, and take 404 for an
+    unknown model. Only a file of too many bytes is 413 there too.
+    """
+    if path.startswith(OPENAI) and isinstance(error, InputError) and not isinstance(error, TooLarge):
+        return 400
     return 503 if isinstance(error, Cancelled) else error.status
 
 
-def response(error: AviaryError) -> JSONResponse:
-    """Return the response for an error, with WWW-Authenticate, Retry-After, X-Should-Retry and Connection where they
-    apply.
+def response(error: AviaryError, path: str = "") -> JSONResponse:
+    """Return the response for an error on a route, with WWW-Authenticate, Retry-After, X-Should-Retry and Connection
+    where they apply.
 
     OpenAI's clients retry every status 503 unless X-Should-Retry forbids it. A request that was too slow would be as
     slow again.
@@ -60,7 +72,7 @@ def response(error: AviaryError) -> JSONResponse:
         headers["X-Should-Retry"] = "false"
     if error.retry_after_sec is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_sec))
-    return JSONResponse(to_json(error), status_of(error), headers)
+    return JSONResponse(to_json(error), status_of(error, path), headers)
 
 
 def install(app: FastAPI) -> None:
@@ -71,9 +83,9 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
-async def _expected(_request: Request, error: Exception) -> JSONResponse:
+async def _expected(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, AviaryError)
-    return response(error)
+    return response(error, request.url.path)
 
 
 async def _http(_request: Request, error: Exception) -> JSONResponse:

@@ -19,8 +19,8 @@ from worker.entrypoints.http.body import Body, RequestBody, is_form
 from worker.entrypoints.http.job_queue import UPLOAD, JobForm
 from worker.entrypoints.http.openapi import (
     EVENTS,
+    OPENAI_WORK,
     PLAIN_TEXT,
-    WORK,
     ChatCompletion,
     Features,
     ModelInfo,
@@ -79,7 +79,7 @@ def router(service: Service) -> APIRouter:
             name=name,
             summary=summary,
             response_model=Transcription,
-            responses=also(PLAIN_TEXT | EVENTS, *WORK),
+            responses=also(PLAIN_TEXT | EVENTS, *OPENAI_WORK),
             openapi_extra=audio_body(name),
         )
     for name, summary in _FEATURES.items():
@@ -90,7 +90,7 @@ def router(service: Service) -> APIRouter:
             name=name,
             summary=summary,
             response_model=Features,
-            responses=failures(*WORK),
+            responses=failures(*OPENAI_WORK),
             openapi_extra=audio_body(name),
         )
 
@@ -98,7 +98,7 @@ def router(service: Service) -> APIRouter:
         "/v1/chat/completions",
         summary="Ask about a clip",
         response_model=ChatCompletion,
-        responses=also(EVENTS, *WORK),
+        responses=also(EVENTS, *OPENAI_WORK),
         openapi_extra=chat_body(),
     )
     async def chat(http: Request, sent: RequestBody) -> Response:
