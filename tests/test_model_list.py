@@ -29,7 +29,8 @@ def rows(settings: Settings) -> tuple[dict[str, dict], list[str]]:
         for name in ("pocketsphinx", "whisper-tiny"):
             (row,) = (one for one in listed["data"] if name in (one["id"], *one["aliases"]))
             assert httpx.get(f"{url}/v1/models/{name}").json() == row
-    return {(one["aliases"] or [one["id"]])[0]: one for one in listed["data"]}, listed["scoring_models"]
+    own = [one for one in listed["data"] if one["root"] == one["id"]]
+    return {(one["aliases"] or [one["id"]])[0]: one for one in own}, listed["scoring_models"]
 
 
 def test_what_is_on_disk_has_its_size_and_what_is_not_has_none(home):

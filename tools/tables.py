@@ -136,6 +136,8 @@ def _default(name: str, field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if value is None or value == ():
         return "unset"
+    if isinstance(value, dict):
+        return f"`{','.join(f'{key}={item}' for key, item in value.items())}`"
     if isinstance(value, bool):
         return "`1`" if value else "`0`"
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"

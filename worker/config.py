@@ -22,6 +22,15 @@ from worker import private
 from worker.errors import ConfigError, ModelNotFound
 
 VOLUME = Path("/runpod-volume")
+DEFAULT = "default"  # as the model of an alias: the default model
+# The names of OpenAI's speech models (API reference, "Create transcription"), which many programs cannot change.
+OPENAI_MODELS = (
+    "whisper-1",
+    "gpt-transcribe",
+    "gpt-4o-transcribe",
+    "gpt-4o-mini-transcribe",
+    "gpt-4o-mini-transcribe-2025-12-15",
+)
 
 
 def _connections() -> int:
@@ -71,6 +80,10 @@ class Settings(BaseSettings):
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         default_factory=tuple,
         description="Models to load at start in addition to the default model, separated by commas. Other models load on first use.",
+    )
+    model_aliases: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=lambda: dict.fromkeys(OPENAI_MODELS, DEFAULT),
+        description="Further names of models that requests may use: `alias=model`, separated by commas, or the path of a YAML or JSON file with the same names. The model `default` is the default model. A value replaces OpenAI's names; `off`: no aliases.",
     )
     models_memory_gb: float | None = Field(
         None,
@@ -330,7 +343,10 @@ class Settings(BaseSettings):
         from_file = _from_file(file) if file is not None else {}
         from_file = {name: value for name, value in from_file.items() if not os.environ.get(name.upper())}
         from_flags = {name: value for name, value in flags.items() if value is not None}
-        return cls(**from_file | _model_of_folder(from_flags) | from_flags)
+        settings = cls(**from_file | _model_of_folder(from_flags) | from_flags)
+        if "model" in from_flags and settings.model_aliases.get(from_flags["model"]) == DEFAULT:
+            return cls.of(file, **flags | {"model": None})
+        return settings
 
     @model_validator(mode="before")
     @classmethod
@@ -352,6 +368,31 @@ class Settings(BaseSettings):
     def _split_list(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("model_aliases", mode="before")
+    @classmethod
+    def _parse_aliases(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value == "off":
+            return {}
+        if "=" not in value:
+            return _aliases_of_file(Path(value))
+        pairs = (part.partition("=") for part in value.split(",") if part.strip())
+        return {alias.strip(): model.strip() for alias, _, model in pairs}
+
+    @field_validator("model_aliases")
+    @classmethod
+    def _check_aliases(cls, aliases: dict[str, str]) -> dict[str, str]:
+        """Reject an alias that is the name of a model of the catalog, and an alias of nothing."""
+        from worker import catalog
+
+        for alias, model in aliases.items():
+            if not alias or not model:
+                raise ValueError(f"{alias or model!r} must have the form alias=model")
+            if any(alias in (row.id, *row.aliases) for row in catalog.MODELS):
+                raise ValueError(f"{alias} is a model of the catalog. Choose another alias.")
+        return aliases
+
     @field_validator("workers", mode="before")
     @classmethod
     def _parse_auto(cls, value: Any) -> Any:
@@ -364,8 +405,14 @@ class Settings(BaseSettings):
 
     @property
     def default_model(self) -> str:
-        """Return the name of the model for requests that name none."""
-        return self.model or self.model_name or self.parakeet_model
+        """Return the name of the model for requests that name none. An alias of the default model counts as unset."""
+        names = (self.model_aliases.get(name, name) for name in (self.model, self.model_name) if name)
+        return next((name for name in names if name != DEFAULT), self.parakeet_model)
+
+    def meaning(self, name: str) -> str:
+        """Return the name of the model that an alias means, or the name itself if it is no alias."""
+        model = self.model_aliases.get(name, name)
+        return self.default_model if model == DEFAULT and name != DEFAULT else model
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -405,6 +452,19 @@ def _model_of_folder(values: Mapping[str, Any]) -> dict[str, Any]:
         return {"model": catalog.find(str(Path(folder).expanduser().absolute())).id}
     except ModelNotFound:
         return {}
+
+
+def _aliases_of_file(path: Path) -> dict[str, str]:
+    """Return the aliases in a YAML or JSON file, an object of alias and model. Raises ValueError."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"it is neither alias=model nor a file that can be read: {error}") from None
+    if not isinstance(content, dict) or not all(isinstance(part, str) for pair in content.items() for part in pair):
+        raise ValueError("the file must contain aliases, each with the name of a model")
+    return content
 
 
 # The sections of Music Flamingo servers' configuration files: each key with its setting, or None if it has none.

@@ -126,7 +126,7 @@ class ModelBundle:
 
     def __init__(self, engine: Engine, named: str | None = None) -> None:
         self.engine, self.settings = engine, engine.settings
-        self.row = catalog.find(named or self.settings.default_model)
+        self.row = catalog.find(self.settings.meaning(named or self.settings.default_model))
         self._named = named
         self._close = weakref.finalize(self, engine.close)
 

@@ -92,15 +92,18 @@ class Tasks:
         """A route's body that came through Runpod's OpenAI proxy, answered in the shape of that route."""
         route = str(fields["openai_route"])
         if route == "/v1/models":
-            return _ModelList()
+            return _ModelList(self._settings)
         payload, shape = openai.translate(route, fields.get("openai_input"))
         return Routed(self.prepare(payload, **options), shape)
 
 
 class _ModelList(Work):
-    """The catalog: nothing to run."""
+    """The list of models: nothing to run."""
 
     size, model, task = 0, None, None
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
 
     def start(self, **listeners: Unpack[Listeners]) -> Future[None]:
         listed: Future[None] = Future()
@@ -108,7 +111,7 @@ class _ModelList(Work):
         return listed
 
     def finish(self, outcome: None) -> Json:
-        return openai.models()
+        return openai.models(self._settings)
 
 
 class Routed(Work):

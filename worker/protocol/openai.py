@@ -1,6 +1,6 @@
 """OpenAI's JSON: the body of a route → our payload, and our answer → the shape of that route.
 
-    /v1/models                                   the catalog
+    /v1/models                                   the catalog, and MODEL_ALIASES
     /v1/chat/completions                         one audio (`input_audio` or `audio`), with text before and after it
     /v1/audio/transcriptions, /translations      JSON: `audio` {"url" | "data"} or `file` (a source), response_format …
     /v1/audio/captions, /embeddings, /analyze    JSON: `audio` {"url" | "data"}
@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from worker import catalog
+from worker.config import Settings
 from worker.errors import RequestError, Unsupported
-from worker.protocol.request import OPTIONS
+from worker.protocol.request import OPTIONS, aliases
 from worker.types import Task
 
 Json = dict[str, Any]
@@ -37,9 +38,16 @@ _SAME = {"model", *OPTIONS} - {"messages", *RENAMED.values()}
 _ALWAYS = {"chunking_strategy": "auto"}  # accepted with this value, which is what happens anyway
 
 
-def models() -> Json:
-    """Return the catalog as OpenAI's list of models."""
-    return {"object": "list", "data": [model_json(model) for model in catalog.MODELS]}
+def models(settings: Settings) -> Json:
+    """Return the catalog and the aliases of the settings as OpenAI's list of models."""
+    return {"object": "list", "data": with_aliases(map(model_json, catalog.MODELS), settings)}
+
+
+def with_aliases(rows: Iterable[Json], settings: Settings) -> list[Json]:
+    """Return entries of a list of models, and after them one for each alias. `root` is the id of the model it means."""
+    roots = {row["id"]: row for row in rows}
+    listed = [roots[root] | {"id": alias, "aliases": []} for alias, root in aliases(settings).items() if root in roots]
+    return [*roots.values(), *listed]
 
 
 def model_json(model: catalog.Model) -> Json:
@@ -52,6 +60,7 @@ def model_json(model: catalog.Model) -> Json:
         "object": "model",
         "created": 0,
         "owned_by": model.id.split("/")[0],
+        "root": model.id,
         "aliases": list(model.aliases),
         "tasks": list(model.tasks),
         "languages": list(model.languages),

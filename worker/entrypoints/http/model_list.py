@@ -1,6 +1,6 @@
 """The models of a server: the catalog, and what only this server knows of each.
 
-    listed(service)   the rows of GET /v1/models     catalog row + loaded, default, installed, on_disk, size_bytes
+    listed(service)   the entries of GET /v1/models     catalog row + loaded, default, installed, on_disk, size_bytes
 
 `on_disk` says whether the weights are on this machine, and `size_bytes` how large their files are. Both are null in a
 dry run, which reads no weights; `size_bytes` is also null if the weights are in a package or must be downloaded.
@@ -21,16 +21,20 @@ Json = dict[str, Any]
 
 
 def listed(service: Service) -> list[Json]:
-    """Return the models of the settings that are not in the catalog, then the catalog. Blocks on the disk."""
+    """Return the models of the settings that are not in the catalog, the catalog, and the aliases.
+
+    Blocks on the disk.
+    """
     settings, states = service.settings, service.engine.models
     own = map(catalog.find, (settings.default_model, *settings.models))
     rows = {row.id: row for row in (*(row for row in own if row not in catalog.MODELS), *catalog.MODELS)}
-    return [
+    facts = (
         openai.model_json(row)
         | {"loaded": states.get(row.id) == "ready", "default": row.id == service.default}
         | _facts(row, settings)
         for row in rows.values()
-    ]
+    )
+    return openai.with_aliases(facts, settings)
 
 
 def _facts(row: catalog.Model, settings: Settings) -> Json:

@@ -147,12 +147,16 @@ class ChatCompletion(TypedDict):
 
 
 class ModelInfo(TypedDict):
-    """OpenAI's model object, what the model can do, and where its weights are; unknown sizes are null."""
+    """OpenAI's model object, what the model can do, and where its weights are; unknown sizes are null.
+
+    `root` differs from `id` for an alias: it is the id of the model that the alias means.
+    """
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    root: str
     aliases: list[str]
     tasks: list[str]
     loaded: bool

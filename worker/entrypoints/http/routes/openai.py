@@ -114,7 +114,7 @@ def router(service: Service) -> APIRouter:
     )
     async def models() -> Response:
         rows = await asyncio.to_thread(model_list.listed, service)
-        return JSONResponse(openai.models() | {"data": rows, "scoring_models": service.scoring_models})
+        return JSONResponse({"object": "list", "data": rows, "scoring_models": service.scoring_models})
 
     @routes.get("/v1/models/{name:path}", summary="One model", response_model=ModelInfo, responses=failures(401, 404))
     async def model(name: str) -> Response:

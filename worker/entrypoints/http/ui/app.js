@@ -166,7 +166,8 @@ function showView(moved) {
 
 async function loadModels() {
   try {
-    const { data, scoring_models: scoring } = await call("/v1/models");
+    const { data: listed, scoring_models: scoring } = await call("/v1/models");
+    const data = listed.filter(({ id, root }) => id === root);  // without aliases
     showError(byId("page-error"), null);
     settings.fill(data, scoring);
     showAbilities(data, scoring);

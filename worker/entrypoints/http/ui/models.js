@@ -4,6 +4,7 @@ import { bytes, languageName, pluralize } from "./format.js";
 /**
  * @typedef {object} Model
  * @property {string} id
+ * @property {string} root  differs from the id for an alias: the id of the model that it means
  * @property {string[]} aliases
  * @property {string[]} tasks
  * @property {string[]} languages  the spoken languages; empty if only the checkpoint knows them
