@@ -6,6 +6,7 @@
     language_codes()   worker.catalog.MODELS             docs/models.md
     errors()           worker.errors                     docs/errors.md
     request_fields()   worker.protocol.request           docs/payload.md
+    openai_fields()    worker.protocol.openai_fields     docs/http.md
     commands()         worker.entrypoints.cli.arguments  docs/cli.md
 
 Run `python -m cogapp -r README.md docs/*.md` in the repository's root to write the tables anew. `make lint` fails if a
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import functools
 import inspect
+import json
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +31,7 @@ from worker.config import Settings
 from worker.entrypoints.cli import arguments
 from worker.entrypoints.http.responses import OPENAI, status_of
 from worker.errors import AviaryError
+from worker.protocol.openai_fields import IGNORED, NEUTRAL, VAD_DEFAULTS
 from worker.protocol.request import _Payload
 
 HELP_COLUMNS = 100
@@ -108,6 +111,15 @@ def request_fields() -> str:
     fields = sorted(_Payload.model_fields.items(), key=lambda item: item[0] in _shared_fields())
     rows = [(f"`{name}`", _accepted(schema[name]), field.description or "") for name, field in fields]
     return _block(_table(("Field", "Values", "Meaning"), rows))
+
+
+def openai_fields() -> str:
+    """Return the fields of OpenAI's routes that Aviary accepts without effect, with the values that it accepts."""
+    vad = {"type": "server_vad"} | VAD_DEFAULTS
+    only = {**NEUTRAL, "chunking_strategy": ("auto", vad)}
+    rows = [(f"`{name}`", "any") for name in IGNORED]
+    rows += [(f"`{name}`", " or ".join(f"`{json.dumps(value)}`" for value in values)) for name, values in only.items()]
+    return _block(_table(("Field", "Values"), rows))
 
 
 def commands() -> str:

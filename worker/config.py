@@ -85,6 +85,10 @@ class Settings(BaseSettings):
         default_factory=lambda: dict.fromkeys(OPENAI_MODELS, DEFAULT),
         description="Further names of models that requests may use: `alias=model`, separated by commas, or the path of a YAML or JSON file with the same names. The model `default` is the default model. A value replaces OpenAI's names; `off`: no aliases.",
     )
+    unsupported_options: Literal["reject", "warn"] = Field(
+        "reject",
+        description="What becomes of a request with an option that its model cannot honor: the server rejects it, or ignores the option and adds a `warning` to the result. Options that decide what the result is, such as the target language, are always rejected.",
+    )
     models_memory_gb: float | None = Field(
         None,
         gt=0,

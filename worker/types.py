@@ -161,6 +161,8 @@ class Item:
     """The caller's own name for the input."""
     segment: Part | None = None
     """The part of the audio to run. None: all of it."""
+    warning: str | None = None
+    """The options that the model cannot honor, if they are ignored instead of refused."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -425,7 +427,8 @@ class Result:
     output: Output
     """What the model made of it."""
     warning: str | None = None
-    """What may be wrong: damaged audio, speech without words, or a text that the limit on new tokens cut off."""
+    """What may be wrong: ignored options, damaged audio, speech without words, or a text that the limit on new tokens
+    cut off."""
 
     @property
     def index(self) -> int:

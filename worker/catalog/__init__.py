@@ -5,6 +5,8 @@
     is_repository(name)     whether a name is owner/name                      lookup.py
     check(model, options)   raise Unsupported if the model cannot do it       abilities.py
     check_option(model, …)  the same for one option                           abilities.py
+    honored(model, options) the options without those that it cannot honor    abilities.py
+    changes_nothing(…)      whether a value is what the model does anyway     abilities.py
     Model                   the fields of a row                               model.py
     language_code(text)     English name, or a code in any form → ISO code    languages.py
     LANGUAGES               the codes of the languages with a name            languages.py
@@ -14,10 +16,21 @@ folder, whose configuration is then read. `NAME:audio_tower` is the audio tower 
 `higgs:PROCESSOR` is Higgs with the features of another processor, a repository or a folder.
 """
 
-from worker.catalog.abilities import check, check_option
+from worker.catalog.abilities import changes_nothing, check, check_option, honored
 from worker.catalog.languages import LANGUAGES, language_code
 from worker.catalog.lookup import find, is_repository
 from worker.catalog.model import Model
 from worker.catalog.rows import MODELS
 
-__all__ = ["LANGUAGES", "MODELS", "Model", "check", "check_option", "find", "is_repository", "language_code"]
+__all__ = [
+    "LANGUAGES",
+    "MODELS",
+    "Model",
+    "changes_nothing",
+    "check",
+    "check_option",
+    "find",
+    "honored",
+    "is_repository",
+    "language_code",
+]

@@ -6,8 +6,9 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from typing import Any
 
 from worker.catalog.model import Model
 from worker.catalog.rows import MODELS
@@ -16,11 +17,16 @@ from worker.types import Options
 
 # The options that a row lists by name, with the values that mean "not set". A row has a field of its own for task,
 # timestamps and long_audio, and pooling changes the form of an embedding only.
+_DEFAULTS = {field.name: field.default for field in fields(Options)}
 _UNSET = {
-    field.name: field.default
-    for field in fields(Options)
-    if field.name not in ("model", "task", "timestamps", "long_audio", "pooling")
+    name: default
+    for name, default in _DEFAULTS.items()
+    if name not in ("model", "task", "timestamps", "long_audio", "pooling")
 }
+# The options that decide what the result is. The result without one of the others is still a result of the request.
+_ESSENTIAL = ("target_language", "messages")
+# Values that change nothing for a model without the option: such a model always takes the most likely token.
+_NEUTRAL = {"temperature": 0, "top_p": 1}
 
 
 def check(model: Model, options: Options) -> None:
@@ -29,21 +35,50 @@ def check(model: Model, options: Options) -> None:
     Raises: Unsupported, with the option as `param` and the models that can, if it cannot.
     """
     _check_task(model, options)
-    _check_timestamps(model, options)
-    _check_long_audio(model, options)
-    _check_accepted(model, options)
+    for refusal in _refusals(model, options):
+        raise refusal
     _check_languages(model, options)
     _check_control_tokens(model, options)
 
 
+def honored(model: Model, options: Options) -> tuple[Options, list[str]]:
+    """Return the options without those that the model cannot honor, and a message for each that is left out.
+
+    The options that decide what the result is stay, for `check` to refuse.
+    """
+    refused = [refusal for refusal in _refusals(model, options) if refusal.param not in _ESSENTIAL]
+    unset: dict[str, Any] = {name: _DEFAULTS[name] for refusal in refused if (name := refusal.param)}
+    return replace(options, **unset), [refusal.message for refusal in refused]
+
+
+def changes_nothing(model: Model, name: str, value: object) -> bool:
+    """Return whether an option has no effect, because the model, which does not have the option, does so anyway."""
+    return name not in model.options and name in _NEUTRAL and value == _NEUTRAL[name]
+
+
+def _refusals(model: Model, options: Options) -> Iterator[Unsupported]:
+    """Yield an error for each option that the model does not have, or cannot honor with any value."""
+    for find in (_timestamps_refused, _long_audio_refused):
+        if refusal := find(model, options):
+            yield refusal
+    for name, unset in _UNSET.items():
+        if getattr(options, name) != unset and (refusal := _option_refused(model, name, name)):
+            yield refusal
+
+
 def check_option(model: Model, name: str, *, called: str = "") -> None:
     """Return if the model has the option, which the request calls `called`. Raises Unsupported."""
-    called = called or name
-    if name not in model.options:
-        raise Unsupported(
-            f"{model.id} does not accept {called}. Models that do: {_names(lambda other: name in other.options)}.",
-            param=called,
-        )
+    if refusal := _option_refused(model, name, called or name):
+        raise refusal
+
+
+def _option_refused(model: Model, name: str, called: str) -> Unsupported | None:
+    if name in model.options:
+        return None
+    return Unsupported(
+        f"{model.id} does not accept {called}. Models that do: {_names(lambda other: name in other.options)}.",
+        param=called,
+    )
 
 
 def _check_task(model: Model, options: Options) -> None:
@@ -56,28 +91,24 @@ def _check_task(model: Model, options: Options) -> None:
         )
 
 
-def _check_timestamps(model: Model, options: Options) -> None:
-    if options.timestamps and not model.timestamps:
-        raise Unsupported(
-            f"{model.id} cannot return timestamps. Models that can: {_names(lambda other: other.timestamps)}.",
-            param="timestamps",
-        )
+def _timestamps_refused(model: Model, options: Options) -> Unsupported | None:
+    if not options.timestamps or model.timestamps:
+        return None
+    return Unsupported(
+        f"{model.id} cannot return timestamps. Models that can: {_names(lambda other: other.timestamps)}.",
+        param="timestamps",
+    )
 
 
-def _check_long_audio(model: Model, options: Options) -> None:
-    if options.long_audio == "whole" and model.window_sec:
-        can = _names(lambda other: other.window_sec is None and "transcribe" in other.tasks)
-        raise Unsupported(
-            f"{model.id} transcribes at most {model.window_sec:g} s at once. Set long_audio to windows, or leave it "
-            f"out. Models that transcribe long audio whole: {can}.",
-            param="long_audio",
-        )
-
-
-def _check_accepted(model: Model, options: Options) -> None:
-    for name, unset in _UNSET.items():
-        if getattr(options, name) != unset:
-            check_option(model, name)
+def _long_audio_refused(model: Model, options: Options) -> Unsupported | None:
+    if options.long_audio != "whole" or not model.window_sec:
+        return None
+    can = _names(lambda other: other.window_sec is None and "transcribe" in other.tasks)
+    return Unsupported(
+        f"{model.id} transcribes at most {model.window_sec:g} s at once. Set long_audio to windows, or leave it "
+        f"out. Models that transcribe long audio whole: {can}.",
+        param="long_audio",
+    )
 
 
 def _check_languages(model: Model, options: Options) -> None:

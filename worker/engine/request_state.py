@@ -105,7 +105,9 @@ class RequestState:
             return
         for item in items:
             result = output.result()
-            self._add(Result(item, round(clip.duration_sec, 3), visible(result, item.view), _warning(clip, result)))
+            self._add(
+                Result(item, round(clip.duration_sec, 3), visible(result, item.view), _warning(item, clip, result))
+            )
 
     def fail(self, items: Iterable[Item], error: AviaryError) -> None:
         """Give these inputs the error."""
@@ -258,8 +260,8 @@ def _text(outcome: Result | Failure) -> str | None:
     return None
 
 
-def _warning(clip: Clip, output: Output) -> str | None:
-    """Return what may be wrong with the audio and with its text."""
+def _warning(item: Item, clip: Clip, output: Output) -> str | None:
+    """Return what may be wrong with the options, with the audio and with its text."""
     text = output.caption if isinstance(output, Analysis) else output
     of_text = None if isinstance(text, Embedding) else text.warning
-    return "; ".join(filter(None, (clip.warning, of_text))) or None
+    return "; ".join(filter(None, (item.warning, clip.warning, of_text))) or None

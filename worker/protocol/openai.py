@@ -5,8 +5,9 @@
     /v1/audio/transcriptions, /translations      JSON: `audio` {"url" | "data"} or `file` (a source), response_format …
     /v1/audio/captions, /embeddings, /analyze    JSON: `audio` {"url" | "data"}
 
-The HTTP routes and Runpod's OpenAI proxy (`openai_route`, `openai_input`) both translate here. A field that a route
-does not have is an error, which names the field. All else is validated by `worker.protocol.request`.
+The HTTP routes and Runpod's OpenAI proxy (`openai_route`, `openai_input`) both translate here. A field that changes
+nothing is left out (`worker.protocol.openai_fields`), and a field that a route does not have is an error, which names
+the field. All else is validated by `worker.protocol.request`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from worker import catalog
 from worker.config import Settings
 from worker.errors import RequestError, Unsupported
+from worker.protocol.openai_fields import NOT_SUPPORTED, meaningful, speech
 from worker.protocol.request import OPTIONS, aliases
 from worker.types import Task
 
@@ -35,7 +37,6 @@ TASKS: dict[str, Task] = {
 # OpenAI's names of our options; the others have the same name on both sides.
 RENAMED = {"response_format": "format", "timestamp_granularities": "timestamps", "encoding_format": "encoding"}
 _SAME = {"model", *OPTIONS} - {"messages", *RENAMED.values()}
-_ALWAYS = {"chunking_strategy": "auto"}  # accepted with this value, which is what happens anyway
 
 
 def models(settings: Settings) -> Json:
@@ -101,23 +102,24 @@ def source(value: Any, name: str) -> str:
 
 def _audio(task: str, body: Mapping[str, Any]) -> Json:
     payload: Json = {"task": task}
-    for name, value in body.items():
+    fields = meaningful(body)
+    for name, value in (speech(fields) if task in ("transcribe", "translate") else fields).items():
         if name in ("audio", "file"):
             if "audio" in payload:
                 raise RequestError("give either audio or file", param=name)
             payload["audio"] = source(value, name)
         elif name in RENAMED:
             payload[RENAMED[name]] = value
-        elif name in _SAME:
+        elif name in _SAME or name in NOT_SUPPORTED:
             payload[name] = value
-        elif name not in _ALWAYS or value != _ALWAYS[name]:
+        else:
             raise RequestError(f"{name} is not a field of this route", param=name)
     return payload
 
 
 def _chat(body: Mapping[str, Any]) -> Json:
     payload: Json = {"task": "chat", "messages": []}
-    for name, value in body.items():
+    for name, value in meaningful(body).items():
         if name == "messages":
             payload |= _turns(value)
         elif name in ("max_tokens", "max_completion_tokens"):
@@ -128,7 +130,7 @@ def _chat(body: Mapping[str, Any]) -> Json:
             )
         elif name in _SAME:
             payload[name] = value
-        elif name not in ("stream", "user", "n") or (name == "n" and value != 1):
+        elif name != "stream":
             raise RequestError(f"{name} is not a field of this route", param=name)
     return payload
 
@@ -165,11 +167,15 @@ def _first(answer: Json) -> Json:
 
 
 def _speech_shape(answer: Json) -> Any:
-    """Return `formatted` if the request asked for a format, else OpenAI's json, with the language if it is known."""
+    """Return `formatted` if the request asked for a format, else OpenAI's json, with the language if it is known.
+
+    `languages` is OpenAI's field for the same: a list, empty if the language is unknown.
+    """
     one = answer["results"][0]
     if "formatted" in one:
         return one["formatted"]
     told = {"language": one["language"]} if one["language"] else {}
+    told |= {"languages": [{"code": one["language"]}] if one["language"] else []}
     told |= {name: one[name] for name in ("confidence", "logprobs", "finish_reason", "warning") if name in one}
     return {"text": one["text"], **told, "usage": {"type": "duration", "seconds": one["duration_sec"]}}
 

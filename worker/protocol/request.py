@@ -25,6 +25,7 @@ from pydantic_core import PydanticCustomError
 from worker import catalog
 from worker.config import Settings
 from worker.errors import AviaryError, InputError, ModelNotFound, RequestError, TooManyInputs, Unsupported
+from worker.protocol.openai_fields import NOT_SUPPORTED
 from worker.types import Failure, Format, Item, Level, Message, Options, Request, S3Access, Source, Task, View
 
 MAX_NEW_TOKENS = 32_768  # the largest value that a request may set
@@ -38,6 +39,7 @@ InputId = Annotated[str, Field(max_length=LONGEST_ID)] | int
 LONGEST_LANGUAGE = 32  # characters
 AUTO = "auto"  # as the language of an input: that of the request does not apply
 _FEW = 100  # inputs
+_IGNORED = "An option is ignored, because {}"
 _DIARIZE = "-diarize"  # at the end of the names of OpenAI's models that separate speakers
 TIMED = ("srt", "vtt", "tsv")  # the formats that require the times of a transcript
 
@@ -96,7 +98,18 @@ _Language = Annotated[str, Field(max_length=LONGEST_LANGUAGE), AfterValidator(_l
 
 
 class OptionFields(Strict):
-    """The options of a request. Each may stand on the request and on each input; the input's value wins."""
+    """The options of a request. Each may stand on the request and on each input; the input's value wins.
+
+    An empty text, which clients send for an empty field, counts as absent.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_the_empty(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        empty = [name for name in values if name in _MAY_BE_EMPTY and values[name] in ("", [""])]
+        return {name: value for name, value in values.items() if name not in empty} if empty else values
 
     timestamps: bool | Level | Annotated[list[Level], FirstError()] | None = _option(
         _SPEECH, "Levels of times to return: `true` is word and segment; or one level, or a list of levels"
@@ -172,6 +185,7 @@ class OptionFields(Strict):
 
 
 OPTIONS: tuple[str, ...] = tuple(OptionFields.model_fields)
+_MAY_BE_EMPTY = frozenset((*OPTIONS, "model"))
 _OF_THE_WORK = tuple(field.name for field in dataclasses.fields(Options) if field.name in OPTIONS)
 
 
@@ -253,7 +267,8 @@ def parse(
     files: open files, by the names under which the sources of the request mention them.
     Raises RequestError (or a subclass) if the request as a whole is wrong.
     """
-    body = validated(_Payload, fields)
+    foreign = {name: value for name in NOT_SUPPORTED if (value := fields.get(name))}
+    body = validated(_Payload, {name: value for name, value in fields.items() if name not in NOT_SUPPORTED})
     inputs = _inputs(body)
     if len(inputs) > settings.max_inputs:
         raise TooManyInputs(
@@ -261,16 +276,21 @@ def parse(
         )
     model = find_model(body.model, settings, trusted=trusted)
     checked = None if settings.skip_model_load and body.model is None else model
-    _options(body, body, checked, model.id)
+    lenient = settings.unsupported_options == "warn"
+    warnings = _foreign_refused(foreign, model, lenient=lenient)
+    _options(body, body, checked, model.id, lenient=lenient)
 
     items: list[Item] = []
     alike: dict[Any, Any] = {}  # equal options and views are one object: there may be ten thousand items
     rejected: list[Failure] = []
     for index, raw in enumerate(inputs):
         try:
-            item = _item(index, raw, body, checked, model.id, s3=s3, trusted=trusted, files=files or {})
+            item = _item(
+                index, raw, body, checked, model.id, s3=s3, trusted=trusted, files=files or {}, lenient=lenient
+            )
             options, view = alike.setdefault(item.options, item.options), alike.setdefault(item.view, item.view)
-            items.append(Item(index, item.source, options, view, item.id))
+            warning = "; ".join(filter(None, (warnings, item.warning))) or None
+            items.append(Item(index, item.source, options, view, item.id, warning=warning))
         except AviaryError as error:
             named = raw.get("id") if isinstance(raw, Mapping) else None
             rejected.append(Failure(index, error, named if _is_id(named) else None))
@@ -369,6 +389,7 @@ def _item(
     s3: S3Access | None,
     trusted: bool,
     files: Mapping[str, BinaryIO],
+    lenient: bool,
 ) -> Item:
     where = f"inputs[{index}]"
     if isinstance(raw, str):
@@ -380,22 +401,53 @@ def _item(
     except ValidationError as error:
         message, param = _explain(error, _Input)
         raise InputError(f"{where}: {message}", param=f"{where}.{param}") from None
-    options, view = _options(own, body, checked, model_id)
+    options, view, warning = _options(own, body, checked, model_id, lenient=lenient)
     source = (
         Source("file", own.source, file=files[own.source])
         if own.source in files
         else source_of(own.source, s3=s3, trusted=trusted)
     )
-    return Item(index, source, options, view, own.id)
+    return Item(index, source, options, view, own.id, warning=warning)
 
 
-def _options(own: OptionFields, body: _Payload, checked: catalog.Model | None, model_id: str) -> tuple[Options, View]:
-    """Return the input's options, else the request's. Raises Unsupported if the model cannot honor them."""
+def _foreign_refused(foreign: Fields, model: catalog.Model, *, lenient: bool) -> str:
+    """Return a warning for the fields of OpenAI that the model does not have, if requests are lenient.
+
+    `languages` has no effect if it contains every language of the model. Raises Unsupported.
+    """
+    warnings: list[str] = []
+    for name, value in foreign.items():
+        if name == "languages" and model.languages and _codes(value) >= set(model.languages):
+            continue
+        try:
+            catalog.check_option(model, name)
+        except Unsupported as error:
+            if not lenient:
+                raise
+            warnings.append(_IGNORED.format(error.message))
+    return "; ".join(warnings)
+
+
+def _codes(languages: Any) -> set[str | None]:
+    """Return the codes of a list of languages."""
+    texts = languages if isinstance(languages, list) else []
+    return {catalog.language_code(text) for text in texts if isinstance(text, str)}
+
+
+def _options(
+    own: OptionFields, body: _Payload, checked: catalog.Model | None, model_id: str, *, lenient: bool
+) -> tuple[Options, View, str | None]:
+    """Return the input's options, else the request's, and a warning that names the ignored ones.
+
+    Raises Unsupported if the model cannot honor them. If `lenient`, only for those that decide what the result is.
+    """
     values: dict[str, Any] = {}
     for name in OPTIONS:
         value = getattr(own, name)
         value = getattr(body, name) if value is None else value
-        if value is not None and not (value == AUTO and name in ("language", "target_language")):
+        if value is None or (value == AUTO and name in ("language", "target_language")):
+            continue
+        if checked is None or not catalog.changes_nothing(checked, name, value):
             values[name] = value
     levels = _levels(values.get("timestamps"))
     include = tuple(
@@ -421,14 +473,35 @@ def _options(own: OptionFields, body: _Payload, checked: catalog.Model | None, m
         "confidence": view.confidence or bool(include) or reported,
         "messages": _messages(values.get("messages", [])),
     }
-    options = Options(model=model_id, task=body.task, **work)
+    options, warning = Options(model=model_id, task=body.task, **work), None
     if checked is not None:
-        if include and not view.confidence:
+        if lenient and (checked.timestamps or not subtitles):
+            options, view, warning = _honored(checked, options, view)
+        if view.include and not view.confidence:
             catalog.check_option(checked, "confidence", called="include")
         catalog.check(checked, options)
     if subtitles and not speech:
         raise Unsupported(f"format {view.format} is for transcribe and translate, not {options.task}", param="format")
-    return options, view
+    return options, view, warning
+
+
+def _honored(model: catalog.Model, options: Options, view: View) -> tuple[Options, View, str | None]:
+    """Return the options and the view without those that the model cannot honor, and a warning that names them."""
+    refused: list[str] = []
+    if view.include:
+        try:
+            catalog.check_option(model, "confidence", called="include")
+        except Unsupported as error:
+            refused = [error.message]
+            view = dataclasses.replace(view, include=())
+            options = dataclasses.replace(options, confidence=view.confidence)
+    options, others = catalog.honored(model, options)
+    view = dataclasses.replace(
+        view,
+        confidence=view.confidence and options.confidence,
+        timestamps=view.timestamps if options.timestamps else (),
+    )
+    return options, view, "; ".join(_IGNORED.format(message) for message in (*refused, *others)) or None
 
 
 def _is_id(value: Any) -> bool:

@@ -9,6 +9,7 @@ import asyncio
 import errno
 import io
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from worker.entrypoints.http import body_limits, multipart
 from worker.errors import Cancelled, DiskFull, NotReadable, QueueFull, RequestError, TooLarge
 
 _ROOM = multipart.Room(multipart.TOGETHER)
+_IN_BRACKETS = re.compile(r"([^\[\]]+)\[([^\[\]]*)\]")
 _LARGE = 1 << 18  # bytes; JSON this large takes milliseconds to parse, so it is parsed on a thread
 
 
@@ -30,8 +32,9 @@ _LARGE = 1 << 18  # bytes; JSON this large takes milliseconds to parse, so it is
 class Body:
     """The fields of a request and its uploaded files.
 
-    `fields` are the fields as sent; a form's fields named `x[]` become the list `x`. `files` maps the value of a file's
-    field to the open file; the caller closes the files. `names` maps the same value to the client's name of the file.
+    `fields` are the fields as sent; a form's fields named `x[]` become the list `x`, and those named `x[a]` and `x[b]`
+    become the object `x`. `files` maps the value of a file's field to the open file; the caller closes the files.
+    `names` maps the same value to the client's name of the file.
     """
 
     fields: dict[str, Any]
@@ -155,15 +158,23 @@ def _gather(parts: list[multipart.Part]) -> Body:
             value = f"upload:{len(body.files)}"
             body.files[value] = part.file
             body.names[value] = part.filename
-        name = part.name.removesuffix("[]")
+        name, key = _split_name(part.name)
         values = body.fields.get(name)
-        if name != part.name and isinstance(values, list):
+        if key == "" and isinstance(values, list):
             values.append(value)
+        elif key and isinstance(values, dict) and key not in values:
+            values[key] = value
         elif name in body.fields:
             repeated = name
         else:
-            body.fields[name] = value if name == part.name else [value]
+            body.fields[name] = value if key is None else {key: value} if key else [value]
     if repeated is not None:
         body.close()
         raise RequestError(f"{repeated} is sent twice", param=repeated)
     return body
+
+
+def _split_name(name: str) -> tuple[str, str | None]:
+    """Return the name of a form's field and the key in its brackets: "" for `x[]`, None for `x`."""
+    match = _IN_BRACKETS.fullmatch(name)
+    return (match[1], match[2]) if match else (name, None)

@@ -23,6 +23,7 @@ from worker.entrypoints.http import responses
 from worker.entrypoints.http.service import Service, hung_up
 from worker.errors import Cancelled
 from worker.faults import report
+from worker.protocol.render import UNDETERMINED
 from worker.types import Progress
 
 Json = dict[str, Any]
@@ -84,6 +85,7 @@ async def transcription(
             yield {
                 "type": "transcript.text.done",
                 "text": done["text"],
+                "languages": [] if done["language"] == UNDETERMINED else [{"code": done["language"]}],
                 **{name: done[name] for name in more},
                 "usage": done["usage"],
             }

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from typing_extensions import NotRequired, TypedDict
 
 from worker.jobs.records import State
-from worker.protocol import openai
+from worker.protocol import openai, openai_fields
 from worker.protocol.request import option_schema, options_of
 from worker.types import FinishReason, Level, Task
 
@@ -39,6 +39,8 @@ EVENTS: Json = {"text/event-stream; charset=utf-8": {"schema": EVENT}}
 PLAIN_TEXT: Json = {"text/plain; charset=utf-8": {"schema": TEXT}}
 _LOGPROBS: Json = {"type": "array", "items": {"enum": ["logprobs"]}}
 METRICS: Json = {"text/plain; version=1.0.0; charset=utf-8": {"schema": TEXT}}
+
+_NO_EFFECT: Json = {name: {"description": "accepted without effect"} for name in openai_fields.IGNORED}
 
 _MEANINGS = {
     400: "The request is wrong",
@@ -106,11 +108,16 @@ class _Logprob(TypedDict):
     bytes: list[int]
 
 
+class _Language(TypedDict):
+    code: str
+
+
 class Transcription(TypedDict):
     """OpenAI's json and verbose_json."""
 
     text: str
     usage: _Usage
+    languages: NotRequired[list[_Language]]
     task: NotRequired[str]
     language: NotRequired[str]
     duration: NotRequired[float]
@@ -342,9 +349,9 @@ def body(*, form: Json | None = None, json: Json | None = None, required: tuple[
 def audio_body(route: str) -> Json:
     """Return the request body of /v1/audio/{route}: a form with `file`, or JSON with `audio`."""
     task = openai.TASKS[route]
-    fields = {"model": MODEL} | _options(task)
+    fields = {"model": MODEL} | _options(task) | _NO_EFFECT
     if route in ("transcriptions", "translations"):
-        fields["stream"] = BOOLEAN
+        fields |= {"stream": BOOLEAN, "chunking_strategy": {"const": "auto"}}
     timed, included = fields.pop("timestamp_granularities", None), fields.pop("include", None)
     if timed is None:
         return body(form={"file": FILE, **fields}, json={"audio": SOURCE, **fields})
@@ -376,8 +383,8 @@ def chat_body() -> Json:
         "messages": {"type": "array", "items": message, "minItems": 1},
         "stream": BOOLEAN,
         "stream_options": {"type": "object", "properties": {"include_usage": BOOLEAN}},
-        "user": TEXT,
         "n": {"const": 1},
+        **_NO_EFFECT,
         **dict.fromkeys(("max_tokens", "max_completion_tokens"), options["max_new_tokens"]),
         **{name: schema for name, schema in options.items() if name not in ("messages", "response_format")},
     }

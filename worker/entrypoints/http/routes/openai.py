@@ -145,7 +145,7 @@ def _job(http: Request, sent: Body, shape: openai.Shape) -> JobForm:
 
 def _stream_options(sent: Body) -> Json | None:
     """Take `stream` and `stream_options` out of the fields. Return the options, or None if no stream is wanted."""
-    stream = sent.fields.pop("stream", None)
+    stream = sent.fields.pop("stream", None) or None
     options = sent.fields.pop("stream_options", None) or {}
     if stream not in (None, True, False, "true", "false", "True", "False"):
         raise RequestError("stream must be true or false", param="stream")
