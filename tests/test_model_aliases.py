@@ -136,9 +136,12 @@ def test_openai_s_client_and_stored_jobs_take_them(tmp_path):
     settings = Settings(skip_model_load=True, model="canary", data_dir=tmp_path)
     with serving(settings) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        with open(WEEK, "rb") as file:
-            raw = client.audio.transcriptions.with_raw_response.create(file=file, model="gpt-4o-transcribe")
-        assert raw.headers["OpenAI-Model"] == CANARY
+        for streams in (False, True):
+            with open(WEEK, "rb") as file:
+                raw = client.audio.transcriptions.with_raw_response.create(
+                    file=file, model="gpt-4o-transcribe", stream=streams
+                )
+            assert raw.headers["OpenAI-Model"] == CANARY
         assert client.models.retrieve("whisper-1").root == CANARY
         assert {"whisper-1", CANARY} <= {model.id for model in client.models.list()}
         sync = httpx.post(f"{url}/runsync", json={"input": {"model": "whisper-1", "inputs": [WEEK]}}).json()

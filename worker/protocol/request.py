@@ -314,7 +314,7 @@ def find_model(name: str | None, settings: Settings, *, trusted: bool = False) -
     for model in listed:
         if name == model.id or name in model.aliases:
             return model
-    if name.endswith(_DIARIZE):
+    if str(name).endswith(_DIARIZE):
         raise ModelNotFound(
             f"model {name!r} is not available here: this version cannot separate speakers. "
             f"Use a model without {_DIARIZE} for a transcript without speakers.",

@@ -1,6 +1,6 @@
 """Streams of server-sent events, in OpenAI's words.
 
-    response = await respond(http, transcription(service, payload, files))
+    response = await respond(http, transcription(service, work, payload))
 
 An error before the first event is a response like any other. After that the status is sent, so an error becomes the
 last event. A client that hangs up ends the work. Comments keep the connection alive while there is nothing to send, and
@@ -14,7 +14,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 from fastapi.requests import Request
 from fastapi.responses import Response, StreamingResponse
@@ -24,6 +24,7 @@ from worker.entrypoints.http.service import Service, hung_up
 from worker.errors import Cancelled
 from worker.faults import report
 from worker.protocol.render import UNDETERMINED
+from worker.protocol.work import Work
 from worker.types import Progress
 
 Json = dict[str, Any]
@@ -32,7 +33,9 @@ Event = Json | str | Progress  # progress becomes a comment, which OpenAI's clie
 KEEP_ALIVE_SEC = 15.0
 
 
-async def respond(http: Request, events: AsyncGenerator[Event, None]) -> Response:
+async def respond(
+    http: Request, events: AsyncGenerator[Event, None], headers: Mapping[str, str] | None = None
+) -> Response:
     """Return the events as a response, once the first event is there or KEEP_ALIVE_SEC have passed."""
     first, gone = asyncio.ensure_future(anext(events)), asyncio.ensure_future(hung_up(http))
     try:
@@ -49,21 +52,22 @@ async def respond(http: Request, events: AsyncGenerator[Event, None]) -> Respons
     finally:
         gone.cancel()
     return StreamingResponse(
-        _encoded(first, events), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+        _encoded(first, events),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", **(headers or {})},
     )
 
 
-async def transcription(
-    service: Service, http: Request, payload: Json, files: Mapping[str, BinaryIO]
-) -> AsyncGenerator[Event, None]:
+async def transcription(service: Service, work: Work, payload: Json) -> AsyncGenerator[Event, None]:
     """Yield the events of a transcription: deltas, then the whole text, with times for `verbose_json`.
 
+    work: what `payload` asks for, prepared with the format `verbose_json`.
     With `include=logprobs`, there is one delta for each token. The deltas then follow the end of the transcription,
     because the log probabilities are known only then.
     """
     verbose, scored = payload.get("format") == "verbose_json", bool(payload.get("include"))
     text = ""
-    stream = service.stream(await service.prepare(http, payload | {"format": "verbose_json"}, files))
+    stream = service.stream(work)
     try:
         async for piece in stream:
             if isinstance(piece, str):

@@ -57,11 +57,12 @@ def router(service: Service) -> APIRouter:
         _require_audio(http, sent)
         payload, shape = openai.translate(http.scope["path"], sent.fields)
         if stream is not None:
-            return await events.respond(http, events.transcription(service, http, payload, sent.files))
+            work = await service.prepare(http, payload | {"format": "verbose_json"}, sent.files)
+            return await events.respond(http, events.transcription(service, work, payload), _named(work.model))
         answer = await service.one(http, payload, sent.files, job=_job(http, sent, shape))
-        shaped, headers = shape(answer), {MODEL_HEADER: urllib.parse.quote(answer["model"])}
+        shaped = shape(answer)
         kind = PlainTextResponse if isinstance(shaped, str) else JSONResponse
-        return kind(shaped, headers=headers)
+        return kind(shaped, headers=_named(answer["model"]))
 
     async def features(http: Request, sent: RequestBody) -> Response:
         if _stream_options(sent) is not None:
@@ -124,6 +125,11 @@ def router(service: Service) -> APIRouter:
         raise ModelNotFound(f"this server has no model {name!r}; GET /v1/models lists its models", param="model")
 
     return routes
+
+
+def _named(model: str | None) -> dict[str, str]:
+    """Return the header that names the model that ran."""
+    return {MODEL_HEADER: urllib.parse.quote(model)} if model else {}
 
 
 def _require_audio(http: Request, sent: Body) -> None:
