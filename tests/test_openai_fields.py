@@ -95,6 +95,14 @@ def test_tags_and_names_of_languages_are_codes(sent, code):
         assert request({"model": "whisper", **body}).items[0].options.language == code
 
 
+def test_languages_reach_a_model_that_chooses_among_them():
+    (item,) = request({"model": "whisper", "languages": ["en-US", "German", "", "auto", "en"]}).items
+    assert (item.options.language, item.options.languages) == (None, ("en", "de"))
+    with pytest.raises(Unsupported, match="unsupported language 'xx'") as caught:
+        request({"model": "whisper", "languages": ["en", "xx"]})
+    assert caught.value.param == "languages"
+
+
 def test_languages_that_rule_nothing_out_are_accepted():
     assert request({"languages": ["de", "en"]}, Settings(model="pocketsphinx")).items[0].options.language is None
 

@@ -42,6 +42,9 @@ ABSENT = {
     ("cli", "include"): "not offered: an option for programs",
     ("manifest", "include"): "manifests write NeMo's word_confidence",
     ("page", "include"): "not offered: an option for programs",
+    ("cli", "languages"): "not offered: an option for programs",
+    ("manifest", "languages"): "a line has its own language",
+    ("page", "languages"): "not offered: an option for programs",
     ("python", "messages"): "an argument of chat",
     ("client", "messages"): "an argument of chat",
     ("cli", "messages"): "typed as --prompt and --system",
@@ -69,6 +72,7 @@ ABSENT = {
 VALUES = {
     "timestamps": ["word"],
     "language": "en",
+    "languages": ["en", "de"],
     "target_language": "en",
     "punctuation": False,
     "confidence": True,

@@ -105,6 +105,19 @@ def test_the_language_is_detected_clip_by_clip_or_taken_as_given(model):
         ask(model, CLIPS[:1], language="xx")
 
 
+def test_the_language_is_detected_among_those_of_the_request(model):
+    detected = [one.language for one in ask(model, CLIPS)]
+    others = tuple(code for code in ("de", "fr", "ja", "en") if code not in detected[:1])
+    among = [one.language for one in ask(model, CLIPS, languages=others)]
+    assert set(among) <= set(others)
+    assert among[0] != detected[0]
+    assert [one.language for one in ask(model, CLIPS, languages=tuple(set(detected)))] == detected
+    assert [one.language for one in ask(model, CLIPS)] == detected, "the next request has every language again"
+    with pytest.raises(Unsupported, match="unsupported language 'xx'") as caught:
+        ask(model, CLIPS[:1], languages=("de", "xx"))
+    assert caught.value.param == "languages"
+
+
 def test_translation_is_told_to_the_model_and_in_the_answer(model):
     translated = ask(model, CLIPS, task="translate", language="de")
     assert [one.language for one in translated] == ["en"] * 4

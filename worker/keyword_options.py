@@ -40,6 +40,7 @@ class SpeechOptions(GenerationOptions, total=False):
         str,
         'Spoken language: an ISO 639-1 code or an English name. "auto": the model detects it, or takes its default.',
     ]
+    languages: Annotated[list[str], "Languages among which the model detects the spoken one."]
     target_language: Annotated[str, "Language of the text: an ISO 639-1 code or an English name."]
     prompt: Annotated[str, "An instruction or words to expect, depending on the model."]
     punctuation: Annotated[bool, "Whether the text has punctuation and capital letters."]

@@ -90,6 +90,8 @@ class Options:
     """Whether a transcript has the times of its words and segments, and of its characters if the model gives them."""
     language: str | None = None
     """ISO 639-1 code of the spoken language. None: the model detects it, or takes its default."""
+    languages: tuple[str, ...] = ()
+    """ISO 639-1 codes of the languages among which the model detects the spoken one. Empty: all that it knows."""
     target_language: str | None = None
     """ISO 639-1 code of the language of the text. None: the spoken language; for `translate`: English."""
     prompt: str | None = None

@@ -52,8 +52,15 @@ def honored(model: Model, options: Options) -> tuple[Options, list[str]]:
 
 
 def changes_nothing(model: Model, name: str, value: object) -> bool:
-    """Return whether an option has no effect, because the model, which does not have the option, does so anyway."""
-    return name not in model.options and name in _NEUTRAL and value == _NEUTRAL[name]
+    """Return whether an option has no effect, because the model, which does not have the option, does so anyway.
+
+    `languages` rules nothing out if it contains every language of the model.
+    """
+    if name in model.options:
+        return False
+    if name == "languages" and isinstance(value, list):
+        return bool(model.languages) and set(model.languages) <= set(value)
+    return name in _NEUTRAL and value == _NEUTRAL[name]
 
 
 def _refusals(model: Model, options: Options) -> Iterator[Unsupported]:
@@ -113,18 +120,24 @@ def _long_audio_refused(model: Model, options: Options) -> Unsupported | None:
 
 def _check_languages(model: Model, options: Options) -> None:
     spoken, target = options.language, options.target_language
-    if spoken and model.languages and spoken not in model.languages:
-        raise Unsupported(
-            f"unsupported language {spoken!r}; {model.id} supports {', '.join(model.languages)}. "
-            f"Models that support it: {_names(lambda other: spoken in other.languages)}.",
-            param="language",
-        )
+    for name, codes in (("language", [spoken] if spoken else []), ("languages", options.languages)):
+        for code in codes:
+            _check_spoken(model, name, code)
     if options.task == "translate" and model.default_language and not (spoken or target):
         raise Unsupported(
             f"{model.id} does not detect the spoken language. Set language, or target_language.", param="language"
         )
     if target and target != spoken:
         _check_translation(model, spoken or model.default_language, target)
+
+
+def _check_spoken(model: Model, name: str, code: str) -> None:
+    if model.languages and code not in model.languages:
+        raise Unsupported(
+            f"unsupported language {code!r}; {model.id} supports {', '.join(model.languages)}. "
+            f"Models that support it: {_names(lambda other: code in other.languages)}.",
+            param=name,
+        )
 
 
 def _check_translation(model: Model, spoken: str | None, target: str) -> None:

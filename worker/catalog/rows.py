@@ -95,7 +95,7 @@ def _whisper(
         aliases=aliases,
         languages=languages,
         timestamps=True,
-        options=("language", "prompt", "condition_on_previous_text", "confidence", *GENERATION),
+        options=("language", "languages", "prompt", "condition_on_previous_text", "confidence", *GENERATION),
         window_sec=30,
         scores_as="whisper",
     )
@@ -154,7 +154,7 @@ def _higgs(name: str, *aliases: str) -> Model:
         aliases=aliases,
         languages=WHISPER,
         timestamps=True,
-        options=("language", "prompt", "condition_on_previous_text", "confidence", *GENERATION),
+        options=("language", "languages", "prompt", "condition_on_previous_text", "confidence", *GENERATION),
         window_sec=30,
         part="audio_tower",
         processor="openai/whisper-large-v3-turbo",

@@ -48,7 +48,6 @@ _AUDIO = ("audio", "file")
 _CHUNKING = "chunking_strategy"
 NOT_SUPPORTED = (
     "keywords",
-    "languages",
     "known_speaker_names",
     "known_speaker_references",
     *(f"{_CHUNKING}.{name}" for name in VAD_DEFAULTS),
@@ -68,7 +67,6 @@ def speech(fields: Json) -> Json:
     """Return the meaningful fields of a transcription. Raises RequestError.
 
     - A `temperature` of 0 is left out: with it, OpenAI's model may choose a higher one, as Whisper does here if unset.
-    - `languages` with one language is `language`. Beside `language`, `languages` is left out.
     - `chunking_strategy` is left out but for parameters that differ from OpenAI's defaults.
     """
     fields = dict(fields)
@@ -76,9 +74,9 @@ def speech(fields: Json) -> Json:
         del fields["temperature"]
     if (strategy := fields.pop(_CHUNKING, None)) is not None:
         fields |= _chunking(strategy)
-    for name in ("keywords", "languages", "known_speaker_names", "known_speaker_references"):
-        if (values := _texts(name, fields.pop(name, []))) and not (name == "languages" and "language" in fields):
-            fields |= {"language": values[0]} if name == "languages" and len(values) == 1 else {name: values}
+    for name in ("languages", "keywords", "known_speaker_names", "known_speaker_references"):
+        if values := _texts(name, fields.pop(name, [])):
+            fields[name] = values
     return fields
 
 

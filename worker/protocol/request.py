@@ -119,6 +119,11 @@ class OptionFields(Strict):
         "Spoken language: an ISO 639-1 code, such as `en`, or an English name. `auto`: the model detects it, or takes "
         "its default. Unsupported languages are rejected",
     )
+    languages: Annotated[list[_Language], FirstError()] | None = _option(
+        _SPEECH,
+        "Languages that may be spoken, of which the model detects one. One language is the same as `language`, beside "
+        "which `languages` has no effect",
+    )
     target_language: _Language | None = _option(
         _SPEECH, "Language of the text. If it differs from the spoken language, the model translates"
     )
@@ -413,12 +418,10 @@ def _item(
 def _foreign_refused(foreign: Fields, model: catalog.Model, *, lenient: bool) -> str:
     """Return a warning for the fields of OpenAI that the model does not have, if requests are lenient.
 
-    `languages` has no effect if it contains every language of the model. Raises Unsupported.
+    Raises Unsupported.
     """
     warnings: list[str] = []
-    for name, value in foreign.items():
-        if name == "languages" and model.languages and _codes(value) >= set(model.languages):
-            continue
+    for name in foreign:
         try:
             catalog.check_option(model, name)
         except Unsupported as error:
@@ -426,12 +429,6 @@ def _foreign_refused(foreign: Fields, model: catalog.Model, *, lenient: bool) ->
                 raise
             warnings.append(_IGNORED.format(error.message))
     return "; ".join(warnings)
-
-
-def _codes(languages: Any) -> set[str | None]:
-    """Return the codes of a list of languages."""
-    texts = languages if isinstance(languages, list) else []
-    return {catalog.language_code(text) for text in texts if isinstance(text, str)}
 
 
 def _options(
@@ -449,6 +446,7 @@ def _options(
             continue
         if checked is None or not catalog.changes_nothing(checked, name, value):
             values[name] = value
+    values |= _languages(values)
     levels = _levels(values.get("timestamps"))
     include = tuple(
         dict.fromkeys([values["include"]] if values.get("include") == "logprobs" else values.get("include", []))
@@ -502,6 +500,14 @@ def _honored(model: catalog.Model, options: Options, view: View) -> tuple[Option
         timestamps=view.timestamps if options.timestamps else (),
     )
     return options, view, "; ".join(_IGNORED.format(message) for message in (*refused, *others)) or None
+
+
+def _languages(values: Fields) -> dict[str, Any]:
+    """Return `language` and `languages` of an input, of which one at most is set."""
+    codes = tuple(dict.fromkeys(code for code in values.get("languages", ()) if code and code != AUTO))
+    if "language" in values or len(codes) == 1:
+        return {"language": values.get("language", codes[0] if codes else None), "languages": ()}
+    return {"languages": codes}
 
 
 def _is_id(value: Any) -> bool:

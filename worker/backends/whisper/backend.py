@@ -17,6 +17,7 @@ An embedding covers the audio itself: the padding up to 30 s is stripped, before
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -189,18 +190,24 @@ class Whisper(Backend):
             )
         if not self._multilingual and (options.language or "en") != "en":
             raise Unsupported(f"{self._row.id} supports English only", param="language")
-        if self._multilingual and options.language and options.language not in self._languages.values():
-            raise Unsupported(
-                f"unsupported language {options.language!r}; {self._row.id} supports "
-                f"{', '.join(sorted(self._languages.values()))}",
-                param="language",
-            )
+        for name, code in (("language", options.language), *(("languages", code) for code in options.languages)):
+            if self._multilingual and code and code not in self._languages.values():
+                raise Unsupported(
+                    f"unsupported language {code!r}; {self._row.id} supports "
+                    f"{', '.join(sorted(self._languages.values()))}",
+                    param=name,
+                )
 
     def _spoken(self, options: Options, states: Any) -> list[str]:
-        """Return the language of each row of `states`: the requested one, or the most likely one."""
+        """Return the language of each row of `states`: the requested one, or the most likely one of `languages`."""
         if options.language or not self._multilingual:
             return [options.language or "en"] * len(states)
-        detected = self._model.detect_language(encoder_outputs=self._states_of(last_hidden_state=states))
+        config = copy.copy(self._model.generation_config)
+        if options.languages:
+            config.lang_to_id = {f"<|{code}|>": config.lang_to_id[f"<|{code}|>"] for code in options.languages}
+        detected = self._model.detect_language(
+            encoder_outputs=self._states_of(last_hidden_state=states), generation_config=config
+        )
         return [self._languages[int(number)] for number in detected]
 
     def _prompt_ids(self, prompt: str | None) -> Any:

@@ -356,9 +356,22 @@ def audio_body(route: str) -> Json:
     if timed is None:
         return body(form={"file": FILE, **fields}, json={"audio": SOURCE, **fields})
     levels = {"type": "array", "items": {"enum": list(get_args(Level))}}
+    languages = fields.pop("languages")
     return body(
-        form={"file": FILE, **fields, "timestamp_granularities[]": levels, "include[]": _LOGPROBS},
-        json={"audio": SOURCE, **fields, "timestamp_granularities": levels, "include": included},
+        form={
+            "file": FILE,
+            **fields,
+            "timestamp_granularities[]": levels,
+            "include[]": _LOGPROBS,
+            "languages[]": languages,
+        },
+        json={
+            "audio": SOURCE,
+            **fields,
+            "timestamp_granularities": levels,
+            "include": included,
+            "languages": languages,
+        },
     )
 
 
