@@ -16,8 +16,9 @@ from worker.engine.engine import Engine
 from worker.entrypoints import cli
 from worker.entrypoints.runpod import RunpodWorker
 from worker.errors import ConfigError, ModelNotFound
+from worker.protocol.model_names import aliases, find_model
 from worker.protocol.openai import models
-from worker.protocol.request import aliases, find_model, parse
+from worker.protocol.request import parse
 
 WEEK = "samples/week.wav"
 CANARY = "nvidia/canary-1b-v2"

@@ -15,7 +15,8 @@ from worker.engine.engine import Engine
 from worker.entrypoints.runpod import RunpodWorker
 from worker.entrypoints.tasks import Tasks
 from worker.errors import ModelNotFound
-from worker.protocol.request import find_model, parse
+from worker.protocol.model_names import find_model
+from worker.protocol.request import parse
 
 WEEK = "samples/week.wav"
 EVIL = "evil/parakeet-x"

@@ -31,7 +31,8 @@ from worker.evaluation import metrics
 from worker.evaluation.folders import Corpus, Pair
 from worker.evaluation.metrics import Counts
 from worker.protocol import nemo_manifest, render
-from worker.protocol.request import find_model, parse
+from worker.protocol.model_names import find_model
+from worker.protocol.request import parse
 from worker.types import Failure, OnProgress, OnResult, Request, Response, Result, S3Access, Transcript
 
 if TYPE_CHECKING:

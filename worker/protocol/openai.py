@@ -20,8 +20,9 @@ from typing import Any
 from worker import catalog
 from worker.config import Settings
 from worker.errors import RequestError, Unsupported
+from worker.protocol.model_names import aliases
 from worker.protocol.openai_fields import NOT_SUPPORTED, meaningful, speech
-from worker.protocol.request import OPTIONS, aliases
+from worker.protocol.request import OPTIONS
 from worker.types import Task
 
 Json = dict[str, Any]

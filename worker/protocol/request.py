@@ -12,7 +12,6 @@ generated tables take the names, types and descriptions of the options from it.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import re
@@ -24,7 +23,8 @@ from pydantic_core import PydanticCustomError
 
 from worker import catalog
 from worker.config import Settings
-from worker.errors import AviaryError, InputError, ModelNotFound, RequestError, TooManyInputs, Unsupported
+from worker.errors import AviaryError, InputError, RequestError, TooManyInputs, Unsupported
+from worker.protocol.model_names import find_model
 from worker.protocol.openai_fields import NOT_SUPPORTED
 from worker.types import Failure, Format, Item, Level, Message, Options, Request, S3Access, Source, Task, View
 
@@ -40,7 +40,6 @@ LONGEST_LANGUAGE = 32  # characters
 AUTO = "auto"  # as the language of an input: that of the request does not apply
 _FEW = 100  # inputs
 _IGNORED = "An option is ignored, because {}"
-_DIARIZE = "-diarize"  # at the end of the names of OpenAI's models that separate speakers
 TIMED = ("srt", "vtt", "tsv")  # the formats that require the times of a transcript
 
 _SPEECH: tuple[Task, ...] = ("transcribe", "translate")
@@ -300,45 +299,6 @@ def parse(
             named = raw.get("id") if isinstance(raw, Mapping) else None
             rejected.append(Failure(index, error, named if _is_id(named) else None))
     return Request(model=model.id, items=tuple(items), rejected=tuple(rejected))
-
-
-def find_model(name: str | None, settings: Settings, *, trusted: bool = False) -> catalog.Model:
-    """Return the row of the model that a request names, by default the worker's.
-
-    Requests name the models of the catalog (of ALLOWED_MODELS, if that is set), MODEL and MODELS. Other names, such as
-    paths and repositories, are looked up only for a trusted request, or if ALLOWED_MODELS contains them. An alias of
-    MODEL_ALIASES is allowed if the model that it means is.
-    Raises ModelNotFound.
-    """
-    own = {settings.default_model, *settings.models}
-    allowed, asked = settings.allowed_models, name
-    name = settings.meaning(name) if name else None
-    if name is None or trusted or name in own or name in allowed or "*" in allowed:
-        return catalog.find(name or settings.default_model)
-    listed = [model for model in catalog.MODELS if not allowed or {model.id, *model.aliases} & set(allowed)]
-    for model in listed:
-        if name == model.id or name in model.aliases:
-            return model
-    if str(name).endswith(_DIARIZE):
-        raise ModelNotFound(
-            f"model {name!r} is not available here: this version cannot separate speakers. "
-            f"Use a model without {_DIARIZE} for a transcript without speakers.",
-            param="model",
-        )
-    names = ", ".join(dict.fromkeys([*sorted(own), *(model.name for model in listed)]))
-    meant = "" if name == asked else f", which means {name!r},"
-    raise ModelNotFound(
-        f"model {asked!r}{meant} is not available here: use one of {names}, or add it to ALLOWED_MODELS", param="model"
-    )
-
-
-def aliases(settings: Settings) -> dict[str, str]:
-    """Return the aliases of MODEL_ALIASES that requests may use, each with the id of the model that it means."""
-    found: dict[str, str] = {}
-    for alias in settings.model_aliases:
-        with contextlib.suppress(ModelNotFound):
-            found[alias] = find_model(alias, settings).id
-    return found
 
 
 def validated(model: type[_Model], fields: Fields) -> _Model:
