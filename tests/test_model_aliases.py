@@ -72,6 +72,10 @@ def test_an_alias_hides_no_model(value, says):
     assert caught.value.message.startswith("MODEL_ALIASES=")
 
 
+def test_openai_s_names_hide_no_model_either():
+    assert Settings(model_aliases=dict(Settings().model_aliases)).model_aliases
+
+
 def test_a_file_of_something_else(tmp_path):
     (tmp_path / "list.yaml").write_text("[canary]")
     with pytest.raises(ConfigError, match="must contain aliases"):
