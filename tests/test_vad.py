@@ -150,3 +150,13 @@ def test_a_probability_between_the_two_thresholds_keeps_the_state():
     length_sec = len(values) * vad.FRAME / SAMPLE_RATE
     (span,) = vad._spans(values, length_sec)
     assert span == pytest.approx((10 * 0.032, 31 * 0.032))
+
+
+@needs_weights
+@given(splits=st.lists(st.integers(0, 36), max_size=6))
+def test_audio_that_arrives_bit_by_bit_has_the_same_probabilities(splits):
+    samples = week()[: 36 * vad.FRAME]
+    detector, bounds = vad.Detector(), [0, *sorted(splits), 36]
+    pieces = [samples[a * vad.FRAME : b * vad.FRAME] for a, b in itertools.pairwise(bounds)]
+    found = [probability for piece in pieces for probability in detector.probabilities(piece)]
+    assert found == pytest.approx(list(vad.probabilities(samples)), abs=1e-6)

@@ -2,12 +2,15 @@
 
     samples ── frames of 32 ms ──▶ network ── probabilities ──▶ hysteresis, shortest lengths, padding ──▶ spans
 
+`Detector` is the network alone, for audio that is still being spoken.
+
 The weights are a file of the package `silero-vad`. This module reads the file without importing the package, which
 requires torch. `is_available` says whether the file and onnxruntime are installed: requirements-cpu.txt and
 requirements.txt contain both, requirements-base.txt contains neither.
 
-Thread-safe. The network is loaded once for each process, at its first use, and runs on the caller's thread alone. Its
-memory does not grow with the length of the audio: the network takes 16 seconds at a time and keeps its state between.
+The functions are thread-safe. The network is loaded once for each process, at its first use, and runs on the caller's
+thread alone. Its memory does not grow with the length of the audio: the network takes 16 seconds at a time and keeps
+its state between.
 """
 
 from __future__ import annotations
@@ -62,23 +65,38 @@ def probabilities(samples: np.ndarray, cancelled: Callable[[], bool] = lambda: F
 
     Raises: ModelUnavailable if onnxruntime or the weights are not installed; Cancelled once `cancelled` returns True.
     """
-    session = _session()
-    hidden, cell = np.zeros(STATE, np.float32), np.zeros(STATE, np.float32)
-    for block in _blocks(samples):
+    detector = Detector()
+    for first in range(0, len(samples), BLOCK * FRAME):
         if cancelled():
             raise Cancelled("the request was canceled")
-        values, hidden, cell = session.run(["speech_probs", "hn", "cn"], {"input": block, "h": hidden, "c": cell})
-        yield from values.ravel().tolist()
-
-
-def _blocks(samples: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield at most BLOCK frames at a time, float32 of shape (frames, CONTEXT + FRAME)."""
-    context = np.zeros(CONTEXT, np.float32)
-    for first in range(0, len(samples), BLOCK * FRAME):
         part = samples[first : first + BLOCK * FRAME]
-        padded = np.concatenate((context, part, np.zeros(-len(part) % FRAME, np.float32)))
-        context = padded[-CONTEXT:]
-        yield np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(padded, CONTEXT + FRAME)[::FRAME])
+        yield from detector.probabilities(np.pad(part, (0, -len(part) % FRAME)))
+
+
+class Detector:
+    """The network with its state, for audio that arrives bit by bit. For one thread at a time.
+
+    Raises ModelUnavailable if onnxruntime or the weights are not installed.
+    """
+
+    def __init__(self) -> None:
+        self._network = _session()
+        self._hidden = self._cell = np.zeros(STATE, np.float32)
+        self._context = np.zeros(CONTEXT, np.float32)
+
+    def probabilities(self, samples: np.ndarray) -> list[float]:
+        """Return the probability of speech in each frame. `samples` are the next ones, in whole frames."""
+        found: list[float] = []
+        for first in range(0, len(samples), BLOCK * FRAME):
+            padded = np.concatenate((self._context, samples[first : first + BLOCK * FRAME]))
+            self._context = padded[-CONTEXT:]
+            frames = np.lib.stride_tricks.sliding_window_view(padded, CONTEXT + FRAME)[::FRAME]
+            values, self._hidden, self._cell = self._network.run(
+                ["speech_probs", "hn", "cn"],
+                {"input": np.ascontiguousarray(frames), "h": self._hidden, "c": self._cell},
+            )
+            found += values.ravel().tolist()
+        return found
 
 
 def _spans(probabilities: Iterable[float], length_sec: float) -> Iterator[tuple[float, float]]:
