@@ -9,6 +9,7 @@
     │   ├── JobNotFound
     │   ├── WrongJobState
     │   ├── NotReadable
+    │   ├── EmptyBuffer
     │   ├── Unauthorized
     │   ├── Forbidden
     │   ├── BodyTimeout
@@ -129,6 +130,12 @@ class NotReadable(RequestError):
     """The body is neither JSON nor a form."""
 
     status = 415
+
+
+class EmptyBuffer(RequestError):
+    """A realtime client committed audio, and there is none to transcribe."""
+
+    code = "input_audio_buffer_commit_empty"
 
 
 class Unauthorized(RequestError):
