@@ -3,6 +3,8 @@ behind."""
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import os
 import signal
 import threading
@@ -86,6 +88,24 @@ def test_a_stream_and_openai_s_client_pass_through(host):
     assert events[-1].type == "transcript.text.done"
     with pytest.raises(openai.NotFoundError, match="is not available here"):
         client.audio.transcriptions.create(file=WEEK, model="nobody/nothing")
+
+
+def test_a_realtime_session_passes_through(host):
+    async def run() -> str:
+        client = openai.AsyncOpenAI(base_url=f"{host.url}/v1", api_key="none")
+        async with client.realtime.connect(extra_query={"intent": "transcription"}) as connection:
+            manual = {"type": "transcription", "audio": {"input": {"turn_detection": None}}}
+            await connection.session.update(session=manual)
+            await connection.input_audio_buffer.append(audio=base64.b64encode(bytes(48_000)).decode())
+            await connection.input_audio_buffer.commit()
+            async for event in connection:
+                if event.type == "conversation.item.input_audio_transcription.completed":
+                    return event.transcript
+        return ""
+
+    assert asyncio.run(run()) == "[dry-run] transcribe of 1.00 s"
+    refused = httpx.get(f"{host.url}/v1/realtime")
+    assert refused.status_code == 404
 
 
 def test_what_nginx_itself_refuses_is_openai_s_error(host):

@@ -194,5 +194,7 @@ def test_kept_connections_and_pipelines_stay_served(tmp_path):
         with connected(url, (HEAD + b"\r\n") * 5) as raw:
             time.sleep(0.5)
             assert raw.recv(1 << 16).count(b"HTTP/1.1 200") == 5
-        with connected(url, HEAD + b"connection: upgrade\r\nupgrade: websocket\r\n\r\n") as raw:
+        with connected(url, HEAD + b"connection: upgrade\r\nupgrade: h2c\r\n\r\n") as raw:
             assert raw.recv(12) == b"HTTP/1.1 200"
+        with connected(url, HEAD + b"connection: upgrade\r\nupgrade: websocket\r\n\r\n") as raw:
+            assert raw.recv(12) == b"HTTP/1.1 400"  # no key of a WebSocket

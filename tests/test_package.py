@@ -36,6 +36,8 @@ NOT_ON_THE_HUB = {
             "max_json_bytes",
             "client_timeout_sec",
             "max_connections",
+            "realtime_sessions",
+            "realtime_turn_sec",
             "cors_origins",
             "allowed_models",
             "jobs_url",

@@ -214,6 +214,14 @@ class Settings(BaseSettings):
         ge=8,
         description="Most connections of one HTTP server process. Idle ones make room for others; requests beyond seven eighths get status 503.",
     )
+    realtime_sessions: int = Field(
+        256, ge=1, description="Most realtime sessions of one HTTP server process. Further ones get status 503."
+    )
+    realtime_turn_sec: float = Field(
+        120,
+        ge=10,
+        description="Longest turn of a realtime session, in seconds. A longer one is transcribed in parts of this length.",
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default_factory=tuple, description="Origins whose pages may call the HTTP server, separated by commas."
     )

@@ -3,6 +3,7 @@
     /v1/...                      routes/openai.py   OpenAI's routes, captions, embeddings, analyze, models
     /transcribe, /evaluate ...   routes/legacy.py   the routes of the servers that Aviary replaces
     /transcribe/async, /jobs...  routes/jobs.py     jobs that outlive a restart
+    /v1/realtime                 routes/realtime.py realtime transcription, over WebSocket
     /run, /runsync, /status...   routes/runpod.py   the same, as Runpod's API, also below /v2/{endpoint}/
     /health..., /ping, /metrics  routes/health.py   health and metrics
     /ui, /docs, /redoc           html_pages.py     the page, and the documentation of the routes
@@ -29,7 +30,7 @@ from worker.entrypoints.http.auth import AuthMiddleware
 from worker.entrypoints.http.job_queue import JobQueue
 from worker.entrypoints.http.metrics import Metrics, MetricsMiddleware
 from worker.entrypoints.http.origins import OriginMiddleware
-from worker.entrypoints.http.routes import health, jobs, legacy, openai, runpod
+from worker.entrypoints.http.routes import health, jobs, legacy, openai, realtime, runpod
 from worker.entrypoints.http.service import Service
 from worker.entrypoints.tasks import Tasks
 
@@ -78,6 +79,7 @@ def create_app(settings: Settings, engine: Engine | None = None, tasks: Tasks | 
         )
     for routes in (
         openai.router(service),
+        realtime.router(service),
         runpod.router(service, queue),
         jobs.router(service, queue),
         legacy.router(service),

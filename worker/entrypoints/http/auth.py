@@ -1,4 +1,7 @@
-"""The checks that every HTTP request passes before it reaches a route: API key, rate limit, limits of the body.
+"""The checks that every request passes before it reaches a route: API key, rate limit, limits of the body.
+
+A WebSocket's request counts as a POST request. Browsers cannot set its headers, so it may carry the key as OpenAI's
+clients send it there: as the subprotocol `openai-insecure-api-key.KEY`.
 
 The middleware is plain ASGI, so a streamed response stays streamed. Health checks, the page and the API documentation
 require no key.
@@ -25,6 +28,7 @@ from worker.errors import AviaryError, ConfigError, RateLimited, Unauthorized
 
 SEND_KEY = "Send the API key as a bearer token: Authorization: Bearer <key>."
 SEND_OWN_KEY = "Send the key of this server (API_KEY) as X-API-Key: <key>. The bearer token is Runpod's."
+_KEY_PROTOCOL = "openai-insecure-api-key."  # of OpenAI's clients in browsers
 _OPEN = (
     "/",
     "/health",
@@ -73,16 +77,17 @@ class AuthMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Reject the request with an error response, or pass it on with a limit on its body."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         try:
             self._admit(scope)
-            limits = limits_of(Headers(scope=scope), self._settings)
+            if scope["type"] == "http":
+                receive = limited(receive, limits_of(Headers(scope=scope), self._settings))
         except AviaryError as error:
             await responses.response(error)(scope, receive, send)
             return
-        await self._app(scope, limited(receive, limits), send)
+        await self._app(scope, receive, send)
 
     def _admit(self, scope: Scope) -> None:
         """Check the key and the rate. Raises Unauthorized, RateLimited."""
@@ -93,7 +98,8 @@ class AuthMiddleware:
             key = self._key(headers, address=client)
             client = key.decode("latin-1")
         scope[CALLER] = self._callers.of(key)
-        if self._rate and scope["method"] == "POST" and not self._limiter.hit(self._rate, client):
+        counts = scope.get("method") == "POST" or "sec-websocket-key" in headers
+        if self._rate and counts and not self._limiter.hit(self._rate, client):
             wait = self._limiter.get_window_stats(self._rate, client).reset_time - time.time()
             raise RateLimited(
                 f"Too many requests: the limit is {self._settings.rate_limit} (RATE_LIMIT). Try again later.",
@@ -138,9 +144,13 @@ def keys(settings: Settings) -> list[bytes]:
 
 
 def _bearer(headers: Headers) -> bytes:
-    """Return the bearer token of a request, empty if it has none."""
+    """Return the bearer token of a request, or the key among the subprotocols of a WebSocket; empty without either."""
     scheme, _, token = headers.get("authorization", "").encode("latin-1").partition(b" ")
-    return token.strip() if scheme.lower() == b"bearer" else b""
+    if scheme.lower() == b"bearer":
+        return token.strip()
+    offered = [name.strip() for name in headers.get("sec-websocket-protocol", "").split(",")]
+    found = [name.removeprefix(_KEY_PROTOCOL) for name in offered if name.startswith(_KEY_PROTOCOL)]
+    return found[0].encode("latin-1") if found else b""
 
 
 def _equal(sent: bytes, key: bytes) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends
-from fastapi.requests import Request
+from fastapi.requests import HTTPConnection
 
 from worker.config import Settings
 from worker.errors import ConfigError
@@ -73,7 +73,7 @@ def _owner(key: bytes) -> str:
     return hashlib.sha256(b"aviary job owner: " + key).hexdigest()[:32]
 
 
-def caller_of(http: Request) -> Caller:
+def caller_of(http: HTTPConnection) -> Caller:
     """Return the caller that the authentication found."""
     caller: Caller = http.scope[CALLER]
     return caller

@@ -13,6 +13,8 @@ Some of the MAX_CONNECTIONS are kept for clients that have not sent a head yet. 
 request gets status 503. Requests for open paths (health checks, the page) always get a response, and leave their
 connection idle: clients without a key that read slowly can neither hold the places of others nor stay when these come.
 
+A connection that becomes a WebSocket is busy until it is closed.
+
 uvicorn limits none of this before the first request of a connection, so that a few hundred silent clients would take
 every file that the process may open. Clients of a Unix socket are the gateway and its supervisor, and have no limit.
 """
@@ -21,15 +23,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 from typing_extensions import override
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from worker.config import Settings
 from worker.entrypoints.http import responses
 from worker.entrypoints.http.auth import is_open
-from worker.entrypoints.http.request_heads import BoundedHeads
+from worker.entrypoints.http.request_heads import BoundedHeads, raw
 from worker.errors import TooManyConnections
 
 log = logging.getLogger(__name__)
@@ -92,6 +96,18 @@ class Connections:
             )
 
 
+class Socket(WebSocketsSansIOProtocol):
+    """uvicorn's protocol of a WebSocket. `on_lost` is called when the connection is closed."""
+
+    on_lost: Callable[[], None] | None = None
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.on_lost is not None:
+            self.on_lost()
+
+
 class Connection(BoundedHeads):
     """uvicorn's protocol, within the limits of `Connections` unless the client is on a Unix socket."""
 
@@ -99,6 +115,7 @@ class Connection(BoundedHeads):
         super().__init__(**options)
         self._limits, self._limited = connections, False
         self._timer: asyncio.TimerHandle | None = None
+        self._is_socket = False
         self._unsent = 0  # bytes of responses that the client had not read at the last look
 
     @override
@@ -113,6 +130,24 @@ class Connection(BoundedHeads):
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._forget()
+
+    @override
+    def handle_websocket_upgrade(self) -> None:
+        if not self._is_idle:  # the response to an earlier request would go into the WebSocket
+            self.transport.close()
+            return
+        if self._limited and not self._limits.occupy(self):
+            self.transport.write(raw(responses.response(_too_many())))
+            self.transport.close()
+            return
+        self._is_socket = True
+        super().handle_websocket_upgrade()
+        socket = self.transport.get_protocol()
+        if isinstance(socket, Socket):
+            socket.on_lost = self._forget
+
+    def _forget(self) -> None:
         self._limits.remove(self)
         if self._timer is not None:
             self._timer.cancel()
@@ -126,7 +161,7 @@ class Connection(BoundedHeads):
 
     @property
     def _is_idle(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
+        return not self._is_socket and (self.cycle is None or self.cycle.response_complete)
 
     def _wait(self) -> None:
         if self._timer is not None:
@@ -162,7 +197,10 @@ class Connection(BoundedHeads):
         elif self._limits.occupy(self):
             await self.config.loaded_app(scope, receive, release_and_send)
         else:
-            error = TooManyConnections(
-                "The server has as many connections as MAX_CONNECTIONS allows. Try again later.", retry_after_sec=1
-            )
-            await responses.response(error)(scope, receive, send)
+            await responses.response(_too_many())(scope, receive, send)
+
+
+def _too_many() -> TooManyConnections:
+    return TooManyConnections(
+        "The server has as many connections as MAX_CONNECTIONS allows. Try again later.", retry_after_sec=1
+    )

@@ -23,7 +23,7 @@ class HealthPort:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, unless it is on the health port and no health check."""
-        if scope["type"] == "http" and scope["server"][1] == self._port and scope["path"] not in PATHS:
+        if scope["type"] != "lifespan" and scope["server"][1] == self._port and scope["path"] not in PATHS:
             text = f"This port responds to health checks only: {', '.join(PATHS)}."
             await PlainTextResponse(text, 404)(scope, receive, send)
             return

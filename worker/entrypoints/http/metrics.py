@@ -56,6 +56,7 @@ class Metrics:
         self._device_audio = counter("aviary_device_audio_seconds", "Seconds of audio run on the device", ["model"])
         self._padding = counter("aviary_padding_seconds", "Seconds of padding run on the device", ["model"])
         self._in_flight = Gauge("aviary_inputs_in_flight", "Inputs accepted and not finished", registry=self.registry)
+        self._realtime = Gauge("aviary_realtime_sessions", "Realtime sessions that are open", registry=self.registry)
         self._accepted = 0
 
     def watch(self, engine: Engine) -> None:
@@ -66,6 +67,10 @@ class Metrics:
         """Set the number of accepted inputs that are not finished."""
         self._accepted = inputs
         self._in_flight.set(inputs)
+
+    def realtime(self, sessions: int) -> None:
+        """Set the number of realtime sessions that are open."""
+        self._realtime.set(sessions)
 
     def batch(self, batch: Batch, seconds: float, device: str) -> None:
         """Count a batch that took `seconds` on `device`."""

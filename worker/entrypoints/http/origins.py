@@ -2,8 +2,8 @@
 
     Host of the request is a name of this server?  ── no ──▶ 403   a page whose name was rebound to 127.0.0.1
               │ yes
-    The request changes nothing, or comes from no foreign page?  ── no ──▶ 403   a form or script of another site
-              │ yes
+    The request changes nothing, or comes from no foreign page?  ── no ──▶ 403   a form or script of another site, or
+              │ yes                                                                its WebSocket
               ▼
     the application
 
@@ -42,16 +42,16 @@ class OriginMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or respond with the error."""
-        if scope["type"] == "http" and self._checks and not _is_private(scope):
+        if scope["type"] != "lifespan" and self._checks and not _is_private(scope):
             try:
-                self._check(scope["method"], Headers(scope=scope))
+                self._check(scope.get("method"), Headers(scope=scope))
             except Forbidden as error:
                 await responses.response(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _check(self, method: str, headers: Headers) -> None:
-        """Raise Forbidden if a foreign page may be behind the request."""
+    def _check(self, method: str | None, headers: Headers) -> None:
+        """Raise Forbidden if a foreign page may be behind the request. A WebSocket has no method."""
         host = headers.get("host")
         if host is not None and not self._is_ours(host):
             raise Forbidden(

@@ -92,7 +92,7 @@ class BoundedHeads(HttpToolsProtocol):
         """Close the connection, with status 431 if the client expects the response to this message next."""
         self._refused = True
         if self._is_next:
-            self.transport.write(_raw(responses.response(_error())))
+            self.transport.write(raw(responses.response(_error())))
         self.transport.close()
 
     @property
@@ -111,7 +111,7 @@ def _error() -> HeadTooLarge:
     )
 
 
-def _raw(response: Response) -> bytes:
+def raw(response: Response) -> bytes:
     """Return the response as it is on the wire."""
     headers = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
     return STATUS_LINE[response.status_code] + headers + b"\r\n" + bytes(response.body)

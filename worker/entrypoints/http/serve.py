@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MESSAGE_BYTES = 4 << 20  # of a message over a WebSocket: a minute of audio in an event
+
 
 def config(app: ASGIApp, settings: Settings, *, behind_proxy: bool) -> uvicorn.Config:
     """Return uvicorn's configuration. `behind_proxy`: every client is the gateway, whose X-Forwarded-For is trusted.
@@ -42,14 +44,16 @@ def config(app: ASGIApp, settings: Settings, *, behind_proxy: bool) -> uvicorn.C
     """
     import uvicorn
 
-    from worker.entrypoints.http.connections import Connections
+    from worker.entrypoints.http.connections import Connections, Socket
 
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         http=cast("type[asyncio.Protocol]", Connections(settings).protocol),
-        ws="none",
+        ws=Socket,
+        ws_max_size=MESSAGE_BYTES,
+        ws_per_message_deflate=False,  # a message of 1 KB could grow to MESSAGE_BYTES, and audio hardly shrinks
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=sockets.DRAIN_SEC,

@@ -20,6 +20,7 @@ from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import Future
 from typing import Any, BinaryIO
 
+from fastapi.requests import HTTPConnection
 from fastapi.requests import Request as HttpRequest
 from typing_extensions import Unpack
 
@@ -95,7 +96,7 @@ class Service:
             return "loading"
         return "unhealthy" if load.exception() else "ready"
 
-    async def prepare(self, http: HttpRequest, fields: Fields, files: Mapping[str, BinaryIO] | None = None) -> Work:
+    async def prepare(self, http: HTTPConnection, fields: Fields, files: Mapping[str, BinaryIO] | None = None) -> Work:
         """Check a request. Raises RequestError."""
         owner = caller_of(http).owner
         if is_light(fields):

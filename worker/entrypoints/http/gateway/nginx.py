@@ -95,6 +95,7 @@ http {{
         "~ 0?$" 0;
         default 1;
     }}
+    map $http_upgrade $upgrade {{ "" close; default upgrade; }}
     upstream workers {{
         zone workers 256k;
         least_conn;
@@ -109,6 +110,8 @@ http {{
         proxy_set_header Host $http_host;
         proxy_set_header X-Forwarded-For $remote_addr;
         proxy_set_header X-Forwarded-Proto $scheme;
+        proxy_set_header Upgrade $http_upgrade;
+        proxy_set_header Connection $upgrade;
         proxy_buffering off;
         proxy_connect_timeout 10s;
         proxy_send_timeout 60s;

@@ -1,0 +1,180 @@
+"""The realtime sessions of a server: a `Session` for each WebSocket, with the service around it.
+
+    client ──▶ reader ──┐                          ┌──▶ events ──▶ client
+                        ├──▶ inbox ──▶ Session ────┤
+    transcripts ────────┘    (a thread for events)  └──▶ utterances ──▶ service ──▶ engine ──▶ transcripts
+
+An utterance is an interactive request like any other: it shares batches and takes turns with the requests of all
+clients. While the model loads or the queue is full, the utterance waits.
+
+The server reads no further event while PENDING utterances of the session wait for their transcript, nor while the
+client does not read its events. A client that sends faster than its audio is transcribed is thereby slowed down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import logging
+import uuid
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+from fastapi.websockets import WebSocket, WebSocketDisconnect
+
+from worker.backends.common import vad
+from worker.entrypoints.http import responses
+from worker.entrypoints.http.realtime import config
+from worker.entrypoints.http.realtime.config import Json
+from worker.entrypoints.http.realtime.session import Output, Result, Session, Utterance
+from worker.entrypoints.http.service import Service
+from worker.errors import AviaryError, QueueFull, StillLoading, TooManyConnections
+from worker.faults import report
+from worker.protocol.request import parse
+
+log = logging.getLogger(__name__)
+
+PENDING = 8
+RETRY_SEC = 1.0  # the longest wait before an utterance asks again for its place in the queue
+_SUBPROTOCOL = "realtime"
+_INTERNAL_ERROR = 1011  # of RFC 6455
+
+
+class Sessions:
+    """All sessions of one server. For one event loop."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._count = service, 0
+
+    async def serve(self, socket: WebSocket) -> None:
+        """Run a session until the client closes it.
+
+        Raises, before it accepts the connection: TooManyConnections, ModelNotFound, Unsupported.
+        """
+        settings = self._service.settings
+        first = config.initial(socket.query_params.get("model"), detects_turns=vad.is_available())
+        self._check(first.fields)
+        if self._count >= settings.realtime_sessions:
+            raise TooManyConnections(
+                f"{self._count} realtime sessions are open (REALTIME_SESSIONS): try again later", retry_after_sec=1
+            )
+        session = Session(
+            uuid.uuid4().hex,
+            first,
+            check=self._check,
+            detector=vad.Detector,
+            limit_sec=min(settings.realtime_turn_sec, settings.max_audio_sec),
+        )
+        self._add(1)
+        try:
+            await socket.accept(subprotocol=_SUBPROTOCOL if _SUBPROTOCOL in socket.scope["subprotocols"] else None)
+            await _Connection(self._service, socket, session).run()
+        finally:
+            self._add(-1)
+
+    def _add(self, more: int) -> None:
+        self._count += more
+        self._service.metrics.realtime(self._count)
+
+    def _check(self, fields: Json) -> None:
+        """Raise RequestError for fields of a payload that the server rejects."""
+        parse(fields | {"audio": "turn"}, self._service.settings)
+
+
+class _Connection:
+    """One session on its WebSocket."""
+
+    def __init__(self, service: Service, socket: WebSocket, session: Session) -> None:
+        self._service, self._socket, self._session = service, socket, session
+        self._inbox = asyncio.Queue[str | tuple[Utterance, Result] | None](1)  # None: the connection is closed
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pending = 0
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+
+    async def run(self) -> None:
+        """Serve the session until the connection is closed."""
+        self._start(self._read())
+        try:
+            await self._give(self._session.start())
+            while (message := await self._inbox.get()) is not None:
+                if isinstance(message, str):
+                    await self._give(await asyncio.to_thread(self._session.receive, message))
+                else:
+                    await self._give(self._session.transcribed(*message))
+        except WebSocketDisconnect:
+            log.debug("a realtime client closed its connection")
+        except Exception as error:  # noqa: BLE001  the client gets the log id
+            await self._fail(report(error, during="a realtime session"))
+        finally:
+            for task in self._tasks:
+                task.cancel()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _read(self) -> None:
+        """Put the client's events into the inbox, while there is room."""
+        while True:
+            await self._has_room.wait()
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                await self._inbox.put(None)
+                return
+            text = message.get("text")
+            await self._inbox.put(text if text is not None else message["bytes"].decode(errors="replace"))
+
+    async def _give(self, outputs: Iterable[Output]) -> None:
+        """Send the events, and start to transcribe the utterances."""
+        for output in outputs:
+            if isinstance(output, Utterance):
+                self._count(1)
+                self._start(self._transcribe(output))
+            else:
+                await self._socket.send_text(json.dumps(output, ensure_ascii=False))
+
+    async def _transcribe(self, utterance: Utterance) -> None:
+        try:
+            result = await self._result(utterance)
+        except AviaryError as error:
+            result = error
+        except Exception as error:  # noqa: BLE001  every utterance has an outcome
+            result = report(error, during="a realtime session")
+        self._count(-1)
+        await self._inbox.put((utterance, result))
+
+    async def _result(self, utterance: Utterance) -> Result:
+        """Return the transcript. Raises AviaryError."""
+        wav = await asyncio.to_thread(utterance.wav)
+        fields = utterance.fields | {"audio": "turn"}
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._service.settings.request_timeout_sec
+        while True:
+            work = await self._service.prepare(self._socket, fields, {"turn": io.BytesIO(wav)})
+            try:
+                async with contextlib.aclosing(self._service.stream(work)) as pieces:
+                    answer = [piece async for piece in pieces if isinstance(piece, dict)][-1]
+            except (QueueFull, StillLoading) as error:
+                if loop.time() > deadline:
+                    raise
+                await asyncio.sleep(min(error.retry_after_sec or RETRY_SEC, RETRY_SEC))
+            else:
+                result: Json = answer["results"][0]
+                return result
+
+    def _count(self, more: int) -> None:
+        self._pending += more
+        if self._pending < PENDING:
+            self._has_room.set()
+        else:
+            self._has_room.clear()
+
+    async def _fail(self, error: AviaryError) -> None:
+        """Send an unexpected error to the client, and close the connection."""
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+            await self._socket.send_text(json.dumps({"type": "error", **responses.to_json(error)}))
+            await self._socket.close(_INTERNAL_ERROR)
