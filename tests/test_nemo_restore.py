@@ -408,3 +408,18 @@ def test_a_model_that_is_unloaded_is_freed(path):
     manager.evict_idle()
     assert manager.states() == {}
     assert model() is None
+
+
+@pytest.mark.parametrize("path", [PARAKEET, CTC, CANARY], ids=lambda path: path.stem)
+def test_bfloat16_transcribes_as_float32_does(path):
+    pieces = tuple(
+        Piece(Clip(soundfile.read(DIGITS / name, dtype="float32")[0]), Options(str(path), language="en"))
+        for name in sorted(LABELS)
+    )
+    texts = []
+    for dtype in ("float32", "bfloat16"):
+        backend = create(find(str(path)), Settings(device="cpu", dtype=dtype))
+        backend.load()
+        texts.append([output.text for output in backend.infer(Batch(pieces)) if isinstance(output, Transcript)])
+    assert texts[0] == texts[1]
+    assert all(texts[0])
