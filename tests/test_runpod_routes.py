@@ -190,6 +190,13 @@ def test_stored_jobs_are_refused_and_no_other_route_is(host, settings):
     assert call(host, "/%72un", {"input": {}})["output"]["code"] == "unsupported"
 
 
+@pytest.mark.parametrize("path", ["/metrics", "/stats", "/stats/"])
+def test_counters_that_count_no_jobs_are_refused(host, path):
+    post = call(host, path)
+    assert (post["output"]["code"], post["output"]["param"]) == ("unsupported", "route")
+    assert path.rstrip("/") in post["error"]
+
+
 def test_a_canceled_job_ends_its_request(host):
     with test_runpod.Site() as site:
         threading.Thread(target=site.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()

@@ -5,7 +5,8 @@
     the JSON or the text of the response, or its error  ◀────────────┘
 
 Runpod has checked the key of the caller, so the application checks none. Routes of stored jobs are refused: the job
-would be stored by this worker alone, which Runpod may stop before the job runs.
+would be stored by this worker alone, which Runpod may stop before the job runs. The counters of a
+server are refused too: they do not count the jobs of this worker.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 LONGEST_SEC = 7 * 86400.0  # a Runpod job ends before that: https://docs.runpod.io/serverless/endpoints/send-requests
 STORED = ("/run", "/runsync", "/status", "/cancel", "/stream", "/purge-queue", "/v2", "/jobs", "/transcribe/async")
+COUNTERS = ("/metrics", "/stats")
 FIELDS = ("route", "method", "body")
 
 
@@ -87,6 +89,11 @@ class Routes:
             raise Unsupported(
                 f"{request.url.path} is a route of stored jobs, and this is a job already: send the payload of the "
                 "work itself as input",
+                param="route",
+            )
+        if request.url.path.rstrip("/") in COUNTERS:
+            raise Unsupported(
+                f"{request.url.path} has the counters of an HTTP server, which do not count jobs: use Runpod's metrics",
                 param="route",
             )
         return request
