@@ -28,7 +28,7 @@ async def session(url: str, turns: int, audio: bytes) -> None:
     stopped: dict[str, float] = {}
     waits: list[float] = []
 
-    async with connect(url, max_queue=None, compression=None) as socket:
+    async with connect(url, max_queue=None, compression=None, open_timeout=60, ping_timeout=60) as socket:
 
         async def send() -> None:
             await socket.send(json.dumps({"type": "session.update", "session": CHANGE}))

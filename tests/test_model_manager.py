@@ -65,7 +65,7 @@ class House:
         return fake
 
     def acquire(self, name: str) -> Fake:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             self.of.warm()
             self.of.evict_idle()

@@ -65,7 +65,11 @@ TABLE = {
     "ServerUnreachable": ("server_unreachable", 503, SERVER, openai.InternalServerError, 503),
     "InternalError": ("internal_error", 500, SERVER, openai.InternalServerError, 500),
 }
-NO_ANSWER = {"AviaryError": "the root", "JobFailed": "the Python client raises it"}
+NO_ANSWER = {
+    "AviaryError": "the root",
+    "JobFailed": "the Python client raises it",
+    "EmptyBuffer": "an event of a realtime session",
+}
 
 
 def subclasses(kind: type[AviaryError]) -> set[str]:
