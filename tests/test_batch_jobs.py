@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import gc
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +25,7 @@ from worker import errors
 from worker.client import batch_jobs, runpod, transport
 from worker.config import Settings
 from worker.engine.engine import Engine
+from worker.entrypoints.cli import manifest as cli_manifest
 from worker.entrypoints.functions import process_manifest_sync
 from worker.entrypoints.runpod import RunpodWorker
 from worker.manifest import askers, batches, process_manifest, run
@@ -388,6 +392,64 @@ def test_an_interrupt_without_an_event_loop_cancels_the_batches(door, manifest):
         assert complete(transcribe(manifest, server.url))
 
 
+def test_a_canceled_run_cancels_the_jobs_that_took_over_lines(door, manifest, caplog):
+    api = BatchApi(door, fails=lambda payload: True)
+    api.states = ("IN_QUEUE",) * 10_000
+
+    async def give_up():
+        work = asyncio.create_task(
+            process_manifest(manifest, manifest.parent / "out", server.url, task="transcribe", api_key="k", batch=True)
+        )
+        while len(api.jobs) < 16:
+            await asyncio.sleep(0.01)
+        started = time.monotonic()
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        return time.monotonic() - started
+
+    with endpoint(api) as server:
+        assert asyncio.run(give_up()) < 10
+        gc.collect()  # logs the exceptions that nobody has retrieved
+        assert sorted(name for name in api.cancelled if name.startswith("job-")) == sorted(api.jobs)
+    assert not [record for record in caplog.records if record.exc_info], caplog.text
+
+
+def test_a_run_that_waits_for_runpod_is_canceled_at_once(manifest, monkeypatch):
+    monkeypatch.setattr(askers, "RETRIES", 8)
+    monkeypatch.setattr(transport, "FIRST_WAIT_SEC", 1)
+
+    async def give_up():
+        with socket.create_server(("127.0.0.1", 0)) as port:
+            url = f"http://127.0.0.1:{port.getsockname()[1]}/v2/ep1"
+        work = asyncio.create_task(
+            process_manifest(manifest, manifest.parent / "out", url, task="transcribe", api_key="k", batch=True)
+        )
+        await asyncio.sleep(1.5)
+        started = time.monotonic()
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        return time.monotonic() - started
+
+    assert asyncio.run(give_up()) < 1
+
+
+def test_a_batch_of_which_runpod_has_lost_requests_ends(door, manifest):
+    api = BatchApi(door)
+    finalize = api._batch
+
+    def batch(method, parts, query, body):
+        if parts[1:] == ["finalize"]:
+            del api.batches[parts[0]]["requests"][-2:]
+        return finalize(method, parts, query, body)
+
+    api._batch = batch
+    with endpoint(api) as server:
+        assert complete(transcribe(manifest, server.url))
+    assert len(api.jobs) == 2 * len(api.batches)
+
+
 def test_a_line_waits_for_its_job_as_long_as_runpod_keeps_it():
     assert askers.call_timeout("https://api.runpod.ai/v2/abc") == 24 * 3600
     assert askers.call_timeout("http://127.0.0.1:8000") == 600
@@ -442,3 +504,24 @@ def test_the_command_by_the_servers_own_routes(manifest, tmp_path):
             _, said = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "has no batch jobs" in said
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "key", "found"),
+    [
+        ("http://h/v2/", "ep", "k", "http://h/v2/ep"),
+        ("https://h/v2", "ep", "k", "https://h/v2/ep"),
+        ("https://h", "ep", "k", "--endpoint takes the id alone"),
+        ("https://h/v2", "https://api.runpod.ai/v2/ep", "k", "--endpoint takes the id alone"),
+        ("https://h/v2", "ep", "", "set RUNPOD_API_KEY or use --api-key"),
+    ],
+)
+def test_the_address_and_the_key_of_an_endpoint(monkeypatch, base, name, key, found):
+    monkeypatch.setenv("RUNPOD_ENDPOINT_BASE_URL", base)
+    monkeypatch.setenv("RUNPOD_API_KEY", key)
+    given = argparse.Namespace(endpoint=name, server=None, api_key=None)
+    try:
+        said, _ = cli_manifest._remote(given)
+    except errors.ConfigError as error:
+        said = error.message
+    assert found in said

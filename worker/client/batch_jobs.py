@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import httpx
 
 from worker.client.audio import Audio, Upload
 from worker.client.clients import Client
 from worker.client.results import CallResult, read
 from worker.client.runpod import JOB_SEC, PAYLOAD_BYTES, READ_SEC, SUBMIT_SEC, Endpoint, result
-from worker.client.transport import Json, Send, encoded_size, exchange
-from worker.errors import AviaryError, InternalError, RequestError
+from worker.client.transport import Json, Send, Wait, encoded_size, exchange
+from worker.errors import AviaryError, Cancelled, InternalError, RequestError
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +45,11 @@ class BatchState:
 class BatchClient(Client):
     """A client of a Runpod endpoint and of its Batch Jobs. Many threads may use it at the same time.
 
-    Every method that sends a request raises AviaryError, as `worker.client.transport.exchange` does.
+    Every method that sends a request raises AviaryError, as `worker.client.transport.exchange` does. Once `stop` is
+    set, a call that would have to wait raises Cancelled, and a job that the call has started is canceled.
     """
 
-    def __init__(self, base_url: str, api_key: str | None = None, *, retries: int) -> None:
+    def __init__(self, base_url: str, api_key: str | None = None, *, retries: int, stop: threading.Event) -> None:
         """Raises: RequestError if `base_url` is not a Runpod endpoint's."""
         super().__init__(base_url, api_key, timeout=JOB_SEC, retries=retries)
         target = self._calls.target
@@ -54,7 +58,7 @@ class BatchClient(Client):
                 f"{base_url} is not a Runpod endpoint, and batch jobs need one. Use a URL that ends in /v2/<id>.",
                 param="base_url",
             )
-        self._endpoint, self._retries = target, retries
+        self._endpoint, self._retries, self._stop = target, retries, stop
 
     def job(self, kind: type[CallResult], audio: Audio, options: Json, name: str) -> Json:
         """Return a request for a batch. `name` is the id of its input.
@@ -130,6 +134,13 @@ class BatchClient(Client):
     def result(self, kind: type[CallResult], output: Json) -> CallResult:
         """Return the result in an output. Raises: the error that the worker reports."""
         return read(kind, result(output))
+
+    def _do(self, step: Send | Wait) -> httpx.Response | None:
+        if isinstance(step, Send):
+            return super()._do(step)
+        if self._stop.wait(step.seconds):
+            raise Cancelled("the run was stopped")
+        return None
 
     def _output(self, request: Any) -> tuple[str, Json] | None:
         """Return the id of a request's input, and its output; None without them."""

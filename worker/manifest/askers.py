@@ -106,6 +106,7 @@ async def _in_thread(run: Callable[[threading.Event], Summary], cancel: Callable
         stop.set()
         cancel()
         await asyncio.wait([running])
+        running.exception()  # marks the Cancelled of the run as seen
         raise
 
 

@@ -13,6 +13,7 @@ Outputs are spooled in the output's folder: Runpod returns them in any order, an
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -38,6 +39,7 @@ Json = dict[str, Any]
 
 BATCH_LINES = 4_800  # Runpod accepts 5,000 requests in a batch, and a repeated call adds its requests twice
 FIRST_POLL_SEC, LONGEST_POLL_SEC = 2.0, 15.0
+JOIN_SEC = 20.0  # in which a job that was started can be canceled
 
 
 def process_in_batches(
@@ -61,7 +63,7 @@ def process_in_batches(
     from worker.client.batch_jobs import BatchClient
 
     notes = output.with_name(f"{output.name}{'.retry' if retry_failed else ''}.batches")
-    with BatchClient(url, api_key, retries=retries) as client:
+    with BatchClient(url, api_key, retries=retries, stop=stop) as client:
         batches = Batches(client, task, options, notes, stop)
         try:
             summary = process(
@@ -80,7 +82,8 @@ def process_in_batches(
         finally:
             if stop.is_set():
                 batches.cancel()
-            stop.set()  # ends the threads that still wait for a batch
+            stop.set()
+            batches.join()
     notes.unlink(missing_ok=True)
     return summary
 
@@ -106,6 +109,7 @@ class Batches:
             self._batch_of |= dict.fromkeys(batch.keys, batch)
         self._earlier = set(self._batch_of.values())
         self._mine: list[_Batch] = []
+        self._asking, self._changed = 0, threading.Condition()
 
     def prepare(self, lines: Sequence[Line]) -> None:
         """Submit the lines that no batch of an earlier run has."""
@@ -119,7 +123,11 @@ class Batches:
         self._mine = [batch for batch in self._mine if batch.is_open]
 
     def ask(self, line: Line) -> LineResult:
-        """Return the result of a line, once its batch is finished."""
+        """Return the result of a line, once its batch is finished. Raises Cancelled once `stop` is set."""
+        with self._counted():
+            return self._ask(line)
+
+    def _ask(self, line: Line) -> LineResult:
         key = self._key(line)
         batch = self._batch_of.pop(key, None)
         output = None if batch is None else batch.output(key, self._client, self._stop)
@@ -131,10 +139,28 @@ class Batches:
                 except AviaryError as error:
                     if not error.retryable:
                         raise
+            if self._stop.is_set():
+                raise Cancelled("the run was stopped")
             result: CallResult = self._alone(audio, **options)
             return result
 
         return self._task.ask(line, call)
+
+    def join(self) -> None:
+        """Wait, for JOIN_SEC at most, until the calls of `ask` have ended. `stop` must be set."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._asking, JOIN_SEC)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._changed:
+            self._asking += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._asking -= 1
+                self._changed.notify_all()
 
     def cancel(self) -> None:
         """Cancel the batches of this run whose outputs are not fetched yet."""
@@ -287,6 +313,9 @@ class _Batch:
             if state.ended != ended:
                 log.info("batch %s: %d of %d requests have ended", self.id, state.ended, state.total)
             if state.ended >= max(state.total, self.sent, 1):
+                return
+            if state.ended == ended >= max(state.total, 1):
+                log.warning("batch %s has %d of its %d requests on Runpod", self.id, state.total, self.sent)
                 return
             ended = state.ended
             stop.wait(poll)

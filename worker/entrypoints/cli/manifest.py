@@ -15,7 +15,7 @@ from worker.config import Settings
 from worker.entrypoints import python
 from worker.entrypoints.cli import session
 from worker.entrypoints.progress import manifest_bar
-from worker.errors import RequestError
+from worker.errors import ConfigError, RequestError
 from worker.manifest import Asker, Summary, on_ray, output_path, process, process_manifest, with_engine
 
 
@@ -77,12 +77,22 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _remote(given: argparse.Namespace) -> tuple[str, str | None]:
-    """Return the URL and the API key of the server or endpoint."""
+    """Return the URL and the API key of the server or endpoint. Raises ConfigError without an endpoint's address."""
     if given.endpoint is None:
         return given.server, given.api_key
+    from worker.client import runpod
+
     settings = Settings()
     logs.configure(settings)  # the log shows how far the batches are
-    return f"{settings.runpod_endpoint_base_url}/{given.endpoint}", given.api_key or settings.runpod_api_key
+    url = f"{settings.runpod_endpoint_base_url.rstrip('/')}/{given.endpoint}"
+    if "/" in given.endpoint or not runpod.is_endpoint(url):
+        raise ConfigError(
+            f"{url} is not the address of a Runpod endpoint. --endpoint takes the id alone, and "
+            "RUNPOD_ENDPOINT_BASE_URL, if set, must end in /v2."
+        )
+    if not (key := given.api_key or settings.runpod_api_key):
+        raise ConfigError("a Runpod endpoint requires a key: set RUNPOD_API_KEY or use --api-key")
+    return url, key
 
 
 def _asks(given: argparse.Namespace, options: Mapping[str, Any], stack: contextlib.ExitStack) -> tuple[Asker, int]:
