@@ -280,6 +280,42 @@ def test_batches_of_other_options_are_not_taken(door, manifest):
     assert all(row["timestamps"]["word"] for row in found)
 
 
+def test_an_output_that_is_started_over_takes_no_earlier_results(door, manifest):
+    api = broken_off(door, manifest)
+    (manifest.parent / "out" / "m.transcribe.jsonl").unlink()
+    with endpoint(api) as server:
+        assert complete(transcribe(manifest, server.url))
+    assert len(api.sent) == 36, "every line is sent again"
+    assert not notes(manifest).exists()
+
+
+def test_a_started_over_output_forgets_the_earlier_batches_for_good(door, manifest):
+    """Also if the run that starts over is itself broken off."""
+    api = broken_off(door, manifest)
+    (manifest.parent / "out" / "m.transcribe.jsonl").unlink()
+    with endpoint(lambda *call: None) as server, pytest.raises(errors.ServerUnreachable):
+        transcribe(manifest, server.url)
+    with endpoint(api) as server:
+        assert complete(transcribe(manifest, server.url))
+    assert len(api.sent) == 36
+
+
+def test_a_retry_that_is_started_over_takes_no_earlier_results(door, manifest):
+    clip, kept = manifest.parent / "7.wav", (manifest.parent / "7.wav").read_bytes()
+    clip.write_bytes(b"no audio")
+    api = BatchApi(door)
+    with endpoint(api) as server:
+        transcribe(manifest, server.url)
+    clip.write_bytes(kept)
+    lost = endpoint(lambda *call: None if call[0] == "GET" else api(*call))
+    with lost as server, pytest.raises(errors.ServerUnreachable):
+        transcribe(manifest, server.url, retry_failed=True)
+    (manifest.parent / "out" / "m.transcribe.jsonl.retry").unlink()
+    with endpoint(api) as server:
+        assert complete(transcribe(manifest, server.url, retry_failed=True))
+    assert len(api.sent) == 22, "the failed line is sent again"
+
+
 @pytest.mark.parametrize("status", [500, 502, 504])
 def test_an_outage_of_runpod_ends_the_run_and_is_no_error_of_the_lines(door, manifest, status):
     api = BatchApi(door)

@@ -6,7 +6,7 @@
 
 A batch outlives this process. <output>.batches has the id of each batch and the keys of its lines, so that the next run
 takes the outputs of the batches that Runpod still has. The key of a line is its position and a digest of its fields and
-of the options. The file is deleted once every line is written.
+of the options. The file is deleted once every line is written, and if the output is deleted to start over.
 
 Outputs are spooled in the output's folder: Runpod returns them in any order, and embeddings are large.
 """
@@ -58,11 +58,14 @@ def process_in_batches(
     """Process a manifest with the Batch Jobs of a Runpod endpoint. `shared` are further parameters of `process`.
 
     Once `stop` is set, or after an interrupt, the batches that are not finished are canceled. Any other end of the run
-    leaves them to the next run.
+    leaves them to the next run, unless the output is deleted before it.
     """
     from worker.client.batch_jobs import BatchClient
 
-    notes = output.with_name(f"{output.name}{'.retry' if retry_failed else ''}.batches")
+    written = output.with_name(f"{output.name}.retry") if retry_failed else output
+    notes = written.with_name(f"{written.name}.batches")
+    if not written.exists():  # `process` creates the file before it submits a batch, so the user starts over
+        notes.unlink(missing_ok=True)
     with BatchClient(url, api_key, retries=retries, stop=stop) as client:
         batches = Batches(client, task, options, notes, stop)
         try:
