@@ -381,21 +381,28 @@ def test_a_fatal_error_ends_the_run_at_once(door, manifest):
 # Canceling, and the ways in
 
 
-def test_a_canceled_run_cancels_its_batches_and_the_next_run_resumes(door, manifest):
-    api = BatchApi(door, speed=0)
+def canceled(manifest, url, may_cancel) -> float:
+    """Cancel a run once `may_cancel` returns true, and return the seconds that its end took."""
 
-    async def give_up():
+    async def run():
         work = asyncio.create_task(
-            process_manifest(manifest, manifest.parent / "out", server.url, task="transcribe", api_key="k", batch=True)
+            process_manifest(manifest, manifest.parent / "out", url, task="transcribe", api_key="k", batch=True)
         )
-        while not any(batch["status"] == "FINALIZED" for batch in api.batches.values()):
+        while not may_cancel():
             await asyncio.sleep(0.01)
+        started = time.monotonic()
         work.cancel()
         with pytest.raises(asyncio.CancelledError):
             await work
+        return time.monotonic() - started
 
+    return asyncio.run(run())
+
+
+def test_a_canceled_run_cancels_its_batches_and_the_next_run_resumes(door, manifest):
+    api = BatchApi(door, speed=0)
     with endpoint(api) as server:
-        asyncio.run(give_up())
+        canceled(manifest, server.url, lambda: any(one["status"] == "FINALIZED" for one in api.batches.values()))
         assert set(api.cancelled) == {name for name, one in api.batches.items() if one["status"] == "CANCELLED"}
         assert api.cancelled
         api.speed = 1000
@@ -431,21 +438,8 @@ def test_an_interrupt_without_an_event_loop_cancels_the_batches(door, manifest):
 def test_a_canceled_run_cancels_the_jobs_that_took_over_lines(door, manifest, caplog):
     api = BatchApi(door, fails=lambda payload: True)
     api.states = ("IN_QUEUE",) * 10_000
-
-    async def give_up():
-        work = asyncio.create_task(
-            process_manifest(manifest, manifest.parent / "out", server.url, task="transcribe", api_key="k", batch=True)
-        )
-        while len(api.jobs) < 16:
-            await asyncio.sleep(0.01)
-        started = time.monotonic()
-        work.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await work
-        return time.monotonic() - started
-
     with endpoint(api) as server:
-        assert asyncio.run(give_up()) < 10
+        assert canceled(manifest, server.url, lambda: len(api.jobs) == 16) < 10
         gc.collect()  # logs the exceptions that nobody has retrieved
         assert sorted(name for name in api.cancelled if name.startswith("job-")) == sorted(api.jobs)
     assert not [record for record in caplog.records if record.exc_info], caplog.text
@@ -455,20 +449,10 @@ def test_a_run_that_waits_for_runpod_is_canceled_at_once(manifest, monkeypatch):
     monkeypatch.setattr(askers, "RETRIES", 8)
     monkeypatch.setattr(transport, "FIRST_WAIT_SEC", 1)
 
-    async def give_up():
-        with socket.create_server(("127.0.0.1", 0)) as port:
-            url = f"http://127.0.0.1:{port.getsockname()[1]}/v2/ep1"
-        work = asyncio.create_task(
-            process_manifest(manifest, manifest.parent / "out", url, task="transcribe", api_key="k", batch=True)
-        )
-        await asyncio.sleep(1.5)
-        started = time.monotonic()
-        work.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await work
-        return time.monotonic() - started
-
-    assert asyncio.run(give_up()) < 1
+    with socket.create_server(("127.0.0.1", 0)) as port:
+        url = f"http://127.0.0.1:{port.getsockname()[1]}/v2/ep1"
+    started = time.monotonic()
+    assert canceled(manifest, url, lambda: time.monotonic() - started > 1.5) < 1
 
 
 def test_a_batch_of_which_runpod_has_lost_requests_ends(door, manifest):

@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import openai
 import pytest
+import test_runpod
 from balancer_host import KEY, Balancer
 from gateway_host import holding
 from runpod_host import REPO, Process, clean_env
 from serving import serving
 
-from worker.backends.base import Backend
 from worker.config import Settings
 from worker.engine.engine import Engine
 from worker.entrypoints import load_balancer
@@ -183,17 +183,10 @@ class TestWorker:
 
 
 class TestLostDevice:
-    class Broken(Backend):
-        def load(self):
-            pass
-
-        def infer(self, batch):
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
     def test_is_an_error_status_of_ping(self, tmp_path):
         settings = Settings(model="parakeet", data_dir=tmp_path)
         with (
-            Engine(settings, create_backend=lambda _model: self.Broken()) as engine,
+            Engine(settings, create_backend=lambda _model: test_runpod.TestLostDevice.Broken()) as engine,
             serving(settings, engine) as url,
         ):
             assert httpx.get(f"{url}/ping").status_code == 200

@@ -8,26 +8,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.gpu import bench, checkpoints
-from benchmarks.gpu.bench import Machine, Step
 from benchmarks.gpu.report import Result, attempt
-from worker.backends import create
-from worker.catalog import find
-from worker.config import Settings
+from benchmarks.gpu.single import SingleModel
 from worker.types import Options
 
 PROMPT = {"source_lang": "en", "target_lang": "en", "pnc": "yes"}
 
 
-class Canary:
+class Canary(SingleModel):
     """The measurements of a model of the shape of canary-1b-v2."""
 
-    def __init__(self, machine: Machine) -> None:
-        self._device, self._scale, self._folder = machine
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """The measurements, the most valuable first."""
-        return (self.checkpoint, self.grid)
+    make = staticmethod(checkpoints.canary)
 
     def checkpoint(self) -> Iterator[Result]:
         """Make the checkpoint and load it."""
@@ -51,19 +42,6 @@ class Canary:
                 f"{what}, NeMo's transcribe",
                 lambda clips=clips: bench.nemo(self._nemo, clips, len(clips), self._device, **PROMPT),
             )
-
-    def close(self) -> None:
-        """Free nothing: the process ends."""
-
-    @functools.cached_property
-    def _checkpoint(self) -> checkpoints.Checkpoint:
-        return checkpoints.canary(self._folder, self._scale)
-
-    @functools.cached_property
-    def _backend(self) -> Any:
-        backend = create(find(str(self._checkpoint.path)), Settings(device=self._device))
-        backend.load()
-        return backend
 
     @functools.cached_property
     def _nemo(self) -> Any:

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from benchmarks.gpu import bench, checkpoints
-from benchmarks.gpu.bench import Machine, Step
 from benchmarks.gpu.report import Result, attempt
-from worker.backends import create
-from worker.catalog import find
-from worker.config import Settings
+from benchmarks.gpu.single import SingleModel
 from worker.types import Options
 
 
-class Flamingo:
+class Flamingo(SingleModel):
     """The measurements of a model of the shape of audio-flamingo-3-hf."""
 
-    def __init__(self, machine: Machine) -> None:
-        self._device, self._scale, self._folder = machine
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """The measurements, the most valuable first."""
-        return (self.checkpoint, self.grid)
+    make = staticmethod(checkpoints.flamingo)
 
     def checkpoint(self) -> Iterator[Result]:
         """Load the checkpoint, and fill it with random weights."""
@@ -47,16 +36,3 @@ class Flamingo:
                 f"Audio Flamingo, {size} x {seconds:g} s",
                 lambda work=work: bench.ours(self._backend, work, self._device, tower=(self._backend._tower,)),
             )
-
-    def close(self) -> None:
-        """Free nothing: the process ends."""
-
-    @functools.cached_property
-    def _checkpoint(self) -> checkpoints.Checkpoint:
-        return checkpoints.flamingo(self._folder, self._scale)
-
-    @functools.cached_property
-    def _backend(self) -> Any:
-        backend = create(find(str(self._checkpoint.path)), Settings(device=self._device))
-        backend.load()
-        return backend
