@@ -124,6 +124,7 @@ def test_what_would_change_the_answer_is_refused_by_name(body, field):
         ({"chunking_strategy": "loud"}, "chunking_strategy must be auto"),
         ({"chunking_strategy": {"type": "client_vad"}}, "chunking_strategy must be auto"),
         ({"chunking_strategy": VAD | {"volume": 1}}, "chunking_strategy must be auto"),
+        ({"temperature": 10**400}, "temperature"),
         ({"chunking_strategy": "[" * 100_000}, "chunking_strategy must be auto"),
         ({"keywords": [1]}, "keywords must be a list of texts"),
         ({"languages": {"a": "b"}}, "languages must be a list of texts"),

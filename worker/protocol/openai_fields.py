@@ -115,5 +115,5 @@ def _number(value: Any) -> float | None:
     """Return a number, which forms write as text, or None if the value is none."""
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         return None
