@@ -183,6 +183,10 @@ def test_a_checkpoint_for_english_alone_translates_nothing(folders):
             ask(english, [*CLIPS[:1], Clip(np.zeros(RATE, np.float32))], **options)
     with pytest.raises(Unsupported, match="English only"):
         ask(english, [Clip(np.zeros(RATE, np.float32))], language="de")
+    with pytest.raises(Unsupported, match="English only") as caught:
+        ask(english, CLIPS[:1], languages=("de", "fr"))
+    assert caught.value.param == "languages"
+    assert ask(english, CLIPS[:1], languages=("de", "en"))[0].language == "en"
 
 
 def test_a_checkpoint_for_english_alone_is_told_no_language(folders):

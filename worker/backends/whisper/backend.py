@@ -190,6 +190,8 @@ class Whisper(Backend):
             )
         if not self._multilingual and (options.language or "en") != "en":
             raise Unsupported(f"{self._row.id} supports English only", param="language")
+        if not self._multilingual and options.languages and "en" not in options.languages:
+            raise Unsupported(f"{self._row.id} supports English only", param="languages")
         for name, code in (("language", options.language), *(("languages", code) for code in options.languages)):
             if self._multilingual and code and code not in self._languages.values():
                 raise Unsupported(
