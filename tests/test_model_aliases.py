@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import typing
 
 import httpx
 import openai
 import pytest
+from openai.types import AudioModel
+from openai.types.realtime import AudioTranscription
 from serving import serving
 
 from worker import load_model
@@ -22,6 +25,17 @@ from worker.protocol.request import parse
 
 WEEK = "samples/week.wav"
 CANARY = "nvidia/canary-1b-v2"
+
+
+def test_every_name_in_openai_s_client_is_known():
+    """All but those of models that separate speakers."""
+    names = _literals(AudioModel) | _literals(AudioTranscription.model_fields["model"].annotation)
+    assert {name for name in names if not name.endswith("-diarize")} == set(OPENAI_MODELS)
+
+
+def _literals(kind) -> set[str]:
+    parts = typing.get_args(kind)
+    return set(parts) if typing.get_origin(kind) is typing.Literal else set().union(*map(_literals, parts))
 
 
 @pytest.mark.parametrize("name", OPENAI_MODELS)

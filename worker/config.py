@@ -23,13 +23,16 @@ from worker.errors import ConfigError, ModelNotFound
 
 VOLUME = Path("/runpod-volume")
 DEFAULT = "default"  # as the model of an alias: the default model
-# The names of OpenAI's speech models (API reference, "Create transcription"), which many programs cannot change.
+# The names of OpenAI's speech models (API reference, "Create transcription" and "Realtime"), which many programs cannot
+# change.
 OPENAI_MODELS = (
     "whisper-1",
     "gpt-transcribe",
     "gpt-4o-transcribe",
     "gpt-4o-mini-transcribe",
     "gpt-4o-mini-transcribe-2025-12-15",
+    "gpt-live-transcribe",
+    "gpt-realtime-whisper",
 )
 
 
