@@ -157,6 +157,15 @@ def test_a_turn_that_never_ends_is_committed_at_the_limit_and_nothing_is_lost():
     assert len(of(finish(begun, outputs), "completed")) == 3
 
 
+@pytest.mark.parametrize("limit_sec", [10, 10.01])
+def test_no_turn_is_longer_than_the_limit(limit_sec):
+    """The limit may be MAX_AUDIO_SEC, beyond which audio is refused."""
+    outputs = append(session(limit_sec=limit_sec), spoken(25))
+    lengths = [len(output.samples) / SAMPLE_RATE for output in outputs if isinstance(output, Utterance)]
+    assert len(lengths) == 2
+    assert max(lengths) <= limit_sec
+
+
 def test_the_client_s_commit_ends_an_open_turn_without_speech_stopped():
     begun = session()
     outputs = append(begun, spoken(-0.5, 1)) + send(begun, "commit")
@@ -194,6 +203,27 @@ def test_a_commit_of_next_to_nothing_is_openai_s_error(seconds):
     (error,) = send(begun, "commit")
     assert error["error"]["code"] == "input_audio_buffer_commit_empty"
     assert error["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("rate", [16_000, 24_000])
+def test_a_commit_that_is_refused_changes_nothing(rate):
+    data = spoken(1)
+    whole, interrupted = session(turns=False, rate=rate), session(turns=False, rate=rate)
+    append(whole, data)
+    append(interrupted, data[:101])  # ends within a sample
+    assert kinds(send(interrupted, "commit")) == ["error"]
+    append(interrupted, data[101:])
+    assert signature(send(interrupted, "commit"))[-1] == signature(send(whole, "commit"))[-1]
+
+
+def test_refused_commits_and_updates_take_no_memory():
+    begun = session(turns=False)
+    append(begun, spoken(0.05))
+    for threshold in 20 * [0.5, 0.6]:
+        assert kinds(send(begun, "commit")) == ["error"]
+        assert kinds(update(begun, {"turn_detection": {"type": "server_vad", "threshold": threshold}})) == ["updated"]
+        assert kinds(update(begun, {"turn_detection": None})) == ["updated"]
+    assert len(begun._held) < 3
 
 
 def test_manual_audio_is_committed_at_the_limit():
@@ -332,6 +362,14 @@ def test_an_update_reaches_the_utterances():
     assert [event["logprobs"] for event in events] == [tokens, tokens]
 
 
+def test_warnings_are_in_the_completed_event():
+    begun = session(turns=False)
+    append(begun, spoken(1))
+    *_, utterance = send(begun, "commit")
+    *_, completed = begun.transcribed(utterance, {"text": "hi", "warning": "An option is ignored"})
+    assert completed["warning"] == "An option is ignored"
+
+
 @pytest.mark.parametrize(
     ("audio", "param"),
     [
@@ -340,6 +378,8 @@ def test_an_update_reaches_the_utterances():
         ({"turn_detection": {"type": "semantic_vad"}}, "session.audio.input.turn_detection.type"),
         ({"turn_detection": {"type": "server_vad", "threshold": 2}}, "session.audio.input.turn_detection.threshold"),
         ({"transcription": {"model": "nobody"}}, "model"),
+        ({"noise_reduction": {"type": "loud"}}, "session.audio.input.noise_reduction.type"),
+        ({"noise_reduction": {"note": "x"}}, "session.audio.input.noise_reduction.note"),
         ({"transcription": None}, "session.audio.input.transcription"),
         ({"voice": "alloy"}, "session.audio.input.voice"),
         (3, "session.audio.input"),

@@ -28,6 +28,8 @@ class LiveAudio:
         import soxr
 
         self._encoding: Encoding = encoding
+        self._rate = sample_rate
+        self._taken = self._returned = 0  # samples of the stream, at its own rate and at 16 kHz
         self._resampler = (
             None if sample_rate == SAMPLE_RATE else soxr.ResampleStream(sample_rate, SAMPLE_RATE, 1, dtype="float32")
         )
@@ -41,16 +43,24 @@ class LiveAudio:
         end = len(data) - len(data) % self._block_bytes
         self._rest = data[end:]
         samples = _decoded(data[:end], self._encoding)
-        if self._resampler is None:
-            return samples
-        size = self._block_bytes // self._width
-        blocks = [self._resampler.resample_chunk(samples[at : at + size]) for at in range(0, len(samples), size)]
-        return np.concatenate(blocks) if blocks else samples
+        self._taken += len(samples)
+        if self._resampler is not None and len(samples):
+            size = self._block_bytes // self._width
+            blocks = [self._resampler.resample_chunk(samples[at : at + size]) for at in range(0, len(samples), size)]
+            samples = np.concatenate(blocks)
+        self._returned += len(samples)
+        return samples
+
+    @property
+    def kept_sec(self) -> float:
+        """The length of the audio that `flush` would return, in seconds."""
+        return (self._taken + len(self._rest) // self._width) / self._rate - self._returned / SAMPLE_RATE
 
     def flush(self) -> np.ndarray:
         """Return the last samples of the stream. Half a sample at its end is left out. Start a new stream after it."""
         rest = _decoded(self._rest[: len(self._rest) - len(self._rest) % self._width], self._encoding)
         self._rest = b""
+        self._taken = self._returned = 0
         if self._resampler is None:
             return rest
         last: np.ndarray = self._resampler.resample_chunk(rest, last=True)

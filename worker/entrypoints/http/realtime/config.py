@@ -76,11 +76,18 @@ class Transcription(Strict):
     prompt: str | None = None
 
 
+class NoiseReduction(Strict):
+    """Noise reduction, which has no effect."""
+
+    type: Literal["near_field", "far_field"] | None = None
+    strength: float | None = None
+
+
 class AudioInput(Strict):
     """The audio of the client."""
 
     format: AudioFormat = AudioFormat()
-    noise_reduction: Json | None = None
+    noise_reduction: NoiseReduction | None = None
     transcription: Transcription = Transcription()
     turn_detection: TurnDetection | None = None
 

@@ -189,9 +189,8 @@ class Session:
         yield self._event(answer, session=to_json(config, f"sess_{self._name}"))
 
     def _commit_now(self) -> Iterator[Output]:
-        self._hold_rest()
         manual = self._config.input.turn_detection is None
-        held_sec = self._held_samples / SAMPLE_RATE
+        held_sec = round(self._held_samples / SAMPLE_RATE + self._audio.kept_sec, 6)
         if self._open is None and not (manual and held_sec >= MIN_COMMIT_SEC):
             raise EmptyBuffer(
                 f"the buffer holds {1000 * held_sec:.0f} ms of audio outside of a turn: commit at least 100 ms"
@@ -199,6 +198,7 @@ class Session:
                 else "no speech was detected since the last commit: append speech, or set turn_detection to null to "
                 "commit any audio"
             )
+        self._hold_rest()
         self._turns.reset()
         yield from self._commit()
 
@@ -232,6 +232,8 @@ class Session:
         self._rest = self._rest[:0]
 
     def _hold(self, samples: np.ndarray) -> None:
+        if not len(samples):
+            return
         self._held.append((np.clip(samples, -1, 1 - 2**-15) * 2**15).round().astype(np.int16))
         self._held_samples += len(samples)
         self._position += len(samples)
@@ -265,7 +267,7 @@ class Session:
             yield self._begin_turn()
         if self._open is None:
             self._forget_old()
-        elif mark == "stop" or self._position - self._open.begin >= self._limit:
+        elif mark == "stop" or self._position + FRAME - self._open.begin > self._limit:
             self._turns.reset()
             end_ms = 1000 * self._position // SAMPLE_RATE
             yield self._event("input_audio_buffer.speech_stopped", audio_end_ms=end_ms, item_id=self._open.id)
@@ -313,7 +315,7 @@ class Session:
 
     def _cut(self, item: _Item) -> Iterator[Utterance]:
         """Make a phrase of what is held. What follows the last phrase of a turn may be silence, which is none."""
-        samples = np.concatenate(self._held)
+        samples = np.concatenate((np.zeros(0, np.int16), *self._held))
         self._held.clear()
         self._held_samples = 0
         item.samples += len(samples)
@@ -345,9 +347,11 @@ class Session:
 
     def _completed(self, item: _Item) -> Json:
         seconds = round(item.samples / SAMPLE_RATE, 3)
-        scores = _logprobs([result for result in item.results if isinstance(result, Mapping)])
+        results = [result for result in item.results if isinstance(result, Mapping)]
+        warnings = dict.fromkeys(result["warning"] for result in results if result.get("warning"))
+        more = _logprobs(results) | ({"warning": "; ".join(warnings)} if warnings else {})
         return self._item_event(
-            "completed", item, transcript=item.text, usage={"type": "duration", "seconds": seconds}, **scores
+            "completed", item, transcript=item.text, usage={"type": "duration", "seconds": seconds}, **more
         )
 
     def _failed(self, item: _Item, error: AviaryError) -> Json:
