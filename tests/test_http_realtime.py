@@ -28,6 +28,7 @@ from worker.backends.common import vad
 from worker.backends.dry_run import DryRun
 from worker.config import Settings
 from worker.engine.engine import Engine
+from worker.entrypoints.http import serve
 from worker.entrypoints.http.app import create_app
 from worker.entrypoints.http.health_port import HealthPort
 from worker.entrypoints.http.realtime.sessions import PENDING
@@ -449,6 +450,59 @@ def test_a_client_that_sends_faster_than_its_audio_is_transcribed_waits_and_lose
         assert asyncio.run(run()) == 60
 
 
+@pytest.fixture
+def quick_pings(monkeypatch):
+    """The server sends a ping each 0.5 s, and waits as long for the pong."""
+    configure = serve.config
+
+    def config(*arguments, **options):
+        made = configure(*arguments, **options)
+        made.ws_ping_interval = made.ws_ping_timeout = 0.5
+        return made
+
+    monkeypatch.setattr(serve, "config", config)
+
+
+def test_a_client_that_waits_for_long_is_not_taken_for_dead(tmp_path, quick_pings):
+    """Neither side misses the other's pongs, although the server handles no further event."""
+    with gated(tmp_path) as (url, backend):
+        backend.may_load.set()
+
+        async def run() -> int:
+            async with connect(address(url), max_queue=None, ping_interval=0.5, ping_timeout=0.5) as socket:
+                await socket.send(MANUAL)
+                for _ in range(3 * PENDING):
+                    await say(socket)
+                await asyncio.sleep(3)
+                backend.may_infer.set()
+                return len(await outcomes(socket, 3 * PENDING))
+
+        assert asyncio.run(run()) == 3 * PENDING
+
+
+def test_a_client_that_sends_more_than_the_server_holds_is_not_taken_for_dead(tmp_path, quick_pings):
+    """Its pong waits behind its audio, which the server does not read."""
+    with gated(tmp_path) as (url, backend):
+        backend.may_load.set()
+
+        async def run() -> int:
+            async with connect(address(url), max_queue=None, ping_interval=None) as socket:
+                await socket.send(MANUAL)
+                saying = asyncio.create_task(many(socket))
+                await asyncio.sleep(3)
+                assert not saying.done()
+                backend.may_infer.set()
+                found = await outcomes(socket, 60)
+                await saying
+                return len(found)
+
+        async def many(socket) -> None:
+            for _ in range(60):
+                await say(socket, 5)
+
+        assert asyncio.run(run()) == 60
+
+
 def test_a_client_that_leaves_cancels_its_turns(tmp_path):
     with gated(tmp_path) as (url, backend):
         backend.may_load.set()
@@ -456,9 +510,9 @@ def test_a_client_that_leaves_cancels_its_turns(tmp_path):
         async def run() -> None:
             async with connect(address(url)) as socket:
                 await socket.send(MANUAL)
-                for _ in range(3):
+                for _ in range(2 * PENDING):
                     await say(socket)
-                while httpx.get(f"{url}/stats").json()["inputs"]["in_flight"] < 3:
+                while httpx.get(f"{url}/stats").json()["inputs"]["in_flight"] < PENDING:
                     await asyncio.sleep(0.02)
                 assert "aviary_realtime_sessions 1.0" in httpx.get(f"{url}/metrics").text
 

@@ -107,6 +107,15 @@ class Socket(WebSocketsSansIOProtocol):
         if self.on_lost is not None:
             self.on_lost()
 
+    @override
+    def keepalive_timeout(self) -> None:
+        """Close the connection, because no pong came. While the server reads nothing, the pong may wait to be read."""
+        if self.read_paused:
+            self.pong_timer = None
+            self.schedule_ping()
+        else:
+            super().keepalive_timeout()
+
 
 class Connection(BoundedHeads):
     """uvicorn's protocol, within the limits of `Connections` unless the client is on a Unix socket."""

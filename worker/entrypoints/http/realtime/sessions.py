@@ -1,14 +1,16 @@
 """The realtime sessions of a server: a `Session` for each WebSocket, with the service around it.
 
-    client ──▶ reader ──┐                          ┌──▶ events ──▶ client
-                        ├──▶ inbox ──▶ Session ────┤
-    transcripts ────────┘    (a thread for events)  └──▶ utterances ──▶ service ──▶ engine ──▶ transcripts
+    client ──▶ backlog ──┐                          ┌──▶ events ──▶ client
+                         ├──▶ inbox ──▶ Session ────┤
+    transcripts ─────────┘    (a thread for events) └──▶ utterances ──▶ service ──▶ engine ──▶ transcripts
 
 An utterance is an interactive request like any other: it shares batches and takes turns with the requests of all
 clients. While the model loads or the queue is full, the utterance waits.
 
-The server reads no further event while PENDING utterances of the session wait for their transcript, nor while the
-client does not read its events. A client that sends faster than its audio is transcribed is thereby slowed down.
+No further event is handled while PENDING utterances of the session wait for their transcript, nor while the client
+does not read its events. The server still reads events until they take BACKLOG bytes, so that it responds to pings and
+notices when the connection ends. Then it reads nothing, which slows down a client that sends faster than its audio is
+transcribed.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import contextlib
 import io
 import json
 import logging
+import sys
 import uuid
 from collections.abc import Coroutine, Iterable
 from typing import Any
@@ -37,6 +40,7 @@ from worker.protocol.request import parse
 log = logging.getLogger(__name__)
 
 PENDING = 8
+BACKLOG = 4 << 20  # bytes: a minute of live audio
 RETRY_SEC = 1.0  # the longest wait before an utterance asks again for its place in the queue
 _SUBPROTOCOL = "realtime"
 _INTERNAL_ERROR = 1011  # of RFC 6455
@@ -90,13 +94,16 @@ class _Connection:
         self._service, self._socket, self._session = service, socket, session
         self._inbox = asyncio.Queue[str | tuple[Utterance, Result] | None](1)  # None: the connection is closed
         self._tasks: set[asyncio.Task[None]] = set()
-        self._pending = 0
-        self._has_room = asyncio.Event()
+        self._backlog = asyncio.Queue[str]()
+        self._pending = self._backlog_bytes = 0
+        self._has_room, self._has_space = asyncio.Event(), asyncio.Event()
         self._has_room.set()
+        self._has_space.set()
 
     async def run(self) -> None:
         """Serve the session until the connection is closed."""
         self._start(self._read())
+        self._start(self._feed())
         try:
             await self._give(self._session.start())
             while (message := await self._inbox.get()) is not None:
@@ -118,15 +125,25 @@ class _Connection:
         task.add_done_callback(self._tasks.discard)
 
     async def _read(self) -> None:
-        """Put the client's events into the inbox, while there is room."""
+        """Put the client's events into the backlog, while it is small."""
         while True:
-            await self._has_room.wait()
+            await self._has_space.wait()
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
                 await self._inbox.put(None)
                 return
             text = message.get("text")
-            await self._inbox.put(text if text is not None else message["bytes"].decode(errors="replace"))
+            text = text if text is not None else message["bytes"].decode(errors="replace")
+            self._hold(sys.getsizeof(text))
+            self._backlog.put_nowait(text)
+
+    async def _feed(self) -> None:
+        """Move events from the backlog to the inbox, while few utterances wait."""
+        while True:
+            text = await self._backlog.get()
+            await self._has_room.wait()
+            await self._inbox.put(text)
+            self._hold(-sys.getsizeof(text))
 
     async def _give(self, outputs: Iterable[Output]) -> None:
         """Send the events, and start to transcribe the utterances."""
@@ -172,6 +189,13 @@ class _Connection:
             self._has_room.set()
         else:
             self._has_room.clear()
+
+    def _hold(self, more_bytes: int) -> None:
+        self._backlog_bytes += more_bytes
+        if self._backlog_bytes < BACKLOG:
+            self._has_space.set()
+        else:
+            self._has_space.clear()
 
     async def _fail(self, error: AviaryError) -> None:
         """Send an unexpected error to the client, and close the connection."""
