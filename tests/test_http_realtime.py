@@ -180,6 +180,19 @@ def test_silence_has_no_turn_and_errors_leave_the_session_open(dry):
     assert transcripts(events)[0].startswith("[dry-run] transcribe of ")
 
 
+def test_half_a_surrogate_pair_in_an_event_does_not_end_the_session(dry):
+    async def run() -> list[dict]:
+        async with connect(address(dry)) as socket:
+            prompt = {"audio": {"input": {"transcription": {"model": "whisper", "prompt": "\ud800"}}}}
+            await socket.send(json.dumps({"type": "session.update", "session": prompt}))
+            await socket.send(json.dumps({"type": "\ud800", "event_id": "\ud800"}))
+            return [json.loads(await socket.recv()) for _ in range(3)]
+
+    _created, updated, error = asyncio.run(run())
+    assert updated["session"]["audio"]["input"]["transcription"]["prompt"] == "\ud800"
+    assert error["error"]["event_id"] == "\ud800"
+
+
 def test_log_probabilities_are_openai_s(dry):
     async def run() -> list:
         async with client(dry).realtime.connect(extra_query=TRANSCRIPTION) as connection:

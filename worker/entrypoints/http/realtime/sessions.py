@@ -152,7 +152,7 @@ class _Connection:
                 self._count(1)
                 self._start(self._transcribe(output))
             else:
-                await self._socket.send_text(json.dumps(output, ensure_ascii=False))
+                await self._socket.send_text(json.dumps(output))
 
     async def _transcribe(self, utterance: Utterance) -> None:
         try:
