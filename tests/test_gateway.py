@@ -108,6 +108,13 @@ def test_a_realtime_session_passes_through(host):
     assert refused.status_code == 404
 
 
+def test_an_offer_of_http_2_does_not_reach_the_worker(host):
+    """Java's client offers HTTP/2 with each request. A worker that sees the offer loses the body of the request."""
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQAAP__"}
+    sent = host.client.post("/v1/audio/transcriptions", files={"file": WEEK}, headers=offer)
+    assert sent.status_code == 200
+
+
 def test_what_nginx_itself_refuses_is_openai_s_error(host):
     large = host.client.post("/v1/audio/transcriptions", files={"file": b"x" * 3_000_000}, data={"model": "parakeet"})
     assert large.status_code == 413

@@ -95,7 +95,8 @@ http {{
         "~ 0?$" 0;
         default 1;
     }}
-    map $http_upgrade $upgrade {{ "" close; default upgrade; }}
+    map $http_upgrade $upgrade {{ "~*^websocket$" websocket; default ""; }}
+    map $upgrade $connection_header {{ "" close; default upgrade; }}
     upstream workers {{
         zone workers 256k;
         least_conn;
@@ -110,8 +111,8 @@ http {{
         proxy_set_header Host $http_host;
         proxy_set_header X-Forwarded-For $remote_addr;
         proxy_set_header X-Forwarded-Proto $scheme;
-        proxy_set_header Upgrade $http_upgrade;
-        proxy_set_header Connection $upgrade;
+        proxy_set_header Upgrade $upgrade;
+        proxy_set_header Connection $connection_header;
         proxy_buffering off;
         proxy_connect_timeout 10s;
         proxy_send_timeout 60s;
