@@ -54,6 +54,20 @@ def test_a_value_replaces_openai_s_names(monkeypatch):
         find_model("whisper-1", settings)
 
 
+def test_the_models_that_load_at_start_may_be_aliases(tmp_path):
+    settings = Settings(
+        model="pocketsphinx",
+        models="whisper-1,fast",
+        model_aliases="whisper-1=default,fast=canary",
+        skip_model_load=True,
+        data_dir=tmp_path,
+    )
+    assert settings.start_models == ("pocketsphinx", "pocketsphinx", "canary")
+    with serving(settings) as url:
+        rows = {row["id"]: row for row in httpx.get(f"{url}/v1/models").json()["data"]}
+    assert rows[CANARY]["loaded"] and rows["pocketsphinx"]["loaded"]
+
+
 def test_off_and_the_empty_value(monkeypatch):
     monkeypatch.setenv("MODEL_ALIASES", "off")
     assert Settings().model_aliases == {}

@@ -430,6 +430,11 @@ class Settings(BaseSettings):
         return self.default_model if model == DEFAULT and name != DEFAULT else model
 
     @property
+    def start_models(self) -> tuple[str, ...]:
+        """Return the names of the models that load at start: the default model, then MODELS."""
+        return (self.default_model, *map(self.meaning, self.models))
+
+    @property
     def devices(self) -> tuple[str, ...]:
         """Return the devices that DEVICE names, in order."""
         return tuple(name.strip() for name in self.device.split(","))

@@ -24,7 +24,7 @@ def find_model(name: str | None, settings: Settings, *, trusted: bool = False) -
     MODEL_ALIASES is allowed if the model that it means is.
     Raises ModelNotFound.
     """
-    own = {settings.default_model, *settings.models}
+    own = set(settings.start_models)
     allowed, asked = settings.allowed_models, name
     name = settings.meaning(name) if name else None
     if name is None or trusted or name in own or name in allowed or "*" in allowed:

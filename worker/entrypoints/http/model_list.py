@@ -26,7 +26,7 @@ def listed(service: Service) -> list[Json]:
     Blocks on the disk.
     """
     settings, states = service.settings, service.engine.models
-    own = map(catalog.find, (settings.default_model, *settings.models))
+    own = map(catalog.find, settings.start_models)
     rows = {row.id: row for row in (*(row for row in own if row not in catalog.MODELS), *catalog.MODELS)}
     facts = (
         openai.model_json(row)

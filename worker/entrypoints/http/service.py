@@ -55,7 +55,7 @@ class Service:
 
     def load(self) -> None:
         """Start to load MODEL and MODELS, and return at once."""
-        for name in (self.settings.default_model, *self.settings.models):
+        for name in self.settings.start_models:
             model = catalog.find(name).id
             self._loads[model] = self.engine.load(model)
             self._loads[model].add_done_callback(_log_failure)
