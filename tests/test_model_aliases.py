@@ -65,7 +65,8 @@ def test_the_models_that_load_at_start_may_be_aliases(tmp_path):
     assert settings.start_models == ("pocketsphinx", "pocketsphinx", "canary")
     with serving(settings) as url:
         rows = {row["id"]: row for row in httpx.get(f"{url}/v1/models").json()["data"]}
-    assert rows[CANARY]["loaded"] and rows["pocketsphinx"]["loaded"]
+    assert rows[CANARY]["loaded"]
+    assert rows["pocketsphinx"]["loaded"]
 
 
 def test_off_and_the_empty_value(monkeypatch):
