@@ -31,6 +31,7 @@ from worker.engine.engine import Engine
 from worker.entrypoints.http import serve
 from worker.entrypoints.http.app import create_app
 from worker.entrypoints.http.health_port import HealthPort
+from worker.entrypoints.http.realtime.session import Session
 from worker.entrypoints.http.realtime.sessions import PENDING
 
 ROOT = Path(__file__).parent.parent
@@ -178,6 +179,24 @@ def test_silence_has_no_turn_and_errors_leave_the_session_open(dry):
     assert kinds(events)[:5] == ["created", "error", "error", "error", "speech_started"]
     assert [event.error.code for event in events[1:4]] == ["invalid_request", "invalid_request", "model_not_found"]
     assert transcripts(events)[0].startswith("[dry-run] transcribe of ")
+
+
+def test_the_last_event_before_an_unexpected_end_has_an_id(dry, monkeypatch):
+    monkeypatch.setattr(Session, "receive", lambda *_: 1 / 0)
+
+    async def run() -> tuple[dict, int]:
+        async with connect(address(dry)) as socket:
+            await socket.recv()
+            await socket.send("{}")
+            last = json.loads(await socket.recv())
+            with pytest.raises(ConnectionClosed) as closed:
+                await socket.recv()
+            return last, closed.value.rcvd.code
+
+    last, code = asyncio.run(run())
+    assert (last["type"], last["error"]["type"], code) == ("error", "server_error", 1011)
+    assert last["event_id"].startswith("event_")
+    assert last["error"]["event_id"] is None
 
 
 def test_half_a_surrogate_pair_in_an_event_does_not_end_the_session(dry):

@@ -182,3 +182,10 @@ def test_openai_s_client_and_stored_jobs_take_them(tmp_path):
         assert sync["output"]["model"] == CANARY
         with open(WEEK, "rb") as file:
             assert httpx.post(f"{url}/transcribe", files={"file": file}, data={"model": "whisper-1"}).status_code == 200
+
+
+def test_the_advice_of_a_message_survives_a_long_name():
+    for name in ("x" * 100_000, f"{'x' * 100_000}-diarize"):
+        with pytest.raises(ModelNotFound, match=r"use one of|Use a model without") as caught:
+            find_model(name, Settings())
+        assert len(caught.value.message) < 1500

@@ -16,7 +16,7 @@ from worker.backends.common.vad import FRAME
 from worker.entrypoints.http.realtime import config as configs
 from worker.entrypoints.http.realtime.session import PHRASE_SEC, Session, Utterance
 from worker.entrypoints.http.realtime.turns import TurnDetector
-from worker.errors import InputError, ModelNotFound, ModelUnavailable
+from worker.errors import InputError, InternalError, ModelNotFound, ModelUnavailable
 from worker.types import SAMPLE_RATE
 
 LIMIT_SEC = 12.0
@@ -362,6 +362,39 @@ def test_an_update_reaches_the_utterances():
     assert [event["logprobs"] for event in events] == [tokens, tokens]
 
 
+def test_the_languages_among_which_the_model_detects_reach_the_utterances():
+    begun = session(turns=False)
+    (updated,) = update(begun, {"transcription": {"languages": ["en-US", "de"]}})
+    assert updated["session"]["audio"]["input"]["transcription"]["languages"] == ["en-US", "de"]
+    append(begun, spoken(1))
+    (utterance,) = [output for output in send(begun, "commit") if isinstance(output, Utterance)]
+    assert utterance.fields == {"task": "transcribe", "languages": ["en-US", "de"]}
+
+
+def test_lists_of_hints_that_are_empty_change_nothing():
+    begun = session(turns=False)
+    before = begun.config.fields
+    assert kinds(update(begun, {"transcription": {"keywords": [], "languages": [""], "delay": None}})) == ["updated"]
+    assert begun.config.fields == before
+
+
+def test_keywords_are_checked_as_on_the_file_route():
+    fields = []
+    begun = Session(
+        "x", configs.initial(None, detects_turns=False), check=fields.append, detector=Loud, limit_sec=LIMIT_SEC
+    )
+    assert kinds(update(begun, {"transcription": {"keywords": ["Aviary", " "]}})) == ["updated"]
+    assert fields == [{"task": "transcribe", "keywords": ["Aviary"]}]
+
+
+def test_a_delay_is_refused_with_the_reason():
+    begun = session()
+    (error,) = update(begun, {"transcription": {"delay": "low"}})
+    assert error["error"]["param"] == "session.audio.input.transcription.delay"
+    assert error["error"]["code"] == "unsupported"
+    assert "Leave delay out" in error["error"]["message"]
+
+
 def test_warnings_are_in_the_completed_event():
     begun = session(turns=False)
     append(begun, spoken(1))
@@ -455,6 +488,31 @@ def test_a_wrong_event_gets_an_error_event_and_the_session_goes_on(message, para
     assert error["type"] == "error"
     assert error["error"]["param"] == param
     assert "completed" in kinds(finish(begun, append(begun, spoken(-0.5, 1, -1))))
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"type": "x" * 100_000},
+        {"type": ["x"] * 100_000},
+        {"type": "session.update", "session": {"x" * 100_000: 1}},
+        {"type": "session.update", "event_id": "x" * 100_000, "session": 3},
+    ],
+    ids=["type", "list", "field", "event_id"],
+)
+def test_an_error_repeats_little_of_what_the_client_sent(event):
+    (error,) = session().receive(json.dumps(event))
+    assert len(json.dumps(error)) < 1000
+    assert error["error"]["message"].endswith(("input_audio_buffer.clear", "not permitted", "an object"))
+
+
+def test_the_last_event_of_a_session_that_breaks_is_an_event_like_any_other():
+    (created,) = (begun := session()).start()
+    last = begun.failure(InternalError("unexpected error (log id 5)"))
+    assert last["type"] == "error"
+    assert last["event_id"] != created["event_id"]
+    assert last["error"]["event_id"] is None
+    assert last["error"]["message"] == "unexpected error (log id 5)"
 
 
 def test_an_error_names_the_event_that_caused_it():

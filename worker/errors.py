@@ -53,6 +53,7 @@ sender of the request: a message names the field or the input, and the allowed v
 from __future__ import annotations
 
 MESSAGE_CHARS = 2000  # Messages repeat values of the request, which may have millions of characters.
+EXCERPT_CHARS = 200
 
 
 class AviaryError(Exception):
@@ -75,8 +76,13 @@ class AviaryError(Exception):
             self.retryable = retryable
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= MESSAGE_CHARS else f"{text[:MESSAGE_CHARS]}…"
+def excerpt(text: str) -> str:
+    """Return the beginning of a client's text for a message, so that the advice after it is not cut off."""
+    return _cut(text, EXCERPT_CHARS)
+
+
+def _cut(text: str, limit: int = MESSAGE_CHARS) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 class RequestError(AviaryError):

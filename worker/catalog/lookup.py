@@ -15,7 +15,7 @@ from pathlib import Path
 from worker.catalog import nemo_file, rows
 from worker.catalog.model import Model
 from worker.catalog.rows import MODELS
-from worker.errors import ModelNotFound, ModelUnavailable
+from worker.errors import ModelNotFound, ModelUnavailable, excerpt
 
 _TOWER = ":audio_tower"
 
@@ -30,8 +30,8 @@ def find(name: str) -> Model:
             return model
     names = ", ".join(model.name for model in MODELS)
     raise ModelNotFound(
-        f"unknown model {name!r}. Use one of {names}; an id from the catalog; a repository (owner/name) of one of "
-        "these families; or the path of a .nemo file or of a checkpoint's folder.",
+        f"unknown model {excerpt(name)!r}. Use one of {names}; an id from the catalog; a repository (owner/name) of "
+        "one of these families; or the path of a .nemo file or of a checkpoint's folder.",
         param="model",
     )
 

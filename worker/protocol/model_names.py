@@ -11,7 +11,7 @@ import contextlib
 
 from worker import catalog
 from worker.config import Settings
-from worker.errors import ModelNotFound
+from worker.errors import ModelNotFound, excerpt
 
 _DIARIZE = "-diarize"  # at the end of the names of OpenAI's models that separate speakers
 
@@ -35,14 +35,15 @@ def find_model(name: str | None, settings: Settings, *, trusted: bool = False) -
             return model
     if str(name).endswith(_DIARIZE):
         raise ModelNotFound(
-            f"model {name!r} is not available here: this version cannot separate speakers. "
+            f"model {excerpt(name)!r} is not available here: this version cannot separate speakers. "
             f"Use a model without {_DIARIZE} for a transcript without speakers.",
             param="model",
         )
     names = ", ".join(dict.fromkeys([*sorted(own), *(model.name for model in listed)]))
     meant = "" if name == asked else f", which means {name!r},"
     raise ModelNotFound(
-        f"model {asked!r}{meant} is not available here: use one of {names}, or add it to ALLOWED_MODELS", param="model"
+        f"model {excerpt(str(asked))!r}{meant} is not available here: use one of {names}, or add it to ALLOWED_MODELS",
+        param="model",
     )
 
 

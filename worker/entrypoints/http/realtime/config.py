@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from typing_extensions import Self
 
 from worker.audio.live import Encoding
-from worker.errors import RequestError
+from worker.errors import RequestError, Unsupported, excerpt
 from worker.protocol.request import Strict
 
 Json = dict[str, Any]
@@ -69,11 +69,27 @@ class TurnDetection(Strict):
 
 
 class Transcription(Strict):
-    """How to transcribe. An empty text is the same as no text."""
+    """How to transcribe. An empty text, and a list without texts, is the same as none.
+
+    `languages` and `keywords` are checked as those of a payload.
+    """
 
     model: str | None = None
     language: str | None = None
+    languages: list[str] | None = None
     prompt: str | None = None
+    keywords: list[str] | None = None
+    delay: Literal["minimal", "low", "medium", "high", "xhigh"] | None = None
+
+    @field_validator("languages", "keywords")
+    @classmethod
+    def _without_empty_texts(cls, texts: list[str] | None) -> list[str] | None:
+        return [text for text in texts if text.strip()] if texts else None
+
+    def to_json(self) -> Json:
+        """Return the fields as OpenAI shows them: those of every session, and lists that are set."""
+        always = ("model", "language", "prompt")
+        return {name: value for name, value in self.model_dump().items() if value or name in always}
 
 
 class NoiseReduction(Strict):
@@ -130,11 +146,17 @@ def updated(config: Config, change: Any) -> Config:
             "this server has transcription sessions only: set session.type to transcription", param="session.type"
         )
     try:
-        return Config.model_validate(_merged(config.model_dump(), change))
+        new = Config.model_validate(_merged(config.model_dump(), change))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        param = ".".join(map(str, ("session", *first["loc"])))
+        param = excerpt(".".join(map(str, ("session", *first["loc"]))))
         raise RequestError(f"{param}: {first['msg']}", param=param) from None
+    if new.input.transcription.delay is not None:
+        raise Unsupported(
+            "no model of this version delays its text: a phrase is transcribed once it is spoken. Leave delay out.",
+            param="session.audio.input.transcription.delay",
+        )
+    return new
 
 
 def from_beta(session: Any) -> Any:
@@ -165,7 +187,7 @@ def to_json(config: Config, session_id: str) -> Json:
             "input": {
                 "format": shape,
                 "noise_reduction": None,
-                "transcription": audio.transcription.model_dump(),
+                "transcription": audio.transcription.to_json(),
                 "turn_detection": turns.model_dump(include=names) if turns else None,
             }
         },

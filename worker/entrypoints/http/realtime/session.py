@@ -38,11 +38,12 @@ from worker.engine.chunking import join
 from worker.entrypoints.http.realtime.config import Config, Json, from_beta, to_json, updated
 from worker.entrypoints.http.realtime.turns import START_FRAMES, TurnDetector
 from worker.entrypoints.http.responses import to_json as error_json
-from worker.errors import AviaryError, EmptyBuffer, RequestError
+from worker.errors import AviaryError, EmptyBuffer, RequestError, excerpt
 from worker.types import SAMPLE_RATE
 
 PHRASE_SEC = 4.0  # the shortest phrase that is cut off a turn: a model needs context
 MIN_COMMIT_SEC = 0.1  # as on OpenAI's API
+_LONGEST_ID = 512  # characters of the id of a client's event, as on OpenAI's API
 _CLIENT_EVENTS = (
     "session.update",
     "input_audio_buffer.append",
@@ -144,8 +145,11 @@ class Session:
             return list(self._handle(event))
         except AviaryError as error:
             name = event.get("event_id")
-            detail = error_json(error)["error"] | {"event_id": name if isinstance(name, str) else None}
-            return [self._event("error", error=detail)]
+            return [self.failure(error, name if isinstance(name, str) and len(name) <= _LONGEST_ID else None)]
+
+    def failure(self, error: AviaryError, cause: str | None = None) -> Json:
+        """Return the `error` event. `cause`: the id of the client's event that is at fault."""
+        return self._event("error", error=error_json(error)["error"] | {"event_id": cause})
 
     def transcribed(self, utterance: Utterance, result: Result) -> list[Json]:
         """Return the events that the outcome of an utterance allows. Outcomes may come in any order."""
@@ -169,7 +173,7 @@ class Session:
         if kind == "transcription_session.update":
             return self._update(from_beta(event.get("session")), "transcription_session.updated")
         raise RequestError(
-            f"{kind!r} is not an event of a transcription session: send one of {', '.join(_CLIENT_EVENTS)}",
+            f"{excerpt(repr(kind))} is no event of a transcription session: send one of {', '.join(_CLIENT_EVENTS)}",
             param="type",
         )
 

@@ -28,7 +28,6 @@ from typing import Any
 from fastapi.websockets import WebSocket, WebSocketDisconnect
 
 from worker.backends.common import vad
-from worker.entrypoints.http import responses
 from worker.entrypoints.http.realtime import config
 from worker.entrypoints.http.realtime.config import Json
 from worker.entrypoints.http.realtime.session import Output, Result, Session, Utterance
@@ -200,5 +199,5 @@ class _Connection:
     async def _fail(self, error: AviaryError) -> None:
         """Send an unexpected error to the client, and close the connection."""
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-            await self._socket.send_text(json.dumps({"type": "error", **responses.to_json(error)}))
+            await self._socket.send_text(json.dumps(self._session.failure(error)))
             await self._socket.close(_INTERNAL_ERROR)

@@ -33,7 +33,7 @@ from worker.entrypoints.http.openapi import (
 )
 from worker.entrypoints.http.responses import large_json
 from worker.entrypoints.http.service import Service
-from worker.errors import ModelNotFound, RequestError
+from worker.errors import ModelNotFound, RequestError, excerpt
 from worker.protocol import openai
 
 Json = dict[str, Any]
@@ -122,7 +122,9 @@ def router(service: Service) -> APIRouter:
         for one in await asyncio.to_thread(model_list.listed, service):
             if name == one["id"] or name in one["aliases"]:
                 return JSONResponse(one)
-        raise ModelNotFound(f"this server has no model {name!r}; GET /v1/models lists its models", param="model")
+        raise ModelNotFound(
+            f"this server has no model {excerpt(name)!r}; GET /v1/models lists its models", param="model"
+        )
 
     return routes
 
