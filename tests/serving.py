@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx
 import uvicorn
@@ -26,12 +26,13 @@ def serving(
     loop: str = "auto",
     wait: bool = True,
     app: ASGIApp | None = None,
+    wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
 ) -> Iterator[str]:
     """The base URL of a server that runs until the end of the block. `wait`: until its model has loaded, or could not
-    be. `app`: serves in place of Aviary's."""
+    be. `app`: serves in place of Aviary's. `wrap`: what stands between the server and the application."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        config = serve.config(app or create_app(settings, engine), settings, behind_proxy=False)
+        config = serve.config(wrap(app or create_app(settings, engine)), settings, behind_proxy=False)
         config.loop, config.lifespan = loop, "off" if app else "on"
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)

@@ -228,8 +228,9 @@ def test_bodies_that_are_none(speaking, content, kind, status):
 
 def test_verbose_json_says_nothing_that_the_model_does_not(speaking):
     (segment,) = ask(speaking, response_format="verbose_json").segments
-    for name in ("seek", "tokens", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob"):
+    for name in ("tokens", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob"):
         assert getattr(segment, name) is None, name
+    assert segment.seek == round(100 * segment.start)
     assert not hasattr(segment, "confidence")
 
 

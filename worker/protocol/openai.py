@@ -2,7 +2,7 @@
 
     /v1/models                                   the catalog, and MODEL_ALIASES
     /v1/chat/completions                         one audio (`input_audio` or `audio`), with text before and after it
-    /v1/audio/transcriptions, /translations      JSON: `audio` {"url" | "data"} or `file` (a source), response_format …
+    /v1/audio/transcriptions, /translations      JSON: `audio` {"url" | "data"}, `input_audio`, `file` (a source) …
     /v1/audio/captions, /embeddings, /analyze    JSON: `audio` {"url" | "data"}
 
 The HTTP routes and Runpod's OpenAI proxy (`openai_route`, `openai_input`) both translate here. A field that changes
@@ -21,7 +21,7 @@ from worker import catalog
 from worker.config import Settings
 from worker.errors import RequestError, Unsupported
 from worker.protocol.model_names import aliases
-from worker.protocol.openai_fields import NOT_SUPPORTED, meaningful, speech
+from worker.protocol.openai_fields import AUDIO, NOT_SUPPORTED, meaningful, speech
 from worker.protocol.request import OPTIONS
 from worker.types import Task
 
@@ -105,7 +105,7 @@ def _audio(task: str, body: Mapping[str, Any]) -> Json:
     payload: Json = {"task": task}
     fields = meaningful(body)
     for name, value in (speech(fields) if task in ("transcribe", "translate") else fields).items():
-        if name in ("audio", "file"):
+        if name in AUDIO:
             if "audio" in payload:
                 raise RequestError("give either audio or file", param=name)
             payload["audio"] = source(value, name)

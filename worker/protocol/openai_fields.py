@@ -44,7 +44,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 # OpenAI's defaults of `chunking_strategy` (API reference, "Create transcription").
 VAD_DEFAULTS = {"threshold": 0.5, "prefix_padding_ms": 300, "silence_duration_ms": 200}
-_AUDIO = ("audio", "file")
+AUDIO = ("audio", "file", "input_audio")  # the fields that may carry the audio; input_audio as in a chat
 _CHUNKING = "chunking_strategy"
 NOT_SUPPORTED = (
     "keywords",
@@ -56,7 +56,7 @@ NOT_SUPPORTED = (
 
 def meaningful(body: Mapping[str, Any]) -> Json:
     """Return the fields of a body that may change the answer."""
-    return {name: value for name, value in body.items() if name in _AUDIO or not _changes_nothing(name, value)}
+    return {name: value for name, value in body.items() if name in AUDIO or not _changes_nothing(name, value)}
 
 
 def _changes_nothing(name: str, value: Any) -> bool:

@@ -232,11 +232,14 @@ def _verbose(result: Result, transcript: Transcript) -> Json:
 
 
 def _segment(number: int, span: Span, confidence: bool) -> Json:
-    """Return a segment of verbose_json. `seek` is null: the engine cuts at pauses, not where OpenAI's windows end."""
+    """Return a segment of verbose_json. `seek` is where it begins, in frames of 10 ms as Whisper counts them.
+
+    Typed clients require `seek`. OpenAI's is where the window of 30 s begins; the engine cuts at pauses instead.
+    """
     known = span if isinstance(span, Segment) else Segment(span.text, span.start, span.end, span.confidence)
     return {
         "id": number,
-        "seek": None,
+        "seek": round(100 * span.start),
         "start": span.start,
         "end": span.end,
         "text": _text(span.text),

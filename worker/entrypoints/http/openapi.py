@@ -86,7 +86,7 @@ class _TimedSegment(TypedDict):
     text: str
     start: float
     end: float
-    seek: int | None
+    seek: int
     tokens: list[int] | None
     temperature: float | None
     avg_logprob: float | None

@@ -35,6 +35,7 @@ from worker.entrypoints.http.responses import large_json
 from worker.entrypoints.http.service import Service
 from worker.errors import ModelNotFound, RequestError, excerpt
 from worker.protocol import openai
+from worker.protocol.openai_fields import AUDIO
 
 Json = dict[str, Any]
 
@@ -136,7 +137,7 @@ def _named(model: str | None) -> dict[str, str]:
 
 def _require_audio(http: Request, sent: Body) -> None:
     """Raise RequestError, in the words of the route, if a body has no audio."""
-    if sent.fields.keys() & {"file", "audio"}:
+    if sent.fields.keys() & set(AUDIO):
         return
     if is_form(http):
         raise RequestError("file is missing: send the audio as a file in the form field file", param="file")
