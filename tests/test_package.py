@@ -319,7 +319,7 @@ def test_the_extras_are_the_requirements_of_the_files():
     project = read_configuration(ROOT / "pyproject.toml", expand=True)["project"]
     extras = project["optional-dependencies"]
     files = [packages("requirements.txt"), packages("requirements-cpu.txt"), packages("requirements-dev.txt")]
-    for name in ("nemo", "transformers", "ray"):
+    for name in ("nemo", "transformers", "ray", "mcp"):
         for line in extras[name]:
             requirement = Requirement(line)
             stated = [line for file in files for line in file.get(requirement.name.lower().replace("_", "-"), [])]

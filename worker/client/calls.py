@@ -77,6 +77,7 @@ class Calls:
         url = httpx.URL(base_url)
         if url.scheme not in ("http", "https") or not url.host:
             raise RequestError(f"base_url must be an http(s) URL with a host, not {base_url!r}", param="base_url")
+        self.retries = retries
         self.target: Server | Endpoint = (
             Endpoint(base_url, retries, timeout) if is_endpoint(base_url) else Server(base_url, retries)
         )
@@ -114,6 +115,15 @@ class Calls:
         Raises: InputError for audio that cannot be sent; RequestError for an option that the task does not have.
         """
         return cast("Endpoint", self.target).payload(*_request(kind, audio, options))
+
+    def request(
+        self, kind: type[CallResult], audio: Audio, options: Mapping[str, Any], **fixed: Any
+    ) -> tuple[str, Upload | str, Json]:
+        """Return the task, the source and the fields of a call. `fixed` are fields beside the options.
+
+        Raises: InputError for audio that cannot be sent; RequestError for an option that the task does not have.
+        """
+        return _request(kind, audio, dict(options), **fixed)
 
     def _call(self, kind: type[R], audio: Audio, options: Any, **fixed: Any) -> Steps[R]:
         """Return the steps of a task. `fixed` are fields beside the options."""

@@ -51,7 +51,7 @@ class Endpoint:
         ends without a result; else the error that the worker reports.
         """
         job = yield from self._run(self.payload(task, source, fields))
-        output = yield from self.stored(_output(job))
+        output = yield from self.stored(output_of(job))
         return result(output)
 
     def payload(self, task: str, source: Upload | str, fields: Json) -> Json:
@@ -101,8 +101,8 @@ def _check_size(upload: Upload, fields: Json) -> None:
         )
 
 
-def _output(job: Json) -> Json:
-    """Return the worker's output. Raises: the error that the worker reports, or one for how the job ended."""
+def output_of(job: Json) -> Json:
+    """Return the worker's output of a job. Raises: the error that the worker reports, or one for how the job ended."""
     status, output = job.get("status"), job.get("output")
     output = output if isinstance(output, dict) else {}
     if status == "COMPLETED":

@@ -23,7 +23,7 @@ class Server:
     """One HTTP server. `base_url` has no path, or OpenAI's /v1. `retries` is as in `exchange`."""
 
     def __init__(self, base_url: str, retries: int) -> None:
-        self._base, self._retries = base_url.rstrip("/").removesuffix("/v1"), retries
+        self.base, self._retries = base_url.rstrip("/").removesuffix("/v1"), retries
 
     def call(self, task: str, source: Upload | str, fields: Json) -> Steps[Json]:
         """Send one input, and return its result in the shape of `worker.protocol.render`, with the model's id.
@@ -36,7 +36,7 @@ class Server:
         return _from_openai_chat(response) if task == "chat" else response
 
     def _request(self, task: str, source: Upload | str, fields: Json) -> Send:
-        url = self._base + _ROUTES[task]
+        url = self.base + _ROUTES[task]
         if task == "chat":
             return Send("POST", url, json={**fields, "messages": _messages(fields["messages"], source)})
         body = {_RENAMED.get(name, name): value for name, value in fields.items()}

@@ -5,6 +5,7 @@
     evaluate     error rates on labeled audio
     manifest     a JSONL manifest of any length, on this machine or through a server
     serve        the HTTP server
+    mcp          the tools of a language model, over the Model Context Protocol
     models       the catalog
     doctor       a check of this machine's setup, with advice
 

@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
         _evaluate,
         _manifest,
         _serve,
+        _mcp,
         _models,
         _doctor,
     ):
@@ -212,6 +213,22 @@ def _serve(commands: Any) -> None:
         "--workers", metavar="N", help="the number of server processes; auto or 0: one per GPU (WORKERS)"
     )
     command.set_defaults(run=_lazily("worker.entrypoints.cli.serve"))
+
+
+def _mcp(commands: Any) -> None:
+    command = commands.add_parser("mcp", help="serve the tools of a language model (Model Context Protocol)")
+    _model(command)
+    command.add_argument("--url", help="use this server or Runpod endpoint (default: an engine in this process)")
+    command.add_argument("--api-key", metavar="KEY", help="with --url: the API key of the server, or of Runpod")
+    command.add_argument(
+        "--http",
+        nargs="?",
+        type=int,
+        const=8765,
+        metavar="PORT",
+        help="serve http://127.0.0.1:PORT/mcp (PORT: 8765 unless specified) instead of stdin and stdout",
+    )
+    command.set_defaults(run=_lazily("worker.entrypoints.cli.mcp"))
 
 
 def _models(commands: Any) -> None:
