@@ -160,3 +160,39 @@ def test_audio_that_arrives_bit_by_bit_has_the_same_probabilities(splits):
     pieces = [samples[a * vad.FRAME : b * vad.FRAME] for a, b in itertools.pairwise(bounds)]
     found = [probability for piece in pieces for probability in detector.probabilities(piece)]
     assert found == pytest.approx(list(vad.probabilities(samples)), abs=1e-6)
+
+
+RULES = st.builds(
+    vad.Rules,
+    starts=st.floats(0, 1),
+    ends=st.floats(0, 1),
+    min_speech_sec=st.floats(0, 1),
+    max_speech_sec=st.floats(0.01, 3) | st.just(float("inf")),
+    min_silence_sec=st.floats(0, 2),
+    pad_sec=st.floats(0, 1),
+)
+
+
+@given(st.lists(st.floats(0, 1), max_size=200), RULES)
+def test_with_any_rules_spans_are_in_order_and_no_longer_than_allowed(values, rules):
+    length_sec = len(values) * vad.FRAME / SAMPLE_RATE
+    bare = list(vad._spans(values, length_sec, rules))
+    for start, end in bare:
+        assert end - start > rules.min_speech_sec
+        assert end - start <= max(vad.FRAME / SAMPLE_RATE, rules.max_speech_sec - 2 * rules.pad_sec) + 1e-9
+    spans = vad._padded(bare, rules.pad_sec, length_sec)
+    assert all(0 <= start < end <= length_sec for start, end in spans)
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+
+
+def test_long_speech_is_cut_at_its_last_silence():
+    values = [0.9] * 20 + [0.0] * 4 + [0.9] * 20 + [0.0] * 4 + [0.9] * 20
+    length_sec = len(values) * 0.032
+    spans = list(vad._spans(values, length_sec, vad.Rules(min_silence_sec=1, max_speech_sec=1.5, pad_sec=0)))
+    assert [(round(start / 0.032), round(end / 0.032)) for start, end in spans] == [(0, 20), (24, 68)]
+
+
+def test_long_speech_without_silence_is_cut_at_the_limit():
+    spans = list(vad._spans([0.9] * 100, 3.2, vad.Rules(max_speech_sec=1, pad_sec=0, min_speech_sec=0)))
+    assert [round(end - start, 3) for start, end in spans] == [0.992, 0.992, 0.992, 0.224]
+    assert all(end == start for (_, end), (start, _) in itertools.pairwise(spans))

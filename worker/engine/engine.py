@@ -16,6 +16,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from typing import TypeVar
 
 from worker import catalog
 from worker.audio.ingest import Decoded, Ingest, Unit
@@ -36,14 +37,16 @@ from worker.engine.runner import OnBatch, Runner
 from worker.engine.scheduler import Scheduler
 from worker.errors import AviaryError, DeviceLost, EmptyAudio
 from worker.faults import report
-from worker.futures import any_of, fail, when_all
-from worker.types import Item, OnProgress, OnResult, OnText, Options, Output, Part, Request, Response, Source
+from worker.futures import any_of, fail, settle, when_all
+from worker.types import Clip, Item, OnProgress, OnResult, OnText, Options, Output, Part, Request, Response, Source
 
 log = logging.getLogger(__name__)
 
 CreateBackend = Callable[[catalog.Model], Backend]
 OnResponse = Callable[[Request, Response], None]
+T = TypeVar("T")
 _STATES = ("ready", "loading", "failed")  # the best first
+_NO_MODEL = ""  # names the queue of the audio that no model runs on
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,6 +113,34 @@ class Engine:
             self._ingest.submit(units, queue, state.future.cancelled)
         state.future.add_done_callback(functools.partial(self._on_done, request))
         return state.future
+
+    def examine(self, source: Source, examine: Callable[[Clip, Callable[[], bool]], T]) -> Future[T]:
+        """Decode a source for a function that needs no device, and return a future of what the function returns.
+
+        `examine` gets the clip, and a function that says whether to stop. It runs on an ingest thread, and counts as
+        decoding: no more of them run at a time than there are decoders. The source waits for its turn among the inputs
+        of all requests. Canceling the future drops the work.
+        """
+        future: Future[T] = Future()
+        queue = Queue(_NO_MODEL, background=False)
+
+        def stops() -> bool:
+            return future.cancelled() or self._scheduler.closed
+
+        def on_outcome(outcome: Decoded | AviaryError) -> None:
+            if isinstance(outcome, AviaryError):
+                fail(future, outcome)
+                return
+            try:
+                settle(future, examine(outcome.clip, stops))
+            except Exception as error:  # noqa: BLE001  the future gets every outcome
+                fail(future, report(error))
+            finally:
+                self._ingest.release(outcome.clip, queue)
+
+        self._ingest.submit(iter([Unit(source, on_outcome, stops)]), queue, future.cancelled)
+        future.add_done_callback(self._on_examined)
+        return future
 
     def load(self, model: str) -> Future[None]:
         """Load a model ahead of its first request, and start the decoding processes.
@@ -253,6 +284,10 @@ class Engine:
                 run.start(output)
             except Exception as error:  # noqa: BLE001  every input gets an outcome
                 fail(output, report(error))
+
+    def _on_examined(self, future: Future[T]) -> None:
+        if future.cancelled():
+            self._ingest.drop_cancelled()
 
     def _on_done(self, request: Request, future: Future[Response]) -> None:
         if future.cancelled():

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from typing_extensions import NotRequired, TypedDict
 
 from worker.jobs.records import State
-from worker.protocol import openai, openai_fields
+from worker.protocol import openai, openai_fields, speech_timestamps
 from worker.protocol.request import option_schema, options_of
 from worker.types import FinishReason, Level, Task
 
@@ -179,6 +179,13 @@ class ModelPage(TypedDict):
     object: Literal["list"]
     data: list[ModelInfo]
     scoring_models: list[str]
+
+
+class SpeechSpan(TypedDict):
+    """A span of speech, in milliseconds."""
+
+    start: int
+    end: int
 
 
 class _UploadSegment(TypedDict):
@@ -373,6 +380,15 @@ def audio_body(route: str) -> Json:
             "languages": languages,
         },
     )
+
+
+def speech_body() -> Json:
+    """Return the request body of /v1/audio/speech/timestamps: a form with `file`, or JSON with `audio`."""
+    fields = speech_timestamps.DetectionFields.model_json_schema()["properties"]
+    fields = {
+        name: {key: value for key, value in schema.items() if key != "default"} for name, schema in fields.items()
+    }
+    return body(form={"file": FILE, **fields}, json={"audio": SOURCE, **fields})
 
 
 def chat_body() -> Json:

@@ -2,6 +2,7 @@
 
     answer = await service.run(http, fields, files)     admitted and run; dropped if the client hangs up or is late
     answer = await service.one(http, fields, files)     the same for one input, whose error is the request's
+    answer = await service.complete(http, work)         the same for work that is checked already
     work = await service.prepare(http, fields, files)   only checked; service.stream(work) then yields text as it comes
 
 A request that takes longer than REQUEST_TIMEOUT_SEC continues as a job if the route gives a `JobForm`; the error then
@@ -131,7 +132,10 @@ class Service:
 
         job: the job that the request becomes if it is late.
         """
-        work = await self.prepare(http, fields, files)
+        return await self.complete(http, await self.prepare(http, fields, files), job=job)
+
+    async def complete(self, http: HttpRequest, work: Work, *, job: JobForm | None = None) -> Any:
+        """Return the answer of checked work of one input. Raises AviaryError, that of the input among them."""
         outcome = await self._outcome(http, work, job=job)
         _raise(work.error(outcome))
         return await self._finish(work, outcome)

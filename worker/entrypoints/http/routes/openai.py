@@ -25,16 +25,18 @@ from worker.entrypoints.http.openapi import (
     Features,
     ModelInfo,
     ModelPage,
+    SpeechSpan,
     Transcription,
     also,
     audio_body,
     chat_body,
     failures,
+    speech_body,
 )
 from worker.entrypoints.http.responses import large_json
 from worker.entrypoints.http.service import Service
 from worker.errors import ModelNotFound, RequestError, excerpt
-from worker.protocol import openai
+from worker.protocol import openai, speech_timestamps
 from worker.protocol.openai_fields import AUDIO
 
 Json = dict[str, Any]
@@ -95,6 +97,18 @@ def router(service: Service) -> APIRouter:
             responses=failures(*OPENAI_WORK),
             openapi_extra=audio_body(name),
         )
+
+    @routes.post(
+        "/v1/audio/speech/timestamps",
+        summary="The times of speech",
+        response_model=list[SpeechSpan],
+        responses=failures(*OPENAI_WORK),
+        openapi_extra=speech_body(),
+    )
+    async def speech_spans(http: Request, sent: RequestBody) -> Response:
+        _require_audio(http, sent)
+        work = speech_timestamps.prepare(sent.fields, service.engine, sent.files)
+        return JSONResponse(await service.complete(http, work))
 
     @routes.post(
         "/v1/chat/completions",
