@@ -49,6 +49,13 @@ def read(file: BinaryIO, check: Callable[[int], None]) -> np.ndarray | None:
     return samples
 
 
+def header(size: int) -> bytes:
+    """Return the header of a file that `read` accepts. `size`: the bytes of samples that follow, below 4 GiB."""
+    return (
+        b"RIFF" + struct.pack("<I4s4sI", 36 + size, b"WAVE", b"fmt ", 16) + _FORMAT + struct.pack("<4sI", b"data", size)
+    )
+
+
 def _data(head: bytes) -> tuple[int, int] | None:
     """Return the offset and the bytes of the samples, or None if the header is not that of such a WAV file."""
     formats = list[bytes]()

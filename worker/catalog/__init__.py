@@ -5,10 +5,12 @@
     is_repository(name)     whether a name is owner/name                      lookup.py
     check(model, options)   raise Unsupported if the model cannot do it       abilities.py
     check_option(model, …)  the same for one option                           abilities.py
+    lacking(model, …)       the error for something that other models can do  abilities.py
     honored(model, options) the options without those that it cannot honor    abilities.py
     changes_nothing(…)      whether a value is what the model does anyway     abilities.py
     Model                   the fields of a row                               model.py
     language_code(text)     English name, or a code in any form → ISO code    languages.py
+    language_name(code)     code → English name, as Whisper writes it         languages.py
     LANGUAGES               the codes of the languages with a name            languages.py
 
 A name is an alias, an id, a repository whose name shows its family, or the path of a .nemo file or of a checkpoint's
@@ -16,8 +18,8 @@ folder, whose configuration is then read. `NAME:audio_tower` is the audio tower 
 `higgs:PROCESSOR` is Higgs with the features of another processor, a repository or a folder.
 """
 
-from worker.catalog.abilities import changes_nothing, check, check_option, honored
-from worker.catalog.languages import LANGUAGES, language_code
+from worker.catalog.abilities import changes_nothing, check, check_option, honored, lacking
+from worker.catalog.languages import LANGUAGES, language_code, language_name
 from worker.catalog.lookup import find, is_repository
 from worker.catalog.model import Model
 from worker.catalog.rows import MODELS
@@ -32,5 +34,7 @@ __all__ = [
     "find",
     "honored",
     "is_repository",
+    "lacking",
     "language_code",
+    "language_name",
 ]

@@ -79,6 +79,11 @@ def check_option(model: Model, name: str, *, called: str = "") -> None:
         raise refusal
 
 
+def lacking(model: Model, what: str, can: Callable[[Model], bool], *, param: str) -> Unsupported:
+    """Return the error for a model that cannot do something, such as "detect the spoken language"."""
+    return Unsupported(f"{model.id} cannot {what}. Models that can: {_names(can)}.", param=param)
+
+
 def _option_refused(model: Model, name: str, called: str) -> Unsupported | None:
     if name in model.options:
         return None

@@ -3,6 +3,7 @@
 language_code("English"), language_code("en-US"), language_code("EN")    ──▶ "en"
 language_code("Flemish")                                                 ──▶ "nl"
 language_code("klingon")                                                 ──▶ None
+language_name("en")                                                      ──▶ "english"
 """
 
 from __future__ import annotations
@@ -44,3 +45,8 @@ def language_code(text: str) -> str | None:
         return _CODES[text]
     match = _CODE.fullmatch(text)
     return match.group(1) if match else None
+
+
+def language_name(code: str) -> str:
+    """Return the English name of a language in lower case, as Whisper names it. A code without a name is its own."""
+    return next((name for name, known in _CODES.items() if known == code), code)

@@ -62,6 +62,9 @@ class Model:
     """The longest audio, in seconds, that the model transcribes at once. Longer clips are split at quiet places and the
     transcripts merged. None if any length works."""
 
+    cuts_pauses: bool = False
+    """Whether the model is not run on long pauses and on audio without speech, if DETECT_SPEECH is on."""
+
     max_sec: float | None = None
     """The longest clip, in seconds, for caption, chat and analyze. Longer clips are refused. None for no limit."""
 
@@ -87,6 +90,11 @@ class Model:
     def name(self) -> str:
         """Return the first alias, or the id of a model without one."""
         return self.aliases[0] if self.aliases else self.id
+
+    @property
+    def detects_language(self) -> bool:
+        """Whether transcripts say which of several languages is spoken, if the request does not name it."""
+        return "transcribe" in self.tasks and self.default_language is None and len(self.languages) != 1
 
     @property
     def checkpoint(self) -> str:

@@ -97,6 +97,7 @@ def _whisper(
         timestamps=True,
         options=("language", "languages", "prompt", "condition_on_previous_text", "confidence", *GENERATION),
         window_sec=30,
+        cuts_pauses=True,
         scores_as="whisper",
     )
     if distilled or languages == ("en",):
@@ -156,6 +157,7 @@ def _higgs(name: str, *aliases: str) -> Model:
         timestamps=True,
         options=("language", "languages", "prompt", "condition_on_previous_text", "confidence", *GENERATION),
         window_sec=30,
+        cuts_pauses=True,
         part="audio_tower",
         processor="openai/whisper-large-v3-turbo",
         transcriber="openai/whisper-small",

@@ -47,6 +47,8 @@ ROUTES = (
     "/transcribe/async",
     "/evaluate",
     "/score",
+    "/asr",
+    "/detect-language",
 )
 FORM_BYTES = 1 << 20  # of a form besides its file
 SLOWEST = 10

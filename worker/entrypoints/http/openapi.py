@@ -188,6 +188,14 @@ class SpeechSpan(TypedDict):
     end: int
 
 
+class DetectedLanguage(TypedDict):
+    """The language of speech. What the model does not know is null."""
+
+    detected_language: str | None
+    language_code: str | None
+    confidence: float | None
+
+
 class _UploadSegment(TypedDict):
     start: float
     end: float
@@ -329,6 +337,15 @@ def failures(*statuses: int) -> dict[int | str, Json]:
 def also(kinds: Json, *statuses: int) -> dict[int | str, Json]:
     """Return the responses of a route whose answer has other content types besides JSON."""
     return {200: {"description": "Successful Response", "content": kinds}, **failures(*statuses)}
+
+
+def beside_text(*statuses: int) -> dict[int | str, Json]:
+    """Return the responses of a route that responds with text alone, and with OpenAI's error object."""
+    error = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorBody.__name__}"}}}
+    described = {
+        status: {"description": one["description"], "content": error} for status, one in failures(*statuses).items()
+    }
+    return {200: {"description": "Successful Response", "content": PLAIN_TEXT}, **described}
 
 
 def body(*, form: Json | None = None, json: Json | None = None, required: tuple[str, ...] = ()) -> Json:
