@@ -93,6 +93,17 @@ function add(sources) {
   return made[0];
 }
 
+/** Add a recording. Its captions become its transcript, unless the user transcribes it first. @param {File} file @param {Promise<import("./subtitles.js").Transcript|null>} captions */
+async function addRecording(file, captions) {
+  const { model } = settings;
+  const clip = add([{ name: file.name, file, url: null }]);
+  recorded = clip;
+  const transcript = await captions;
+  if (!transcript || !clips.includes(clip)) return;
+  clip.adopt({ model: model?.id, ...transcript });
+  refresh();
+}
+
 function showList() {
   byId("empty").hidden = clips.length > 0;
   byId("clips").hidden = clips.length === 0;
@@ -190,11 +201,11 @@ startKey();
 byId("save-all-buttons").append(...saveAllButtons(() => clips.flatMap(({ name, finished }) =>
   [...finished].map(([task, { result }]) => ({ name, task, result })))));
 startSources(add);
-startRecorder((file) => { recorded = add([{ name: file.name, file, url: null }]); }, () => {
+startRecorder(addRecording, () => {
   if (!recorded || !clips.includes(recorded)) return;
   select(recorded);
   recorded.player.seek(0, true);
-});
+}, () => (settings.task === "transcribe" && settings.model ? settings.values() : null));
 byId("panel").addEventListener("submit", (/** @type {Event} */ event) => {
   event.preventDefault();
   run();

@@ -97,6 +97,11 @@ export class Clip {
     }
   }
 
+  /** Show the transcript of live captions, unless the clip has been transcribed since. @param {any} transcript */
+  adopt(transcript) {
+    if (!this.finished.has("transcribe") && !this.running.has("transcribe")) this.#show("transcribe", transcript, {}, null);
+  }
+
   /** Show the chat, which stays once it has a question. @param {boolean} on @param {() => Record<string, any>} values  return the form's values */
   offerChat(on, values) {
     if (on && !this.chat) {
@@ -151,10 +156,10 @@ export class Clip {
     };
   }
 
-  /** @param {Task} task @param {any} result @param {Record<string, any>} values @param {number} seconds */
+  /** @param {Task} task @param {any} result @param {Record<string, any>} values @param {number|null} seconds  null for live captions */
   #show(task, result, values, seconds) {
     const { name } = this;
-    const about = [result.model ?? values.model, result.language && languageName(result.language), `${seconds.toFixed(1)} s`];
+    const about = [result.model ?? values.model, result.language && languageName(result.language), seconds === null ? "live captions" : `${seconds.toFixed(1)} s`];
     const content = [result.warning ? h("p", { class: "warning" }, result.warning) : null];
     if ("text" in result) {
       const view = transcriptView(result, name, this.player.playable ? (at) => this.player.seek(at, true) : null);

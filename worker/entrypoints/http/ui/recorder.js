@@ -1,15 +1,18 @@
-/** The microphone: a level meter during the recording, and a WAV file at its end. */
+/** The microphone: a level meter and live captions during the recording, and a WAV file at its end. */
 import { toWav } from "./audio.js";
 import { announce, byId } from "./dom.js";
 import { showError } from "./errors.js";
 import { clock } from "./format.js";
+import { Live } from "./live.js";
 
 /**
  * Connect the record button.
- * @param {(file: File) => void} onRecorded
+ * @param {(file: File, transcript: Promise<import("./subtitles.js").Transcript|null>) => void} onRecorded  transcript: that of
+ *   the captions, or null if they lack a part
  * @param {() => void} onAgain  the user wants to listen to the last recording
+ * @param {() => import("./live.js").Options|null} captioning  return how to caption, or null for no captions
  */
-export function startRecorder(onRecorded, onAgain) {
+export function startRecorder(onRecorded, onAgain, captioning) {
   /** @type {MediaRecorder|null} */
   let recorder = null;
   let asking = false;
@@ -29,17 +32,21 @@ export function startRecorder(onRecorded, onAgain) {
     const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
     const running = new MediaRecorder(stream);
     recorder = running;
+    const options = captioning();
+    byId("captions").hidden = true;
+    const live = options && new Live(stream, options);
     /** @type {Blob[]} */
     const parts = [];
     running.ondataavailable = (event) => parts.push(event.data);
     running.onstop = async () => {
+      const transcript = live?.stop() ?? Promise.resolve(null);
       stream.getTracks().forEach((track) => track.stop());
       if (recorder === running) recorder = null;         // the recording ended by itself: the microphone was removed
       show(recorder !== null);                           // the next recording may have started
       try {
         const wav = await toWav(new Blob(parts, { type: running.mimeType }));
         count += 1;
-        onRecorded(new File([wav], `recording-${count}.wav`, { type: "audio/wav" }));
+        onRecorded(new File([wav], `recording-${count}.wav`, { type: "audio/wav" }), transcript);
         announce("Recording added");
       } catch {
         showError(problem, new Error("Nothing was recorded. Check the microphone, and record for longer."));
