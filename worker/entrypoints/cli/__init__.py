@@ -4,6 +4,7 @@
     score        recordings against a reference clip
     evaluate     error rates on labeled audio
     manifest     a JSONL manifest of any length, on this machine or through a server
+    listen       a microphone or stdin, while the audio comes in
     serve        the HTTP server
     mcp          the tools of a language model, over the Model Context Protocol
     models       the catalog

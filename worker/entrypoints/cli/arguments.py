@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
         _score,
         _evaluate,
         _manifest,
+        _listen,
         _serve,
         _mcp,
         _models,
@@ -199,6 +200,28 @@ def _manifest(commands: Any) -> None:
     )
     _writing(command)
     command.set_defaults(run=_lazily("worker.entrypoints.cli.manifest"))
+
+
+def _listen(commands: Any) -> None:
+    command = commands.add_parser("listen", help="transcribe a microphone or stdin while the audio comes in")
+    _model(command)
+    command.add_argument(
+        "input",
+        nargs="?",
+        metavar="-",
+        help="- reads stdin: raw PCM16 (little-endian, mono), or a file such as WAV (default: the microphone)",
+    )
+    command.add_argument(
+        "--rate", type=_at_least_1, metavar="HZ", help="stdin is raw audio of this sample rate (default: 16000)"
+    )
+    command.add_argument(
+        "--server", "--url", metavar="URL", help="use this server (default: an engine on this machine)"
+    )
+    command.add_argument("--api-key", help="the API key of the server")
+    command.add_argument("--language", help="the spoken language: a code, such as en, an English name, or auto")
+    command.add_argument("--prompt", help="Flamingo: the instruction; Whisper: words to expect")
+    command.add_argument("--json", action="store_true", help="print the events of /v1/realtime, one a line")
+    command.set_defaults(run=_lazily("worker.entrypoints.cli.listen"))
 
 
 def _serve(commands: Any) -> None:
