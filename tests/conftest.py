@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from databases import clock, fresh, postgres  # noqa: F401  fixtures
 from hypothesis import settings
 
 from worker.audio import ffmpeg

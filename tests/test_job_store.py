@@ -9,7 +9,6 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from databases import Clock, schemas
 from hypothesis import HealthCheck, Phase
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -33,90 +33,6 @@ from worker.types import Progress
 
 UPLOAD = "0123456789abcdef" * 2
 NOBODY = "00000000-0000-4000-8000-000000000000"
-_schemas = itertools.count()
-
-
-def _as_postgres(*command: str) -> None:
-    prefix = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
-    subprocess.run(
-        [*prefix, *command],
-        check=True,
-        timeout=60,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-    )
-
-
-def postgres_tools() -> Path:
-    """Return the folder of initdb: Debian keeps the programs of each version in a folder of its own, others on PATH."""
-    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    initdb = versions[-1] if versions else shutil.which("initdb")
-    if initdb is None:
-        pytest.skip("PostgreSQL is not installed")
-    return Path(initdb).resolve().parent
-
-
-@pytest.fixture(scope="session")
-def postgres():
-    """A private server on a unix socket; gives a function that makes the URL of an empty schema."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed")
-    tools, folder = postgres_tools(), Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
-    try:
-        if os.getuid() == 0:
-            shutil.chown(folder, "postgres")
-        _as_postgres(
-            str(tools / "initdb"), "-D", f"{folder}/data", "-U", "aviary", "-A", "trust", "-E", "UTF8", "--no-sync"
-        )
-        _as_postgres(
-            str(tools / "pg_ctl"),
-            "-D",
-            f"{folder}/data",
-            "-w",
-            "-l",
-            f"{folder}/log",
-            "-o",
-            f"-k {folder} -c listen_addresses= -c fsync=off",
-            "start",
-        )
-        try:
-            address = f"postgresql+psycopg://aviary@/postgres?host={folder}"
-            server = sa.create_engine(address, pool_pre_ping=True)  # a test ends all connections
-
-            def fresh() -> str:
-                name = f"s{next(_schemas)}"
-                with server.begin() as connection:
-                    connection.execute(sa.text(f"CREATE SCHEMA {name}"))
-                return f"postgresql://aviary@/postgres?host={folder}&options=-csearch_path%3D{name}"
-
-            yield fresh
-            server.dispose()
-        finally:
-            _as_postgres(str(tools / "pg_ctl"), "-D", f"{folder}/data", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
-def fresh(request, tmp_path):
-    """Makes the URL of an empty store."""
-    if request.param == "postgresql":
-        return request.getfixturevalue("postgres")
-    return lambda: f"sqlite:///{tmp_path}/{next(_schemas)}.db"
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 @pytest.fixture
@@ -296,7 +212,7 @@ class States(RuleBasedStateMachine):
 
 def test_states(fresh, tmp_path):
     run_state_machine_as_test(
-        lambda: States(fresh(), tmp_path / "uploads" / str(next(_schemas))),
+        lambda: States(fresh(), tmp_path / "uploads" / str(next(schemas))),
         settings=hypothesis_settings(
             max_examples=8,
             stateful_step_count=50,
