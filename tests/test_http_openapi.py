@@ -34,12 +34,17 @@ QUIETLY = hypothesis.settings(
 AUDIO = Path("samples/week.wav").read_bytes()
 
 
-def plausible(case, job: str):
+def plausible(case, names: dict[str, str]):
     """The case with real audio and a model that can, and a job that there is, whatever else it asks for."""
-    if "name" in case.path_parameters:
-        name = "canary" if "models" in case.operation.path else job
+    path = case.operation.path
+    if "name" in case.path_parameters and case.method != "DELETE":
+        name = next((name for part, name in names.items() if part in path), names["jobs"])
         case.path_parameters = dict(case.path_parameters) | {"name": name}
-    if isinstance(case.body, dict) and "input" in case.body:
+    if path == "/v1/batches" and isinstance(case.body, dict):
+        case.body = dict(case.body) | {"input_file_id": names["files"]}
+    elif path == "/v1/files" and isinstance(case.body, dict):
+        case.body = {"file": AUDIO, "purpose": "user_data"}
+    elif isinstance(case.body, dict) and "input" in case.body:
         case.body = {"input": {"audio": "data:;base64," + base64.b64encode(AUDIO).decode()}}
     elif isinstance(case.body, dict):
         body = dict(case.body)
@@ -74,11 +79,16 @@ def test_every_route_answers_as_it_is_described(tmp_path):
         job = httpx.post(f"{url}/run", json={"input": {"audio": "samples/week.wav"}}).json()["id"]
         while httpx.get(f"{url}/status/{job}").json()["status"] != "COMPLETED":
             time.sleep(0.05)
+        lines = {"file": ("lines.jsonl", b"{}")}
+        file = httpx.post(f"{url}/v1/files", files=lines, data={"purpose": "batch"}).json()["id"]
+        new = {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        batch = httpx.post(f"{url}/v1/batches", json=new).json()["id"]
+        names = {"models": "canary", "files": file, "batches": batch, "jobs": job}
         asked: dict[str, set[int]] = {}
         for operation in operations:
 
             @hypothesis.given(
-                case=operation.as_strategy() | operation.as_strategy().map(lambda case: plausible(case, job))
+                case=operation.as_strategy() | operation.as_strategy().map(lambda case: plausible(case, names))
             )
             @QUIETLY
             def ask(case, *, statuses):
@@ -88,10 +98,12 @@ def test_every_route_answers_as_it_is_described(tmp_path):
 
             ask(statuses=asked.setdefault(operation.label, set()))
     unfinished = {"POST /cancel/{name}", "POST /v2/{endpoint}/cancel/{name}", "POST /jobs/{name}/cancel"}
-    assert len(asked) >= 30
+    assert len(asked) >= 39
     assert {label for label, statuses in asked.items() if 200 not in statuses} <= {
         "POST /evaluate",
         "POST /score",
         *unfinished,
         "POST /jobs/{name}/retry",  # the job is completed
+        "POST /v1/batches/{name}/cancel",  # the batch has failed
+        "DELETE /v1/files/{name}",  # the file is needed
     }

@@ -166,11 +166,12 @@ STAINLESS = [
 ]
 
 
-def test_openai_s_client_in_a_page_of_a_named_origin_passes_the_preflight(url):
+@pytest.mark.parametrize(("method", "path"), [("POST", "/v1/audio/transcriptions"), ("DELETE", "/v1/files/file-1")])
+def test_openai_s_client_in_a_page_of_a_named_origin_passes_the_preflight(url, method, path):
     asked = ["authorization", "content-type", *(f"x-stainless-{name}" for name in STAINLESS), "openai-project"]
-    headers = {"access-control-request-method": "POST", "access-control-request-headers": ",".join(asked)}
+    headers = {"access-control-request-method": method, "access-control-request-headers": ",".join(asked)}
     named, evil = (
-        httpx.options(f"{url}/v1/audio/transcriptions", headers=headers | {"origin": origin})
+        httpx.options(f"{url}{path}", headers=headers | {"origin": origin})
         for origin in ("https://app.example", "https://evil.example")
     )
     assert named.status_code == 200, named.text

@@ -29,6 +29,8 @@ TABLE = {
     "ClipNotFound": ("clip_not_found", 404, INVALID, openai.NotFoundError, 404),
     "TooManyInputs": ("too_many_inputs", 413, INVALID, openai.APIStatusError, 413),
     "JobNotFound": ("job_not_found", 404, INVALID, openai.NotFoundError, 404),
+    "FileNotFound": ("file_not_found", 404, INVALID, openai.NotFoundError, 404),
+    "BatchNotFound": ("batch_not_found", 404, INVALID, openai.NotFoundError, 404),
     "WrongJobState": ("job_state", 400, INVALID, openai.BadRequestError, 400),
     "NotReadable": ("invalid_request", 415, INVALID, openai.APIStatusError, 415),
     "Unauthorized": ("invalid_api_key", 401, INVALID, openai.AuthenticationError, 401),

@@ -299,11 +299,13 @@ class Settings(BaseSettings):
     job_lease_sec: float = Field(
         30, ge=1, description="Seconds without a sign of life after which a process loses its jobs to other processes."
     )
-    jobs_keep_sec: float = Field(7 * 86400, gt=0, description="Seconds for which finished jobs are kept.")
+    jobs_keep_sec: float = Field(
+        7 * 86400, gt=0, description="Seconds for which finished jobs, and files of `/v1/files`, are kept."
+    )
     jobs_max_bytes: int = Field(
         10 * 1024**3,
         ge=0,
-        description="Most bytes of payloads and results of finished jobs. The oldest jobs are removed first.",
+        description="Most bytes of payloads and results of finished jobs; the oldest jobs are removed first. Also the most bytes of the files of `/v1/files`, above which uploads are refused.",
     )
     webhook_secret: str | None = Field(
         None,

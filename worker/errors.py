@@ -7,6 +7,8 @@
     │   ├── ClipNotFound
     │   ├── TooManyInputs
     │   ├── JobNotFound
+    │   ├── FileNotFound
+    │   ├── BatchNotFound
     │   ├── WrongJobState
     │   ├── NotReadable
     │   ├── EmptyBuffer
@@ -123,6 +125,20 @@ class JobNotFound(RequestError):
     """No job has this id, or the job has expired."""
 
     code = "job_not_found"
+    status = 404
+
+
+class FileNotFound(RequestError):
+    """No file has this id, or the file has expired or belongs to another API key."""
+
+    code = "file_not_found"
+    status = 404
+
+
+class BatchNotFound(RequestError):
+    """No batch has this id, or the batch has expired or belongs to another API key."""
+
+    code = "batch_not_found"
     status = 404
 
 

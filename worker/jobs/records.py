@@ -111,6 +111,79 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file of a client, or of a batch's results. Times are seconds since 1970.
+
+    `number` is its position in the order of creation. `owner` names the API key, or is None if none was required.
+    `upload` is the name of the file in the store's folder.
+    """
+
+    number: int
+    id: str
+    owner: str | None
+    filename: str
+    purpose: str
+    bytes: int
+    created_at: float
+    expires_at: float
+    upload: str
+
+
+BatchStatus = Literal[
+    "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch: a job for each line of its input file. Times are seconds since 1970, or None.
+
+    `input_upload` is the name of the input in the store's folder, of which `read_lines` lines, `read_bytes` bytes, have
+    become jobs. `output_keep_sec` is how long the files of its results are kept. `total` is 0 until the input has been
+    validated. `errors` are those of the validation: {"code", "message", "line", "param"}.
+    """
+
+    number: int
+    id: str
+    owner: str | None
+    endpoint: str
+    input_file_id: str
+    input_upload: str
+    metadata: dict[str, str] | None
+    output_keep_sec: float
+    status: BatchStatus
+    created_at: float
+    expires_at: float
+    in_progress_at: float | None
+    finalizing_at: float | None
+    completed_at: float | None
+    failed_at: float | None
+    expired_at: float | None
+    cancelling_at: float | None
+    cancelled_at: float | None
+    total: int
+    completed: int
+    failed: int
+    errors: list[dict[str, Any]] | None
+    output_file_id: str | None
+    error_file_id: str | None
+    read_bytes: int
+    read_lines: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A job of a batch that has ended. `payload`, `answer` and `error` are as in `Submission`, `Seen` and `Job`."""
+
+    number: int
+    id: str
+    state: State
+    payload: Any
+    answer: Any
+    error: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How a job ended: with a result, or with an error and possibly a partial result.
 

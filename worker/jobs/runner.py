@@ -8,9 +8,10 @@ PACE_SEC: under load, one transaction claims or finishes many jobs, and without 
 store fails, results are kept in memory until they can be stored, and no job is started.
 
 `run` returns at once; canceling its future stops the work. A result with `error` at its top is a failed job; its code
-is `code` beside it, or that of the first failed input. If a job's device was lost, or another part of the process
-canceled its work, the job is not over: its lease lapses, and another claim runs it. After a lost device, this process
-claims no more jobs. Stop the runner before you close the engine that it uses.
+is `code` beside it, or that of the first failed input. Such a result is stored if it has `results` or `response`. If a
+job's device was lost, or another part of the process canceled its work, the job is not over: its lease lapses, and
+another claim runs it. After a lost device, this process claims no more jobs. Stop the runner before you close the
+engine that it uses.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ RETRY_SEC = 1.0  # the pause after a failure of the store
 CLEANUP_SEC = 3600.0  # the time between removals of expired jobs
 RENEWALS = 10  # renewals in the length of a lease
 
+_PARTIAL = {"results", "response"}  # what is worth keeping of the result of a failed job
 _NOT_OVER = (DeviceLost.code, Cancelled.code)  # errors after which another process runs the job
 
 
@@ -322,7 +324,7 @@ class JobRunner:
             if error is None:
                 return Outcome.completed(result, progress)
             if error["code"] not in _NOT_OVER:
-                return Outcome.failed(error, result if "results" in fields else None, progress)
+                return Outcome.failed(error, result if _PARTIAL & fields.keys() else None, progress)
         except AviaryError as failure:
             error = _error_json(failure)
             if failure.code not in _NOT_OVER:

@@ -44,6 +44,7 @@ jobs = sa.Table(
     sa.Column("task", sa.Text),
     sa.Column("model", sa.Text),
     sa.Column("upload_bytes", sa.BigInteger),
+    sa.Column("batch", sa.BigInteger),  # the number of the batch whose line the job is; null for other jobs
 )
 
 documents = sa.Table(
@@ -52,6 +53,55 @@ documents = sa.Table(
     sa.Column("number", sa.BigInteger, primary_key=True),
     sa.Column("name", sa.Text, primary_key=True),  # payload, result, or "text N": text of a running job, by N
     sa.Column("body", sa.Text, nullable=False),  # JSON
+)
+
+# The files that clients upload at /v1/files, and the results of batches.
+files = sa.Table(
+    "files",
+    metadata,
+    sa.Column("number", sa.BigInteger, primary_key=True),  # the order of creation
+    sa.Column("id", sa.String(64), nullable=False, unique=True),
+    sa.Column("owner", sa.Text),
+    sa.Column("filename", sa.Text, nullable=False),
+    sa.Column("purpose", sa.Text, nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),
+    sa.Column("upload", sa.Text, nullable=False),  # the name of the file in the folder of uploads
+)
+
+# The batches of /v1/batches.
+batches = sa.Table(
+    "batches",
+    metadata,
+    sa.Column("number", sa.BigInteger, primary_key=True),
+    sa.Column("id", sa.String(64), nullable=False, unique=True),
+    sa.Column("owner", sa.Text),
+    sa.Column("endpoint", sa.Text, nullable=False),
+    sa.Column("input_file_id", sa.Text, nullable=False),
+    sa.Column("input_upload", sa.Text, nullable=False),
+    sa.Column("metadata", sa.Text),  # JSON
+    sa.Column("output_keep_sec", sa.Double, nullable=False),  # how long the files of results are kept
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("created_at", sa.Double, nullable=False),
+    sa.Column("expires_at", sa.Double, nullable=False),
+    sa.Column("in_progress_at", sa.Double),
+    sa.Column("finalizing_at", sa.Double),
+    sa.Column("completed_at", sa.Double),
+    sa.Column("failed_at", sa.Double),
+    sa.Column("expired_at", sa.Double),
+    sa.Column("cancelling_at", sa.Double),
+    sa.Column("cancelled_at", sa.Double),
+    sa.Column("total", sa.Integer, nullable=False),
+    sa.Column("completed", sa.Integer, nullable=False),
+    sa.Column("failed", sa.Integer, nullable=False),
+    sa.Column("errors", sa.Text),  # JSON
+    sa.Column("output_file_id", sa.Text),
+    sa.Column("error_file_id", sa.Text),
+    sa.Column("read_bytes", sa.BigInteger, nullable=False),  # of the input: what has become jobs
+    sa.Column("read_lines", sa.Integer, nullable=False),
+    sa.Column("holder", sa.Text),  # the process that took the last step
+    sa.Column("due_at", sa.Double),  # when the next step is due; null if the batch has ended
 )
 
 Step = Sequence[str]
@@ -83,6 +133,26 @@ STEPS: tuple[Step, ...] = (
         "ALTER TABLE jobs ADD COLUMN task TEXT",
         "ALTER TABLE jobs ADD COLUMN model TEXT",
         "ALTER TABLE jobs ADD COLUMN upload_bytes BIGINT",
+    ),
+    (
+        "ALTER TABLE jobs ADD COLUMN batch BIGINT",
+        "CREATE INDEX jobs_batch ON jobs (batch, state) WHERE batch IS NOT NULL",
+        """CREATE TABLE files (
+            number {serial}, id VARCHAR(64) NOT NULL UNIQUE, owner TEXT, filename TEXT NOT NULL, purpose TEXT NOT NULL,
+            bytes BIGINT NOT NULL, created_at DOUBLE PRECISION NOT NULL, expires_at DOUBLE PRECISION NOT NULL,
+            upload TEXT NOT NULL)""",
+        "CREATE INDEX files_owner ON files (owner, number)",
+        """CREATE TABLE batches (
+            number {serial}, id VARCHAR(64) NOT NULL UNIQUE, owner TEXT, endpoint TEXT NOT NULL,
+            input_file_id TEXT NOT NULL, input_upload TEXT NOT NULL, metadata TEXT,
+            output_keep_sec DOUBLE PRECISION NOT NULL, status TEXT NOT NULL, created_at DOUBLE PRECISION NOT NULL,
+            expires_at DOUBLE PRECISION NOT NULL, in_progress_at DOUBLE PRECISION, finalizing_at DOUBLE PRECISION,
+            completed_at DOUBLE PRECISION, failed_at DOUBLE PRECISION, expired_at DOUBLE PRECISION,
+            cancelling_at DOUBLE PRECISION, cancelled_at DOUBLE PRECISION, total INTEGER NOT NULL,
+            completed INTEGER NOT NULL, failed INTEGER NOT NULL, errors TEXT, output_file_id TEXT, error_file_id TEXT,
+            read_bytes BIGINT NOT NULL, read_lines INTEGER NOT NULL, holder TEXT, due_at DOUBLE PRECISION)""",
+        "CREATE INDEX batches_owner ON batches (owner, number)",
+        "CREATE INDEX batches_due ON batches (due_at) WHERE due_at IS NOT NULL",
     ),
 )
 

@@ -6,14 +6,16 @@ The statements that every job needs are built once, because building a statement
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import sqlalchemy as sa
 
-from worker.jobs.records import Job, Outcome
-from worker.jobs.schema import documents, jobs
+from worker.jobs.records import Job, Outcome, Submission, encode
+from worker.jobs.schema import batches, documents, jobs
+from worker.jobs.uploads import is_name
 from worker.types import Progress
 
 COLUMNS = [jobs.c[field.name] for field in fields(Job)]
@@ -43,6 +45,8 @@ def has_document(name: str) -> sa.ColumnElement[bool]:
     return sa.and_(documents.c.number == jobs.c.number, documents.c.name == name)
 
 
+IS_LINE = jobs.c.batch.is_not(None)  # of a batch: such jobs are shown, canceled and removed with their batch only
+IS_LINE_IN_USE = jobs.c.batch.in_(sa.select(batches.c.number).where(batches.c.due_at.is_not(None)))
 IS_TEXT = documents.c.name.startswith("text ")
 _IS_HELD = (
     jobs.c.id == sa.bindparam("job"),
@@ -91,6 +95,32 @@ def remove_texts(connection: sa.Connection, numbers: Sequence[int]) -> None:
     """Remove the texts of jobs that no longer run."""
     if numbers:
         connection.execute(documents.delete().where(documents.c.number.in_(numbers), IS_TEXT))
+
+
+def new_row(submission: Submission, now: float) -> dict[str, Any]:
+    """Return the values of a new job. Raises: ValueError as `JobStore.submit_all` does."""
+    upload = submission.upload
+    if upload is not None and not is_name(upload):
+        raise ValueError(f"upload must be 32 hexadecimal digits, the name of a file in the folder, not {upload!r}")
+    body = encode(submission.payload)
+    return {
+        "id": str(uuid.uuid4()),
+        "kind": submission.kind,
+        "filename": storable(submission.filename),
+        "upload": upload,
+        "webhook": submission.webhook,
+        "owner": submission.owner,
+        "task": submission.task,
+        "model": storable(submission.model),
+        "upload_bytes": submission.upload_bytes,
+        "state": "pending",
+        "created_at": now,
+        "done": 0,
+        "total": submission.total,
+        "attempts": 0,
+        "bytes": len(body),
+        "payload": body,
+    }
 
 
 def new_job(number: int, row: Mapping[str, Any]) -> Job:

@@ -26,20 +26,21 @@ import itertools
 import json
 import re
 import time
-import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import sqlalchemy as sa
 
 from worker.config import Settings
 from worker.errors import WorkerLost
 from worker.jobs import statements, turns
+from worker.jobs.batches import BatchStore
 from worker.jobs.database import Database
+from worker.jobs.files import FileStore
 from worker.jobs.records import FINISHED, STATES, Job, Outcome, Seen, State, Submission, encode
 from worker.jobs.schema import documents, jobs
-from worker.jobs.uploads import Uploads, is_name
+from worker.jobs.uploads import Uploads
 from worker.types import Progress
 
 INLINE_CHARS = 8192  # larger payloads go to `documents`, because SQLite rewrites a whole row for any change
@@ -59,6 +60,8 @@ class JobStore:
     ) -> None:
         self._database = Database(url)
         self._uploads, self._max_attempts, self._clock = Uploads(uploads), max_attempts, clock
+        self.files = FileStore(self._database, self._uploads, clock)
+        self.batches = BatchStore(self._database, clock)
         self._texts = itertools.count(time.time_ns())  # also orders what several processes add to one job
 
     @classmethod
@@ -102,7 +105,7 @@ class JobStore:
         lease: the owner that runs the jobs already, and the seconds for which it holds them.
         Raises: ValueError if a payload is not JSON, or if the name of an upload is not 32 hexadecimal digits.
         """
-        rows = [self._row(submission) | self._started(lease) for submission in submissions]
+        rows = [statements.new_row(submission, self._clock()) | self._started(lease) for submission in submissions]
         with self._database.write() as connection:
             numbers = connection.scalars(
                 statements.SUBMIT,
@@ -117,30 +120,6 @@ class JobStore:
                 connection.execute(statements.DOCUMENT, large)
         return [statements.new_job(number, row) for number, row in zip(numbers, rows, strict=True)]
 
-    def _row(self, submission: Submission) -> dict[str, Any]:
-        upload = submission.upload
-        if upload is not None and not is_name(upload):
-            raise ValueError(f"upload must be 32 hexadecimal digits, the name of a file in the folder, not {upload!r}")
-        body = encode(submission.payload)
-        return {
-            "id": str(uuid.uuid4()),
-            "kind": submission.kind,
-            "filename": statements.storable(submission.filename),
-            "upload": upload,
-            "webhook": submission.webhook,
-            "owner": submission.owner,
-            "task": submission.task,
-            "model": statements.storable(submission.model),
-            "upload_bytes": submission.upload_bytes,
-            "state": "pending",
-            "created_at": self._clock(),
-            "done": 0,
-            "total": submission.total,
-            "attempts": 0,
-            "bytes": len(body),
-            "payload": body,
-        }
-
     def _started(self, lease: tuple[str, float] | None) -> dict[str, Any]:
         """Return the values of a job that an owner runs from the start, or none."""
         if lease is None:
@@ -152,6 +131,10 @@ class JobStore:
     def upload_path(self, name: Any) -> Path:
         """Return the path of an upload by its stored name. Raises: SourceForbidden if no upload has such a name."""
         return self._uploads.path(name)
+
+    def keep(self, file: BinaryIO) -> str:
+        """Copy an open file into the folder of uploads, and return its name there. Raises: DiskFull."""
+        return self._uploads.keep(file)
 
     def payload(self, job_id: str) -> Any:
         """Return the payload that was submitted, or None if there is no such job."""
@@ -213,8 +196,8 @@ class JobStore:
         return "cancelled"
 
     def cancel_pending(self, *, owner: str | None = None) -> int:
-        """Cancel all pending jobs, of one owner or of all, and return their number."""
-        pending = jobs.c.state == "pending"
+        """Cancel all pending jobs, of one owner or of all, and return their number. Jobs of batches stay."""
+        pending = sa.and_(jobs.c.state == "pending", ~statements.IS_LINE)
         with self._database.write() as connection:
             rows = connection.execute(
                 jobs.update()
@@ -235,13 +218,14 @@ class JobStore:
         limit: int = 100,
         before: int | None = None,
     ) -> list[Seen]:
-        """Return up to `limit` jobs, newest first, without their results.
+        """Return up to `limit` jobs, newest first, without their results. Jobs of batches are left out.
 
         `state`, `kind` and `owner` select jobs; `before` selects those submitted before the job with that number, and
         `search` those whose file name, model or id contains the text, in upper or lower case.
         """
         query = (
             sa.select(*statements.COLUMNS, statements.POSITION.label("position"))
+            .where(~statements.IS_LINE)
             .order_by(jobs.c.number.desc())
             .limit(limit)
         )
@@ -258,8 +242,8 @@ class JobStore:
             return [Seen(statements.job_of(row), row.position, None) for row in connection.execute(query)]
 
     def counts(self, *, owner: str | None = None) -> dict[State, int]:
-        """Return the number of jobs in each state, of one owner or of all."""
-        query = sa.select(jobs.c.state, sa.func.count()).group_by(jobs.c.state)
+        """Return the number of jobs in each state, of one owner or of all. Jobs of batches are left out."""
+        query = sa.select(jobs.c.state, sa.func.count()).where(~statements.IS_LINE).group_by(jobs.c.state)
         with self._database.read() as connection:
             rows = connection.execute(query if owner is None else query.where(jobs.c.owner == owner))
             return dict.fromkeys(STATES, 0) | {row[0]: row[1] for row in rows}
@@ -387,7 +371,7 @@ class JobStore:
         """Remove old finished jobs, and return their number.
 
         These are the jobs that finished more than `older_than_sec` seconds ago, then the oldest ones until the payloads
-        and results of all finished jobs take at most `max_bytes`.
+        and results of all finished jobs take at most `max_bytes`. The jobs of a batch are kept until it has ended.
         """
         removed = 0
         sizes = (
@@ -399,7 +383,7 @@ class JobStore:
                 .over(order_by=(jobs.c.completed_at.desc(), jobs.c.number.desc()))
                 .label("newer_bytes"),
             )
-            .where(jobs.c.state.in_(FINISHED))
+            .where(jobs.c.state.in_(FINISHED), sa.or_(~statements.IS_LINE, ~statements.IS_LINE_IN_USE))
             .subquery()
         )
         query = sa.select(sizes.c.number, sizes.c.upload).where(
@@ -419,8 +403,8 @@ class JobStore:
     def sweep(self, grace_sec: float = 3600.0) -> int:
         """Remove leftover uploads, for example those of a killed process, and return their number.
 
-        These are the files whose job is finished, and the files that no job names and that were last written more than
-        `grace_sec` seconds ago.
+        These are the files whose job is finished, and the files that neither a job nor a client's file nor an
+        unfinished batch names and that were last written more than `grace_sec` seconds ago.
         """
         written_at = self._uploads.written_at()  # read before the jobs, so that every file's job is found
         with self._database.read() as connection:
@@ -428,11 +412,12 @@ class JobStore:
                 row.upload: row.state
                 for row in connection.execute(sa.select(jobs.c.upload, jobs.c.state).where(jobs.c.upload.is_not(None)))
             }
+            named = self.files.uploads_in_use(connection)
         limit = self._clock() - grace_sec
         leftover = [
             name
             for name, written in written_at.items()
-            if (states[name] in FINISHED if name in states else written < limit)
+            if name not in named and (states[name] in FINISHED if name in states else written < limit)
         ]
         self._uploads.remove(leftover)
         return len(leftover)

@@ -7,14 +7,17 @@ to must not name a file elsewhere.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import re
+import shutil
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from worker import private
-from worker.errors import SourceForbidden
+from worker.errors import DiskFull, SourceForbidden
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,21 @@ class Uploads:
                 "program has changed the job. Submit the job again."
             )
         return self.folder / str(name)
+
+    def keep(self, file: BinaryIO) -> str:
+        """Copy an open file into the folder, and return its name there. Raises: DiskFull."""
+        name = uuid.uuid4().hex
+        place = self.folder / name
+        try:
+            with place.open("xb") as kept:
+                file.seek(0)
+                shutil.copyfileobj(file, kept, 1 << 20)
+        except OSError as error:
+            place.unlink(missing_ok=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFull("there is no space for this upload; try again later") from error
+            raise
+        return name
 
     def remove(self, names: Iterable[str | None]) -> None:
         """Remove the uploads. A file that cannot be removed is logged."""

@@ -3,6 +3,7 @@
     /v1/...                      routes/openai.py   OpenAI's routes, captions, embeddings, analyze, models
     /transcribe, /evaluate ...   routes/legacy.py   the routes of the servers that Aviary replaces
     /asr, /detect-language       routes/asr_webservice.py   the routes of whisper-asr-webservice
+    /v1/files, /v1/batches       routes/batches.py  OpenAI's files and batches
     /transcribe/async, /jobs...  routes/jobs.py     jobs that outlive a restart
     /v1/realtime                 routes/realtime.py realtime transcription, over WebSocket
     /run, /runsync, /status...   routes/runpod.py   the same, as Runpod's API, also below /v2/{endpoint}/
@@ -31,7 +32,16 @@ from worker.entrypoints.http.auth import AuthMiddleware
 from worker.entrypoints.http.job_queue import JobQueue
 from worker.entrypoints.http.metrics import Metrics, MetricsMiddleware
 from worker.entrypoints.http.origins import OriginMiddleware
-from worker.entrypoints.http.routes import asr_webservice, health, jobs, legacy, openai, realtime, runpod
+from worker.entrypoints.http.routes import (
+    asr_webservice,
+    batches,
+    health,
+    jobs,
+    legacy,
+    openai,
+    realtime,
+    runpod,
+)
 from worker.entrypoints.http.service import Service
 from worker.entrypoints.tasks import Tasks
 
@@ -74,13 +84,14 @@ def create_app(settings: Settings, engine: Engine | None = None, tasks: Tasks | 
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],  # OpenAI's clients send x-stainless-* headers, which change with their versions
             expose_headers=["OpenAI-Model", "Aviary-Warning", "Retry-After", "X-Should-Retry"],
         )
     for routes in (
         openai.router(service),
         realtime.router(service),
+        batches.router(service, queue),
         runpod.router(service, queue),
         jobs.router(service, queue),
         legacy.router(service),

@@ -117,7 +117,7 @@ async def _json(request: Request, memory: _Share) -> Body:
         buffer.write(piece)
     data = buffer.getvalue()  # the buffer itself, not a copy
     try:
-        fields = _parse(data) if len(data) < _LARGE else await asyncio.to_thread(_parse, data)
+        fields = parse(data) if len(data) < _LARGE else await asyncio.to_thread(parse, data)
     except ValueError as error:
         raise RequestError(f"The body is not valid JSON: {error}.") from error
     if not isinstance(fields, dict):
@@ -125,7 +125,7 @@ async def _json(request: Request, memory: _Share) -> Body:
     return Body(fields)
 
 
-def _parse(data: bytes) -> Any:
+def parse(data: bytes) -> Any:
     """Return the value of the JSON. Raises ValueError, and TooLarge.
 
     Unlike the parser of `json`, this parser makes no second copy of the whole text, and it rejects lone surrogates,

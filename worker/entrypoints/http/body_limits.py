@@ -39,6 +39,8 @@ ROUTES = (
     "/v1/audio/analyze",
     "/v1/audio/speech/timestamps",
     "/v1/chat/completions",
+    "/v1/files",
+    "/v1/batches",
     "/run",
     "/runsync",
     "/v2/{endpoint}/run",
@@ -86,6 +88,12 @@ def limits_of(headers: Headers, settings: Settings) -> BodyLimits:
 def structure(max_inputs: int) -> int:
     """Return how many commas, colons and opening brackets a JSON body may have."""
     return _MARKS_ELSEWHERE + _MARKS_AN_INPUT * max_inputs
+
+
+def check_structure(data: bytes, max_inputs: int) -> None:
+    """Return if a JSON text has as few commas, colons and brackets as a body may have. Raises TooLarge."""
+    if sum(map(data.count, _MARKS)) > structure(max_inputs):
+        raise _too_intricate(structure(max_inputs))
 
 
 def check_wide(data: bytes) -> None:
@@ -152,10 +160,7 @@ def limited(receive: Receive, limits: BodyLimits) -> Receive:
         if limits.marks is not None:
             marks += sum(map(piece.count, _MARKS))
             if marks > limits.marks:
-                raise TooLarge(
-                    f"The body has more than {limits.marks} commas, colons and brackets. Send fewer inputs in one "
-                    "request, or raise MAX_INPUTS."
-                )
+                raise _too_intricate(limits.marks)
         return message
 
     return within
@@ -164,6 +169,13 @@ def limited(receive: Receive, limits: BodyLimits) -> Receive:
 def _too_large(size: int) -> TooLarge:
     return TooLarge(
         f"The body is larger than the {size} bytes allowed (MAX_JSON_BYTES for JSON, MAX_AUDIO_BYTES for uploads)."
+    )
+
+
+def _too_intricate(marks: int) -> TooLarge:
+    return TooLarge(
+        f"The body has more than {marks} commas, colons and brackets. Send fewer inputs in one request, or raise "
+        "MAX_INPUTS."
     )
 
 

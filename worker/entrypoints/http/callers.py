@@ -21,7 +21,7 @@ from fastapi.requests import HTTPConnection
 
 from worker.config import Settings
 from worker.errors import ConfigError
-from worker.jobs.records import Job
+from worker.jobs.records import Batch, Job, StoredFile
 
 CALLER = "aviary.caller"  # the caller's key in an ASGI scope
 
@@ -38,9 +38,9 @@ class Caller:
         """The owner whose jobs the caller may see; None stands for all jobs."""
         return None if self.is_operator else self.owner
 
-    def may_see(self, job: Job) -> bool:
-        """Return whether the caller may read and cancel the job."""
-        return self.is_operator or (self.owner is not None and self.owner == job.owner)
+    def may_see(self, stored: Job | StoredFile | Batch) -> bool:
+        """Return whether the caller may read and cancel the job or the batch, or read and delete the file."""
+        return self.is_operator or (self.owner is not None and self.owner == stored.owner)
 
 
 class Callers:

@@ -13,19 +13,18 @@ thread cost several times what one more job in them does.
 from __future__ import annotations
 
 import asyncio
-import errno
-import shutil
-import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from worker.config import Settings
+from worker.entrypoints.http import batch_lines
+from worker.entrypoints.http.batch_runner import BatchRunner
 from worker.entrypoints.http.body import Body
 from worker.entrypoints.http.callers import Caller
 from worker.entrypoints.tasks import Routed, Tasks
-from worker.errors import Cancelled, DiskFull, JobNotFound, StoreError, WrongJobState
+from worker.errors import AviaryError, Cancelled, JobNotFound, StoreError, WrongJobState
 from worker.futures import fail, into, settle
 from worker.jobs.progress_log import ProgressLog
 from worker.jobs.records import Job, Seen, Submission
@@ -35,7 +34,7 @@ from worker.protocol.request import Fields, is_light, unwrap
 from worker.protocol.work import Work
 from worker.types import OnProgress
 
-UPLOAD = "upload:"
+UPLOAD = batch_lines.UPLOAD
 
 Json = dict[str, Any]
 StoreAll = Callable[[Sequence[Submission]], list[Job]]
@@ -62,15 +61,17 @@ class JobQueue:
     """The job store and its runner. webhook_body: returns what a webhook gets about a job."""
 
     def __init__(self, settings: Settings, tasks: Tasks, webhook_body: Callable[[Job], Json]) -> None:
-        self._tasks = tasks
+        self._settings, self._tasks = settings, tasks
         self._finishing = ThreadPoolExecutor(4, thread_name_prefix="answers")
         self.store = JobStore.of(settings)
         self.runner = JobRunner.of(settings, self.store, self._run, shape=webhook_body)
+        self.batches = BatchRunner(settings, self.store, self.runner.owner)
         self._batcher = SubmissionBatcher(self.runner.submit_all)
 
     def start(self) -> None:
-        """Start to run stored jobs."""
+        """Start to run stored jobs and batches."""
         self.runner.start()
+        self.batches.start()
 
     async def submit(
         self,
@@ -140,6 +141,7 @@ class JobQueue:
 
     def close(self) -> None:
         """Return unfinished jobs to the queue. Call it before the engine's `close`."""
+        self.batches.stop()
         self.runner.stop()
         self._finishing.shutdown(cancel_futures=True)
         self.store.close()
@@ -154,7 +156,7 @@ class JobQueue:
         owner: str | None,
     ) -> Job:
         work = self._tasks.prepare(fields, files={UPLOAD: file} if file is not None else None)
-        upload = None if file is None else self._keep(file)
+        upload = None if file is None else self.store.keep(file)
         try:
             submission = self._submission(
                 kind, fields, work, upload=upload, filename=filename, webhook=webhook, owner=owner
@@ -192,7 +194,7 @@ class JobQueue:
 
     def _adopt(self, form: JobForm, work: Work, running: Future[Any], progress: ProgressLog, owner: str | None) -> Job:
         file, filename = form.upload()
-        upload = None if file is None else self._keep(file)
+        upload = None if file is None else self.store.keep(file)
         answer: Future[Json] = Future()
         try:
             submission = self._submission(form.kind, form.fields, work, upload=upload, filename=filename, owner=owner)
@@ -204,26 +206,13 @@ class JobQueue:
         self._answer(work if form.shape is None else Routed(work, form.shape), running, answer)
         return job
 
-    def _keep(self, file: BinaryIO) -> str:
-        """Copy an upload into the store's folder and return its name there. Raises DiskFull."""
-        name = uuid.uuid4().hex
-        place = self.store.uploads / name
-        try:
-            with place.open("xb") as kept:
-                file.seek(0)
-                shutil.copyfileobj(file, kept, 1 << 20)
-        except OSError as error:
-            place.unlink(missing_ok=True)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DiskFull("there is no space for this upload; try again later") from error
-            raise
-        return name
-
     def _run(self, stored: Json, on_progress: OnProgress, owner: str | None) -> Future[Json]:
         """Run a stored job. It is checked again: the process that stored it may have had other settings.
 
         Raises: SourceForbidden if the stored upload is not the name of an upload; the errors of `Tasks.prepare`.
         """
+        if "line" in stored:
+            return self._run_line(stored["line"], on_progress, owner)
         answer: Future[Json] = Future()
         file = None if stored["upload"] is None else self.store.upload_path(stored["upload"]).open("rb")
         files = None
@@ -235,6 +224,19 @@ class JobQueue:
         except BaseException:
             answer.cancel()
             raise
+        self._answer(work, work.start(on_progress=on_progress), answer)
+        return answer
+
+    def _run_line(self, line: Json, on_progress: OnProgress, owner: str | None) -> Future[Json]:
+        """Run a line of a batch. The answer of a line that cannot be run is its error."""
+        answer: Future[Json] = Future()
+        try:
+            work, file = batch_lines.prepare(line, owner, store=self.store, tasks=self._tasks, settings=self._settings)
+        except AviaryError as error:
+            settle(answer, batch_lines.failure(error, line["endpoint"]))
+            return answer
+        if file is not None:
+            answer.add_done_callback(lambda _: file.close())
         self._answer(work, work.start(on_progress=on_progress), answer)
         return answer
 

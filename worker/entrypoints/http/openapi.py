@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 
 from typing_extensions import NotRequired, TypedDict
 
-from worker.jobs.records import State
-from worker.protocol import openai, openai_fields, speech_timestamps
+from worker.jobs.records import BatchStatus, State
+from worker.protocol import openai, openai_batch, openai_fields, speech_timestamps
 from worker.protocol.request import option_schema, options_of
 from worker.types import FinishReason, Level, Task
 
@@ -283,6 +283,90 @@ class JobPage(TypedDict):
     before: int | None
 
 
+class FileObject(TypedDict):
+    """OpenAI's File object; times in seconds since 1970."""
+
+    id: str
+    object: Literal["file"]
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: str
+    status: Literal["processed"]
+
+
+class FilePage(TypedDict):
+    """OpenAI's list of files. `has_more`: whether the list continues after `last_id`."""
+
+    object: Literal["list"]
+    data: list[FileObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class FileDeleted(TypedDict):
+    """OpenAI's confirmation that a file is deleted."""
+
+    id: str
+    object: Literal["file"]
+    deleted: Literal[True]
+
+
+class _BatchError(TypedDict):
+    code: str
+    line: int | None
+    message: str
+    param: str | None
+
+
+class _BatchErrors(TypedDict):
+    object: Literal["list"]
+    data: list[_BatchError]
+
+
+class _RequestCounts(TypedDict):
+    total: int
+    completed: int
+    failed: int
+
+
+class BatchObject(TypedDict):
+    """OpenAI's Batch object; times in seconds since 1970."""
+
+    id: str
+    object: Literal["batch"]
+    endpoint: str
+    errors: _BatchErrors | None
+    input_file_id: str
+    completion_window: str
+    status: BatchStatus
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    in_progress_at: int | None
+    expires_at: int
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: _RequestCounts
+    metadata: dict[str, str] | None
+
+
+class BatchPage(TypedDict):
+    """OpenAI's list of batches. `has_more`: whether the list continues after `last_id`."""
+
+    object: Literal["list"]
+    data: list[BatchObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
 class RunpodJob(TypedDict):
     """A job as Runpod's API shows it; times in milliseconds."""
 
@@ -457,4 +541,36 @@ UPLOAD_FORM: Json = {
     "model": MODEL,
     "language": option("language"),
     "include_timestamps": {"enum": ["true", "false"]},
+}
+
+_EXPIRES_AFTER: Json = {
+    "type": "object",
+    "properties": {
+        "anchor": {"const": "created_at"},
+        "seconds": {
+            "type": "integer",
+            "minimum": openai_batch.KEEP_SEC[0],
+            "maximum": openai_batch.KEEP_SEC[1],
+        },
+    },
+    "required": ["anchor", "seconds"],
+    "additionalProperties": False,
+}
+FILE_FORM: Json = {
+    "file": FILE | {"description": "the file: JSONL of a batch, or audio that a batch names"},
+    "purpose": {"enum": list(openai_batch.PURPOSES)},
+    "expires_after[anchor]": {"const": "created_at"},
+    "expires_after[seconds]": _EXPIRES_AFTER["properties"]["seconds"],
+}
+NEW_BATCH: Json = {
+    "input_file_id": TEXT,
+    "endpoint": {"enum": list(openai_batch.ENDPOINTS)},
+    "completion_window": {"const": openai_batch.WINDOW},
+    "metadata": {
+        "type": ["object", "null"],
+        "maxProperties": openai_batch.MOST_PAIRS,
+        "propertyNames": {"maxLength": openai_batch.KEY_CHARS},
+        "additionalProperties": {"type": "string", "maxLength": openai_batch.VALUE_CHARS},
+    },
+    "output_expires_after": _EXPIRES_AFTER,
 }
