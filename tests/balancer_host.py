@@ -20,6 +20,7 @@ import time
 
 import aiohttp
 from aiohttp import web
+from multidict import CIMultiDict
 from runpod_host import Process, clean_env
 
 KEY = "rpa_client"
@@ -95,6 +96,20 @@ class Balancer:
                 self.seen.append(status)
             await asyncio.sleep(POLL_SEC)
 
+    async def _connect(self, request: web.Request, url: str, headers: CIMultiDict[str]) -> web.StreamResponse:
+        """Pass the messages of a WebSocket on, both ways, until either side closes it."""
+        client = web.WebSocketResponse()
+        for name in [name for name in headers if name.lower().startswith("sec-websocket")]:
+            del headers[name]
+        async with self._http.ws_connect(url, headers=headers) as worker:
+            await client.prepare(request)
+            passing = [asyncio.ensure_future(_pass_on(*ends)) for ends in ((client, worker), (worker, client))]
+            await asyncio.wait(passing, return_when=asyncio.FIRST_COMPLETED)
+            for task in passing:
+                task.cancel()
+            await client.close()
+        return client
+
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get("Authorization") != self.headers["Authorization"]:
             return web.json_response({"error": "unauthorized"}, status=401)
@@ -106,6 +121,8 @@ class Balancer:
         if not self.forwards_key:
             headers.pop("Authorization")
         url = f"http://127.0.0.1:{self.port}{request.path_qs}"
+        if request.headers.get("Upgrade", "").lower() == "websocket":
+            return await self._connect(request, url, headers)
         async with self._http.request(
             request.method, url, headers=headers, data=await request.read(), allow_redirects=False
         ) as response:
@@ -119,6 +136,15 @@ class Balancer:
                 await answer.write(chunk)
             await answer.write_eof()
             return answer
+
+
+async def _pass_on(
+    source: web.WebSocketResponse | aiohttp.ClientWebSocketResponse,
+    target: web.WebSocketResponse | aiohttp.ClientWebSocketResponse,
+) -> None:
+    async for message in source:
+        if message.type is aiohttp.WSMsgType.TEXT:
+            await target.send_str(message.data)
 
 
 def _free_port() -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import numpy as np
 import openai
 import pytest
 import test_runpod
@@ -14,7 +16,10 @@ from balancer_host import KEY, Balancer
 from gateway_host import holding
 from runpod_host import REPO, Process, clean_env
 from serving import serving
+from test_http_realtime import address, first_event, pcm, recording, silence, speak, transcripts, until
+from websockets.exceptions import InvalidStatus
 
+from worker.backends.common import vad
 from worker.config import Settings
 from worker.engine.engine import Engine
 from worker.entrypoints import load_balancer
@@ -116,6 +121,22 @@ class TestWorker:
             events = list(client.audio.transcriptions.create(model="pocketsphinx", file=file, stream=True))
         assert events[-1].type == "transcript.text.done"
         assert events[-1].text == "see you next week"
+
+    @pytest.mark.skipif(not vad.is_available(), reason="needs onnxruntime and silero-vad")
+    def test_transcribes_in_realtime(self, spoken):
+        """OpenAI's client speaks over the endpoint's WebSocket, and gets the words of two turns while it is open."""
+
+        async def run() -> list:
+            client = openai.AsyncOpenAI(base_url=f"{spoken.url}/v1", api_key=KEY)
+            async with client.realtime.connect(extra_query={"intent": "transcription"}) as connection:
+                samples = [recording("week.wav", 24_000), silence(1, 24_000)]
+                await speak(connection, pcm(np.concatenate(2 * samples)))
+                return await until(connection, "transcription.completed", 2)
+
+        assert transcripts(asyncio.run(run())) == ["see you next week"] * 2
+        with pytest.raises(InvalidStatus) as refused:
+            asyncio.run(first_event(address(spoken.url), additional_headers={"Authorization": "Bearer wrong"}))
+        assert refused.value.response.status_code == 401
 
     def test_responds_to_health_checks_only_on_their_port(self, spoken):
         with httpx.Client(base_url=f"http://127.0.0.1:{spoken.health_port}") as http:
