@@ -20,10 +20,12 @@ import openai
 import pytest
 import soundfile
 import soxr
+from conftest import edits
 from serving import serving
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from worker.audio.decode import Decoder
 from worker.backends.common import vad
 from worker.backends.dry_run import DryRun
 from worker.config import Settings
@@ -33,6 +35,7 @@ from worker.entrypoints.http.app import create_app
 from worker.entrypoints.http.health_port import HealthPort
 from worker.entrypoints.http.realtime.session import Session
 from worker.entrypoints.http.realtime.sessions import PENDING
+from worker.evaluation.metrics import normalize
 
 ROOT = Path(__file__).parent.parent
 TEXTS = json.loads((ROOT / "samples" / "texts.json").read_text())
@@ -160,6 +163,50 @@ def test_manual_turns_and_an_interruption(sphinx):
     ]  # fmt: skip
     assert transcripts(events) == [TEXTS["week.wav"]]
     assert events[-1].error.code == "input_audio_buffer_commit_empty"
+
+
+# The published weights of a Whisper
+
+
+@needs_weights
+@pytest.mark.slow
+def test_whisper_writes_the_words_of_a_recording_in_order_with_interruptions_and_silence(whisper_tiny_en, tmp_path):
+    """The recording has long silences; the client gives up a sentence in the middle, and one connection breaks off."""
+    names = ("doctor.flac", "week.wav", "people.mp3")
+    rate = 24_000
+
+    def sound(name: str) -> np.ndarray:
+        with (ROOT / "samples" / name).open("rb") as file:
+            return soxr.resample(np.array(decoder.decode(file).samples), 16_000, rate)
+
+    async def run(url: str) -> list:
+        async with client(url).realtime.connect(extra_query=TRANSCRIPTION) as broken:
+            await speak(broken, pcm(sound("doctor.flac")), size=24_000)
+        async with client(url).realtime.connect(extra_query=TRANSCRIPTION) as connection:
+            given_up = np.concatenate([silence(0.5, rate), sound("window.ogg")[: 2 * rate]])
+            await speak(connection, pcm(given_up), size=24_000)
+            await connection.input_audio_buffer.clear()
+            parts = [part for name in names for part in (silence(2.5, rate), sound(name))]
+            await speak(connection, pcm(np.concatenate([*parts, silence(4, rate)])), size=9_601)
+            return await until(connection, "transcription.completed", len(names))
+
+    decoder = Decoder(Settings())
+    try:
+        with serving(settings(tmp_path, model=str(whisper_tiny_en), skip_model_load=False, device="cpu")) as url:
+            events = asyncio.run(run(url))
+    finally:
+        decoder.close()
+    texts = transcripts(events)
+    wrong = [
+        edits(*(normalize(text, "whisper", "en").split() for text in (TEXTS[name], text)))
+        for name, text in zip(names, texts, strict=True)
+    ]
+    assert sum(wrong) <= 2, texts
+    assert max(wrong) <= 1, texts
+    items = [event.item_id for event in events if event.type.endswith("committed")]
+    assert [event.item_id for event in events if event.type.endswith("completed")] == items
+    for item, text in zip(items, texts, strict=True):
+        assert "".join(e.delta for e in events if e.type.endswith("delta") and e.item_id == item) == text
 
 
 @needs_weights
