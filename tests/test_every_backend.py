@@ -69,9 +69,25 @@ def music_flamingo(folder: Path) -> Path:
     return tiny_flamingo.save(folder, music=True)
 
 
+def nemotron_asr(folder: Path) -> Path:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from fixtures import tiny_nemotron
+
+    return tiny_nemotron.save(folder)
+
+
+def nemotron_languages(folder: Path) -> Path:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from fixtures import tiny_nemotron
+
+    return tiny_nemotron.save(folder, multilingual=True)
+
+
 CASES = {
     "parakeet": (parakeet, {"timestamps": ["word", "segment", "char"], "confidence": True}),
     "canary": (canary, {"timestamps": ["word", "segment", "char"], "confidence": True}),
+    "nemotron": (nemotron_asr, {"timestamps": ["word", "segment", "char"], "confidence": True}),
+    "nemotron languages": (nemotron_languages, {"timestamps": True, "language": "de"}),
     "whisper": (whisper, {"timestamps": True, "max_new_tokens": 12}),
     "whisper embed": (whisper, {"task": "embed", "pooling": "mean"}),
     "audio caption": (audio_flamingo, {"task": "caption", "max_new_tokens": 8}),

@@ -165,7 +165,7 @@ def test_manual_turns_and_an_interruption(sphinx):
     assert events[-1].error.code == "input_audio_buffer_commit_empty"
 
 
-# The published weights of a Whisper
+# The published weights of a Whisper, and a streaming model
 
 
 @needs_weights
@@ -207,6 +207,90 @@ def test_whisper_writes_the_words_of_a_recording_in_order_with_interruptions_and
     assert [event.item_id for event in events if event.type.endswith("completed")] == items
     for item, text in zip(items, texts, strict=True):
         assert "".join(e.delta for e in events if e.type.endswith("delta") and e.item_id == item) == text
+
+
+@pytest.fixture(scope="module")
+def streaming(tmp_path_factory):
+    """A server of a tiny streaming model with chunks of 560 ms, and its engine."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from fixtures import tiny_nemotron
+
+    model = tiny_nemotron.save(tmp_path_factory.mktemp("model"))
+    values = {"model": str(model), "skip_model_load": False, "device": "cpu"}
+    configured = settings(tmp_path_factory.mktemp("data"), **values)
+    sizes: list[int] = []
+    with (
+        Engine(configured, on_batch=lambda batch, _seconds, _device: sizes.append(len(batch.pieces))) as engine,
+        serving(configured, engine) as url,
+    ):
+        yield url, sizes
+
+
+async def live(url: str, samples: np.ndarray, turns: int, *, paced: bool) -> tuple[list, list[float], list[float]]:
+    """The events of a session of 16 kHz, when each arrived, and when each 100 ms of audio was sent."""
+    piece, sent, arrived, events = 1600, [], [], []
+    async with client(url).realtime.connect(extra_query=TRANSCRIPTION) as connection:
+        shape = {"type": "audio/pcm", "rate": 16_000}
+        await connection.session.update(session={"type": "transcription", "audio": {"input": {"format": shape}}})
+
+        async def send() -> None:
+            due = time.monotonic()
+            for at in range(0, len(samples), piece):
+                due += piece / 16_000
+                if paced:
+                    await asyncio.sleep(max(0.0, due - time.monotonic()))
+                await speak(connection, pcm(samples[at : at + piece]))
+                sent.append(time.monotonic())
+
+        sending = asyncio.create_task(send())
+        while kinds(events).count("completed") < turns:
+            events.append(await asyncio.wait_for(connection.recv(), 60))
+            arrived.append(time.monotonic())
+        await sending
+    return events, arrived, sent
+
+
+@needs_weights
+@pytest.mark.slow
+def test_a_streaming_model_s_deltas_are_its_transcript_however_many_speak(streaming):
+    url, sizes = streaming
+    samples = np.concatenate([silence(1, 16_000), recording("week.wav", 16_000), silence(1, 16_000)])
+    alone, _, _ = asyncio.run(live(url, np.tile(samples, 2), 2, paced=False))
+    first, second = transcripts(alone)
+    assert first
+    assert second
+    completed = [event for event in alone if event.type.endswith("completed")]
+    for event in completed:
+        deltas = [e.delta for e in alone if e.type.endswith("delta") and e.item_id == event.item_id]
+        assert len(deltas) > 1
+        assert "".join(deltas) == event.transcript
+
+    async def many() -> list[list[str]]:
+        found = await asyncio.gather(*(live(url, np.tile(samples, 2), 2, paced=False) for _ in range(12)))
+        return [transcripts(events) for events, _, _ in found]
+
+    sizes.clear()
+    assert asyncio.run(many()) == [[first, second]] * 12
+    assert max(sizes) > 2, "the chunks of the sessions did not share batches"
+
+
+@needs_weights
+@pytest.mark.slow
+def test_text_comes_while_the_speaker_talks_within_200_ms_of_its_chunk(streaming):
+    url, _ = streaming
+    samples = np.concatenate([silence(1, 16_000), *2 * [recording("week.wav", 16_000)], silence(1, 16_000)])
+    asyncio.run(live(url, samples, 1, paced=False))  # warms up
+    events, arrived, sent = asyncio.run(live(url, samples, 1, paced=True))
+    started = next(event for event in events if event.type.endswith("speech_started"))
+    assert "delta" in kinds(events[: kinds(events).index("speech_stopped")])
+    deltas = [when for event, when in zip(events, arrived, strict=True) if event.type.endswith("delta")]
+    begin = started.audio_start_ms / 1000
+    # The n-th delta is of the n-th chunk, or of a later one if some chunks have no text, so no wait is underestimated.
+    full = [sent[int((begin + 0.56 * number) * 10)] for number in range(1, len(deltas))]
+    waits = [when - ready for when, ready in zip(deltas[:-1], full, strict=True)]
+    print(f"a delta came {max(waits):.3f} s after its chunk at most, {np.median(waits):.3f} s in the middle")
+    assert len(waits) >= 3
+    assert np.median(waits) < 0.2
 
 
 @needs_weights
@@ -481,6 +565,92 @@ def test_a_turn_waits_for_the_model_and_for_its_place_in_the_queue(tmp_path):
                 return await outcomes(one) + await outcomes(two)
 
         assert [event["transcript"] for event in asyncio.run(run())] == ["[dry-run] transcribe of 0.50 s"] * 2
+
+
+@needs_weights
+def test_the_chunks_of_a_streaming_model_wait_for_it_and_are_dropped_with_their_session(tmp_path):
+    speech = np.concatenate([silence(0.5, 24_000), recording("week.wav", 24_000), silence(1, 24_000)])
+
+    async def run(url: str, backend: Gated) -> list:
+        async with client(url).realtime.connect(extra_query=TRANSCRIPTION) as connection:
+            await speak(connection, pcm(speech), size=12_001)
+            await until(connection, "committed")
+            backend.may_load.set()
+            while not httpx.get(f"{url}/stats").json()["inputs"]["in_flight"]:
+                await asyncio.sleep(0.02)
+            assert httpx.get(f"{url}/stats").json()["inputs"]["in_flight"] == 1
+            backend.may_infer.set()
+            return await until(connection, "transcription.completed")
+
+    async def leave(url: str, backend: Gated) -> None:
+        async with client(url).realtime.connect(extra_query=TRANSCRIPTION) as connection:
+            backend.may_infer.clear()
+            await speak(connection, pcm(speech), size=12_001)
+            await until(connection, "committed")
+
+    with gated(tmp_path, model="nemotron-asr") as (url, backend):
+        events = asyncio.run(run(url, backend))
+        (text,) = transcripts(events)
+        assert text.startswith("[dry-run] ")
+        seconds = [float(word) for word in text.split()[1:]]
+        assert sum(seconds) == pytest.approx(events[-1].usage.seconds, abs=0.01 * len(seconds)), "audio was lost"
+        assert "".join(event.delta for event in events if event.type.endswith("delta")) == text
+        asyncio.run(leave(url, backend))
+        deadline = time.monotonic() + 10
+        while httpx.get(f"{url}/stats").json()["inputs"]["in_flight"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+@needs_weights
+def test_a_streaming_model_fails_a_turn_whose_chunk_fails_and_serves_the_next_one(tmp_path):
+    speech = np.concatenate([silence(0.5, 24_000), recording("week.wav", 24_000), silence(1, 24_000)])
+
+    async def run(url: str, backend: Gated) -> list:
+        async with client(url).realtime.connect(extra_query=TRANSCRIPTION) as connection:
+            backend.fails = True
+            await speak(connection, pcm(speech))
+            events = await until(connection, "transcription.failed")
+            backend.fails = False
+            await speak(connection, pcm(speech))
+            return events + await until(connection, "transcription.completed")
+
+    with gated(tmp_path, model="nemotron-asr") as (url, backend):
+        backend.may_load.set()
+        backend.may_infer.set()
+        events = asyncio.run(run(url, backend))
+    failed = next(event for event in events if event.type.endswith("failed"))
+    assert "clue" not in failed.error.message
+    assert transcripts(events)[0].startswith("[dry-run] 0.56")
+
+
+@needs_weights
+def test_a_streaming_model_s_log_probabilities_and_warnings_are_in_the_events(tmp_path):
+    async def run(url: str) -> list:
+        async with client(url).realtime.connect(extra_query=TRANSCRIPTION) as connection:
+            audio = {"input": {"transcription": {"model": "nemotron-asr", "prompt": "Names"}}}
+            include = ["item.input_audio_transcription.logprobs"]
+            await connection.session.update(session={"type": "transcription", "include": include, "audio": audio})
+            await speak(connection, pcm(np.concatenate([recording("week.wav", 24_000), silence(1, 24_000)])))
+            return await until(connection, "transcription.completed")
+
+    with serving(settings(tmp_path, model="nemotron-asr", unsupported_options="warn")) as url:
+        events = asyncio.run(run(url))
+    tokens = [token for event in events if event.type.endswith("delta") for token in event.logprobs]
+    assert "".join(token.token for token in tokens) == events[-1].transcript
+    assert events[-1].logprobs == tokens
+    assert "prompt" in events[-1].warning
+
+
+@needs_weights
+def test_with_several_devices_a_streaming_model_gets_phrases(tmp_path):
+    async def run(url: str) -> list:
+        async with client(url).realtime.connect(extra_query=TRANSCRIPTION) as connection:
+            await speak(connection, pcm(np.concatenate([recording("week.wav", 24_000), silence(1, 24_000)])))
+            return await until(connection, "transcription.completed")
+
+    with serving(settings(tmp_path, model="nemotron-asr", device="cpu,cpu")) as url:
+        assert transcripts(asyncio.run(run(url)))[0].startswith("[dry-run] transcribe of")
 
 
 def test_a_turn_that_fails_is_reported_without_details_and_the_session_continues(tmp_path):

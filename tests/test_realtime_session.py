@@ -40,9 +40,14 @@ def absent() -> Loud:
     raise ModelUnavailable("silero-vad is not installed")
 
 
-def session(*, turns=True, rate=16_000, detector=Loud, limit_sec=LIMIT_SEC) -> Session:
+def session(*, turns=True, rate=16_000, detector=Loud, limit_sec=LIMIT_SEC, chunk_sec=None) -> Session:
     begun = Session(
-        "x", configs.initial(None, detects_turns=turns), check=check, detector=detector, limit_sec=limit_sec
+        "x",
+        configs.initial(None, detects_turns=turns),
+        check=check,
+        detector=detector,
+        limit_sec=limit_sec,
+        chunk_sec=lambda fields: chunk_sec,
     )
     if rate != 24_000:
         update(begun, {"format": {"type": "audio/pcm", "rate": rate}})
@@ -231,6 +236,78 @@ def test_manual_audio_is_committed_at_the_limit():
     outputs = append(begun, spoken(2.5 * LIMIT_SEC))
     utterances = [output for output in outputs if isinstance(output, Utterance)]
     assert [len(one.samples) / SAMPLE_RATE for one in utterances] == [LIMIT_SEC] * 2
+
+
+# Streaming models
+
+
+def test_a_streaming_model_gets_a_turn_in_chunks_while_the_speaker_talks():
+    begun = session(chunk_sec=0.5)
+    outputs = append(begun, spoken(-1, 1.9))
+    chunks = [output for output in outputs if isinstance(output, Utterance)]
+    assert [len(chunk.samples) for chunk in chunks] == [SAMPLE_RATE // 2] * 4  # with the padding before the speech
+    assert all(chunk.is_live and not chunk.ends for chunk in chunks)
+    outputs += append(begun, spoken(-1))
+    chunks = [output for output in outputs if isinstance(output, Utterance)]
+    assert [chunk.ends for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    events = [output for output in outputs if not isinstance(output, Utterance)]
+    for text, chunk in zip(
+        ("", "the", "the qui", "the quick fox", "the quick fox", "the quick fox."), chunks, strict=True
+    ):
+        events += begun.transcribed(chunk, {"text": text})
+    assert [event["delta"] for event in of(events, "delta")] == ["the", " qui", "ck fox", "."]
+    assert [event["transcript"] for event in of(events, "completed")] == ["the quick fox."]
+    assert of(events, "completed")[0]["usage"]["seconds"] == pytest.approx(2.7, abs=0.1)
+
+
+def test_a_streaming_model_gets_the_turns_of_a_client_whole():
+    begun = session(turns=False, chunk_sec=0.5)
+    assert append(begun, spoken(3)) == []
+    *_, whole = send(begun, "commit")
+    assert (whole.is_live, len(whole.samples)) == (False, 3 * SAMPLE_RATE)
+
+
+def test_clear_ends_the_stream_of_the_open_turn():
+    begun = session(chunk_sec=0.5)
+    outputs = append(begun, spoken(-0.5, 2))
+    *_, end, cleared = outputs + send(begun, "clear")
+    assert (cleared["type"], end.ends, len(end.samples)) == ("input_audio_buffer.cleared", True, 0)
+    assert begun.transcribed(end, {"text": "late"}) == []
+
+
+def test_an_error_of_a_chunk_fails_the_turn_when_it_is_committed():
+    begun = session(chunk_sec=0.5)
+    outputs = append(begun, spoken(-0.5, 1, -1, 1, -1))
+    events = [output for output in outputs if not isinstance(output, Utterance)]
+    items = list(dict.fromkeys(output.item for output in outputs if isinstance(output, Utterance)))
+    for output in outputs:
+        if isinstance(output, Utterance):
+            fails = output.item == items[0] and output.number > 0
+            events += begun.transcribed(output, InputError("no") if fails else {"text": "one"})
+    assert kinds(events)[-4:] == ["delta", "failed", "delta", "completed"]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.sampled_from([0.2, 1.0, 4.5, 14.0, -0.3, -0.8]), min_size=1, max_size=6),
+    st.lists(st.integers(0, 2_000_000), max_size=20),
+    st.sampled_from([0.08, 0.56]),
+)
+def test_any_split_gives_the_same_chunks_which_are_the_audio_of_the_turn(parts, cuts, chunk_sec):
+    data = spoken(*parts)
+    whole, pieces, phrases = session(chunk_sec=chunk_sec), session(chunk_sec=chunk_sec), session()
+    expected = append(whole, data) + send(whole, "commit")
+    outputs = [output for piece in split(data, cuts) for output in append(pieces, piece)] + send(pieces, "commit")
+    assert signature(outputs) == signature(expected)
+    ends = Counter(output.item for output in outputs if isinstance(output, Utterance) and output.ends)
+    assert list(ends.values()) == [1] * len(of(outputs, "committed"))
+    usual = append(phrases, data) + send(phrases, "commit")
+    assert signature(of(outputs, "committed")) == signature(of(usual, "committed"))
+    texts = [
+        [event["usage"] for event in of(finish(begun, found), "completed")]
+        for begun, found in ((pieces, outputs), (phrases, usual))
+    ]
+    assert texts[0] == texts[1]
 
 
 # Properties

@@ -225,6 +225,12 @@ class Settings(BaseSettings):
         ge=10,
         description="Longest turn of a realtime session, in seconds. A longer one is transcribed in parts of this length.",
     )
+    realtime_chunk_ms: int = Field(
+        560,
+        ge=80,
+        le=2000,
+        description="Length of the chunks, in milliseconds, in which a streaming model transcribes a realtime session. A model takes the longest chunk that it supports up to this length. Shorter chunks give text earlier, and less accurate text.",
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         default_factory=tuple, description="Origins whose pages may call the HTTP server, separated by commas."
     )

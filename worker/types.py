@@ -236,6 +236,16 @@ def _nothing() -> None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Live:
+    """The place of a piece in a stream of live audio, whose pieces run one after another."""
+
+    state: object | None
+    """`Transcript.live_state` of the piece before it. None for the first piece of the stream."""
+    ends: bool
+    """Whether the stream ends with this piece."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Piece:
     """One clip, or one window of a clip, to be run with one set of options."""
 
@@ -257,6 +267,8 @@ class Piece:
     """Whom the piece is for."""
     speech: tuple[tuple[float, float], ...] | None = None
     """The spans (start, end) in seconds that contain speech, in order. None if speech was not searched."""
+    live: Live | None = None
+    """The place of the piece in a stream of live audio. None: the piece is a whole of its own."""
 
     @property
     def duration_sec(self) -> float:
@@ -350,6 +362,8 @@ class Transcript:
     """What may be wrong with the text, such as speech that has no words, with its times."""
     finish_reason: FinishReason | None = None
     """Why the generation of the text ended; "length" if that of any window was cut off. None: another kind of model."""
+    live_state: object | None = field(default=None, repr=False, compare=False)
+    """What the backend resumes from at the next piece of a stream. The text is then that of the whole stream so far."""
 
     @property
     def confidence(self) -> float | None:

@@ -17,6 +17,7 @@ from worker.config import Settings, let_waiting_threads_sleep
 _CLASSES = {
     "parakeet": ("worker.backends.parakeet", "Parakeet"),
     "canary": ("worker.backends.canary", "Canary"),
+    "nemotron_asr": ("worker.backends.nemotron_asr.backend", "NemotronAsr"),
     "flamingo": ("worker.backends.flamingo", "Flamingo"),
     "whisper": ("worker.backends.whisper.backend", "Whisper"),
     "higgs": ("worker.backends.higgs", "Higgs"),

@@ -46,6 +46,9 @@ class Backend(ABC):
     def infer(self, batch: Batch) -> list[Output]:
         """Return one output for each of `batch.pieces`, in their order. An output never depends on the other pieces.
 
+        If the catalog's row is `live`, the pieces may be pieces of live audio, each of another stream. The state in
+        `Transcript.live_state` must be a value that no later call changes, because a batch may run again.
+
         Raises: any exception. The engine retries the pieces in smaller batches, to find the one at fault.
         """
 

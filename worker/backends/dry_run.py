@@ -7,6 +7,7 @@ its own piece only.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from worker.backends.base import Backend
 from worker.backends.common.timestamps import chars
 from worker.catalog import Model
 from worker.config import Settings
-from worker.types import Analysis, Batch, Caption, Embedding, Output, Piece, Reply, Span, Token, Transcript
+from worker.types import Analysis, Batch, Caption, Embedding, Live, Output, Piece, Reply, Span, Token, Transcript
 
 FRAME_RATE = 25.0
 WIDTH = 1280
@@ -40,6 +41,8 @@ class DryRun(Backend):
         """Free nothing."""
 
     def _output(self, piece: Piece) -> Output:
+        if piece.live is not None:
+            return _live(piece, piece.live)
         options, seconds = piece.options, piece.duration_sec
         text = f"[dry-run] {options.task} of {seconds:.2f} s"
         if options.task == "caption":
@@ -51,6 +54,13 @@ class DryRun(Backend):
         if options.task == "analyze":
             return Analysis(Caption(text), _embedding(piece))
         return _transcript(text, piece)
+
+
+def _live(piece: Piece, live: Live) -> Transcript:
+    """Return the text of a stream so far: a word for each piece, of its own length in seconds."""
+    before = live.state if isinstance(live.state, str) else "[dry-run]"
+    text = f"{before} {piece.duration_sec:.2f}"
+    return replace(_transcript(text, piece), live_state=text)
 
 
 def _transcript(text: str, piece: Piece) -> Transcript:

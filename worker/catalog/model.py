@@ -55,6 +55,9 @@ class Model:
     timestamps: bool = False
     """Whether transcripts have the times of words, segments and characters."""
 
+    live: bool = False
+    """Whether the model can transcribe live audio piece by piece, each piece once: see `Piece.live`."""
+
     options: tuple[str, ...] = ()
     """The fields of `Options` that the model accepts besides task, timestamps and pooling. The rest are refused."""
 

@@ -24,6 +24,9 @@ from worker.catalog.model import Model
 _EUROPEAN = "bg hr cs da nl en et fi fr de el hu it lv lt mt pl pt ro sk sl es sv ru uk"
 EUROPEAN = tuple(_EUROPEAN.split())
 WHISPER = LANGUAGES  # of large-v3; the smaller models lack the last one
+# The languages of nemotron-3.5-asr-streaming-0.6b, from its model card.
+_NEMOTRON = "en es de fr it ar ja ko pt ru hi zh vi he nl cs da pl no sv th tr bg el et fi hr hu lt lv ro sk uk mt sl"
+NEMOTRON = tuple(_NEMOTRON.split())
 CANARY_SEC = 40.0  # The longest clip that Canary was trained on. Its transcripts of longer clips lack words.
 GENERATION = ("max_new_tokens", "temperature", "top_p")
 # The texts that a Flamingo's tokenizer reads as control tokens wherever they stand in a user's text.
@@ -71,6 +74,24 @@ def _canary(
         timestamps=timestamps,
         options=("language", "target_language", "punctuation", "confidence"),
         window_sec=CANARY_SEC,
+    )
+
+
+def _nemotron_asr(name: str, *aliases: str, languages: tuple[str, ...] = ("en",), licence: str = OWN_LICENCE) -> Model:
+    """Return a row of the family. Its encoder sees some seconds of the past only, so one minute at once is plenty."""
+    return Model(
+        id=name,
+        backend="nemotron_asr",
+        tasks=("transcribe",),
+        licence=licence,
+        weights="safetensors",
+        needs=("torch", "transformers"),
+        aliases=aliases,
+        languages=languages,
+        timestamps=True,
+        live=True,
+        options=("language", "confidence"),
+        window_sec=60,
     )
 
 
@@ -186,6 +207,14 @@ MODELS: tuple[Model, ...] = (
     _canary("nvidia/canary-1b-flash", "canary-flash"),
     _canary("nvidia/canary-180m-flash", "canary-180m"),
     _canary("nvidia/canary-1b", "canary-1b", timestamps=False, licence="CC-BY-NC-4.0"),
+    _nemotron_asr(
+        "nvidia/nemotron-3.5-asr-streaming-0.6b",
+        "nemotron-asr",
+        "nemotron-3.5-asr",
+        languages=NEMOTRON,
+        licence="OpenMDW-1.1",
+    ),
+    _nemotron_asr("nvidia/nemotron-speech-streaming-en-0.6b", "nemotron-asr-en", licence="NVIDIA Open Model License"),
     *_FLAMINGOS,
     *map(audio_tower, _FLAMINGOS),
     _whisper("openai/whisper-large-v3-turbo", "whisper", "whisper-turbo", languages=WHISPER, licence="MIT"),
@@ -247,6 +276,8 @@ _BY_NAME: tuple[tuple[str, Callable[[str], Model]], ...] = (
     ("parakeet", partial(_parakeet, licence=OWN_LICENCE)),
     ("canary", partial(_canary, languages=(), licence=OWN_LICENCE)),
     ("whisper", partial(_whisper, languages=(), licence=OWN_LICENCE)),
+    ("nemotron-3.5-asr", partial(_nemotron_asr, languages=())),
+    ("nemotron-speech-streaming", _nemotron_asr),
     ("music-flamingo", partial(_flamingo, max_sec=600, music=True, licence=OWN_LICENCE)),
     (_NEXT, partial(_flamingo, max_sec=1800, licence=OWN_LICENCE)),
     ("audio-flamingo", partial(_flamingo, max_sec=600, licence=OWN_LICENCE)),
@@ -254,6 +285,8 @@ _BY_NAME: tuple[tuple[str, Callable[[str], Model]], ...] = (
 # The first of `architectures` in config.json → the family's row for a name and that configuration.
 _BY_ARCHITECTURE: dict[str, Callable[[str, Mapping[str, Any]], Model]] = {
     "WhisperForConditionalGeneration": _whisper_folder,
+    "NemotronAsrStreamingForRNNT": lambda name, _: _nemotron_asr(name),
+    "Nemotron3_5AsrForRNNT": lambda name, _: _nemotron_asr(name, languages=()),
     "AudioFlamingo3ForConditionalGeneration": lambda name, _: _flamingo(name, max_sec=600, licence=OWN_LICENCE),
     "MusicFlamingoForConditionalGeneration": _music_flamingo_folder,
 }

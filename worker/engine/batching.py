@@ -1,9 +1,9 @@
 """Pieces → batches: pure functions, without a clock or a device.
 
-A batch holds one kind of work: equal `Options.kind`, and either only interactive pieces or only pieces of the
-background. Pieces are sorted by duration, so that a piece shares its batch with pieces of similar length. A batch holds
-up to `max_items` pieces and `max_padded_sec` seconds *counted with padding*: the longest piece times their number is
-what the device computes and what its memory must hold. Long pieces run alone.
+A batch holds one kind of work: equal `Options.kind`, either only interactive pieces or only pieces of the background,
+and either only pieces of live audio or none. Pieces are sorted by duration, so that a piece shares its batch with
+pieces of similar length. A batch holds up to `max_items` pieces and `max_padded_sec` seconds *counted with padding*:
+the longest piece times their number is what the device computes and what its memory must hold. Long pieces run alone.
 
 A batch is expected to run for `target_sec` at most, so that the next request does not wait for long. There are two
 exceptions. If a batch takes long to start, it may run for EFFICIENT times as long as that: shorter batches would do
@@ -127,8 +127,8 @@ def _longest_sec(batch: Batch) -> float:
     return max(piece.duration_sec for piece in batch.pieces)
 
 
-def _kind(piece: Piece) -> tuple[object, bool]:
-    return piece.options.kind, piece.background
+def _kind(piece: Piece) -> tuple[object, bool, bool]:
+    return piece.options.kind, piece.background, piece.live is not None
 
 
 def _pack(longest_first: Sequence[Piece], limits: Limits) -> list[Batch]:

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
@@ -30,15 +31,30 @@ from worker.engine.chunking import cut
 from worker.engine.clip_run import ClipRun
 from worker.engine.loading import alone
 from worker.engine.model_manager import ModelManager
+from worker.engine.piece_queue import PieceResult
 from worker.engine.placement import device_placements
 from worker.engine.remote.device import Device
-from worker.engine.request_state import RequestState
+from worker.engine.request_state import RequestState, new_turn
 from worker.engine.runner import OnBatch, Runner
 from worker.engine.scheduler import Scheduler
 from worker.errors import AviaryError, DeviceLost, EmptyAudio
 from worker.faults import report
 from worker.futures import any_of, fail, settle, when_all
-from worker.types import Clip, Item, OnProgress, OnResult, OnText, Options, Output, Part, Request, Response, Source
+from worker.types import (
+    Clip,
+    Item,
+    Live,
+    OnProgress,
+    OnResult,
+    OnText,
+    Options,
+    Output,
+    Part,
+    Piece,
+    Request,
+    Response,
+    Source,
+)
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +157,28 @@ class Engine:
         self._ingest.submit(iter([Unit(source, on_outcome, stops)]), queue, future.cancelled)
         future.add_done_callback(self._on_examined)
         return future
+
+    def advance(self, options: Options, clip: Clip, live: Live, owner: str | None = None) -> Future[Output]:
+        """Run the next piece of a stream of live audio; its model must be `live`, and `is_local` true.
+
+        The pieces of all streams share batches. The caller waits for each piece before it submits the next one.
+        """
+        output: Future[Output] = Future()
+
+        def on_outcome(outcome: PieceResult | AviaryError) -> None:
+            if isinstance(outcome, AviaryError):
+                fail(output, outcome)
+            else:
+                settle(output, outcome.output)
+
+        piece = Piece(clip, options, time.monotonic(), cancelled=output.cancelled, turn=new_turn(owner), live=live)
+        self._scheduler.submit(piece, on_outcome)
+        return output
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the models are in this process, so that the state of a stream need not move to another one."""
+        return not self._devices
 
     def load(self, model: str) -> Future[None]:
         """Load a model ahead of its first request, and start the decoding processes.

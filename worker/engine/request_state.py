@@ -51,6 +51,11 @@ _numbers = itertools.count()  # of requests
 Parts = list[tuple[float, Output]]  # where each window starts, in seconds, and its output
 
 
+def new_turn(owner: str | None) -> Turn:
+    """Return what the pieces of a new request of the owner have in common for the scheduler."""
+    return Turn(owner, next(_numbers))
+
+
 class RequestState:
     """The outcomes and the seconds of a request. `future` is set once every input has its outcome.
 
@@ -73,7 +78,7 @@ class RequestState:
         self.future: Future[Response] = Future()
         self.meter = ProgressMeter(request.size, on_progress)
         self.request, self._on_result, self._on_text, self._closed = request, on_result, on_text, closed
-        self.turn = Turn(request.owner, next(_numbers))
+        self.turn = new_turn(request.owner)
         self._started = time.monotonic()
         self._outcomes: dict[int, Result | Failure] = {}  # by index
         self._seconds: dict[str, float] = {}

@@ -30,6 +30,7 @@ from worker.types import (
     Result,
     Segment,
     Span,
+    Token,
     Transcript,
     View,
 )
@@ -178,12 +179,18 @@ def _probabilities(transcript: Transcript, view: View) -> Json:
     """Return the `confidence` of the whole text and the `logprobs` of its tokens, if the view has them."""
     shape: Json = {"confidence": rounded(transcript.confidence)} if view.confidence else {}
     if "logprobs" in view.include:
-        texts = [_text(token.text) for token in transcript.tokens]
-        shape["logprobs"] = [
-            {"token": text, "logprob": round(token.logprob, 6), "bytes": list(text.encode())}
-            for text, token in zip([text.lstrip(" ") for text in texts[:1]] + texts[1:], transcript.tokens, strict=True)
-        ]
+        shape["logprobs"] = logprobs(transcript.tokens)
     return shape
+
+
+def logprobs(tokens: Sequence[Token], *, skip: int = 0) -> list[Json]:
+    """Return the log probabilities of a text's tokens, in OpenAI's shape, without those of the first `skip` tokens."""
+    texts = [_text(token.text) for token in tokens]
+    texts[:1] = [text.lstrip(" ") for text in texts[:1]]
+    return [
+        {"token": text, "logprob": round(token.logprob, 6), "bytes": list(text.encode())}
+        for text, token in [*zip(texts, tokens, strict=True)][skip:]
+    ]
 
 
 def _span(name: str, span: Span, confidence: bool) -> Json:

@@ -36,7 +36,7 @@ from worker.errors import AviaryError, Cancelled, DeadlineExceeded, QueueFull, S
 from worker.jobs.progress_log import ProgressLog
 from worker.protocol.request import Fields, is_light
 from worker.protocol.work import Json, Work
-from worker.types import Listeners, OnResult, Progress
+from worker.types import Clip, Listeners, Live, OnResult, Options, Progress, Transcript
 
 log = logging.getLogger(__name__)
 
@@ -168,6 +168,23 @@ class Service:
         outcome = future.result()
         _raise(work.error(outcome))
         yield await self._finish(work, outcome)
+
+    async def advance(self, http: HTTPConnection, options: Options, clip: Clip, live: Live) -> Transcript:
+        """Run the next piece of a stream of live audio, and return the text so far. Raises AviaryError."""
+        self._refuse_while_loading(options.model)
+        self.admit(1)
+        try:
+            future = self.engine.advance(options, clip, live, caller_of(http).owner)
+        except BaseException:
+            self.leave(1)
+            raise
+        future.add_done_callback(lambda _future: self.leave(1))
+        try:
+            output = await asyncio.wait_for(asyncio.wrap_future(future), self.settings.request_timeout_sec)
+        except asyncio.TimeoutError:
+            raise self._late() from None
+        assert isinstance(output, Transcript)  # the task of a session is always to transcribe
+        return output
 
     def _start(self, work: Work, **listeners: Unpack[Listeners]) -> Future[Any]:
         """Start the work if there is room. Raises StillLoading, QueueFull."""

@@ -14,6 +14,9 @@ that text appears while the speaker talks. No audio belongs to two phrases. The 
 phrases, joined. Each delta is a phrase, so that the deltas of an item are together exactly the transcript in its
 `completed` event. What a phrase is depends on the audio alone, not on how the client splits it.
 
+A streaming model gets a detected turn in chunks of equal length instead, while the speaker talks. The outcome of a
+chunk is the text of the turn so far, and a delta is what the chunk adds to it.
+
 Items end in their order, each with one `completed` or `failed`. What is held is bounded: an open turn by `limit_sec`,
 audio outside of turns by the padding before a turn.
 """
@@ -71,6 +74,10 @@ class Utterance:
     """int16 of shape (samples,), 16 kHz."""
     fields: Json
     """The fields of the payload, without the audio."""
+    is_live: bool = False
+    """Whether this is a chunk of a turn for a streaming model, which transcribes the chunks in their order."""
+    ends: bool = True
+    """Whether the turn ends with this chunk."""
 
     def wav(self) -> bytes:
         """Return the samples as a WAV file."""
@@ -95,6 +102,7 @@ class _Item:
     shown: int = 0  # results whose deltas were sent
     text: str = ""
     is_committed: bool = False
+    is_live: bool = False  # whether a streaming model gets the turn in chunks
 
     @property
     def error(self) -> AviaryError | None:
@@ -106,6 +114,7 @@ class Session:
 
     name: makes the ids of the session, its events and its items. check: raises RequestError for fields of a payload
     that the server rejects. detector: makes a detector of speech; raises ModelUnavailable. limit_sec: the longest turn.
+    chunk_sec: returns the length of the chunks for such fields, or None if their model does not stream.
     """
 
     def __init__(
@@ -116,9 +125,11 @@ class Session:
         check: Callable[[Json], None],
         detector: Callable[[], Detects],
         limit_sec: float,
+        chunk_sec: Callable[[Json], float | None] = lambda fields: None,
     ) -> None:
         self._name, self._config, self._check, self._make_detector = name, config, check, detector
-        self._limit = round(limit_sec * SAMPLE_RATE)
+        self._limit, self._chunk_sec = round(limit_sec * SAMPLE_RATE), chunk_sec
+        self._chunk = 0  # samples of the open turn's chunks; 0 if its model does not stream
         self._events = self._made = 0
         self._items: deque[_Item] = deque()  # open or not yet transcribed, in order
         self._open: _Item | None = None  # the turn in which the speaker speaks
@@ -212,6 +223,8 @@ class Session:
         self._held_samples = 0
         if self._open is not None:
             self._items.remove(self._open)
+            if self._open.is_live:
+                yield self._utterance(self._open, np.zeros(0, np.int16), ends=True)
             self._open = None
         self._begin_stream()
         yield self._event("input_audio_buffer.cleared")
@@ -276,6 +289,8 @@ class Session:
             end_ms = 1000 * self._position // SAMPLE_RATE
             yield self._event("input_audio_buffer.speech_stopped", audio_end_ms=end_ms, item_id=self._open.id)
             yield from self._commit()
+        elif self._open.is_live:
+            yield from self._chunks(self._open)
         elif mark == "pause" and self._held_samples >= PHRASE_SEC * SAMPLE_RATE:
             yield from self._cut(self._open)
 
@@ -289,6 +304,8 @@ class Session:
     def _begin_turn(self) -> Json:
         self._forget_old()
         self._open = self._new_item()
+        self._chunk = round((self._chunk_sec(self._config.fields) or 0) * SAMPLE_RATE)
+        self._open.is_live = self._chunk > 0
         start_ms = 1000 * self._open.begin // SAMPLE_RATE
         return self._event("input_audio_buffer.speech_started", audio_start_ms=start_ms, item_id=self._open.id)
 
@@ -323,10 +340,23 @@ class Session:
         self._held.clear()
         self._held_samples = 0
         item.samples += len(samples)
-        if self._is_spoken or self._config.input.turn_detection is None:
-            item.results.append(None)
-            yield Utterance(item.id, len(item.results) - 1, samples, self._config.fields)
+        if item.is_live or self._is_spoken or self._config.input.turn_detection is None:
+            yield self._utterance(item, samples, ends=True)
         self._is_spoken = False
+
+    def _chunks(self, item: _Item) -> Iterator[Utterance]:
+        """Make chunks of what is held, as far as it fills them."""
+        while self._held_samples >= self._chunk:
+            held = np.concatenate(self._held)
+            chunk, rest = held[: self._chunk], held[self._chunk :]
+            self._held = deque([rest] if len(rest) else [])
+            self._held_samples = len(rest)
+            item.samples += len(chunk)
+            yield self._utterance(item, chunk, ends=False)
+
+    def _utterance(self, item: _Item, samples: np.ndarray, *, ends: bool) -> Utterance:
+        item.results.append(None)
+        return Utterance(item.id, len(item.results) - 1, samples, self._config.fields, item.is_live, ends)
 
     def _progress(self) -> Iterator[Json]:
         """Yield the events of the items in their order, as far as the outcomes are known."""
@@ -343,7 +373,7 @@ class Session:
             if result is None or isinstance(result, AviaryError):
                 return
             item.shown += 1
-            text = join([item.text, result["text"]])
+            text = result["text"] if item.is_live else join([item.text, result["text"]])
             delta, item.text = text[len(item.text) :], text
             if delta:
                 scores = _logprobs([result])
