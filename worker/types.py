@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SAMPLE_RATE = 16_000
 
-Task = Literal["transcribe", "translate", "caption", "embed", "chat", "analyze"]
+Task = Literal["transcribe", "translate", "caption", "embed", "chat", "analyze", "diarize"]
 Level = Literal["word", "segment", "char"]
 Format = Literal["json", "verbose_json", "text", "srt", "vtt", "tsv"]
 
@@ -308,6 +308,10 @@ class Span:
     """Seconds from the start of the input."""
     confidence: float | None = None
     """How sure the model is of the text, from 0 to 1. None: the model does not say, or the request does not ask."""
+    speaker: str | None = field(default=None, kw_only=True)
+    """The name of the speaker, such as "Speaker 1". None: speakers were not requested."""
+    channel: int | None = field(default=None, kw_only=True)
+    """The channel of the audio, from 0. None: the channels were mixed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,7 +433,27 @@ class Analysis:
     """The vectors of the audio."""
 
 
-Output = Transcript | Caption | Reply | Embedding | Analysis
+@dataclass(frozen=True, slots=True)
+class SpeakerTurn:
+    """A stretch of audio in which one speaker talks. Turns of different speakers may overlap."""
+
+    start: float
+    """Seconds from the start of the input."""
+    end: float
+    """Seconds from the start of the input."""
+    speaker: str
+    """The name of the speaker: a known name, or "Speaker 1", "Speaker 2", …, in the order in which they first talk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diarization:
+    """Who speaks when."""
+
+    turns: tuple[SpeakerTurn, ...]
+    """The turns, by their start."""
+
+
+Output = Transcript | Caption | Reply | Embedding | Analysis | Diarization
 
 
 @dataclass(frozen=True, slots=True, eq=False)

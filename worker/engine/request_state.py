@@ -27,6 +27,7 @@ from worker.futures import fail, settle
 from worker.types import (
     Analysis,
     Clip,
+    Diarization,
     Embedding,
     Failure,
     Item,
@@ -268,5 +269,5 @@ def _text(outcome: Result | Failure) -> str | None:
 def _warning(item: Item, clip: Clip, output: Output) -> str | None:
     """Return what may be wrong with the options, with the audio and with its text."""
     text = output.caption if isinstance(output, Analysis) else output
-    of_text = None if isinstance(text, Embedding) else text.warning
+    of_text = None if isinstance(text, Embedding | Diarization) else text.warning
     return "; ".join(filter(None, (item.warning, clip.warning, of_text))) or None

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from worker.errors import Cancelled, RequestError
+from worker.errors import Cancelled, RequestError, Unsupported
 from worker.manifest.batches import process_in_batches
 from worker.manifest.line_results import ClientTask, Task, of_audio, of_text, with_words
 from worker.manifest.lines import Line
@@ -139,7 +139,7 @@ def with_engine(engine: Engine, task: Task, **options: Any) -> Asker:
     import tempfile
 
     from worker.protocol.request import parse
-    from worker.types import Analysis, Caption, Embedding, Failure, Transcript
+    from worker.types import Analysis, Caption, Diarization, Embedding, Failure, Transcript
 
     asked = with_words(options)
 
@@ -166,6 +166,8 @@ def with_engine(engine: Engine, task: Task, **options: Any) -> Asker:
             return of_audio(None, output.values, warning)
         if isinstance(output, Caption):
             return of_audio(output.text, None, warning)
+        if isinstance(output, Diarization):
+            raise Unsupported("a manifest cannot hold who speaks when")
         spans = (
             {"word": output.words, "segment": output.segments, "char": output.chars}
             if isinstance(output, Transcript)

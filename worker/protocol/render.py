@@ -10,6 +10,7 @@ whole milliseconds as the engine returns them. Each result may carry its text, s
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from worker.protocol import subtitles
 from worker.types import (
     Analysis,
     Caption,
+    Diarization,
     Embedding,
     Failure,
     Format,
@@ -127,6 +129,8 @@ def _output(result: Result, put: Put) -> Json:
         shape = _reply(output)
     elif isinstance(output, Analysis):
         shape = {**_caption(output.caption), **_embedding(output.embedding, view, put)}
+    elif isinstance(output, Diarization):
+        shape = {"turns": [dataclasses.asdict(turn) for turn in output.turns]}
     else:
         shape = _embedding(output, view, put)
     text = formatted(result, shape, view.format)
