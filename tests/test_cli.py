@@ -401,7 +401,7 @@ def test_every_format_in_a_folder_that_is_made(tmp_path):
         "aviary: found 4 inputs; left out 2 hidden (.git, .hidden.wav), "
         "2 without a suffix of audio (cover.jpg, notes.txt)"
     )
-    forms = ("json", "txt", "srt", "vtt", "tsv", "verbose.json")
+    forms = ("json", "txt", "srt", "vtt", "lrc", "tsv", "ctm", "stm", "TextGrid", "verbose.json")
     out = tmp_path / "new" / "out"
     assert files(out).keys() == {f"{stem}.{form}" for stem in ("a.wav", "a.mp3", "deep/a") for form in forms}
     text = "[dry-run] transcribe of 1.27 s"
@@ -414,7 +414,11 @@ def test_every_format_in_a_folder_that_is_made(tmp_path):
     assert read["txt"] == f"{text}\n"
     assert read["srt"] == f"1\n00:00:00,000 --> 00:00:01,268\n{text}\n"
     assert read["vtt"] == f"WEBVTT\n\n00:00:00.000 --> 00:00:01.268\n{text}\n"
+    assert read["lrc"] == f"[00:00.00]{text.replace('[', '(').replace(']', ')')}\n"
     assert read["tsv"] == f"start\tend\ttext\n0\t1268\t{text}\n"
+    assert read["ctm"].startswith("a 1 0.000 ")
+    assert read["stm"] == f"a 1 unknown 0.000 1.268 {text}\n"
+    assert text in read["TextGrid"]
 
 
 def test_all_formats_of_a_model_without_times_and_of_vectors(capsys, tmp_path):
@@ -568,7 +572,7 @@ def test_no_place_is_outside_the_folder_of_results(name):
         (["transcribe", WEEK, "--output", "a.json", "--output-dir", "b"], "not allowed with argument --output"),
         (["transcribe", WEEK, "--output", "a.json", "--skip-existing"], "requires a folder of results"),
         (["transcribe", WEEK, "--failed-list", "/nowhere/failed.txt"], "cannot write /nowhere/failed.txt"),
-        (["transcribe", WEEK, "--max-line-width", "30"], "--max-line-width requires --format srt or vtt"),
+        (["transcribe", WEEK, "--max-line-width", "30"], "--max-line-width requires --format srt, vtt or lrc"),
         (["transcribe", WEEK, "--format", "srt", "--max-line-width", "0"], "max_line_width"),
         (["transcribe", WEEK, "--model", "audio-flamingo", "--format", "txt,tsv"], "cannot return timestamps"),
         (["transcribe", WEEK, "--language", "Klingon"], "unknown language 'Klingon'; use auto, one of the codes af"),

@@ -61,11 +61,11 @@ ABSENT = {
     **{
         (surface, name): "for srt and vtt, which this surface does not write"
         for surface in ("python", "client", "manifest")
-        for name in ("max_line_width", "max_line_count", "max_words_per_line")
+        for name in ("max_line_width", "max_line_count", "max_words_per_line", "max_chars_per_sec")
     },
     **{
         ("page", name): "not offered: an option for programs"
-        for name in ("max_line_width", "max_line_count", "max_words_per_line")
+        for name in ("max_line_width", "max_line_count", "max_words_per_line", "max_chars_per_sec")
     },
     ("chat completions", "format"): "OpenAI's response_format asks a chat for JSON, which no model here can do",
 }
@@ -89,6 +89,7 @@ VALUES = {
     "max_line_width": 30,
     "max_line_count": 1,
     "max_words_per_line": 4,
+    "max_chars_per_sec": 17,
     "pooling": "mean",
     "encoding": "base64",
 }

@@ -276,7 +276,7 @@ def test_an_answer_has_what_its_output_has(ears, dry):
 def test_answers_are_rows_of_a_table(ears, dry):
     good, bad = (one.to_dict() for one in ears.transcribe([WEEK, "/nowhere.wav"], timestamps=True))
     assert (good["index"], good["file"], good["text"]) == (0, str(WEEK), "see you next week")
-    assert good["words"][0].keys() == {"text", "start", "end", "confidence"}
+    assert good["words"][0].keys() == {"text", "start", "end", "confidence", "speaker", "channel"}
     assert bad == {
         "index": 1,
         "error": {"code": "source_not_found", "message": "no such file: /nowhere.wav"},

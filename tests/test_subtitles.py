@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.protocol import subtitles
+from worker.protocol import corpus_formats, subtitles, voices
+from worker.protocol.cues import LINE_CHARS
 from worker.types import Span, Transcript, View
 
 
@@ -56,7 +57,7 @@ def test_subtitles_have_spaces_where_the_text_has_them():
     words = tuple(Span(char, i * 0.1, i * 0.1 + 0.1) for i, char in enumerate(text.replace(" ", "")))
     cues = subtitles.srt(Transcript(text, words), 9.0).splitlines()
     assert "".join(cues[2:4]) == text
-    assert max(map(len, cues)) <= subtitles.LINE_CHARS
+    assert max(map(len, cues)) <= LINE_CHARS
 
 
 def test_a_cue_ends_with_its_segment_however_words_are_timed():
@@ -135,7 +136,80 @@ def test_a_cue_of_punctuation_alone_is_not_written(timed):
 
 def test_tsv_has_the_segments_as_the_command_line_of_whisper_writes_them():
     segments = (Span(" One\ttwo.", 0.0, 1.0204), Span(" Three\nfour.", 2.9, 4.0))
-    written = subtitles.tsv(Transcript("One two. Three four.", (), segments), 5.0)
+    written = corpus_formats.tsv(Transcript("One two. Three four.", (), segments), 5.0)
     assert written == "start\tend\ttext\n0\t1020\tOne two.\n2900\t4000\tThree four.\n"
-    assert subtitles.tsv(Transcript("One."), 1.5) == "start\tend\ttext\n0\t1500\tOne.\n"
-    assert subtitles.tsv(Transcript(""), 1.5) == "start\tend\ttext\n"
+    assert corpus_formats.tsv(Transcript("One."), 1.5) == "start\tend\ttext\n0\t1500\tOne.\n"
+    assert corpus_formats.tsv(Transcript(""), 1.5) == "start\tend\ttext\n"
+
+
+def dialogue() -> Transcript:
+    """Two speakers, of whom the first speaks again, and speaks without a pause before the second."""
+    said = [("Speaker 1", "How are you?"), ("Speaker 2", "Fine & <well>."), ("Speaker 1", "Good.")]
+    words, segments = [], []
+    for speaker, text in said:
+        own = [
+            Span(word, at := 0.5 * (len(words) + i), at + 0.5, speaker=speaker) for i, word in enumerate(text.split())
+        ]
+        words += own
+        segments.append(Span(text, own[0].start, own[-1].end, speaker=speaker))
+    return Transcript(" ".join(text for _, text in said), tuple(words), tuple(segments), language="en")
+
+
+def test_subtitles_name_the_speaker_of_each_cue():
+    assert subtitles.srt(dialogue(), 9.0).split("\n\n") == [
+        "1\n00:00:00,000 --> 00:00:01,500\nSpeaker 1: How are you?",
+        "2\n00:00:01,500 --> 00:00:03,000\nSpeaker 2: Fine & <well>.",
+        "3\n00:00:03,000 --> 00:00:03,500\nSpeaker 1: Good.\n",
+    ]
+    assert "\n<v Speaker 2>Fine &amp; &lt;well&gt;.\n" in subtitles.vtt(dialogue(), 9.0)
+    assert subtitles.lrc(dialogue(), 9.0) == (
+        "[00:00.00]Speaker 1: How are you?\n[00:01.50]Speaker 2: Fine & <well>.\n[00:03.00]Speaker 1: Good.\n"
+    )
+
+
+def test_a_cue_ends_where_the_speaker_changes_within_a_segment():
+    words = (Span("One", 0.0, 0.5, speaker="Speaker 1"), Span("two.", 0.5, 1.0, speaker="Speaker 2"))
+    written = subtitles.srt(Transcript("One two.", words, (Span("One two.", 0.0, 1.0),)), 2.0)
+    assert [cue.strip().split("\n")[2] for cue in written.split("\n\n")] == ["Speaker 1: One", "Speaker 2: two."]
+
+
+def test_a_hostile_name_of_a_speaker_breaks_no_format():
+    span = Span("Hi.", 0.0, 1.0, speaker="A>\n\n2\n00:00 --> 00:01\tB")
+    transcript = Transcript("Hi.", (span,), (span,))
+    assert "<v A&gt; 2 00:00 --&gt; 00:01 B>Hi.\n" in subtitles.vtt(transcript, 2.0)
+    assert subtitles.srt(transcript, 2.0).split("\n")[2] == "A> 2 00:00 -> 00:01 B: Hi."
+    assert corpus_formats.tsv(transcript, 2.0).split("\n")[1] == "0\t1000\tA> 2 00:00 --> 00:01 B\tHi."
+    assert corpus_formats.rttm(transcript, "a b").split() == (
+        ["SPEAKER", "a_b", "1", "0.000", "1.000", "<NA>", "<NA>", "A>_2_00:00_-->_00:01_B", "<NA>", "<NA>"]
+    )
+
+
+def test_one_word_a_line_makes_subtitles_of_words():
+    written = subtitles.srt(spoken("One two."), 9.0, View(max_words_per_line=1))
+    assert written == "1\n00:00:00,000 --> 00:00:00,300\nOne\n\n2\n00:00:00,400 --> 00:00:00,700\ntwo.\n"
+
+
+def test_the_text_has_a_line_for_each_turn_if_the_speakers_are_known():
+    assert voices.text(dialogue()) == "Speaker 1: How are you?\nSpeaker 2: Fine & <well>.\nSpeaker 1: Good."
+    assert voices.text(spoken("One two.")) == "One two."
+
+
+def test_channels_have_cues_of_their_own_and_are_counted_from_1():
+    left = [Span("One", 0.0, 0.5, channel=0), Span("three.", 1.0, 1.5, channel=0)]
+    right = [Span("Two", 0.4, 0.9, channel=1), Span("four.", 1.2, 1.7, channel=1)]
+    segments = (Span("One three.", 0.0, 1.5, channel=0), Span("Two four.", 0.4, 1.7, channel=1))
+    words = tuple(sorted(left + right, key=lambda word: word.start))
+    written = subtitles.srt(Transcript("One three. Two four.", words, segments), 2.0)
+    assert [cue.strip().split("\n")[2] for cue in written.split("\n\n")] == [
+        "Channel 1: One three.",
+        "Channel 2: Two four.",
+    ]
+
+
+def test_a_cue_that_is_too_fast_is_shown_up_to_the_next_one():
+    segments = (Span("One two.", 0.0, 0.5), Span("Three four.", 0.7, 1.0), Span("Five.", 4.0, 4.2))
+    transcript = Transcript("One two. Three four. Five.", (), segments)
+    written = subtitles.srt(transcript, 4.3, View(max_chars_per_sec=10))
+    assert re.findall(r"--> (\S+)", written) == ["00:00:00,700", "00:00:01,800", "00:00:04,300"]
+    slow = subtitles.srt(transcript, 4.3, View(max_chars_per_sec=100))
+    assert re.findall(r"--> (\S+)", slow) == ["00:00:00,500", "00:00:01,000", "00:00:04,200"]

@@ -23,7 +23,9 @@ SAMPLE_RATE = 16_000
 
 Task = Literal["transcribe", "translate", "caption", "embed", "chat", "analyze", "diarize"]
 Level = Literal["word", "segment", "char"]
-Format = Literal["json", "verbose_json", "text", "srt", "vtt", "tsv"]
+Format = Literal[
+    "json", "verbose_json", "diarized_json", "text", "srt", "vtt", "lrc", "tsv", "ctm", "stm", "rttm", "textgrid"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,8 @@ class View:
     """The most lines of a cue of subtitles. None: 2, or 1 if `max_words_per_line` is set."""
     max_words_per_line: int | None = None
     """The most words of a line of subtitles. None: any number."""
+    max_chars_per_sec: float | None = None
+    """The reading speed for which a cue of subtitles is shown longer than it is spoken. None: as it is spoken."""
 
 
 @dataclass(frozen=True, slots=True)

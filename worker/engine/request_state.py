@@ -245,7 +245,8 @@ def visible(output: Output, view: View) -> Output:
     """
     if not isinstance(output, Transcript):
         return output
-    is_timed = bool(view.timestamps) or view.format not in ("json", "text")
+    has_voices = any(span.speaker is not None or span.channel is not None for span in output.segments)
+    is_timed = bool(view.timestamps) or view.format not in ("json", "text") or (view.format == "text" and has_voices)
     return dataclasses.replace(
         output,
         words=_rounded(output.words) if is_timed else (),

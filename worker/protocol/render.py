@@ -3,8 +3,8 @@
     Response ──▶ to_json ──▶ {"model", "results": [{"index", "id", "text", "formatted", …}], "usage", "timing"}
 
 `to_json` returns plain dicts of str, int, float, bool, None and lists: strict JSON (RFC 8259). Times are seconds, in
-whole milliseconds as the engine returns them. Each result may carry its text, srt, vtt or verbose_json in `formatted`
-(see `worker.protocol.subtitles`).
+whole milliseconds as the engine returns them. Each result may carry its transcript in another format in `formatted`
+(see `worker.protocol.subtitles` and `worker.protocol.corpus_formats`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import base64
 import dataclasses
 import io
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from worker.errors import AviaryError
-from worker.protocol import subtitles
+from worker.protocol import corpus_formats, subtitles, voices
 from worker.types import (
     Analysis,
     Caption,
@@ -26,6 +28,7 @@ from worker.types import (
     Embedding,
     Failure,
     Format,
+    Item,
     Level,
     Reply,
     Response,
@@ -95,14 +98,36 @@ def formatted(result: Result, shape: Json, form: Format) -> Any:
     view, output = result.item.view, result.output
     if form == "json":
         return None
-    if form == "text" or not isinstance(output, Transcript):
+    if isinstance(output, Diarization):
+        return _text(corpus_formats.rttm(output, _name(result.item))) if form == "rttm" else None
+    if not isinstance(output, Transcript):
         return shape.get("text", shape.get("caption"))
     if form == "verbose_json":
         return _verbose(result, output)
-    if form == "tsv":
-        return _text(subtitles.tsv(output, result.duration_sec))
-    write = subtitles.vtt if form == "vtt" else subtitles.srt
-    return _text(write(output, result.duration_sec, view))
+    if form == "diarized_json":
+        return _diarized(result, output)
+    duration, name = result.duration_sec, _name(result.item)
+    write: dict[Format, Callable[[], str]] = {
+        "text": lambda: voices.text(output),
+        "srt": lambda: subtitles.srt(output, duration, view),
+        "vtt": lambda: subtitles.vtt(output, duration, view),
+        "lrc": lambda: subtitles.lrc(output, duration, view),
+        "tsv": lambda: corpus_formats.tsv(output, duration),
+        "ctm": lambda: corpus_formats.ctm(output, name),
+        "stm": lambda: corpus_formats.stm(output, duration, name),
+        "rttm": lambda: corpus_formats.rttm(output, name),
+        "textgrid": lambda: corpus_formats.textgrid(output, duration),
+    }
+    return _text(write[form]())
+
+
+def _name(item: Item) -> str:
+    """Return what names the recording of an input: its id, or the name of its file without the suffix."""
+    if item.id is not None:
+        return str(item.id)
+    kind, location = item.source.kind, item.source.location
+    path = urlsplit(location).path if kind in ("url", "s3") else location if kind == "path" else ""
+    return PurePosixPath(path).stem or "audio"
 
 
 def _result(result: Result | Failure, put: Put) -> Json:
@@ -198,8 +223,14 @@ def logprobs(tokens: Sequence[Token], *, skip: int = 0) -> list[Json]:
 
 
 def _span(name: str, span: Span, confidence: bool) -> Json:
-    shape: Json = {name: _text(span.text), "start": span.start, "end": span.end}
+    shape: Json = {name: _text(span.text), "start": span.start, "end": span.end} | _voice(span)
     return shape | {"confidence": rounded(span.confidence)} if confidence else shape
+
+
+def _voice(span: Span) -> Json:
+    """Return the speaker and the channel of a span, if they are known."""
+    speaker = {} if span.speaker is None else {"speaker": _text(span.speaker)}
+    return speaker if span.channel is None else {**speaker, "channel": span.channel}
 
 
 def _embedding(embedding: Embedding, view: View, put: Put) -> Json:
@@ -242,6 +273,31 @@ def _verbose(result: Result, transcript: Transcript) -> Json:
     }
 
 
+def _diarized(result: Result, transcript: Transcript) -> Json:
+    """Return OpenAI's diarized_json (OpenAI API reference, "Transcription Object (Diarized JSON)").
+
+    A segment has the name of its speaker as all formats have it. If only the channel is known, that is the name.
+    """
+    return {
+        "task": result.item.options.task,
+        "duration": result.duration_sec,
+        "text": _text(transcript.text),
+        "segments": [
+            {
+                "type": "transcript.text.segment",
+                "id": f"seg_{number:03d}",
+                "start": span.start,
+                "end": span.end,
+                "text": _text(span.text),
+                "speaker": _text(voices.label(span)) or "Unknown",
+            }
+            for number, span in enumerate(transcript.segments)
+        ],
+        "usage": {"type": "duration", "seconds": result.duration_sec},
+        **({"warning": _text(result.warning)} if result.warning else {}),
+    }
+
+
 def _segment(number: int, span: Span, confidence: bool) -> Json:
     """Return a segment of verbose_json. `seek` is where it begins, in frames of 10 ms as Whisper counts them.
 
@@ -259,6 +315,7 @@ def _segment(number: int, span: Span, confidence: bool) -> Json:
         "avg_logprob": known.avg_logprob,
         "compression_ratio": known.compression_ratio,
         "no_speech_prob": known.no_speech_prob,
+        **_voice(span),
         **({"confidence": rounded(span.confidence)} if confidence else {}),
     }
 

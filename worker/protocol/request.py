@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, BinaryIO, Literal, TypeVar
+from typing import Annotated, Any, BinaryIO, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -40,7 +40,10 @@ LONGEST_LANGUAGE = 32  # characters
 AUTO = "auto"  # as the language of an input: that of the request does not apply
 _FEW = 100  # inputs
 _IGNORED = "An option is ignored, because {}"
-TIMED = ("srt", "vtt", "tsv")  # the formats that require the times of a transcript
+# The formats that require the times of a transcript, and those of them that require its speakers.
+TIMED = tuple(form for form in get_args(Format) if form not in ("json", "verbose_json", "text"))
+WITH_SPEAKERS = ("diarized_json", "rttm")
+_SPEAKER_OPTIONS: dict[str, Any] = {"diarize": True, "channels": "split"}  # the options that distinguish speakers
 
 _SPEECH: tuple[Task, ...] = ("transcribe", "translate")
 _CAPTION: tuple[Task, ...] = ("caption", "analyze")
@@ -166,18 +169,24 @@ class OptionFields(Strict):
     format: Format | None = _option(
         _GENERATION,
         "Every format except `json`, the default, adds `formatted` to each result. `tsv`: the segments as a table, "
-        "with times in milliseconds",
+        "with times in milliseconds. `diarized_json` and `rttm` require speakers",
     )
     max_line_width: int | None = _option(
         _SPEECH,
-        "`srt`, `vtt`: most characters of a line. Default: 42, which two lines may exceed if no limit is set",
+        "`srt`, `vtt`, `lrc`: most characters of a line. Default: 42, which two lines may exceed if no limit is set",
         ge=1,
         le=200,
     )
     max_line_count: int | None = _option(
         _SPEECH, "`srt`, `vtt`: most lines of a cue. Default: 2, or 1 with `max_words_per_line`", ge=1, le=10
     )
-    max_words_per_line: int | None = _option(_SPEECH, "`srt`, `vtt`: most words of a line", ge=1, le=100)
+    max_words_per_line: int | None = _option(_SPEECH, "`srt`, `vtt`, `lrc`: most words of a line", ge=1, le=100)
+    max_chars_per_sec: float | None = _option(
+        _SPEECH,
+        "`srt`, `vtt`: reading speed. A cue with more characters a second is shown longer, up to the next cue",
+        ge=1,
+        le=100,
+    )
     pooling: Literal["none", "mean"] | None = _option(
         _EMBEDDING, "Embeddings: one vector a frame (`none`, the default) or the mean of all frames"
     )
@@ -191,6 +200,14 @@ class OptionFields(Strict):
 OPTIONS: tuple[str, ...] = tuple(OptionFields.model_fields)
 _MAY_BE_EMPTY = frozenset((*OPTIONS, "model"))
 _OF_THE_WORK = tuple(field.name for field in dataclasses.fields(Options) if field.name in OPTIONS)
+
+
+_NO_SPEAKERS = "format {} requires speakers, which this version does not find. Choose another format"
+
+
+def names_speakers(values: Fields) -> bool:
+    """Return whether options ask for the speakers of a transcript, or for its channels."""
+    return any(values.get(name) == value for name, value in _SPEAKER_OPTIONS.items())
 
 
 def options_of(task: Task) -> tuple[str, ...]:
@@ -420,9 +437,10 @@ def _options(
         max_line_width=values.get("max_line_width"),
         max_line_count=values.get("max_line_count"),
         max_words_per_line=values.get("max_words_per_line"),
+        max_chars_per_sec=values.get("max_chars_per_sec"),
     )
     speech = body.task in _SPEECH
-    subtitles = view.format in TIMED
+    subtitles = view.format in TIMED and body.task != "diarize"
     timed = view.format == "verbose_json" and speech and (checked is None or checked.timestamps)
     work = {name: values[name] for name in _OF_THE_WORK if name in values}
     reported = view.format == "verbose_json" and speech and (checked is None or "confidence" in checked.options)
@@ -438,8 +456,10 @@ def _options(
         if view.include and not view.confidence:
             catalog.check_option(checked, "confidence", called="include")
         catalog.check(checked, options)
-    if subtitles and not speech:
+    if view.format in TIMED and not speech and (body.task, view.format) != ("diarize", "rttm"):
         raise Unsupported(f"format {view.format} is for transcribe and translate, not {options.task}", param="format")
+    if view.format in WITH_SPEAKERS and speech and not names_speakers(values):
+        raise Unsupported(_NO_SPEAKERS.format(view.format), param="format")
     return options, view, warning
 
 

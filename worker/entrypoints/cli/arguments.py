@@ -1,4 +1,4 @@
-"""The arguments of every command. Building the parser imports only argparse, so `--help` is fast and works even if a
+"""The arguments of every command. Building the parser imports no library, so `--help` is fast and works even if a
 library is missing.
 """
 
@@ -7,10 +7,13 @@ from __future__ import annotations
 import argparse
 from argparse import SUPPRESS
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from worker import __version__
+from worker.types import Format
 
+# The formats of a transcript beside the JSON of a result.
+TRANSCRIPTS = tuple("txt" if form == "text" else form for form in get_args(Format) if form != "json")
 LEVELS = ("word", "segment", "char")
 STYLES = ("detailed", "brief", "technical")
 
@@ -45,16 +48,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _transcribe(commands: Any) -> None:
-    command = _asks(commands, "transcribe", "transcribe speech", ("txt", "srt", "vtt", "tsv", "verbose_json"))
+    command = _asks(commands, "transcribe", "transcribe speech", TRANSCRIPTS)
     _speech(command)
     _lines(command)
     _writing(command)
 
 
 def _translate(commands: Any) -> None:
-    command = _asks(
-        commands, "translate", "translate speech into another language", ("txt", "srt", "vtt", "tsv", "verbose_json")
-    )
+    command = _asks(commands, "translate", "translate speech into another language", TRANSCRIPTS)
     _speech(command)
     _lines(command)
     _writing(command)
@@ -373,10 +374,16 @@ def _speech(command: Any) -> None:
 
 def _lines(command: Any) -> None:
     command.add_argument(
+        "--max-chars-per-sec",
+        type=float,
+        metavar="N",
+        help="srt, vtt: the reading speed in characters a second; a faster cue is shown longer, up to the next cue",
+    )
+    command.add_argument(
         "--max-line-width",
         type=int,
         metavar="N",
-        help="srt, vtt: the maximum number of characters of a line (default: 42, which two lines may exceed if no "
+        help="srt, vtt, lrc: the maximum number of characters of a line (default: 42, which two lines may exceed if no "
         "limit is set)",
     )
     command.add_argument(
@@ -386,7 +393,7 @@ def _lines(command: Any) -> None:
         help="srt, vtt: the maximum number of lines of a cue (default: 2, or 1 with --max-words-per-line)",
     )
     command.add_argument(
-        "--max-words-per-line", type=int, metavar="N", help="srt, vtt: the maximum number of words of a line"
+        "--max-words-per-line", type=int, metavar="N", help="srt, vtt, lrc: the maximum number of words of a line"
     )
 
 

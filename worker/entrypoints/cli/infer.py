@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from worker import catalog
 from worker.config import Settings
@@ -19,7 +19,7 @@ from worker.entrypoints.cli import plan, session
 from worker.errors import RequestError
 from worker.net.s3 import Bucket
 from worker.protocol import render
-from worker.protocol.request import TIMED, parse
+from worker.protocol.request import TIMED, WITH_SPEAKERS, names_speakers, parse
 from worker.types import Embedding, Failure, Format, Response, Result, Timing
 
 Json = dict[str, Any]
@@ -30,12 +30,9 @@ _FORMATS: dict[str, Format] = {
     "jsonl": "json",
     "npy": "json",
     "txt": "text",
-    "srt": "srt",
-    "vtt": "vtt",
-    "tsv": "tsv",
-    "verbose_json": "verbose_json",
+    **{form: form for form in sorted(get_args(Format), key=lambda form: form == "verbose_json") if form != "text"},
 }
-_LINES = ("max_line_width", "max_line_count", "max_words_per_line")
+_LINES = ("max_line_width", "max_line_count", "max_words_per_line", "max_chars_per_sec")
 
 
 def run(given: argparse.Namespace) -> int:
@@ -81,10 +78,12 @@ def _forms(given: argparse.Namespace, row: catalog.Model) -> Sequence[str]:
     """Return the formats to write; of "all", those that the model can write. Raises RequestError."""
     forms: Sequence[str] = given.format
     if forms == ("all",):
-        forms = [form for form in given.forms if form != "jsonl" and (row.timestamps or form not in TIMED)]
+        has_speakers = names_speakers(vars(given))
+        left_out = {"jsonl", *(() if row.timestamps else TIMED), *(() if has_speakers else WITH_SPEAKERS)}
+        forms = [form for form in given.forms if form not in left_out]
     for name in _LINES:
-        if getattr(given, name, None) is not None and not {"srt", "vtt"} & set(forms):
-            raise RequestError(f"--{name.replace('_', '-')} requires --format srt or vtt", param=name)
+        if getattr(given, name, None) is not None and not {"srt", "vtt", "lrc"} & set(forms):
+            raise RequestError(f"--{name.replace('_', '-')} requires --format srt, vtt or lrc", param=name)
     return forms
 
 

@@ -4,7 +4,8 @@
 
 Results are added as they finish. The jsonl sink and the folder write each result at once; the document sinks write all
 results at `close`, in the order of the inputs. Results are plain JSON. `formatted` holds the result in the other
-formats, by name: text, the JSON of verbose_json, or the array of npy. Only a folder holds several formats.
+formats, by name: text, the JSON of verbose_json and diarized_json, or the array of npy. Only a folder holds several
+formats.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from worker.entrypoints.cli.arguments import TRANSCRIPTS
 from worker.entrypoints.cli.inputs import Input, places
 from worker.errors import RequestError
 
@@ -25,17 +27,15 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+_JSON = ("verbose_json", "diarized_json")  # formats of a transcript that are JSON
+_ALSO = ("txt", *_JSON)  # formats of a transcript that a file can hold several of
 SUFFIXES = {
-    "json": ".json",
-    "jsonl": ".jsonl",
-    "txt": ".txt",
-    "srt": ".srt",
-    "vtt": ".vtt",
-    "tsv": ".tsv",
+    **{form: f".{form}" for form in ("json", "jsonl", "npy", *TRANSCRIPTS)},
+    "textgrid": ".TextGrid",
     "verbose_json": ".json",
-    "npy": ".npy",
+    "diarized_json": ".diarized.json",
 }
-_OF_ONE = ("srt", "vtt", "tsv", "npy")  # a file of such a format can hold only one result
+_OF_ONE = ("npy", *(form for form in TRANSCRIPTS if form not in _ALSO))  # a file can hold only one result
 
 
 class Sink(ABC):
@@ -148,7 +148,7 @@ class _Document(Sink):
             data = dumps({"results": results, **summary}, indent=None if vectors else 2)
         elif self._count == 1:
             data = _one(self._form, *good[0]) if good else b""
-        elif self._form == "verbose_json":
+        elif self._form in _JSON:
             data = dumps([{"file": result["file"], **(one or {"error": result.get("error")})} for result, one in pairs])
         else:
             texts = [f"==> {result['file']} <==\n{formatted}\n" for result, formatted in good]
@@ -198,7 +198,7 @@ def _one(form: str, result: Mapping[str, Any], formatted: Any) -> bytes:
         return dumps(result, indent=None if form == "jsonl" or "embedding" in result else 2)
     if form == "npy":
         return _npy(formatted)
-    return dumps(formatted) if form == "verbose_json" else _text(formatted)
+    return dumps(formatted) if form in _JSON else _text(formatted)
 
 
 def _text(text: str) -> bytes:

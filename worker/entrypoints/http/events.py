@@ -23,7 +23,6 @@ from worker.entrypoints.http import responses
 from worker.entrypoints.http.service import Service, hung_up
 from worker.errors import Cancelled
 from worker.faults import report
-from worker.protocol.render import UNDETERMINED
 from worker.protocol.work import Work
 from worker.types import Progress
 
@@ -61,7 +60,8 @@ async def respond(
 async def transcription(service: Service, work: Work, payload: Json) -> AsyncGenerator[Event, None]:
     """Yield the events of a transcription: deltas, then the whole text, with times for `verbose_json`.
 
-    work: what `payload` asks for, prepared with the format `verbose_json`.
+    work: what `payload` asks for, prepared with the format `verbose_json`, or `diarized_json` if the payload has it.
+    The segments of `diarized_json` are events of their own, after the deltas: the speakers are known at the end.
     With `include=logprobs`, there is one delta for each token. The deltas then follow the end of the transcription,
     because the log probabilities are known only then.
     """
@@ -78,19 +78,23 @@ async def transcription(service: Service, work: Work, payload: Json) -> AsyncGen
             if isinstance(piece, Progress):
                 yield piece
                 continue
-            done = piece["results"][0]["formatted"]
+            result = piece["results"][0]
+            done = result["formatted"]
             if scored:
-                for event in _scored_deltas(done["text"], done["logprobs"]):
+                for event in _scored_deltas(done["text"], result["logprobs"]):
                     yield event
             elif rest := _rest(done["text"], text):
                 yield {"type": "transcript.text.delta", "delta": rest}
-            more = [name for name in ("language", "duration", "segments", "words") if verbose and name in done]
-            more += [name for name in ("confidence", "logprobs", "finish_reason", "warning") if name in done]
+            if payload.get("format") == "diarized_json":
+                for segment in done["segments"]:
+                    yield segment
+            known = ("confidence", "logprobs", "finish_reason", "warning")
             yield {
                 "type": "transcript.text.done",
                 "text": done["text"],
-                "languages": [] if done["language"] == UNDETERMINED else [{"code": done["language"]}],
-                **{name: done[name] for name in more},
+                "languages": [{"code": result["language"]}] if result["language"] else [],
+                **{name: done[name] for name in ("language", "duration", "segments", "words") if verbose},
+                **{name: result[name] for name in known if name in result},
                 "usage": done["usage"],
             }
     finally:

@@ -82,16 +82,21 @@ class _Usage(TypedDict):
 
 
 class _TimedSegment(TypedDict):
-    id: int
+    """A segment of verbose_json, or of diarized_json."""
+
+    id: int | str
     text: str
     start: float
     end: float
-    seek: int
-    tokens: list[int] | None
-    temperature: float | None
-    avg_logprob: float | None
-    compression_ratio: float | None
-    no_speech_prob: float | None
+    seek: NotRequired[int]
+    tokens: NotRequired[list[int] | None]
+    temperature: NotRequired[float | None]
+    avg_logprob: NotRequired[float | None]
+    compression_ratio: NotRequired[float | None]
+    no_speech_prob: NotRequired[float | None]
+    type: NotRequired[str]
+    speaker: NotRequired[str]
+    channel: NotRequired[int]
     confidence: NotRequired[float | None]
 
 
@@ -99,6 +104,8 @@ class _TimedWord(TypedDict):
     word: str
     start: float
     end: float
+    speaker: NotRequired[str]
+    channel: NotRequired[int]
     confidence: NotRequired[float | None]
 
 
@@ -113,7 +120,7 @@ class _Language(TypedDict):
 
 
 class Transcription(TypedDict):
-    """OpenAI's json and verbose_json."""
+    """OpenAI's json, verbose_json and diarized_json."""
 
     text: str
     usage: _Usage

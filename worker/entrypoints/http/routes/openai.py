@@ -60,7 +60,8 @@ def router(service: Service) -> APIRouter:
         _require_audio(http, sent)
         payload, shape = openai.translate(http.scope["path"], sent.fields)
         if stream is not None:
-            work = await service.prepare(http, payload | {"format": "verbose_json"}, sent.files)
+            form = "diarized_json" if payload.get("format") == "diarized_json" else "verbose_json"
+            work = await service.prepare(http, payload | {"format": form}, sent.files)
             return await events.respond(http, events.transcription(service, work, payload), _named(work.model))
         answer = await service.one(http, payload, sent.files, job=_job(http, sent, shape))
         shaped = shape(answer)
