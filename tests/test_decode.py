@@ -268,7 +268,7 @@ def test_a_decoder_that_hangs_is_ended_at_the_time_limit(tmp_path, monkeypatch, 
         decode(made, path)
         os.kill(made._idle.queue[0]._process.pid, signal.SIGSTOP)
     else:
-        monkeypatch.setattr("worker.audio.ffmpeg.command", lambda _descriptor: ["sleep", "60"])
+        monkeypatch.setattr("worker.audio.ffmpeg.command", lambda _descriptor, _split: ["sleep", "60"])
     started = time.monotonic()
     with pytest.raises(DecodeFailed, match="DECODE_TIMEOUT_SEC"):
         decode(made, path)

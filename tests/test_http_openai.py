@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import re
+from pathlib import Path
 
 import httpx
 import numpy as np
 import openai
 import pytest
+import soundfile
 from conftest import DIGITS, tone
 from serving import serving
 
@@ -88,6 +90,47 @@ def test_lines_of_subtitles_have_the_limits_of_the_request(speaking):
 
 def test_tsv_has_milliseconds(speaking):
     assert re.fullmatch(r"start\tend\ttext\n\d{3}\t\d{4}\tsee you next week\n", ask(speaking, response_format="tsv"))
+
+
+def ask_call(server: openai.OpenAI, tmp_path, **options):
+    """Ask for a call of two: one channel says what the sample says, and the other is silent."""
+    audio = np.zeros((16_000 * 2, 2), np.int16)
+    mono, _rate = soundfile.read(Path(WEEK).with_name("doctor.flac"), dtype="int16")
+    audio[:, 1] = mono[: len(audio)]
+    soundfile.write(tmp_path / "call.wav", audio, 16_000)
+    with (tmp_path / "call.wav").open("rb") as file:
+        return server.audio.transcriptions.create(
+            file=file, model="pocketsphinx", extra_body={"channels": "split"}, **options
+        )
+
+
+def test_diarized_json_has_the_segments_with_their_speakers(speaking, tmp_path):
+    answer = ask_call(speaking, tmp_path, response_format="diarized_json")
+    assert type(answer) is openai.types.audio.TranscriptionDiarized
+    openai.types.audio.TranscriptionDiarized.model_validate(answer.model_dump(), strict=True)
+    assert {segment.speaker for segment in answer.segments} == {"Channel 2"}
+    assert " ".join(segment.text for segment in answer.segments) == answer.text
+    assert all(segment.start < segment.end for segment in answer.segments)
+    assert len({segment.id for segment in answer.segments}) == len(answer.segments)
+    assert answer.duration == 2.0
+    assert answer.usage.seconds == 4.0, "two channels"
+    with pytest.raises(openai.BadRequestError, match="diarized_json requires speakers"):
+        ask(speaking, response_format="diarized_json")
+
+
+def test_a_diarized_stream_has_an_event_for_each_segment(speaking, tmp_path):
+    answer = ask_call(speaking, tmp_path, response_format="diarized_json")
+    *events, done = list(ask_call(speaking, tmp_path, response_format="diarized_json", stream=True))
+    segments = [event for event in events if event.type == "transcript.text.segment"]
+    assert [segment.model_dump() for segment in segments] == [segment.model_dump() for segment in answer.segments]
+    for segment in segments:
+        openai.types.audio.transcription_text_segment_event.TranscriptionTextSegmentEvent.model_validate(
+            segment.model_dump(), strict=True
+        )
+    assert "".join(event.delta for event in events if event.type == "transcript.text.delta") == answer.text
+    assert (done.type, done.text) == ("transcript.text.done", answer.text)
+    with pytest.raises(openai.BadRequestError, match="diarized_json requires speakers"):
+        ask(speaking, response_format="diarized_json", stream=True)
 
 
 def test_verbose_json_has_segments_unasked(speaking):

@@ -125,8 +125,8 @@ def test_the_decoder_s_warning_and_the_transcript_s_are_both_told(tmp_path, spok
 
     monkeypatch.setattr(
         decode.Decoder,
-        "decode",
-        lambda *args, **kwargs: Clip(np.full(60 * SAMPLE_RATE, STEP, np.float32), "the file is damaged"),
+        "decode_channels",
+        lambda *args, **kwargs: (Clip(np.full(60 * SAMPLE_RATE, STEP, np.float32), "the file is damaged"),),
     )
     (result,) = run(tmp_path, Reader(), {"inputs": [audio(tmp_path / "a.wav", 60)]}).results
     assert result.warning.startswith("the file is damaged; The audio contains speech without words")

@@ -57,6 +57,7 @@ ABSENT = {
     ("page", "punctuation"): "not offered: an option for programs",
     ("page", "condition_on_previous_text"): "not offered: an option for programs",
     ("page", "long_audio"): "not offered: an option for programs",
+    ("page", "channels"): "not offered: an option for programs",
     ("page", "top_p"): "not offered: an option for programs",
     **{
         (surface, name): "for srt and vtt, which this surface does not write"
@@ -79,6 +80,7 @@ VALUES = {
     "include": ["logprobs"],
     "condition_on_previous_text": True,
     "long_audio": "windows",
+    "channels": "split",
     "prompt": "words",
     "style": "brief",
     "messages": [{"role": "user", "content": "what?"}],

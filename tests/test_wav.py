@@ -77,11 +77,11 @@ def test_what_is_read_is_what_libsndfile_reads(folder, samples, fmt, before, bet
             assert size == 0 or size % 2 or start + size > len(data)
             return
         with tempfile.TemporaryFile() as decoded:
-            size, warning = decode_process.store(
+            size, channels, warning = decode_process.store(
                 decode_process.by_sndfile(file.fileno()), decoded.fileno(), 1 << 20, refuse
             )
             expected = np.frombuffer(decoded.read(), np.float32)
-    assert (size, warning) == (found.nbytes, None)
+    assert (size, channels, warning) == (found.nbytes, 1, None)
     assert found.dtype == np.float32
     assert np.array_equal(found, expected)
 

@@ -52,6 +52,10 @@ class SpeechOptions(GenerationOptions, total=False):
         Literal["whole", "windows"],
         "Whether a model that accepts any length transcribes long audio at once or in windows of 30 s.",
     ]
+    channels: Annotated[
+        Literal["mix", "split"],
+        "Whether the channels of the audio are mixed, or each is transcribed for itself.",
+    ]
 
 
 class CaptionOptions(GenerationOptions, total=False):

@@ -118,6 +118,8 @@ class Options:
     """How a model that accepts any length transcribes long audio: at once or in windows. None: as LONG_AUDIO says."""
     pooling: Literal["none", "mean"] = "none"
     """Whether an embedding is the mean over all frames."""
+    channels: Literal["mix", "split"] = "mix"
+    """Whether the channels are mixed, or each is transcribed for itself."""
 
     @property
     def kind(self) -> Options:
@@ -473,6 +475,13 @@ class Result:
     warning: str | None = None
     """What may be wrong: ignored options, damaged audio, speech without words, or a text that the limit on new tokens
     cut off."""
+    channels: int = 1
+    """The channels of the audio, if they were split."""
+
+    @property
+    def audio_sec(self) -> float:
+        """Seconds of audio, which count all channels."""
+        return round(self.duration_sec * self.channels, 3)
 
     @property
     def index(self) -> int:

@@ -56,6 +56,8 @@ def payloads(audio: bytes) -> list[dict[str, Any]]:
     return [
         {"inputs": [{"source": source, "id": 7}, str(INTACT)], **speech},
         {"input": {"audio": source, "id": "a", "timestamps": True, "format": "srt"}},
+        {"inputs": [source, str(INTACT)], "channels": "split", "format": "diarized_json", "timestamps": True},
+        {"audio": source, "channels": "split", "format": "vtt", "max_chars_per_sec": 17},
         {"audio_base64": source.partition(",")[2], "task": "translate", "model": "canary", "target_language": "de"},
         {"task": "caption", "audio": {"source": str(INTACT)}, "model": "audio-flamingo-3", **sampling},
         {"task": "chat", "audio": source, "model": "audio-flamingo-3", "messages": turns},

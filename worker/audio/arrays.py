@@ -33,10 +33,10 @@ RATES = (1_000, 768_000)  # the lowest and the highest sample rate, in Hz
 _SUBTYPES = {"int16": "PCM_16", "int32": "PCM_32", "float32": "FLOAT"}
 
 
-def memory_source(audio: Any, sample_rate: int | None, name: str) -> Source:
+def memory_source(audio: Any, sample_rate: int | None, name: str, *, split: bool = False) -> Source:
     """Return the source of an array, or of the bytes of a file.
 
-    sample_rate: of an array, in Hz. name: names the source for people.
+    sample_rate: of an array, in Hz. name: names the source for people. split: whether an array keeps its channels.
     Raises RequestError for an array with no sample rate or one that is out of range. Reading the source raises
     InputError for an array that is not audio.
     """
@@ -48,7 +48,7 @@ def memory_source(audio: Any, sample_rate: int | None, name: str) -> Source:
         raise RequestError(
             f"sample_rate is in Hz, from {RATES[0]} to {RATES[1]}, not {sample_rate}", param="sample_rate"
         )
-    return Source("memory", name, write=functools.partial(_write_array, audio, sample_rate))
+    return Source("memory", name, write=functools.partial(_write_array, audio, sample_rate, split))
 
 
 def is_several(audio: Any) -> bool:
@@ -126,8 +126,8 @@ def _write_bytes(data: bytes | bytearray | memoryview, file: BinaryIO) -> None:
     file.write(data)
 
 
-def _write_array(audio: Any, sample_rate: int, file: BinaryIO) -> None:
-    samples = mono(audio)
+def _write_array(audio: Any, sample_rate: int, split: bool, file: BinaryIO) -> None:
+    samples = frames(audio) if split else mono(audio)
     resampled = None if sample_rate == SAMPLE_RATE else _resample_on_gpu(samples, sample_rate)
     if resampled is None:
         write_wav(file, samples, sample_rate)
@@ -138,7 +138,7 @@ def _write_array(audio: Any, sample_rate: int, file: BinaryIO) -> None:
 def _resample_on_gpu(samples: np.ndarray, sample_rate: int) -> np.ndarray | None:
     """Return the samples at 16 kHz, or None without a GPU or torchaudio: the decoder then resamples them.
 
-    torch is used only if a model has imported it already.
+    Both are as `frames` returns them. torch is used only if a model has imported it already.
     """
     import numpy as np
 
@@ -150,5 +150,6 @@ def _resample_on_gpu(samples: np.ndarray, sample_rate: int) -> np.ndarray | None
     except (ImportError, OSError):  # torchaudio loads only beside the version of torch that it was built for
         return None
     floats = samples.astype(np.float32) / _full_scale(samples)
-    resampled: np.ndarray = resample(torch.from_numpy(floats).cuda(), sample_rate, SAMPLE_RATE).cpu().numpy()
-    return resampled
+    channels = torch.from_numpy(np.ascontiguousarray(floats.T)).cuda()
+    resampled: np.ndarray = resample(channels, sample_rate, SAMPLE_RATE).cpu().numpy()
+    return resampled.T

@@ -1,4 +1,4 @@
-"""An open file → Clip (float32, mono, 16 kHz), for every format that ffmpeg reads.
+"""An open file → Clips (float32, 16 kHz), for every format that ffmpeg reads: the mix of its channels, or each of them.
 
     file ──┬── WAV that needs no decoding ──▶ worker.audio.wav, in this process
            ├── WAV, FLAC, Ogg, MP3, AIFF ──▶ libsndfile ─┐ worker.audio.decode_process,
@@ -6,8 +6,9 @@
            └── what the libraries refuse ──▶ one ffmpeg process, its output piped
 
 Nothing is decoded in this process, so a crash of a decoder fails one input only. The libraries refuse damaged files,
-more than two channels, and rare codecs. The limits on length and time apply while a file is decoded, not afterward; a
-header that states too long an audio is refused before. The decoded audio is in memory once.
+more than two channels to mix, and rare codecs. The limits on length and time apply while a file is decoded, not
+afterward; a header that states too long an audio is refused before. The length counts each channel that is decoded. The
+decoded audio is in memory once.
 
 Raises DecodeFailed, EmptyAudio, TooLong, Cancelled. A damaged file that is partly readable yields a Clip with a
 `warning`.
@@ -58,18 +59,30 @@ class Decoder:
     def decode(
         self, file: BinaryIO, *, cancelled: Callable[[], bool] = lambda: False, room: Callable[[int], int] | None = None
     ) -> Clip:
-        """Return the first audio track of the whole file. The file must be seekable; it stays open.
+        """Return the first audio track of the whole file, its channels mixed. As `decode_channels`."""
+        (clip,) = self.decode_channels(file, split=False, cancelled=cancelled, room=room)
+        return clip
 
-        `room` is called with the bytes of audio that decoding has reached, first 0, and returns the bytes up to which
-        it may continue. It may raise, which ends the decoding.
+    def decode_channels(
+        self,
+        file: BinaryIO,
+        *,
+        split: bool = True,
+        cancelled: Callable[[], bool] = lambda: False,
+        room: Callable[[int], int] | None = None,
+    ) -> tuple[Clip, ...]:
+        """Return the channels of the first audio track of the whole file in order, or, unless `split`, their mix alone.
+
+        The file must be seekable; it stays open. `room` is called with the bytes of audio that decoding has reached,
+        first 0, and returns the bytes up to which it may continue. It may raise, which ends the decoding.
         Raises DecodeFailed, EmptyAudio, TooLong, what `room` raises, and Cancelled once `cancelled` returns True.
         """
         limits = _Limits(self._settings, cancelled, room)
         samples = wav.read(file, limits.check)
-        clip = self._decode(file, limits) if samples is None else Clip(samples)
-        if not len(clip.samples):
+        clips = self._decode(file, limits, split) if samples is None else (Clip(samples),)
+        if not len(clips[0].samples):
             raise EmptyAudio("the audio holds no samples")
-        return clip
+        return clips
 
     def warm(self) -> None:
         """Start `settings.decode_workers` decoding processes ahead of the first request. Later calls do nothing."""
@@ -85,21 +98,23 @@ class Decoder:
             while True:
                 self._idle.get_nowait().close()
 
-    def _decode(self, file: BinaryIO, limits: _Limits) -> Clip:
-        limits.refuse(stated_sec(file))
+    def _decode(self, file: BinaryIO, limits: _Limits, split: bool) -> tuple[Clip, ...]:
+        limits.refuse(stated_sec(file, split))
         with _shareable(file) as shared:
             try:
-                return self._by_process(shared, limits)
+                return self._by_process(shared, limits, split)
             except _LibraryRefused as refused:
-                return _by_ffmpeg(shared, limits, str(refused))
+                if str(refused).endswith(ffmpeg.TOO_MANY):
+                    raise DecodeFailed(ffmpeg.TOO_MANY) from None
+                return _by_ffmpeg(shared, limits, str(refused), split)
 
-    def _by_process(self, file: BinaryIO, limits: _Limits) -> Clip:
+    def _by_process(self, file: BinaryIO, limits: _Limits, split: bool) -> tuple[Clip, ...]:
         try:
             process = self._idle.get_nowait()
         except queue.Empty:
             process = _Process()
         try:
-            return process.decode(file, limits)
+            return process.decode(file, limits, split)
         except _LibraryRefused:
             raise
         except BaseException:
@@ -177,16 +192,16 @@ class _Process:
         self._socket.settimeout(_POLL_SEC)
         self.alive = True
 
-    def decode(self, file: BinaryIO, limits: _Limits) -> Clip:
+    def decode(self, file: BinaryIO, limits: _Limits, split: bool) -> tuple[Clip, ...]:
         """Return the file's audio. Raises _LibraryRefused, and what `limits.check` raises."""
         limits.check()
         try:
-            socket.send_fds(self._socket, [struct.pack("<Q", limits.bytes)], [file.fileno()])
+            socket.send_fds(self._socket, [struct.pack("<Q?", limits.bytes, split)], [file.fileno()])
             status = self._receive(limits)
             while not status["done"]:
                 self._socket.sendall(struct.pack("<Q", limits.bytes))
                 status = self._receive(limits)
-            return self._clip(status)
+            return self._clips(status)
         except (EOFError, OSError):
             self.alive = False
             raise _LibraryRefused("the decoder crashed") from None
@@ -198,12 +213,12 @@ class _Process:
         self._process.wait()
         self._memory.close()
 
-    def _clip(self, status: dict[str, Any]) -> Clip:
+    def _clips(self, status: dict[str, Any]) -> tuple[Clip, ...]:
         """Return the audio that the process has decoded. Raises _LibraryRefused."""
         if status["error"]:
             self._trim()  # the audio before the fault may take much memory
             raise _LibraryRefused(status["error"])
-        return Clip(self._samples(status["bytes"]), status["warning"])
+        return _clips(self._samples(status["bytes"], status["channels"]), status["warning"])
 
     def _receive(self, limits: _Limits) -> dict[str, Any]:
         """Return the next line of the process. Raises EOFError if the process exits, and what `limits.check` raises."""
@@ -221,25 +236,33 @@ class _Process:
         limits.check(status["bytes"])
         return status
 
-    def _samples(self, size: int) -> np.ndarray:
-        """Return the first `size` bytes of the memory as samples, and free what the process may not keep.
+    def _samples(self, size: int, channels: int) -> np.ndarray:
+        """Return the first `size` bytes of the memory as samples, of shape (channels, samples).
 
-        The last block is moved first, so that a long audio is never in memory twice. Raises EOFError if the memory
-        holds less.
+        What the process may not keep is freed. The last block is moved first, so that a long audio is never in memory
+        twice. Raises EOFError if the memory holds less.
         """
-        samples = np.empty(size // 4, "<f4")
-        to = samples.data.cast("B")
-        for start in reversed(range(0, size, _KEPT)):
-            at, end = start, min(size, start + _KEPT)
-            while at < end:
-                got = os.preadv(self._memory.fileno(), [to[at:end]], at)
-                if not got:
-                    raise EOFError
-                at += got
+        count, most = size // (4 * channels), _KEPT // (4 * channels)
+        samples = np.empty((channels, count), "<f4")
+        for start in reversed(range(0, count, most)):
+            part = samples[:, start : start + most]
+            frames = part[0] if channels == 1 else np.empty(part.T.shape, "<f4")
+            self._read(frames, 4 * channels * start)
+            if channels > 1:
+                part[:] = frames.T
             if size > _KEPT:
-                self._memory.truncate(start)
+                self._memory.truncate(4 * channels * start)
         self._trim()
         return samples
+
+    def _read(self, frames: np.ndarray, at: int) -> None:
+        """Fill the array from the memory at `at`. Raises EOFError if the memory holds less."""
+        left = frames.data.cast("B") if frames.size else memoryview(b"")
+        while left:
+            got = os.preadv(self._memory.fileno(), [left], at)
+            if not got:
+                raise EOFError
+            left, at = left[got:], at + got
 
     def _trim(self) -> None:
         """Free the memory if the process holds more than it may keep."""
@@ -268,7 +291,12 @@ def _anonymous_file() -> io.FileIO:
     return tempfile.TemporaryFile(buffering=0)
 
 
-def _by_ffmpeg(file: BinaryIO, limits: _Limits, refusal: str) -> Clip:
+def _clips(samples: np.ndarray, warning: str | None) -> tuple[Clip, ...]:
+    """Return a clip for each channel of samples of shape (channels, samples)."""
+    return tuple(Clip(channel, warning) for channel in samples)
+
+
+def _by_ffmpeg(file: BinaryIO, limits: _Limits, refusal: str, split: bool) -> tuple[Clip, ...]:
     """Return the audio as one ffmpeg process decodes it.
 
     Raises DecodeFailed if ffmpeg cannot read the file. `refusal` is the reason of the libraries, for an ffmpeg that
@@ -279,7 +307,7 @@ def _by_ffmpeg(file: BinaryIO, limits: _Limits, refusal: str) -> Clip:
     with (
         tempfile.TemporaryFile() as stderr,
         child.start(
-            ffmpeg.command(file.fileno()),
+            ffmpeg.command(file.fileno(), split),
             pass_fds=(file.fileno(),),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -291,7 +319,7 @@ def _by_ffmpeg(file: BinaryIO, limits: _Limits, refusal: str) -> Clip:
         try:
             for block in _read(process.stdout, limits):
                 audio += block
-                limits.check(len(audio))
+                limits.check(max(0, len(audio) - (ffmpeg.AU_BYTES if split else 0)))
             status = process.wait(timeout=5)
         except BaseException:
             process.kill()
@@ -299,16 +327,16 @@ def _by_ffmpeg(file: BinaryIO, limits: _Limits, refusal: str) -> Clip:
         stderr.seek(0)
         said = stderr.read(8192).decode(errors="replace")
     message = _last_message(said)
-    if not audio and "matches no streams" in said:
+    samples = ffmpeg.samples(audio, split)
+    if not samples.size and "matches no streams" in said:
         raise DecodeFailed("the file has no audio track")
-    if not audio and (status or message):
+    if not samples.size and (status or message):
         raise DecodeFailed(f"the file is not readable as audio: {message or refusal}")
-    samples = np.frombuffer(audio, "<f4", count=len(audio) // 4)
-    if not all(np.isfinite(samples[at : at + _CHUNK]).all() for at in range(0, len(samples), _CHUNK)):
+    flat = samples.reshape(-1)
+    if not all(np.isfinite(flat[at : at + _CHUNK]).all() for at in range(0, len(flat), _CHUNK)):
         raise DecodeFailed("the file holds samples that are not numbers (NaN or infinite)")
-    if status or message:
-        return Clip(samples, f"decoding continued after an error: {message or f'exit status {status}'}")
-    return Clip(samples)
+    warning = f"decoding continued after an error: {message or f'exit status {status}'}" if status or message else None
+    return _clips(samples, warning)
 
 
 def _read(pipe: IO[bytes], limits: _Limits) -> Iterator[bytes]:
@@ -325,28 +353,33 @@ def _read(pipe: IO[bytes], limits: _Limits) -> Iterator[bytes]:
                 yield block
 
 
-def expected_sec(file: BinaryIO, guess_max_sec: float = math.inf) -> float:
+def expected_sec(file: BinaryIO, guess_max_sec: float = math.inf, split: bool = False) -> float:
     """Estimate how many seconds of audio the file holds, before it is decoded.
 
     The estimate is what a WAV or FLAC file shows: its header, or the last frame of FLAC. For other files it is a guess
-    from the size, and no more than `guess_max_sec`; the audio may be many times longer.
+    from the size, and no more than `guess_max_sec`; the audio may be many times longer. If `split`, the seconds are
+    those of all channels together.
     """
-    stated = stated_sec(file)
+    stated = stated_sec(file, split)
     info = flac.stream_info(_head(file))
     size = file.seek(0, os.SEEK_END)
     if info is not None:
         file.seek(max(0, size - flac.TAIL_BYTES))
-        stated = max(stated or 0.0, flac.last_sample(file.read(), info) / info.rate)
+        last = flac.last_sample(file.read(), info) / info.rate
+        stated = max(stated or 0.0, last * (info.channels if split else 1))
     return stated or min(size / 8_000, guess_max_sec)  # 64 kbit/s: speech rarely has a lower bit rate
 
 
-def stated_sec(file: BinaryIO) -> float | None:
-    """Return how many seconds of audio the header of a WAV or FLAC file states, or None if it states no length."""
+def stated_sec(file: BinaryIO, split: bool = False) -> float | None:
+    """Return how many seconds of audio the header of a WAV or FLAC file states, or None if it states no length.
+
+    If `split`, the seconds are those of all channels together.
+    """
     head = _head(file)
     info = flac.stream_info(head)
     if info is not None:
-        return info.samples / info.rate if info.samples else None
-    return wav.stated_sec(head, file.seek(0, os.SEEK_END))
+        return info.samples * (info.channels if split else 1) / info.rate if info.samples else None
+    return wav.stated_sec(head, file.seek(0, os.SEEK_END), split)
 
 
 def _head(file: BinaryIO) -> bytes:

@@ -9,9 +9,17 @@ from __future__ import annotations
 
 import functools
 import shutil
+import struct
+
+import numpy as np
 
 from worker.errors import FfmpegMissing
 from worker.types import SAMPLE_RATE
+
+MOST_CHANNELS = 64  # that are split; ffmpeg converts no more
+TOO_MANY = f"the audio has more than {MOST_CHANNELS} channels, so they cannot be split; set channels to mix"
+_AU = struct.Struct(">4s5I")  # the header of an AU file, which says how many channels there are
+AU_BYTES = 32  # of the header and of the annotation that follows it
 
 # Demuxers of single files. hls, concat, dash, sdp, image2, lavfi and every other demuxer that opens further files are
 # left out on purpose.
@@ -38,23 +46,32 @@ def executable() -> str:
         raise FfmpegMissing("ffmpeg was not found. Install ffmpeg, or run: pip install imageio-ffmpeg") from error
 
 
-def command(descriptor: int) -> list[str]:
-    """Return the command that writes the file's first audio track to stdout as little-endian float32, 16 kHz, mono.
+def command(descriptor: int, split: bool = False) -> list[str]:
+    """Return the command that writes the file's first audio track to stdout as float32 of 16 kHz: see `samples`.
 
-    The downmix keeps the weights of the channel layout but scales them to a sum of 1 (rematrix_maxval), which prevents
-    clipping.
+    The channels are mixed unless they are to be `split`. The downmix keeps the weights of the channel layout but scales
+    them to a sum of 1 (rematrix_maxval), which prevents clipping.
     """
     import ffmpeg
 
+    mixed = {"format": "f32le", "acodec": "pcm_f32le", "ac": 1, "af": "aresample=rematrix_maxval=1.0"}
+    apart = {"format": "au", "acodec": "pcm_f32be"}
     stream = ffmpeg.input(f"/dev/fd/{descriptor}", protocol_whitelist="file", format_whitelist=FORMATS)
-    stream = ffmpeg.output(
-        stream["a:0"],
-        "pipe:1",
-        format="f32le",
-        acodec="pcm_f32le",
-        ac=1,
-        ar=SAMPLE_RATE,
-        af="aresample=rematrix_maxval=1.0",
-    )
+    stream = ffmpeg.output(stream["a:0"], "pipe:1", ar=SAMPLE_RATE, **(apart if split else mixed))
     stream = stream.global_args("-nostdin", "-hide_banner", "-v", "error", "-threads", "1")
     return [str(part) for part in ffmpeg.compile(stream, cmd=executable())]
+
+
+def samples(written: bytes | bytearray, split: bool = False) -> np.ndarray:
+    """Return the output of the command as float32 of shape (channels, samples).
+
+    The output is little-endian samples of one channel, or, if `split`, an AU file.
+    """
+    if not split:
+        return np.frombuffer(written, "<f4", count=len(written) // 4)[None]
+    if len(written) < _AU.size:
+        return np.empty((1, 0), np.float32)
+    _magic, start, _size, _encoding, _rate, channels = _AU.unpack_from(written)
+    frames = max(0, len(written) - start) // (4 * channels)
+    audio = np.frombuffer(written, ">f4", count=frames * channels, offset=start if frames else 0)
+    return np.ascontiguousarray(audio.reshape(frames, channels).T, np.float32)

@@ -47,11 +47,17 @@ _NOT_READ = "the request was canceled before this input was read"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoded:
-    """A clip and the time it took. Its receiver must `release` the clip when the audio is no longer needed."""
+    """A source's audio and the time it took. Its receiver must `release` each clip when it is no longer needed."""
 
-    clip: Clip
+    clips: tuple[Clip, ...]
+    """The mix of the channels, or each channel in order."""
     fetch_sec: float
     decode_sec: float
+
+    @property
+    def clip(self) -> Clip:
+        """The first clip."""
+        return self.clips[0]
 
 
 OnOutcome = Callable[[Decoded | AviaryError], None]
@@ -66,6 +72,8 @@ class Unit:
     """Called exactly once, on an ingest thread."""
     cancelled: Callable[[], bool]
     """Whether the request was canceled."""
+    split: bool = False
+    """Whether to decode each channel, instead of their mix."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -290,7 +298,7 @@ class Ingest:
         started = time.monotonic()
         file = self._open(unit, lambda: self._is_cancelled(unit))
         try:
-            expected = expected_sec(file, self._read_ahead.guess_max_sec)
+            expected = expected_sec(file, self._read_ahead.guess_max_sec, unit.split)
         except BaseException:
             file.close()
             raise
@@ -306,12 +314,14 @@ class Ingest:
 
         began = time.monotonic()
         try:
-            clip = self._decoder.decode(opened.file, cancelled=lambda: self._is_cancelled(opened.unit), room=room)
+            clips = self._decoder.decode_channels(
+                opened.file, split=opened.unit.split, cancelled=lambda: self._is_cancelled(opened.unit), room=room
+            )
         except BaseException:
             self._hold(holding.queue, -holding.samples)
             raise
-        self._hold(holding.queue, len(clip.samples) - holding.samples)
-        return Decoded(clip, opened.fetch_sec, time.monotonic() - began)
+        self._hold(holding.queue, sum(len(clip.samples) for clip in clips) - holding.samples)
+        return Decoded(clips, opened.fetch_sec, time.monotonic() - began)
 
     def _is_cancelled(self, unit: Unit) -> bool:
         return self._closed or unit.cancelled()

@@ -67,17 +67,19 @@ def _data(head: bytes) -> tuple[int, int] | None:
     return None
 
 
-def stated_sec(head: bytes, file_bytes: int) -> float | None:
+def stated_sec(head: bytes, file_bytes: int, split: bool = False) -> float | None:
     """Return the seconds of audio in an uncompressed WAV file of `file_bytes`, or None if the header does not show it.
 
-    `head` is the first HEAD_BYTES of the file. The length follows from the sample rate and the size of a sample,
-    because decoders ignore the byte rate that the header states as well.
+    `head` is the first HEAD_BYTES of the file. If `split`, the seconds are those of all channels together. The length
+    follows from the sample rate and the size of a sample, because decoders ignore the byte rate that the header states
+    as well.
     """
     bytes_per_sec = 0
     for name, at, size in _chunks(head):
         if name == b"fmt " and at + 16 <= len(head):
             tag, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", head, at)
-            bytes_per_sec = rate * channels * -(-bits // 8) if tag in _UNCOMPRESSED else 0
+            counted = 1 if split else channels
+            bytes_per_sec = rate * counted * -(-bits // 8) if tag in _UNCOMPRESSED else 0
         if name == b"data":
             is_known = 0 < size < _UNKNOWN_BYTES
             left = max(0, file_bytes - at)

@@ -16,12 +16,12 @@ from worker.errors import Unsupported
 from worker.types import Options
 
 # The options that a row lists by name, with the values that mean "not set". A row has a field of its own for task,
-# timestamps and long_audio, and pooling changes the form of an embedding only.
+# timestamps and long_audio, pooling changes the form of an embedding only, and the engine splits channels.
 _DEFAULTS = {field.name: field.default for field in fields(Options)}
 _UNSET = {
     name: default
     for name, default in _DEFAULTS.items()
-    if name not in ("model", "task", "timestamps", "long_audio", "pooling")
+    if name not in ("model", "task", "timestamps", "long_audio", "pooling", "channels")
 }
 # The options that decide what the result is. The result without one of the others is still a result of the request.
 _ESSENTIAL = ("target_language", "messages")

@@ -40,7 +40,7 @@ class Transcribed(CallResult):
 
     `language` is the code of the spoken language, if the model reports it. `finish_reason` is "length" if a limit on
     new tokens cut off the text, and None if the model does not generate token by token. `confidence` and the
-    confidences of the spans, from 0 to 1, are filled with confidence=True.
+    confidences of the spans, from 0 to 1, are filled with confidence=True; their channels with channels="split".
     """
 
     text: str
@@ -138,11 +138,19 @@ def _transcript(result: Json) -> dict[str, Any]:
         "language": result.get("language"),
         "confidence": result.get("confidence"),
         "finish_reason": result.get("finish_reason"),
-        **{
-            f"{level}s": tuple(Span(s[level], s["start"], s["end"], s.get("confidence")) for s in spans.get(level, ()))
-            for level in ("word", "segment")
-        },
+        **{f"{level}s": tuple(_span(level, span) for span in spans.get(level, ())) for level in ("word", "segment")},
     }
+
+
+def _span(level: str, span: Json) -> Span:
+    return Span(
+        span[level],
+        span["start"],
+        span["end"],
+        span.get("confidence"),
+        speaker=span.get("speaker"),
+        channel=span.get("channel"),
+    )
 
 
 def _caption(result: Json) -> dict[str, Any]:

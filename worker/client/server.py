@@ -41,7 +41,7 @@ class Server:
             return Send("POST", url, json={**fields, "messages": _messages(fields["messages"], source)})
         body = {_RENAMED.get(name, name): value for name, value in fields.items()}
         if task == "transcribe":
-            with_times = body.pop("timestamps", False)
+            with_times = body.pop("timestamps", False) or body.get("channels") == "split"
             body["response_format"] = "verbose_json" if with_times else "json"
             if with_times:
                 body["timestamp_granularities"] = ["word", "segment"]

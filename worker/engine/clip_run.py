@@ -45,6 +45,7 @@ class ClipRun:
 
     items: the inputs of the request that have this clip and these options.
     submit: queues a piece for the devices.
+    reports_text: whether the text may be passed on before the output is set. That of one of several channels may not.
     """
 
     def __init__(
@@ -56,13 +57,15 @@ class ClipRun:
         *,
         settings: Settings,
         submit: Callable[[Piece, OnOutcome], None],
+        reports_text: bool = True,
     ) -> None:
         self._state, self._clip, self._items, self._submit = state, clip, items, submit
         self._row = catalog.find(options.model)
         self._conditions = options.condition_on_previous_text
         # Pieces of each kind share batches.
-        self._options = dataclasses.replace(options, long_audio=None, condition_on_previous_text=False)
-        self._stream = state.text_stream(items)
+        self._options = dataclasses.replace(options, long_audio=None, condition_on_previous_text=False, channels="mix")
+        self._reports_text = reports_text
+        self._stream = state.text_stream(items) if reports_text else None
         self._order = time.monotonic()
         self._transcribes = options.task in ("transcribe", "translate")
         self._in_windows = bool(self._row.window_sec) or (options.long_audio or settings.long_audio) == "windows"
@@ -135,7 +138,7 @@ class ClipRun:
     def _text_listener(self) -> Callable[[str], None] | None:
         """Return what receives the text of the windows in order, or None if there is no listener."""
         meter, stream = self._state.meter, self._stream
-        if not meter.is_watched:
+        if not (meter.is_watched and self._reports_text):
             return stream.write if stream else None
 
         def listen(text: str) -> None:

@@ -15,7 +15,7 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ from worker.backends import create
 from worker.backends.base import Backend
 from worker.backends.common.device import batch_target_sec, weights_budget
 from worker.config import Settings
+from worker.engine import channels
 from worker.engine.batching import Limits
 from worker.engine.chunking import cut
 from worker.engine.clip_run import ClipRun
@@ -120,12 +121,12 @@ class Engine:
         threads, which they must not block.
         """
         state = RequestState(request, on_result, on_text, on_progress, lambda: self._scheduler.closed)
-        sources: dict[Source, list[Item]] = {}
+        sources: dict[tuple[Source, bool], list[Item]] = {}
         for item in request.items:
-            sources.setdefault(item.source, []).append(item)
+            sources.setdefault((item.source, item.options.channels == "split"), []).append(item)
         if sources:
             queue = Queue(request.items[0].options.model, request.background)
-            units = (self._unit(state, queue, source, items) for source, items in sources.items())
+            units = (self._unit(state, queue, source, items, split) for (source, split), items in sources.items())
             self._ingest.submit(units, queue, state.future.cancelled)
         state.future.add_done_callback(functools.partial(self._on_done, request))
         return state.future
@@ -291,7 +292,7 @@ class Engine:
 
     # Requests
 
-    def _unit(self, state: RequestState, queue: Queue, source: Source, items: Sequence[Item]) -> Unit:
+    def _unit(self, state: RequestState, queue: Queue, source: Source, items: Sequence[Item], split: bool) -> Unit:
         """Return the source as ingest takes it. Ingest calls this when it is the source's turn."""
 
         def on_outcome(outcome: Decoded | AviaryError) -> None:
@@ -300,32 +301,65 @@ class Engine:
             else:
                 self._infer(state, queue, outcome, items)
 
-        return Unit(source, on_outcome, state.future.cancelled)
+        return Unit(source, on_outcome, state.future.cancelled, split)
 
     def _infer(self, state: RequestState, queue: Queue, decoded: Decoded, items: Iterable[Item]) -> None:
-        """Run a clip, once for each segment and set of options, and release its audio when all of these are done."""
+        """Run the audio, once for each segment and set of options, and release it when all of these are done."""
         state.add_seconds(fetch_sec=decoded.fetch_sec, decode_sec=decoded.decode_sec)
         groups: dict[tuple[Options, Part | None], list[Item]] = {}
         for item in items:
             groups.setdefault((item.options, item.segment), []).append(item)
         outputs: dict[tuple[Options, Part | None], Future[Output]] = {key: Future() for key in groups}
-        when_all(outputs.values(), functools.partial(self._ingest.release, decoded.clip, queue))
+        when_all(outputs.values(), functools.partial(self._release, decoded, queue))
         for key, group in groups.items():
             output, (options, segment) = outputs[key], key
-            clip = decoded.clip if segment is None else cut(decoded.clip, *segment)
-            output.add_done_callback(functools.partial(state.finish, group, clip))
-            state.meter.expect(group, clip.duration_sec)
+            clips = decoded.clips if segment is None else [cut(clip, *segment) for clip in decoded.clips]
+            output.add_done_callback(functools.partial(state.finish, group, clips[0], channels=len(clips)))
             try:
-                if not len(clip.samples):
+                if not len(clips[0].samples):
+                    state.meter.expect(group, 0.0)
                     raise EmptyAudio(f"the segment lies past the end of the audio, at {decoded.clip.duration_sec:g} s")
-                run = ClipRun(state, clip, options, group, settings=self.settings, submit=self._scheduler.submit)
-                run.start(output)
+                self._run(state, channels.distinct(clips), options, group, output)
             except Exception as error:  # noqa: BLE001  every input gets an outcome
                 fail(output, report(error))
 
-    def _on_examined(self, future: Future[T]) -> None:
-        if future.cancelled():
-            self._ingest.drop_cancelled()
+    def _run(
+        self,
+        state: RequestState,
+        clips: Mapping[int, Clip],
+        options: Options,
+        items: Sequence[Item],
+        output: Future[Output],
+    ) -> None:
+        """Run the clips of the channels, or that of their mix. Raises TooLong if the mix is too long."""
+        state.meter.expect(items, sum(clip.duration_sec for clip in clips.values()))
+
+        def start(clip: Clip, output: Future[Output]) -> None:
+            run = ClipRun(
+                state,
+                clip,
+                options,
+                items,
+                settings=self.settings,
+                submit=self._scheduler.submit,
+                reports_text=len(clips) == 1,
+            )
+            run.start(output)
+
+        if options.channels == "mix":
+            start(clips[0], output)
+            return
+        parts: dict[int, Future[Output]] = {channel: Future() for channel in clips}
+        when_all(parts.values(), functools.partial(channels.settle_merged, parts, output, clips[0].duration_sec))
+        for channel, part in parts.items():
+            try:
+                start(clips[channel], part)
+            except Exception as error:  # noqa: BLE001  the other channels have started
+                fail(part, report(error))
+
+    def _release(self, decoded: Decoded, queue: Queue) -> None:
+        for clip in decoded.clips:
+            self._ingest.release(clip, queue)
 
     def _on_done(self, request: Request, future: Future[Response]) -> None:
         if future.cancelled():
@@ -333,3 +367,7 @@ class Engine:
             self._scheduler.wake()
         else:
             self._on_response(request, future.result())
+
+    def _on_examined(self, future: Future[T]) -> None:
+        if future.cancelled():
+            self._ingest.drop_cancelled()

@@ -103,8 +103,11 @@ class RequestState:
         """Return what passes on the generated text of these inputs, or None if there is no listener."""
         return None if self._on_text is None else TextStream(self._on_text, items)
 
-    def finish(self, items: Iterable[Item], clip: Clip, output: Future[Output]) -> None:
-        """Give these inputs, which share the clip and the options, the output or the error of a future that is done."""
+    def finish(self, items: Iterable[Item], clip: Clip, output: Future[Output], channels: int = 1) -> None:
+        """Give these inputs, which share the audio and the options, the output or the error of a future that is done.
+
+        clip: the audio, or the first of its channels, if there are several `channels`.
+        """
         error = output.exception()
         if isinstance(error, AviaryError):
             self.fail(items, error)
@@ -112,7 +115,13 @@ class RequestState:
         for item in items:
             result = output.result()
             self._add(
-                Result(item, round(clip.duration_sec, 3), visible(result, item.view), _warning(item, clip, result))
+                Result(
+                    item,
+                    round(clip.duration_sec, 3),
+                    visible(result, item.view),
+                    _warning(item, clip, result),
+                    channels,
+                )
             )
 
     def fail(self, items: Iterable[Item], error: AviaryError) -> None:

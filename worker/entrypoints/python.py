@@ -296,7 +296,9 @@ class ModelBundle:
         fields = self.naming(payload)
         audio, rate = fields.pop("inputs"), fields.pop("sample_rate", None)
         sources = {
-            index: source for index, entry in enumerate(audio) if (source := _source(index, entry, rate)) is not None
+            index: source
+            for index, entry in enumerate(audio)
+            if (source := _source(index, entry, rate, split=fields.get("channels") == "split")) is not None
         }
         # A payload holds strings alone: a name stands for each input that has its source already.
         names = [f"input {index}" if index in sources else os.fsdecode(entry) for index, entry in enumerate(audio)]
@@ -393,7 +395,7 @@ def _next(events: queue.SimpleQueue[FinishedInput | Progress | None], line: Prog
             line.show(event)
 
 
-def _source(index: int, audio: Any, rate: int | None) -> Source | None:
+def _source(index: int, audio: Any, rate: int | None, *, split: bool = False) -> Source | None:
     """Return the source of an input that no string of a payload can name, or None for a path or URL.
 
     Raises RequestError for a value that is not audio, and for an array without a sample rate.
@@ -405,7 +407,7 @@ def _source(index: int, audio: Any, rate: int | None) -> Source | None:
         is_text = path.isascii() or path.encode("utf-8", "replace").decode() == path
         return None if is_text else Source("path", path, trusted=True)  # bytes of the path are not UTF-8
     if isinstance(audio, bytes | bytearray | memoryview) or hasattr(audio, "__array__"):
-        return memory_source(audio, rate, _name(index, audio))
+        return memory_source(audio, rate, _name(index, audio), split=split)
     raise RequestError(
         f"{_name(index, audio)} must be a path, a URL, bytes or an array, not {type(audio).__name__}", param="inputs"
     )

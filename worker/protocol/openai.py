@@ -22,6 +22,7 @@ from worker.config import Settings
 from worker.errors import RequestError, Unsupported
 from worker.protocol.model_names import aliases
 from worker.protocol.openai_fields import AUDIO, NOT_SUPPORTED, meaningful, speech
+from worker.protocol.render import audio_sec
 from worker.protocol.request import OPTIONS
 from worker.types import Task
 
@@ -178,7 +179,7 @@ def _speech_shape(answer: Json) -> Any:
     told = {"language": one["language"]} if one["language"] else {}
     told |= {"languages": [{"code": one["language"]}] if one["language"] else []}
     told |= {name: one[name] for name in ("confidence", "logprobs", "finish_reason", "warning") if name in one}
-    return {"text": one["text"], **told, "usage": {"type": "duration", "seconds": one["duration_sec"]}}
+    return {"text": one["text"], **told, "usage": {"type": "duration", "seconds": audio_sec(one)}}
 
 
 def _chat_shape(answer: Json) -> Json:

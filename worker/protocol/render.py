@@ -61,7 +61,7 @@ def to_json(response: Response, put: Put) -> Json:
         "usage": {
             "inputs": len(results),
             "failed": len(failed),
-            "audio_sec": round(sum(result.get("duration_sec", 0.0) for result in results), 3),
+            "audio_sec": round(sum(audio_sec(result) for result in results), 3),
         },
         "timing": {
             name: round(getattr(timing, name), 4)
@@ -72,6 +72,11 @@ def to_json(response: Response, put: Put) -> Json:
         first = failed[0]["error"]["message"]
         shape["error"] = first if len(failed) == 1 else f"all {len(failed)} inputs failed; the first: {first}"
     return shape
+
+
+def audio_sec(result: Json) -> float:
+    """Return the seconds of audio of a result in its public shape, which count all channels; 0 if it failed."""
+    return float(round(result.get("duration_sec", 0.0) * result.get("channels", 1), 3))
 
 
 def error_json(error: AviaryError) -> Json:
@@ -139,6 +144,8 @@ def _result(result: Result | Failure, put: Put) -> Json:
     except AviaryError as error:
         return shape | {"error": error_json(error)}
     shape["duration_sec"] = result.duration_sec
+    if result.item.options.channels == "split":
+        shape["channels"] = result.channels
     if result.warning:
         shape["warning"] = _text(result.warning)
     return shape
@@ -268,7 +275,7 @@ def _verbose(result: Result, transcript: Transcript) -> Json:
         **_probabilities(transcript, view),
         "segments": [_segment(i, span, view.confidence) for i, span in enumerate(transcript.segments)],
         "words": [_span("word", s, view.confidence) for s in transcript.words],
-        "usage": {"type": "duration", "seconds": result.duration_sec},
+        "usage": {"type": "duration", "seconds": result.audio_sec},
         **({"warning": _text(result.warning)} if result.warning else {}),
     }
 
@@ -293,7 +300,7 @@ def _diarized(result: Result, transcript: Transcript) -> Json:
             }
             for number, span in enumerate(transcript.segments)
         ],
-        "usage": {"type": "duration", "seconds": result.duration_sec},
+        "usage": {"type": "duration", "seconds": result.audio_sec},
         **({"warning": _text(result.warning)} if result.warning else {}),
     }
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, BinaryIO, Literal, TypeVar, get_args
@@ -148,6 +149,11 @@ class OptionFields(Strict):
         "How audio longer than 30 s is transcribed: at once (`whole`) or in windows that share batches (`windows`). "
         "Models with a window of their own always use windows. Default: `LONG_AUDIO`",
     )
+    channels: Literal["mix", "split"] | None = _option(
+        _SPEECH,
+        "Whether the channels of the audio are mixed (`mix`, the default) or each is transcribed for itself (`split`). "
+        "Words and segments then have a `channel`, from 0, and `timestamps` is `segment` by default",
+    )
     prompt: str | None = _option(
         (*_SPEECH, *_CAPTION), "Flamingo: the instruction, in place of the style's. Whisper: words to expect"
     )
@@ -202,7 +208,9 @@ _MAY_BE_EMPTY = frozenset((*OPTIONS, "model"))
 _OF_THE_WORK = tuple(field.name for field in dataclasses.fields(Options) if field.name in OPTIONS)
 
 
-_NO_SPEAKERS = "format {} requires speakers, which this version does not find. Choose another format"
+_NO_SPEAKERS = "format {} requires speakers, which the request does not ask for. Set " + " or ".join(
+    f"{name} to {json.dumps(value)}" for name, value in _SPEAKER_OPTIONS.items() if name in OPTIONS
+)
 
 
 def names_speakers(values: Fields) -> bool:
@@ -424,7 +432,10 @@ def _options(
         if checked is None or not catalog.changes_nothing(checked, name, value):
             values[name] = value
     values |= _languages(values)
-    levels = _levels(values.get("timestamps"))
+    speech = body.task in _SPEECH
+    split = values.get("channels") == "split"
+    ordered = split and speech and (checked is None or checked.timestamps)  # by time
+    levels = _levels(values.get("timestamps", ["segment"] if ordered else None))
     include = tuple(
         dict.fromkeys([values["include"]] if values.get("include") == "logprobs" else values.get("include", []))
     )
@@ -439,13 +450,12 @@ def _options(
         max_words_per_line=values.get("max_words_per_line"),
         max_chars_per_sec=values.get("max_chars_per_sec"),
     )
-    speech = body.task in _SPEECH
     subtitles = view.format in TIMED and body.task != "diarize"
     timed = view.format == "verbose_json" and speech and (checked is None or checked.timestamps)
     work = {name: values[name] for name in _OF_THE_WORK if name in values}
     reported = view.format == "verbose_json" and speech and (checked is None or "confidence" in checked.options)
     work |= {
-        "timestamps": bool(levels) or subtitles or timed,
+        "timestamps": bool(levels) or subtitles or timed or ordered,
         "confidence": view.confidence or bool(include) or reported,
         "messages": _messages(values.get("messages", [])),
     }
@@ -456,6 +466,8 @@ def _options(
         if view.include and not view.confidence:
             catalog.check_option(checked, "confidence", called="include")
         catalog.check(checked, options)
+    if split and not speech:
+        raise Unsupported(f"channels can be split for transcribe and translate, not {options.task}", param="channels")
     if view.format in TIMED and not speech and (body.task, view.format) != ("diarize", "rttm"):
         raise Unsupported(f"format {view.format} is for transcribe and translate, not {options.task}", param="format")
     if view.format in WITH_SPEAKERS and speech and not names_speakers(values):

@@ -194,6 +194,7 @@ def _manifest(commands: Any) -> None:
     _confidence(command)
     _condition(command)
     _long_audio(command)
+    _channels(command)
     command.add_argument(
         "--pooling",
         choices=("none", "mean"),
@@ -369,6 +370,7 @@ def _speech(command: Any) -> None:
     _confidence(command)
     _condition(command)
     _long_audio(command)
+    _channels(command)
     command.add_argument("--prompt", help="Flamingo: the instruction; Whisper: words to expect")
 
 
@@ -430,6 +432,14 @@ def _long_audio(command: Any) -> None:
         "--long-audio",
         choices=("whole", "windows"),
         help="audio longer than 30 s, on models that accept any length: at once or in windows (LONG_AUDIO)",
+    )
+
+
+def _channels(command: Any) -> None:
+    command.add_argument(
+        "--channels",
+        choices=("mix", "split"),
+        help="mix the channels of the audio (default), or transcribe each for itself",
     )
 
 

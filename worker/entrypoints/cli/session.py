@@ -72,7 +72,7 @@ class Tally:
     def add(self, result: dict[str, Any]) -> None:
         """Count the result of an input."""
         self._done += 1
-        self._audio_sec += result.get("duration_sec", 0.0)
+        self._audio_sec += result.get("duration_sec", 0.0) * result.get("channels", 1)
         if warning := result.get("warning"):
             self._warnings.append(f"{result['file']}: {warning}")
         if error := result.get("error"):

@@ -88,7 +88,7 @@ class Metrics:
         for outcome in response.results:
             self._inputs.labels(task, outcome.error.code if isinstance(outcome, Failure) else "ok").inc()
             if isinstance(outcome, Result):
-                self._audio.labels(task).inc(outcome.duration_sec)
+                self._audio.labels(task).inc(outcome.audio_sec)
                 self._tokens.inc(_tokens(outcome))
         timing = response.timing
         for stage in ("fetch", "decode", "queue", "model"):
