@@ -9,7 +9,9 @@ the content security policy, no request to another origin.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
+import itertools
 import json
 import re
 import shutil
@@ -444,6 +446,10 @@ transcripts = st.builds(
 gaps = st.sampled_from([" ", ""])
 
 
+def times(span: Span) -> dict[str, Any]:
+    return {"start": span.start, "end": span.end, "speaker": span.speaker}
+
+
 @needs_browser
 @settings(
     max_examples=30,
@@ -451,14 +457,24 @@ gaps = st.sampled_from([" ", ""])
     phases=[Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.data_too_large, HealthCheck.too_slow],
 )
-@given(made=st.lists(transcripts, min_size=1, max_size=12), worded=st.booleans(), gap=gaps)
-def test_subtitles_are_cut_by_the_servers_rule(subtitles_page, made, worded, gap):
+@given(
+    made=st.lists(transcripts, min_size=1, max_size=12),
+    worded=st.booleans(),
+    gap=gaps,
+    speakers=st.lists(st.sampled_from([None, "Speaker 1", "A <b> & --> c"]), min_size=1, max_size=7),
+)
+def test_subtitles_are_cut_by_the_servers_rule(subtitles_page, made, worded, gap, speakers):
     ours, theirs = [], []
-    for words, timed, cuts in made:
+    for words, unnamed, cuts in made:
+        timed = tuple(
+            dataclasses.replace(word, speaker=name)
+            for word, name in zip(unnamed, itertools.cycle(speakers), strict=False)
+        )
         ends = sorted({cut for cut in cuts if cut < len(timed)} | ({len(timed) - 1} if timed else set()))
         begins = [0, *(end + 1 for end in ends[:-1])]
         segments = tuple(
-            Span(gap.join(words[a : b + 1]), timed[a].start, timed[b].end) for a, b in zip(begins, ends, strict=False)
+            Span(gap.join(words[a : b + 1]), timed[a].start, timed[b].end, speaker=timed[a].speaker)
+            for a, b in zip(begins, ends, strict=False)
         )
         transcript = Transcript(gap.join(words), timed if worded else (), segments)
         theirs.append([subtitles.srt(transcript, 61.5), subtitles.vtt(transcript, 61.5)])
@@ -466,8 +482,8 @@ def test_subtitles_are_cut_by_the_servers_rule(subtitles_page, made, worded, gap
             {
                 "text": transcript.text,
                 "duration": 61.5,
-                "words": [{"word": one.text, "start": one.start, "end": one.end} for one in transcript.words],
-                "segments": [{"text": one.text, "start": one.start, "end": one.end} for one in segments],
+                "words": [{"word": one.text, **times(one)} for one in transcript.words],
+                "segments": [{"text": one.text, **times(one)} for one in segments],
             }
         )
     assert (

@@ -8,7 +8,7 @@
 Nothing is decoded in this process, so a crash of a decoder fails one input only. The libraries refuse damaged files,
 more than two channels to mix, and rare codecs. The limits on length and time apply while a file is decoded, not
 afterward; a header that states too long an audio is refused before. The length counts each channel that is decoded. The
-decoded audio is in memory once.
+decoded audio is in memory once, except while channels that ffmpeg decoded are split.
 
 Raises DecodeFailed, EmptyAudio, TooLong, Cancelled. A damaged file that is partly readable yields a Clip with a
 `warning`.

@@ -11,8 +11,8 @@ A view may limit the characters of a line, the lines of a cue, and the words of 
 limit, with two exceptions: a word that is longer than a line, and the number of lines of a cue without word times. A
 view may also limit the reading speed: a cue is then shown longer, up to the start of the next cue.
 
-The page's `worker/entrypoints/http/ui/subtitles.js` follows the same rules for a view without limits, and a test
-compares the two.
+The page's `worker/entrypoints/http/ui/subtitles.js` follows the same rules for a view without limits and audio whose
+channels are mixed, and a test compares the two.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 /**
- * Transcript → SubRip or WebVTT, by the same rule as the server's (worker/protocol/subtitles.py): cues of at most two lines of
- * 42 characters and of seven seconds, split between words and at the ends of segments, with the spaces of the text. A cue of
- * punctuation alone is left out.
+ * Transcript → SubRip or WebVTT, by the same rule as the server's (worker/protocol/cues.py): cues of at most two lines of
+ * 42 characters and of seven seconds, split between words, at the ends of segments and where the speaker changes, with the
+ * spaces of the text. A cue of punctuation alone is left out. A cue names its speaker if it is known.
  */
 
-/** @typedef {{start: number, end: number, text: string}} Segment  seconds */
-/** @typedef {{start: number, end: number, word: string, confidence?: number|null}} Word  seconds */
+/** @typedef {{start: number, end: number, text: string, speaker?: string|null}} Segment  seconds */
+/** @typedef {{start: number, end: number, word: string, confidence?: number|null, speaker?: string|null}} Word  seconds */
 /** @typedef {{text: string, duration?: number, words?: Word[], segments?: Segment[]}} Transcript */
 
 const LINE_CHARS = 42;
@@ -20,7 +20,8 @@ const SHORTEST_SEC = 0.5;
  */
 export function srt(transcript) {
   return cues(transcript).map((cue, i) => {
-    const text = cue.text.replaceAll("-->", "->");
+    const name = nameOf(cue);
+    const text = `${name ? `${name}: ` : ""}${cue.text}`.replaceAll("-->", "->");
     return `${i + 1}\n${stamp(cue.start, ",")} --> ${stamp(cue.end, ",")}\n${text}\n`;
   }).join("\n");
 }
@@ -32,8 +33,8 @@ export function srt(transcript) {
  */
 export function vtt(transcript) {
   const blocks = cues(transcript).map((cue) => {
-    const text = cue.text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-    return `${stamp(cue.start, ".")} --> ${stamp(cue.end, ".")}\n${text}\n`;
+    const voice = nameOf(cue) ? `<v ${escaped(nameOf(cue))}>` : "";
+    return `${stamp(cue.start, ".")} --> ${stamp(cue.end, ".")}\n${voice}${escaped(cue.text)}\n`;
   });
   return ["WEBVTT\n", ...blocks].join("\n");
 }
@@ -53,17 +54,17 @@ export function cues({ text, duration = 0, words = [], segments = [] }) {
   let letters = 0;
   const ends = new Set(segments.map((segment) => (letters += lettersOf(segment.text))));
   letters = 0;
-  /** @type {{texts: string[], start: number, end: number}[]} */
+  /** @type {{texts: string[], start: number, end: number, speaker?: string|null}[]} */
   const spans = [];
   let open = false;
   const texts = addSpaces(text, words.map(({ word }) => word));
-  for (const [i, { word, start, end }] of words.entries()) {
+  for (const [i, { word, start, end, speaker }] of words.entries()) {
     const last = spans.at(-1);
-    if (open && last && length(last.texts.join("").trimStart()) + length(texts[i]) <= CUE_CHARS && end - last.start <= CUE_SEC) {
+    if (open && last && nameOf(last) === nameOf({ speaker }) && length(last.texts.join("").trimStart()) + length(texts[i]) <= CUE_CHARS && end - last.start <= CUE_SEC) {
       last.texts.push(texts[i]);
       last.end = Math.max(last.end, end);
     } else {
-      spans.push({ texts: [texts[i]], start, end });
+      spans.push({ texts: [texts[i]], start, end, speaker });
     }
     letters += lettersOf(word);
     open = !ends.has(letters);
@@ -86,6 +87,16 @@ export function addSpaces(text, words) {
   });
 }
 
+/** Return the name of a speaker on one line, or "" if it is unknown. @param {{speaker?: string|null}} span */
+function nameOf({ speaker }) {
+  return (speaker ?? "").split(/\s+/).filter(Boolean).join(" ");
+}
+
+/** Return a text as WebVTT has it. @param {string} text */
+function escaped(text) {
+  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+}
+
 /** Return whether a cue has more than punctuation. @param {{texts: string[]}} span */
 function isSpoken({ texts }) {
   return !/^[\p{P}\s]*$/u.test(texts.join(""));
@@ -103,19 +114,19 @@ function length(text) {
 
 /**
  * Return a cue. A text that is too long for one line is split near the middle, between two words.
- * @param {{texts: string[], start: number, end: number}} span
+ * @param {{texts: string[], start: number, end: number, speaker?: string|null}} span
  * @returns {Segment}
  */
-function cue({ texts: [first = "", ...rest], start, end: spokenEnd }) {
+function cue({ texts: [first = "", ...rest], start, end: spokenEnd, speaker }) {
   const texts = [first.trimStart(), ...rest];
   const text = texts.join("");
   const end = Math.round(spokenEnd * 1000) > Math.round(start * 1000) ? spokenEnd : start + SHORTEST_SEC;
-  if (length(text) <= LINE_CHARS || !rest.length) return { text, start, end };
+  if (length(text) <= LINE_CHARS || !rest.length) return { text, start, end, speaker };
   const half = Math.floor(length(text) / 2);
   const places = texts.slice(1).map((_, i) => i + 1);
   const far = (/** @type {number} */ i) => Math.abs(length(texts.slice(0, i).join("")) - half);
   const middle = places.reduce((best, i) => (far(i) < far(best) ? i : best));
-  return { text: `${texts.slice(0, middle).join("")}\n${texts.slice(middle).join("").trimStart()}`, start, end };
+  return { text: `${texts.slice(0, middle).join("")}\n${texts.slice(middle).join("").trimStart()}`, start, end, speaker };
 }
 
 /** Return a time stamp. @param {number} seconds @param {string} point  the decimal separator */
