@@ -60,9 +60,9 @@ def plausible(case, names: dict[str, str]):
             case.body = {"audio_file": AUDIO}
             case.query = {name: value for name, value in case.query.items() if name in ("output", "encode")}
             return case
-        speech = "trans" in case.operation.path
-        detector = "timestamps" in case.operation.path
-        model = "whisper-large" if speech else "silero_vad" if detector else "music-flamingo"
+        models = {"trans": "whisper-large", "timestamps": "silero_vad", "diarizations": "senko"}
+        path = case.operation.path
+        model = next((models[part] for part in models if part in path), "music-flamingo")
         case.body = body | {"model": model}
         for name in ("language", "include_timestamps", "webhook"):
             case.body.pop(name, None)

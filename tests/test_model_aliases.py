@@ -28,9 +28,8 @@ CANARY = "nvidia/canary-1b-v2"
 
 
 def test_every_name_in_openai_s_client_is_known():
-    """All but those of models that separate speakers."""
     names = _literals(AudioModel) | _literals(AudioTranscription.model_fields["model"].annotation)
-    assert {name for name in names if not name.endswith("-diarize")} == set(OPENAI_MODELS)
+    assert names == set(OPENAI_MODELS)
 
 
 def _literals(kind) -> set[str]:
@@ -122,9 +121,17 @@ def test_an_alias_is_allowed_if_what_it_means_is():
         find_model("b", settings)
 
 
-def test_models_that_separate_speakers_say_why_they_are_not_there():
-    with pytest.raises(ModelNotFound, match="cannot separate speakers"):
-        find_model("gpt-4o-transcribe-diarize", Settings())
+def test_an_alias_that_ends_in_diarize_asks_for_speakers():
+    def diarizes(settings: Settings | None = None, **payload) -> bool:
+        (item,) = parse({"inputs": [WEEK], **payload}, settings or Settings()).items
+        return item.options.diarize
+
+    assert diarizes(model="gpt-4o-transcribe-diarize")
+    assert not diarizes(model="gpt-4o-transcribe")
+    assert not diarizes(model="gpt-4o-transcribe-diarize", diarize=False)
+    assert diarizes(Settings(model_aliases="mine-diarize=canary"), model="mine-diarize")
+    with pytest.raises(ModelNotFound, match="not available here"):
+        find_model("gpt-4o-transcribe-diarize", Settings(model_aliases="off"))
 
 
 @pytest.mark.parametrize("variable", ["MODEL", "MODEL_NAME"])

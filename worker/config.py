@@ -29,6 +29,7 @@ OPENAI_MODELS = (
     "whisper-1",
     "gpt-transcribe",
     "gpt-4o-transcribe",
+    "gpt-4o-transcribe-diarize",
     "gpt-4o-mini-transcribe",
     "gpt-4o-mini-transcribe-2025-12-15",
     "gpt-live-transcribe",
@@ -91,6 +92,10 @@ class Settings(BaseSettings):
     unsupported_options: Literal["reject", "warn"] = Field(
         "reject",
         description="What becomes of a request with an option that its model cannot honor: the server rejects it, or ignores the option and adds a `warning` to the result. Options that decide what the result is, such as the target language, are always rejected.",
+    )
+    diarizer: str = Field(
+        "senko",
+        description="Model that finds the speakers of a transcript (`diarize`), and the default model of the task `diarize`. It loads on first use; add it to `MODELS` to load it at start.",
     )
     models_memory_gb: float | None = Field(
         None,

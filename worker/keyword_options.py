@@ -21,6 +21,13 @@ from worker.types import Level
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+class SpeakerOptions(TypedDict, total=False):
+    """Options of `diarize`."""
+
+    num_speakers: Annotated[int, "The number of speakers, if it is known."]
+    max_speakers: Annotated[int, "The most speakers that may be found."]
+
+
 class GenerationOptions(TypedDict, total=False):
     """Options of models that generate text token by token."""
 
@@ -29,7 +36,7 @@ class GenerationOptions(TypedDict, total=False):
     top_p: Annotated[float, "Sampling takes the most likely tokens up to this total probability."]
 
 
-class SpeechOptions(GenerationOptions, total=False):
+class SpeechOptions(GenerationOptions, SpeakerOptions, total=False):
     """Options of `transcribe` and `translate`."""
 
     timestamps: Annotated[
@@ -45,6 +52,7 @@ class SpeechOptions(GenerationOptions, total=False):
     prompt: Annotated[str, "An instruction or words to expect, depending on the model."]
     punctuation: Annotated[bool, "Whether the text has punctuation and capital letters."]
     confidence: Annotated[bool, "Whether the transcript says how sure the model is of its words and segments."]
+    diarize: Annotated[bool, "Whether each word and segment has its speaker."]
     condition_on_previous_text: Annotated[
         bool, "Whether the text of each 30 s is the prompt of the next 30 s, which then wait for it."
     ]

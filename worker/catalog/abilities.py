@@ -18,10 +18,11 @@ from worker.types import Options
 # The options that a row lists by name, with the values that mean "not set". A row has a field of its own for task,
 # timestamps and long_audio, pooling changes the form of an embedding only, and the engine splits channels.
 _DEFAULTS = {field.name: field.default for field in fields(Options)}
+_OF_THE_DIARIZER = ("num_speakers", "max_speakers")  # a transcript gets its speakers from another model
 _UNSET = {
     name: default
     for name, default in _DEFAULTS.items()
-    if name not in ("model", "task", "timestamps", "long_audio", "pooling", "channels")
+    if name not in ("model", "task", "timestamps", "long_audio", "pooling", "channels", "diarize", *_OF_THE_DIARIZER)
 }
 # The options that decide what the result is. The result without one of the others is still a result of the request.
 _ESSENTIAL = ("target_language", "messages")
@@ -65,11 +66,14 @@ def changes_nothing(model: Model, name: str, value: object) -> bool:
 
 def _refusals(model: Model, options: Options) -> Iterator[Unsupported]:
     """Yield an error for each option that the model does not have, or cannot honor with any value."""
-    for find in (_timestamps_refused, _long_audio_refused):
+    for find in (_diarize_refused, _timestamps_refused, _long_audio_refused):
         if refusal := find(model, options):
             yield refusal
     for name, unset in _UNSET.items():
         if getattr(options, name) != unset and (refusal := _option_refused(model, name, name)):
+            yield refusal
+    for name in _OF_THE_DIARIZER if options.task == "diarize" else ():
+        if getattr(options, name) is not None and (refusal := _option_refused(model, name, name)):
             yield refusal
 
 
@@ -109,6 +113,16 @@ def _timestamps_refused(model: Model, options: Options) -> Unsupported | None:
     return Unsupported(
         f"{model.id} cannot return timestamps. Models that can: {_names(lambda other: other.timestamps)}.",
         param="timestamps",
+    )
+
+
+def _diarize_refused(model: Model, options: Options) -> Unsupported | None:
+    if not options.diarize or model.timestamps:
+        return None
+    return Unsupported(
+        f"{model.id} cannot diarize a transcript, because it returns no times of words. "
+        f"Models that can: {_names(lambda other: other.timestamps)}.",
+        param="diarize",
     )
 
 

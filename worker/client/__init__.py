@@ -12,7 +12,7 @@ imports neither a model library nor a server's.
 
 from worker.client.audio import Audio
 from worker.client.clients import AsyncClient, Client
-from worker.client.results import Analyzed, CallResult, Captioned, Embedded, Replied, Scored, Transcribed
+from worker.client.results import Analyzed, CallResult, Captioned, Diarized, Embedded, Replied, Scored, Transcribed
 
 __all__ = [
     "Analyzed",
@@ -21,6 +21,7 @@ __all__ = [
     "CallResult",
     "Captioned",
     "Client",
+    "Diarized",
     "Embedded",
     "Replied",
     "Scored",

@@ -13,12 +13,30 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar, cast
 import httpx
 
 from worker.client.audio import Audio, Upload, take
-from worker.client.results import Analyzed, CallResult, Captioned, Embedded, Replied, Scored, Transcribed, read
+from worker.client.results import (
+    Analyzed,
+    CallResult,
+    Captioned,
+    Diarized,
+    Embedded,
+    Replied,
+    Scored,
+    Transcribed,
+    read,
+)
 from worker.client.runpod import Endpoint, is_endpoint
 from worker.client.server import Server
 from worker.client.transport import Json, Steps
 from worker.errors import RequestError
-from worker.keyword_options import AnalyzeOptions, CaptionOptions, ChatOptions, EmbedOptions, SpeechOptions, check
+from worker.keyword_options import (
+    AnalyzeOptions,
+    CaptionOptions,
+    ChatOptions,
+    EmbedOptions,
+    SpeakerOptions,
+    SpeechOptions,
+    check,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -46,6 +64,10 @@ class EmbedFields(EmbedOptions, CallFields, total=False):
     """The options of `embed`."""
 
 
+class DiarizeFields(SpeakerOptions, CallFields, total=False):
+    """The options of `diarize`."""
+
+
 class AnalyzeFields(AnalyzeOptions, CallFields, total=False):
     """The options of `analyze`: those of `caption` and `embed`."""
 
@@ -60,6 +82,7 @@ _TASKS: dict[type[CallResult], tuple[str, Any, Json]] = {
     Captioned: ("caption", CaptionFields, {}),
     Embedded: ("embed", EmbedFields, {"encoding": "base64"}),
     Analyzed: ("analyze", AnalyzeFields, {"encoding": "base64"}),
+    Diarized: ("diarize", DiarizeFields, {}),
     Replied: ("chat", ChatFields, {}),
     Scored: ("score", CallFields, {}),
 }
@@ -97,6 +120,10 @@ class Calls:
     def analyze(self, audio: Audio, **options: Unpack[AnalyzeFields]) -> Steps[Analyzed]:
         """Return the steps to a caption and an embedding."""
         return self._call(Analyzed, audio, options)
+
+    def diarize(self, audio: Audio, **options: Unpack[DiarizeFields]) -> Steps[Diarized]:
+        """Return the steps to the turns of the speakers."""
+        return self._call(Diarized, audio, options)
 
     def chat(self, audio: Audio, messages: Turns, **options: Unpack[ChatFields]) -> Steps[Replied]:
         """Return the steps to a chat model's reply; `messages` is a question or a list of turns."""

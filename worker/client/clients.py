@@ -31,11 +31,12 @@ from worker.client.calls import (
     Calls,
     CaptionFields,
     ChatFields,
+    DiarizeFields,
     EmbedFields,
     TranscribeFields,
 )
 from worker.client.embedding_files import EmbeddingFiles
-from worker.client.results import Analyzed, CallResult, Captioned, Embedded, Replied, Scored, Transcribed
+from worker.client.results import Analyzed, CallResult, Captioned, Diarized, Embedded, Replied, Scored, Transcribed
 from worker.client.runpod import API
 from worker.client.transport import Send, Steps, Wait, build_request
 from worker.keyword_options import takes
@@ -113,6 +114,11 @@ class Client:
     def analyze(self, audio: Audio, **options: Unpack[AnalyzeFields]) -> Analyzed:
         """Return a caption and the features of the audio encoder."""
         return self._run(self._calls.analyze(audio, **options))
+
+    @takes(DiarizeFields)
+    def diarize(self, audio: Audio, **options: Unpack[DiarizeFields]) -> Diarized:
+        """Return who speaks when, by the worker's DIARIZER unless `model` is set."""
+        return self._run(self._calls.diarize(audio, **options))
 
     @takes(ChatFields)
     def chat(self, audio: Audio, messages: Turns, **options: Unpack[ChatFields]) -> Replied:
@@ -258,6 +264,11 @@ class AsyncClient:
     async def analyze(self, audio: Audio, **options: Unpack[AnalyzeFields]) -> Analyzed:
         """Do as `Client.analyze` does."""
         return await self._run(self._calls.analyze(audio, **options))
+
+    @takes(DiarizeFields)
+    async def diarize(self, audio: Audio, **options: Unpack[DiarizeFields]) -> Diarized:
+        """Do as `Client.diarize` does."""
+        return await self._run(self._calls.diarize(audio, **options))
 
     @takes(ChatFields)
     async def chat(self, audio: Audio, messages: Turns, **options: Unpack[ChatFields]) -> Replied:

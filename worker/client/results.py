@@ -16,7 +16,7 @@ import numpy as np
 
 from worker.display import Displayed
 from worker.errors import InternalError
-from worker.types import FinishReason, Span
+from worker.types import FinishReason, Span, SpeakerTurn
 
 Json = Mapping[str, Any]
 
@@ -40,7 +40,8 @@ class Transcribed(CallResult):
 
     `language` is the code of the spoken language, if the model reports it. `finish_reason` is "length" if a limit on
     new tokens cut off the text, and None if the model does not generate token by token. `confidence` and the
-    confidences of the spans, from 0 to 1, are filled with confidence=True; their channels with channels="split".
+    confidences of the spans, from 0 to 1, are filled with confidence=True; the speakers of words and segments with
+    diarize=True; their channels with channels="split".
     """
 
     text: str
@@ -83,6 +84,13 @@ class Embedded(CallResult):
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Analyzed(Captioned, Embedded):
     """A caption and an embedding, from one pass over the audio."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Diarized(CallResult):
+    """Who speaks when: the turns of the speakers, by their start."""
+
+    turns: tuple[SpeakerTurn, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -174,6 +182,10 @@ def _reply(result: Json) -> dict[str, Any]:
     }
 
 
+def _turns(result: Json) -> dict[str, Any]:
+    return {"turns": tuple(SpeakerTurn(turn["start"], turn["end"], turn["speaker"]) for turn in result["turns"])}
+
+
 def _score(result: Json) -> dict[str, Any]:
     return {name: float(result[name]) for name in ("sim_score", "audio_sim_score", "text_sim_score")}
 
@@ -182,6 +194,7 @@ _FIELDS: dict[type[CallResult], Callable[[Json], dict[str, Any]]] = {
     Transcribed: _transcript,
     Captioned: _caption,
     Embedded: _embedding,
+    Diarized: _turns,
     Replied: _reply,
     Scored: _score,
     Analyzed: lambda result: _caption(result) | _embedding(result),

@@ -13,6 +13,7 @@ _ROUTES = {
     "caption": "/v1/audio/captions",
     "embed": "/v1/audio/embeddings",
     "analyze": "/v1/audio/analyze",
+    "diarize": "/v1/audio/diarizations",
     "chat": "/v1/chat/completions",
     "score": "/score",
 }
@@ -33,6 +34,8 @@ class Server:
         response = yield from exchange(self._request(task, source, fields), self._retries)
         if task == "transcribe":
             return _from_openai_speech(response)
+        if task == "diarize":
+            return {**response, "turns": response.get("segments"), "duration_sec": response.get("duration")}
         return _from_openai_chat(response) if task == "chat" else response
 
     def _request(self, task: str, source: Upload | str, fields: Json) -> Send:
@@ -41,7 +44,7 @@ class Server:
             return Send("POST", url, json={**fields, "messages": _messages(fields["messages"], source)})
         body = {_RENAMED.get(name, name): value for name, value in fields.items()}
         if task == "transcribe":
-            with_times = body.pop("timestamps", False) or body.get("channels") == "split"
+            with_times = body.pop("timestamps", False) or body.get("diarize", False) or body.get("channels") == "split"
             body["response_format"] = "verbose_json" if with_times else "json"
             if with_times:
                 body["timestamp_granularities"] = ["word", "segment"]

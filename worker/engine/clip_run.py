@@ -40,6 +40,29 @@ GUESSED = 0.5  # the temperature above which OpenAI's Whisper does not continue 
 Samples = tuple[int, int]  # the start and the end of a window, in samples
 
 
+Submit = Callable[[Piece, OnOutcome], None]
+"""Queues a piece for the devices."""
+
+
+def start(
+    output: Future[Output],
+    state: RequestState,
+    clip: Clip,
+    options: Options,
+    items: Sequence[Item],
+    *,
+    settings: Settings,
+    submit: Submit,
+    reports_text: bool = True,
+) -> None:
+    """Queue the pieces of a clip. `output` is set when the last of them is done. Raises TooLong.
+
+    The arguments are those of `ClipRun`.
+    """
+    run = ClipRun(state, clip, options, items, settings=settings, submit=submit, reports_text=reports_text)
+    run.start(output)
+
+
 class ClipRun:
     """The pieces of a clip for one set of options.
 
@@ -56,7 +79,7 @@ class ClipRun:
         items: Sequence[Item],
         *,
         settings: Settings,
-        submit: Callable[[Piece, OnOutcome], None],
+        submit: Submit,
         reports_text: bool = True,
     ) -> None:
         self._state, self._clip, self._items, self._submit = state, clip, items, submit

@@ -26,10 +26,9 @@ from worker.backends import create
 from worker.backends.base import Backend
 from worker.backends.common.device import batch_target_sec, weights_budget
 from worker.config import Settings
-from worker.engine import channels
+from worker.engine import channels, clip_run, speakers
 from worker.engine.batching import Limits
 from worker.engine.chunking import cut
-from worker.engine.clip_run import ClipRun
 from worker.engine.loading import alone
 from worker.engine.model_manager import ModelManager
 from worker.engine.piece_queue import PieceResult
@@ -335,7 +334,9 @@ class Engine:
         state.meter.expect(items, sum(clip.duration_sec for clip in clips.values()))
 
         def start(clip: Clip, output: Future[Output]) -> None:
-            run = ClipRun(
+            run = speakers.start if options.diarize else clip_run.start
+            run(
+                output,
                 state,
                 clip,
                 options,
@@ -344,7 +345,6 @@ class Engine:
                 submit=self._scheduler.submit,
                 reports_text=len(clips) == 1,
             )
-            run.start(output)
 
         if options.channels == "mix":
             start(clips[0], output)

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from typing import Any
+from typing import Any, TypeVar
 
 from worker.engine import chunking
 from worker.engine.piece_queue import PieceResult
@@ -39,6 +39,7 @@ from worker.types import (
     Response,
     Result,
     Span,
+    SpeakerTurn,
     Timing,
     Transcript,
     Turn,
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 
 _numbers = itertools.count()  # of requests
 
+Timed = TypeVar("Timed", Span, SpeakerTurn)
 Parts = list[tuple[float, Output]]  # where each window starts, in seconds, and its output
 
 
@@ -252,6 +254,8 @@ def visible(output: Output, view: View) -> Output:
 
     A request may have ten thousand results, which should not hold the times of every character.
     """
+    if isinstance(output, Diarization):
+        return Diarization(_rounded(output.turns))
     if not isinstance(output, Transcript):
         return output
     has_voices = any(span.speaker is not None or span.channel is not None for span in output.segments)
@@ -265,7 +269,7 @@ def visible(output: Output, view: View) -> Output:
     )
 
 
-def _rounded(spans: tuple[Span, ...]) -> tuple[Span, ...]:
+def _rounded(spans: tuple[Timed, ...]) -> tuple[Timed, ...]:
     return tuple(dataclasses.replace(span, start=round(span.start, 3), end=round(span.end, 3)) for span in spans)
 
 

@@ -38,6 +38,7 @@ from worker.keyword_options import (
     CaptionOptions,
     ChatOptions,
     EmbedOptions,
+    SpeakerOptions,
     SpeechOptions,
     check,
     takes,
@@ -45,6 +46,7 @@ from worker.keyword_options import (
 from worker.types import (
     Analysis,
     Caption,
+    Diarization,
     Embedding,
     Failure,
     Progress,
@@ -100,6 +102,10 @@ class EmbedCall(EmbedOptions, CallOptions, total=False):
     """The keyword arguments of `embed`."""
 
 
+class DiarizeCall(SpeakerOptions, CallOptions, total=False):
+    """The keyword arguments of `diarize`."""
+
+
 class ChatCall(ChatOptions, CallOptions, total=False):
     """The keyword arguments of `chat`."""
 
@@ -115,6 +121,7 @@ _CALLS: dict[Task, Any] = {
     "embed": EmbedCall,
     "chat": ChatCall,
     "analyze": AnalyzeCall,
+    "diarize": DiarizeCall,
 }
 
 
@@ -214,6 +221,18 @@ class ModelBundle:
         return self._ask("analyze", audio, options)
 
     @overload
+    def diarize(self, audio: Audio, **options: Unpack[DiarizeCall]) -> Answer[Diarization]: ...
+    @overload
+    def diarize(self, audio: Many, **options: Unpack[DiarizeCall]) -> list[Answer[Diarization] | Failure]: ...
+    @takes(DiarizeCall)
+    def diarize(self, audio: Any, **options: Any) -> Any:
+        """Return who speaks when, without text, by this model or, if it cannot, by DIARIZER.
+
+        The answer's output is a Diarization. Several inputs return and raise as in `transcribe`.
+        """
+        return self._ask("diarize", audio, options)
+
+    @overload
     def score(self, audio: Audio, reference: Audio, **options: Unpack[CallOptions]) -> Score: ...
     @overload
     def score(self, audio: Many, reference: Audio, **options: Unpack[CallOptions]) -> list[Score | Failure]: ...
@@ -267,7 +286,9 @@ class ModelBundle:
     def naming(self, options: Mapping[str, Any]) -> Json:
         """Return the options that are not None, as a payload for this model."""
         fields = {name: value for name, value in options.items() if value is not None}
-        return {"model": self._named, **fields} if self._named else fields
+        if not self._named or (fields.get("task") == "diarize" and "diarize" not in self.row.tasks):
+            return fields
+        return {"model": self._named, **fields}
 
     def close(self, *, wait: bool = True) -> None:
         """End the engine. Inputs that are not done fail with Cancelled. `wait`: wait for the batch that runs."""

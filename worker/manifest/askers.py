@@ -167,13 +167,13 @@ def with_engine(engine: Engine, task: Task, **options: Any) -> Asker:
         if isinstance(output, Caption):
             return of_audio(output.text, None, warning)
         if isinstance(output, Diarization):
-            raise Unsupported("a manifest cannot hold who speaks when")
+            raise Unsupported("A manifest has no task diarize. Set diarize with the task transcribe.")
         spans = (
             {"word": output.words, "segment": output.segments, "char": output.chars}
             if isinstance(output, Transcript)
             else {}
         )
-        levels = outcome.item.view.timestamps if options.get("timestamps") else ()
+        levels = outcome.item.view.timestamps if options.get("timestamps") or options.get("diarize") else ()
         words = spans.get("word", ()) if options.get("confidence") else None
         return of_text(output.text, {level: spans[level] for level in levels}, words, warning)
 

@@ -39,9 +39,11 @@ class ClientTask:
         if result.duration is not None:
             line.check_duration(result.duration)
         if isinstance(result, Transcribed):
-            spans: dict[Level, Sequence[Span]] = (
-                {"word": result.words, "segment": result.segments} if self._options.get("timestamps") else {}
-            )
+            spans: dict[Level, Sequence[Span]] = {}
+            if self._options.get("timestamps"):
+                spans = {"word": result.words, "segment": result.segments}
+            elif self._options.get("diarize"):
+                spans = {"segment": result.segments}
             words = result.words if self._options.get("confidence") else None
             return of_text(result.text, spans, words, result.warning)
         return of_audio(getattr(result, "caption", None), getattr(result, "embedding", None), result.warning)

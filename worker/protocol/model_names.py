@@ -13,7 +13,7 @@ from worker import catalog
 from worker.config import Settings
 from worker.errors import ModelNotFound, excerpt
 
-_DIARIZE = "-diarize"  # at the end of the names of OpenAI's models that separate speakers
+_DIARIZE = "-diarize"  # at the end of the names of OpenAI's models that distinguish speakers
 
 
 def find_model(name: str | None, settings: Settings, *, trusted: bool = False) -> catalog.Model:
@@ -33,18 +33,17 @@ def find_model(name: str | None, settings: Settings, *, trusted: bool = False) -
     for model in listed:
         if name == model.id or name in model.aliases:
             return model
-    if str(name).endswith(_DIARIZE):
-        raise ModelNotFound(
-            f"model {excerpt(name)!r} is not available here: this version cannot separate speakers. "
-            f"Use a model without {_DIARIZE} for a transcript without speakers.",
-            param="model",
-        )
     names = ", ".join(dict.fromkeys([*sorted(own), *(model.name for model in listed)]))
     meant = "" if name == asked else f", which means {name!r},"
     raise ModelNotFound(
         f"model {excerpt(str(asked))!r}{meant} is not available here: use one of {names}, or add it to ALLOWED_MODELS",
         param="model",
     )
+
+
+def means_diarize(name: str | None, settings: Settings) -> bool:
+    """Return whether the name of a model asks for speakers too: an alias whose name ends as OpenAI's does."""
+    return name is not None and name.endswith(_DIARIZE) and name in settings.model_aliases
 
 
 def aliases(settings: Settings) -> dict[str, str]:

@@ -4,6 +4,7 @@
     /v1/chat/completions                         one audio (`input_audio` or `audio`), with text before and after it
     /v1/audio/transcriptions, /translations      JSON: `audio` {"url" | "data"}, `input_audio`, `file` (a source) …
     /v1/audio/captions, /embeddings, /analyze    JSON: `audio` {"url" | "data"}
+    /v1/audio/diarizations                       the same
 
 The HTTP routes and Runpod's OpenAI proxy (`openai_route`, `openai_input`) both translate here. A field that changes
 nothing is left out (`worker.protocol.openai_fields`), and a field that a route does not have is an error, which names
@@ -35,6 +36,7 @@ TASKS: dict[str, Task] = {
     "captions": "caption",
     "embeddings": "embed",
     "analyze": "analyze",
+    "diarizations": "diarize",
 }
 # OpenAI's names of our options; the others have the same name on both sides.
 RENAMED = {"response_format": "format", "timestamp_granularities": "timestamps", "encoding_format": "encoding"}
@@ -87,7 +89,7 @@ def translate(route: str, body: Any) -> tuple[Json, Shape]:
     if name not in TASKS:
         known = ", ".join(["/v1/models", "/v1/chat/completions", *(f"/v1/audio/{task}" for task in TASKS)])
         raise RequestError(f"unknown openai_route {route!r}: use one of {known}", param="openai_route")
-    return _audio(TASKS[name], body), _speech_shape if name in ("transcriptions", "translations") else _first
+    return _audio(TASKS[name], body), _SHAPES.get(name, _first)
 
 
 def source(value: Any, name: str) -> str:
@@ -180,6 +182,23 @@ def _speech_shape(answer: Json) -> Any:
     told |= {"languages": [{"code": one["language"]}] if one["language"] else []}
     told |= {name: one[name] for name in ("confidence", "logprobs", "finish_reason", "warning") if name in one}
     return {"text": one["text"], **told, "usage": {"type": "duration", "seconds": audio_sec(one)}}
+
+
+def _diarization_shape(answer: Json) -> Any:
+    """Return `formatted` if the request asked for a format, else the turns as speaches and others name them."""
+    one = answer["results"][0]
+    if "formatted" in one:
+        return one["formatted"]
+    warning = {"warning": one["warning"]} if "warning" in one else {}
+    return {"model": answer["model"], "duration": one["duration_sec"], "segments": one["turns"], **warning}
+
+
+# The functions that shape the answers of the routes below /v1/audio, other than `_first`.
+_SHAPES: dict[str, Shape] = {
+    "transcriptions": _speech_shape,
+    "translations": _speech_shape,
+    "diarizations": _diarization_shape,
+}
 
 
 def _chat_shape(answer: Json) -> Json:

@@ -24,11 +24,13 @@ from pydantic_core import PydanticCustomError
 
 from worker import catalog
 from worker.config import Settings
+from worker.engine.speakers import diarizer_options
 from worker.errors import AviaryError, InputError, RequestError, TooManyInputs, Unsupported
-from worker.protocol.model_names import find_model
+from worker.protocol.model_names import find_model, means_diarize
 from worker.protocol.openai_fields import NOT_SUPPORTED
 from worker.types import Failure, Format, Item, Level, Message, Options, Request, S3Access, Source, Task, View
 
+MAX_SPEAKERS = 100  # the largest number that a request may set
 MAX_NEW_TOKENS = 32_768  # the largest value that a request may set
 
 Fields = Mapping[str, Any]
@@ -139,6 +141,15 @@ class OptionFields(Strict):
     include: Literal["logprobs"] | Annotated[list[Literal["logprobs"]], FirstError()] | None = _option(
         _SPEECH, "`logprobs`: the tokens of the text, with the natural logarithms of their probabilities"
     )
+    diarize: bool | None = _option(
+        _SPEECH,
+        "Who speaks: adds `speaker` to each word and segment, and splits segments where the speaker changes. Default: "
+        "`false`",
+    )
+    num_speakers: int | None = _option(
+        (*_SPEECH, "diarize"), "Number of speakers, if it is known", ge=1, le=MAX_SPEAKERS
+    )
+    max_speakers: int | None = _option((*_SPEECH, "diarize"), "Most speakers that may be found", ge=1, le=MAX_SPEAKERS)
     condition_on_previous_text: bool | None = _option(
         _SPEECH,
         "Whisper: the text of each window is the prompt of the next one. This keeps names and style alike, and the "
@@ -173,7 +184,7 @@ class OptionFields(Strict):
     )
     top_p: float | None = _option(_GENERATION, "Nucleus sampling: share of probability to sample from", gt=0, le=1)
     format: Format | None = _option(
-        _GENERATION,
+        (*_GENERATION, "diarize"),
         "Every format except `json`, the default, adds `formatted` to each result. `tsv`: the segments as a table, "
         "with times in milliseconds. `diarized_json` and `rttm` require speakers",
     )
@@ -298,16 +309,22 @@ def parse(
     """
     foreign = {name: value for name in NOT_SUPPORTED if (value := fields.get(name))}
     body = validated(_Payload, {name: value for name, value in fields.items() if name not in NOT_SUPPORTED})
+    if body.diarize is None and body.task in _SPEECH and means_diarize(body.model, settings):
+        body = body.model_copy(update={"diarize": True})
     inputs = _inputs(body)
     if len(inputs) > settings.max_inputs:
         raise TooManyInputs(
             f"inputs has {len(inputs)} items; at most {settings.max_inputs} (MAX_INPUTS) are allowed", param="inputs"
         )
-    model = find_model(body.model, settings, trusted=trusted)
+    if body.model is None and body.task == "diarize":
+        model = catalog.find(settings.diarizer)
+    else:
+        model = find_model(body.model, settings, trusted=trusted)
     checked = None if settings.skip_model_load and body.model is None else model
     lenient = settings.unsupported_options == "warn"
     warnings = _foreign_refused(foreign, model, lenient=lenient)
-    _options(body, body, checked, model.id, lenient=lenient)
+    of_all, _, _ = _options(body, body, checked, model.id, lenient=lenient)
+    _check_diarizer(of_all, settings)
 
     items: list[Item] = []
     alike: dict[Any, Any] = {}  # equal options and views are one object: there may be ten thousand items
@@ -317,6 +334,8 @@ def parse(
             item = _item(
                 index, raw, body, checked, model.id, s3=s3, trusted=trusted, files=files or {}, lenient=lenient
             )
+            if item.options not in alike:
+                _check_diarizer(item.options, settings)
             options, view = alike.setdefault(item.options, item.options), alike.setdefault(item.view, item.view)
             warning = "; ".join(filter(None, (warnings, item.warning))) or None
             items.append(Item(index, item.source, options, view, item.id, warning=warning))
@@ -435,7 +454,9 @@ def _options(
     speech = body.task in _SPEECH
     split = values.get("channels") == "split"
     ordered = split and speech and (checked is None or checked.timestamps)  # by time
-    levels = _levels(values.get("timestamps", ["segment"] if ordered else None))
+    diarize = speech and values.get("diarize", False)
+    _check_speakers(values, required=speech and not diarize)
+    levels = _levels(values.get("timestamps", ["segment"] if ordered or diarize else None))
     include = tuple(
         dict.fromkeys([values["include"]] if values.get("include") == "logprobs" else values.get("include", []))
     )
@@ -455,7 +476,8 @@ def _options(
     work = {name: values[name] for name in _OF_THE_WORK if name in values}
     reported = view.format == "verbose_json" and speech and (checked is None or "confidence" in checked.options)
     work |= {
-        "timestamps": bool(levels) or subtitles or timed or ordered,
+        "timestamps": bool(levels) or subtitles or timed or ordered or diarize,
+        "diarize": diarize,
         "confidence": view.confidence or bool(include) or reported,
         "messages": _messages(values.get("messages", [])),
     }
@@ -486,12 +508,33 @@ def _honored(model: catalog.Model, options: Options, view: View) -> tuple[Option
             view = dataclasses.replace(view, include=())
             options = dataclasses.replace(options, confidence=view.confidence)
     options, others = catalog.honored(model, options)
+    if not options.diarize and options.task in _SPEECH:
+        options = dataclasses.replace(options, num_speakers=None, max_speakers=None)
     view = dataclasses.replace(
         view,
         confidence=view.confidence and options.confidence,
         timestamps=view.timestamps if options.timestamps else (),
     )
     return options, view, "; ".join(_IGNORED.format(message) for message in (*refused, *others)) or None
+
+
+def _check_speakers(values: Fields, *, required: bool) -> None:
+    """Raise RequestError if the numbers of speakers contradict each other, or `diarize` is `required` for them."""
+    least, most = values.get("num_speakers"), values.get("max_speakers")
+    for name in ("num_speakers", "max_speakers"):
+        if required and values.get(name) is not None:
+            raise RequestError(f"{name} requires diarize. Set diarize to true.", param=name)
+    if least and most and least > most:
+        raise RequestError(
+            f"num_speakers is {least}, and max_speakers is {most}. Leave one of them out.", param="num_speakers"
+        )
+
+
+def _check_diarizer(options: Options, settings: Settings) -> None:
+    """Raise Unsupported if DIARIZER cannot find the speakers of a transcript as the options ask."""
+    if options.diarize and not settings.skip_model_load:
+        asked = diarizer_options(options, settings)
+        catalog.check(catalog.find(asked.model), asked)
 
 
 def _languages(values: Fields) -> dict[str, Any]:

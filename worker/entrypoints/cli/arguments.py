@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
         _embed,
         _chat,
         _analyze,
+        _diarize,
         _score,
         _evaluate,
         _manifest,
@@ -84,6 +85,11 @@ def _analyze(commands: Any) -> None:
     _captions(command)
     _writing(command)
     _vectors(command)
+
+
+def _diarize(commands: Any) -> None:
+    command = _asks(commands, "diarize", "find who speaks when, without text", ())
+    _number_of_speakers(command)
 
 
 def _score(commands: Any) -> None:
@@ -192,6 +198,7 @@ def _manifest(commands: Any) -> None:
     command.add_argument("--style", choices=STYLES, help="caption, analyze: detailed unless said otherwise")
     _punctuation(command)
     _confidence(command)
+    _speakers(command)
     _condition(command)
     _long_audio(command)
     _channels(command)
@@ -368,6 +375,7 @@ def _speech(command: Any) -> None:
     )
     _punctuation(command)
     _confidence(command)
+    _speakers(command)
     _condition(command)
     _long_audio(command)
     _channels(command)
@@ -416,6 +424,18 @@ def _confidence(command: Any) -> None:
         default=None,
         help="transcribe: report how sure the model is of the text and of each word, from 0 to 1",
     )
+
+
+def _speakers(command: Any) -> None:
+    command.add_argument(
+        "--diarize", action="store_true", default=None, help="transcribe: add the speaker of each word and segment"
+    )
+    _number_of_speakers(command)
+
+
+def _number_of_speakers(command: Any) -> None:
+    command.add_argument("--num-speakers", type=int, metavar="N", help="the number of speakers, if it is known")
+    command.add_argument("--max-speakers", type=int, metavar="N", help="the most speakers that may be found")
 
 
 def _condition(command: Any) -> None:

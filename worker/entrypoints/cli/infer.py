@@ -1,4 +1,4 @@
-"""transcribe, translate, caption, embed, chat, analyze: one request for all inputs.
+"""transcribe, translate, caption, embed, chat, analyze, diarize: one request for all inputs.
 
     inputs ── plan ──▶ one request ──▶ engine ── each outcome as it finishes ──▶ sink (stdout, file or folder)
 
@@ -41,6 +41,8 @@ def run(given: argparse.Namespace) -> int:
     Raises RequestError, ConfigError and ModelUnavailable, all before anything is written.
     """
     settings = Settings.of(model=given.model, model_dir=given.model_dir, device=given.device)
+    if given.command == "diarize" and not (given.model or given.model_dir):
+        settings = settings.model_copy(update={"model": settings.diarizer})
     row = catalog.find(settings.default_model)
     forms = _forms(given, row)
     payload = _payload(given, forms, row)

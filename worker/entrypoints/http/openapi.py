@@ -149,6 +149,21 @@ class Features(TypedDict):
     duration_sec: NotRequired[float]
 
 
+class _SpeakerTurn(TypedDict):
+    start: float
+    end: float
+    speaker: str
+
+
+class SpeakerTurns(TypedDict):
+    """Who speaks when."""
+
+    model: str
+    duration: float
+    segments: list[_SpeakerTurn]
+    warning: NotRequired[str]
+
+
 class ChatCompletion(TypedDict):
     """OpenAI's chat completion."""
 

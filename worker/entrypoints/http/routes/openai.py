@@ -25,6 +25,7 @@ from worker.entrypoints.http.openapi import (
     Features,
     ModelInfo,
     ModelPage,
+    SpeakerTurns,
     SpeechSpan,
     Transcription,
     also,
@@ -76,6 +77,15 @@ def router(service: Service) -> APIRouter:
         answer = await service.one(http, payload, sent.files)
         return await large_json(lambda: shape(answer))
 
+    async def diarization(http: Request, sent: RequestBody) -> Response:
+        if _stream_options(sent) is not None:
+            raise RequestError("stream is not a field of this route", param="stream")
+        _require_audio(http, sent)
+        payload, shape = openai.translate(http.scope["path"], sent.fields)
+        answer = await service.one(http, payload, sent.files, job=_job(http, sent, shape))
+        shaped = shape(answer)
+        return (PlainTextResponse if isinstance(shaped, str) else JSONResponse)(shaped)
+
     for name, summary in _SPEECH.items():
         routes.add_api_route(
             f"/v1/audio/{name}",
@@ -98,6 +108,17 @@ def router(service: Service) -> APIRouter:
             responses=failures(*OPENAI_WORK),
             openapi_extra=audio_body(name),
         )
+
+    routes.add_api_route(
+        "/v1/audio/diarizations",
+        diarization,
+        methods=["POST"],
+        name="diarizations",
+        summary="Who speaks when",
+        response_model=SpeakerTurns,
+        responses=also(PLAIN_TEXT, *OPENAI_WORK),
+        openapi_extra=audio_body("diarizations"),
+    )
 
     @routes.post(
         "/v1/audio/speech/timestamps",
