@@ -80,8 +80,8 @@ def captured(made, long=False) -> str | None:
 def test_a_right_graph_is_proved_with_texts_of_any_model(kind, dtype, monkeypatch, tmp_path):
     made = load(str(MODEL) if kind == "digits" else random_model(kind, tmp_path), dtype=dtype)
     graph, texts = Graph(monkeypatch), []
-    tokens = cuda_graphs._tokens
-    monkeypatch.setattr(cuda_graphs, "_tokens", lambda *args: texts.append(tokens(*args)) or texts[-1])
+    tokens = cuda_graphs.tokens
+    monkeypatch.setattr(cuda_graphs, "tokens", lambda *args: texts.append(tokens(*args)) or texts[-1])
     before = {name: value.clone() for name, value in made._model.state_dict().items()}
     assert captured(made) is None
     assert graph.calls == [(ROWS, FRAMES), (ROWS, cuda_graphs.FRAMES)], "the capture, and the proof"
@@ -104,12 +104,12 @@ def test_a_faulty_graph_is_found_and_both_decoders_work_without(fault, monkeypat
     graph = Graph(monkeypatch, fault)
     if fault is not broken:
         assert made.infer(batch) != expected, "what the proof is for"
-    made._capture(False, ROWS, 30.0)
+    made._capture(made._decoders[False], ROWS, 30.0)
     assert "without CUDA graphs" in caplog.text
     if fault is empty:
         assert f"{ROWS} of {ROWS} texts were wrong, and {ROWS} were empty" in caplog.text
     graph.calls.clear()
-    made._capture(True, 1, 30.0)
+    made._capture(made._decoders[True], 1, 30.0)
     assert made.infer(batch) == expected
     assert made.infer(Batch(batch.pieces[:1], long=True)) == expected[:1]
     assert not graph.calls

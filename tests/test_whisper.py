@@ -218,6 +218,27 @@ def test_prompts_bias_and_do_not_leak_and_may_differ_within_a_batch(model):
     assert ask(model, CLIPS[:1], language="en", prompt="fox " * 2000)[0].text is not None
 
 
+def test_keywords_are_the_beginning_of_the_prompt_and_may_differ_within_a_batch(model):
+    lists = [(), ("fox",), ("fox", "rain"), ("fox",)]
+    options = Options("m", language="en", max_new_tokens=16, temperature=0.0)
+    pieces = [Piece(one, dataclasses.replace(options, keywords=own)) for one, own in zip(CLIPS, lists, strict=True)]
+    together = model.infer(Batch(tuple(pieces)))
+    alone = [model.infer(Batch((piece,)))[0] for piece in pieces]
+    assert [one.text for one in together] == [one.text for one in alone]
+    ids = model._prompt_ids(("fox", "rain"), "a dog").tolist()
+    assert model._tokenizer.decode(ids[1:]).strip() == "fox, rain. a dog"
+    assert model._prompt_ids((), None) is None
+    assert ids[:1] == model._tokenizer.get_prompt_ids("a dog").tolist()[:1]
+    full = model._prompt_ids(("fox",) * 3000, "a dog")
+    assert len(full) == model._room // 2
+    kept = model._tokenizer.decode(model._prompt_ids(("fox",), "dog " * 3000).tolist()[1:])
+    assert kept.strip().startswith("fox.")
+    bad = Piece(CLIPS[1], dataclasses.replace(options, keywords=("<|endoftext|>",)))
+    with pytest.raises(Unsupported, match="control token") as caught:
+        model.infer(Batch((bad,)))
+    assert caught.value.param == "keywords"
+
+
 def test_a_prompt_with_a_sign_of_the_models_own_is_refused_before_anything_is_written(model):
     told: list[str] = []
     options = Options("m", language="en", max_new_tokens=8)

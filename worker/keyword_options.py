@@ -50,6 +50,8 @@ class SpeechOptions(GenerationOptions, SpeakerOptions, total=False):
     languages: Annotated[list[str], "Languages among which the model detects the spoken one."]
     target_language: Annotated[str, "Language of the text: an ISO 639-1 code or an English name."]
     prompt: Annotated[str, "An instruction or words to expect, depending on the model."]
+    keywords: Annotated[list[str], "Words and phrases to expect, such as names, spelled as the text should have them."]
+    keyword_weight: Annotated[float, "How strongly the model prefers the keywords; 1 if unset."]
     punctuation: Annotated[bool, "Whether the text has punctuation and capital letters."]
     confidence: Annotated[bool, "Whether the transcript says how sure the model is of its words and segments."]
     diarize: Annotated[bool, "Whether each word and segment has its speaker."]

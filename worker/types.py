@@ -98,6 +98,10 @@ class Options:
     """ISO 639-1 code of the language of the text. None: the spoken language; for `translate`: English."""
     prompt: str | None = None
     """An instruction or words to expect, depending on the model."""
+    keywords: tuple[str, ...] = ()
+    """Words and phrases that a transcript is likely to contain, such as names."""
+    keyword_weight: float | None = None
+    """How strongly the model prefers the keywords. None: the default."""
     style: Literal["detailed", "brief", "technical"] | None = None
     """The style of a caption."""
     messages: tuple[Message, ...] = ()
@@ -129,9 +133,9 @@ class Options:
 
     @property
     def kind(self) -> Options:
-        """The options without the texts (prompt, style, messages), in which the pieces of a batch may differ."""
-        if self.prompt or self.style or self.messages:
-            return replace(self, prompt=None, style=None, messages=())
+        """The options without the texts (prompt, keywords, style, messages), in which a batch's pieces may differ."""
+        if self.prompt or self.style or self.messages or self.keywords or self.keyword_weight is not None:
+            return replace(self, prompt=None, style=None, messages=(), keywords=(), keyword_weight=None)
         return self
 
 

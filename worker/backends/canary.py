@@ -18,14 +18,17 @@ The model accepts 40 s at a time. The engine splits longer clips at quiet places
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from worker.backends.base import Backend
 from worker.backends.common import generation, timestamps
 from worker.backends.common.silence import is_silent
+from worker.backends.nemo import keywords
 from worker.backends.nemo.encoder import NemoModel, weight_bytes
 from worker.catalog import Model
 from worker.config import Settings
@@ -64,6 +67,10 @@ class Canary(Backend):
         self._control_tokens = set(tokenizer.special_tokens if self._aggregate else tokenizer.vocab)
         self._aligner = self._nemo.aligner
         self._logits = self._model.log_softmax.mlp.last_linear_layer
+        self._trees = keywords.Trees(self._logits.out_features, keywords.CANARY_SCALING)
+        controls = [self._id(token) for token in self._control_tokens]
+        self._is_control = self._torch.zeros(self._logits.out_features, dtype=self._torch.bool, device=self._device)
+        self._is_control[controls] = True
         self._detects = not self._model.cfg.get("use_loss_mask_for_prompt", False)
         # Decoding is greedy, even if the checkpoint's configuration selects another strategy, and may fill the
         # decoder's positions: NeMo's own max_generation_delta is a limit that grows with the longest clip of the batch.
@@ -178,15 +185,36 @@ class Canary(Backend):
 
     def _language_id(self, code: str) -> int:
         """Return the id of a language's control token."""
-        tokenizer, token = self._model.tokenizer, f"<|{code}|>"
+        return self._id(f"<|{code}|>")
+
+    def _id(self, token: str) -> int:
+        """Return the id of a control token."""
+        tokenizer = self._model.tokenizer
         return int(tokenizer.special_tokens[token] if self._aggregate else tokenizer.token_to_id(token))
+
+    def _follower(self, pieces: list[Piece], written: list[str]) -> keywords.Follower | None:
+        """Return what follows the rows over their keywords, in the languages that they write; None without keywords."""
+        rows = [
+            keywords.row(self._trees, piece.options, partial(self._spell, language), language)
+            for piece, language in zip(pieces, written, strict=True)
+        ]
+        return keywords.Follower(rows, self._logits.out_features, self._device) if any(rows) else None
+
+    def _spell(self, language: str, text: str) -> list[int] | None:
+        """Return the ids of a keyword, or None if the tokenizer cannot spell it without a control token."""
+        tokenizer = self._model.tokenizer
+        ids = tokenizer.text_to_ids(text, language) if self._aggregate else tokenizer.text_to_ids(text)
+        if any(self._is_control[one] for one in ids):
+            return None
+        return keywords.spelled(ids, tokenizer)
 
     def _transcribe(
         self, pieces: list[Piece], states: Any, mask: Any, prompts: list[list[int]], written: list[str]
     ) -> list[Transcript]:
         """Return the transcript of each piece, whose encoder states, prompt and written language are given."""
         options = pieces[0].options
-        with _step_logprobs(self._logits, options.confidence) as steps:
+        follower = self._follower(pieces, written)
+        with _steps(self._logits, options.confidence, follower, self._is_control) as steps:
             hypotheses = self._model.decoding.decode_predictions_tensor(
                 encoder_hidden_states=states,
                 encoder_input_mask=mask,
@@ -283,19 +311,36 @@ class Canary(Backend):
 
 
 @contextlib.contextmanager
-def _step_logprobs(layer: Any, wanted: bool) -> Iterator[list[Any]]:
-    """Yield a list that receives, at each step, the log probability of the likeliest token of each row, if `wanted`.
+def _steps(layer: Any, wanted: bool, follower: keywords.Follower | None, is_control: Any) -> Iterator[list[Any]]:
+    """Let the decoder prefer the keywords that `follower` follows, if it is not None, at each step.
 
-    `layer` makes the logits, of shape (rows, 1, vocabulary). Greedy decoding takes the likeliest token. NeMo's own
-    switch makes confidences of the precision of the weights, which is too coarse in half precision.
+    Yield a list that receives, at each step, the log probability of the chosen token of each row, if `wanted`.
+
+    `layer` makes the logits, of shape (rows, steps, vocabulary). Greedy decoding takes the likeliest token. NeMo's own
+    switch makes confidences of the precision of the weights, which is too coarse in half precision. `is_control`, of
+    shape (vocabulary,), is whether a token is a control token: keywords replace no such token, and are none.
     """
     steps: list[Any] = []
 
-    def record(_module: Any, _inputs: Any, logits: Any) -> None:
+    def step(_module: Any, _inputs: Any, logits: Any) -> Any:
         last = logits[:, -1].float()
-        steps.append(last.amax(dim=-1) - last.logsumexp(dim=-1))
+        chosen = last.argmax(dim=-1)
+        if follower is not None:
+            preferred = follower.prefer(last.masked_fill(is_control, -math.inf), chosen)
+            controls = is_control[chosen]
+            chosen = chosen.where(controls, preferred)
+            labels = chosen.tolist()
+            follower.advance({row: labels[row] for row, skip in enumerate(controls.tolist()) if not skip})
+        if wanted:
+            steps.append(last.gather(1, chosen[:, None])[:, 0] - last.logsumexp(dim=-1))
+        if follower is None:
+            return None
+        # The decoder takes the likeliest token, so the chosen one gets a higher score than all others have.
+        highest = logits[:, -1].amax(dim=-1, keepdim=True)
+        logits[:, -1] = logits[:, -1].scatter(1, chosen[:, None], highest + highest.abs() + 1)
+        return logits
 
-    hook = layer.register_forward_hook(record) if wanted else None
+    hook = layer.register_forward_hook(step) if wanted or follower is not None else None
     try:
         yield steps
     finally:

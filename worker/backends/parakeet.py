@@ -21,12 +21,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from worker.backends.base import Backend
 from worker.backends.common import text_language, timestamps
 from worker.backends.common.silence import is_silent
-from worker.backends.nemo import cuda_graphs, greedy_transducer
+from worker.backends.nemo import cuda_graphs, greedy_ctc, greedy_transducer, keywords
 from worker.backends.nemo.encoder import NemoModel, weight_bytes
 from worker.backends.nemo.local_attention import LocalAttention, longest_full_sec
 from worker.catalog import Model
@@ -86,9 +84,13 @@ class Parakeet(Backend):
                 model.encoder, self._frame_sec
             )
         self._long_decoder_warm = False
+        self._boosting: dict[bool, Any] = {}  # long or short → the decoder of batches with keywords
+        self._graphs_work = True
         self._vocabulary = (model.joint if self._transducer else model.decoder).num_classes_with_blank
         if self._transducer:
             self._vocabulary -= model.joint.num_extra_outputs
+        self._trees = keywords.Trees(self._vocabulary - 1, keywords.TRANSDUCER_SCALING)
+        self._spell = keywords.speller(model)
         if len(self._row.languages) != 1:
             text_language.load()
 
@@ -99,7 +101,7 @@ class Parakeet(Backend):
     def warm(self) -> None:
         """Capture and prove the CUDA graph for batches of short clips."""
         if self._device.type == "cuda" and self._transducer:
-            self._capture(False, self._settings.batch_max_items, self._settings.short_max_sec)
+            self._capture(self._decoders[False], *self._largest(False))
 
     def infer(self, batch: Batch) -> list[Output]:
         """Transcribe the pieces. Raises OutOfMemory."""
@@ -117,7 +119,7 @@ class Parakeet(Backend):
     def close(self) -> None:
         """Free the device's memory."""
         self._model = self._nemo.model = self._local = None
-        self._decoders = {}
+        self._decoders, self._boosting = {}, {}
         if self._device.type == "cuda":
             self._torch.cuda.empty_cache()
 
@@ -132,11 +134,18 @@ class Parakeet(Backend):
         with self._torch.inference_mode():
             encoded, frames = self._encode(pieces)
             logprobs = pieces[0].options.confidence
+            wanted = [keywords.row(self._trees, piece.options, self._spell) for piece in pieces]
             if self._transducer:
-                rows = self._transduce(encoded, frames, long, logprobs)
+                rows = self._transduce(encoded, frames, long, logprobs, wanted)
             else:
-                rows = _ctc(self._model, encoded, frames, logprobs)
+                scores = self._model.decoder(encoder_output=encoded)
+                found = greedy_ctc.decode(scores, frames, logprobs=logprobs, keywords=self._follower(wanted))
+                rows = [Row(self._model.decoding.decode_ids_to_str(row.ids), *row) for row in found]
         return [self._transcript(piece, row) for piece, row in zip(pieces, rows, strict=True)]
+
+    def _follower(self, wanted: Sequence[keywords.Row | None]) -> keywords.Follower | None:
+        """Return what follows the rows of a batch over their keywords, or None if no row has any."""
+        return keywords.Follower(wanted, self._vocabulary - 1) if any(wanted) else None
 
     def _encode(self, pieces: list[Piece]) -> tuple[Any, Any]:
         """Return the encoder's states and their lengths. A single clip that does not fit gets local attention."""
@@ -165,12 +174,14 @@ class Parakeet(Backend):
             return self._local
         return contextlib.nullcontext()
 
-    def _transduce(self, encoded: Any, frames: Any, long: bool, logprobs: bool) -> list[Row]:
+    def _transduce(
+        self, encoded: Any, frames: Any, long: bool, logprobs: bool, wanted: Sequence[keywords.Row | None] = ()
+    ) -> list[Row]:
         """Return the tokens of each row.
 
         `encoded` has shape (rows, width, frames), and `frames`, of shape (rows,), is the length of each row. Long clips
         have a decoder of their own, because NeMo captures a decoder's CUDA graph again whenever a batch is larger than
-        every batch before it.
+        every batch before it. A batch with keywords has a decoder of its own too, so that all others run as before.
         """
         if self._windowed:
             rows = greedy_transducer.decode(
@@ -181,18 +192,45 @@ class Parakeet(Backend):
                 self._tdt_durations,
                 self._max_symbols,
                 logprobs=logprobs,
+                keywords=self._follower(wanted),
             )
             spell = self._model.decoding.decode_tokens_to_str_with_strip_punctuation
             return [Row(spell(row.ids), *row) for row in rows]
         if long and self._device.type == "cuda" and not self._long_decoder_warm:
-            self._capture(True, 1, self._settings.max_audio_sec)
+            self._capture(self._decoders[True], *self._largest(True))
             self._long_decoder_warm = True
-        hypotheses = self._decoders[long].rnnt_decoder_predictions_tensor(encoded, frames, return_hypotheses=True)
-        ids = [_list(hypothesis.y_sequence) for hypothesis in hypotheses]
-        starts = [_list(hypothesis.timestamp) for hypothesis in hypotheses]
+        if any(wanted):
+            found = self._boosted(encoded, frames, long, wanted)
+        else:
+            hypotheses = self._decoders[long].rnnt_decoder_predictions_tensor(encoded, frames, return_hypotheses=True)
+            found = [
+                (hypothesis.text, _list(hypothesis.y_sequence), _list(hypothesis.timestamp))
+                for hypothesis in hypotheses
+            ]
+        ids, starts = [row[1] for row in found], [row[2] for row in found]
         lasts, scores = self._rescore(encoded, ids, starts, logprobs)
-        texts = [hypothesis.text for hypothesis in hypotheses]
-        return [Row(*row) for row in zip(texts, ids, starts, lasts, scores, strict=True)]
+        return [Row(*row, last, score) for row, last, score in zip(found, lasts, scores, strict=True)]
+
+    def _boosted(
+        self, encoded: Any, frames: Any, long: bool, wanted: Sequence[keywords.Row | None]
+    ) -> list[tuple[str, list[int], list[int]]]:
+        """Return the text of each row of a batch with keywords, its tokens, and the frame of each token.
+
+        The decoder is made, and its CUDA graph captured, for the first such batch.
+        """
+        new = long not in self._boosting
+        if new:
+            self._boosting[long] = cuda_graphs.make_decoder(
+                self._model, self._settings.cuda_graphs and self._graphs_work, boosting=True
+            )
+        decoder = self._boosting[long]
+        computer = decoder.decoding.decoding_computer
+        with keywords.in_decoder(computer, wanted, self._device) as trees:
+            if new and self._device.type == "cuda":
+                self._capture(decoder, *self._largest(long), trees)
+            result = computer(x=encoded.transpose(1, 2), out_len=frames, multi_biasing_ids=trees)
+        spell = decoder.decode_tokens_to_str_with_strip_punctuation
+        return [(spell(ids), ids, starts) for ids, starts in cuda_graphs.tokens(result, len(wanted))]
 
     def _rescore(
         self, encoded: Any, ids: list[list[int]], starts: list[list[int]], logprobs: bool
@@ -270,37 +308,26 @@ class Parakeet(Backend):
     def _language(self, piece: Piece, text: str) -> str | None:
         return piece.options.language or text_language.identify(text, self._row.languages)
 
-    def _capture(self, long: bool, items: int, seconds: float) -> None:
+    def _largest(self, long: bool) -> tuple[int, float]:
+        """Return the largest shape of a batch: its clips, and their length in seconds."""
+        if long:
+            return 1, self._settings.max_audio_sec
+        return self._settings.batch_max_items, self._settings.short_max_sec
+
+    def _capture(self, decoder: Any, items: int, seconds: float, trees: Any = None) -> None:
         """Capture a decoder's CUDA graph at its largest shape, `items` clips of `seconds` each.
 
+        `trees`, for a decoder of batches with keywords, has the number of the tree of each row of a batch.
         If the graph is wrong, no decoder of the model uses graphs any more.
         """
         with self._torch.inference_mode():
-            problem = cuda_graphs.capture(self._decoders[long], self._model, items, int(seconds / self._frame_sec) + 2)
+            frames = int(seconds / self._frame_sec) + 2
+            problem = cuda_graphs.capture(decoder, self._model, items, frames, trees)
         if problem is not None:
             log.warning("%s decodes without CUDA graphs, which is slower, because %s", self._row.id, problem)
-            for decoder in self._decoders.values():
-                decoder.decoding.disable_cuda_graphs()
-
-
-def _ctc(model: Any, encoded: Any, frames: Any, logprobs: bool) -> list[Row]:
-    """Decode by greedy CTC: take the best label of each frame, merge repeated labels, drop blanks.
-
-    As in NeMo, the probability of a token is that of its least likely frame. Return the same as `Parakeet._transduce`.
-    """
-    highest, best = model.decoder(encoder_output=encoded).max(dim=-1)
-    blank = model.decoder.num_classes_with_blank - 1
-    rows = []
-    for row, values, length in zip(best.cpu().numpy(), highest.float().cpu().numpy(), frames.tolist(), strict=True):
-        labels = row[:length]
-        changes = np.flatnonzero(np.diff(labels, prepend=-1))
-        lasts = np.diff(np.append(changes, length))
-        kept = labels[changes] != blank
-        ids = labels[changes][kept].tolist()
-        text = model.decoding.decode_ids_to_str(ids)
-        lowest = np.minimum.reduceat(values[:length], changes)[kept].tolist() if logprobs and ids else []
-        rows.append(Row(text, ids, changes[kept].tolist(), lasts[kept].tolist(), lowest))
-    return rows
+            self._graphs_work = False
+            for other in (*self._decoders.values(), *self._boosting.values()):
+                other.decoding.disable_cuda_graphs()
 
 
 def _names(model: Any, ids: list[int]) -> list[str]:

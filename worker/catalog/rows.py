@@ -28,6 +28,7 @@ WHISPER = LANGUAGES  # of large-v3; the smaller models lack the last one
 _NEMOTRON = "en es de fr it ar ja ko pt ru hi zh vi he nl cs da pl no sv th tr bg el et fi hr hu lt lv ro sk uk mt sl"
 NEMOTRON = tuple(_NEMOTRON.split())
 CANARY_SEC = 40.0  # The longest clip that Canary was trained on. Its transcripts of longer clips lack words.
+KEYWORDS = ("keywords", "keyword_weight")
 GENERATION = ("max_new_tokens", "temperature", "top_p")
 # The texts that a Flamingo's tokenizer reads as control tokens wherever they stand in a user's text.
 FLAMINGO_CONTROL_TOKENS = ("<sound>", "<|sound_bos|>", "<|sound_eos|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -49,7 +50,7 @@ def _parakeet(name: str, *aliases: str, languages: tuple[str, ...] = ("en",), li
         aliases=aliases,
         languages=languages,
         timestamps=True,
-        options=("language", "confidence"),
+        options=("language", "confidence", *KEYWORDS),
     )
 
 
@@ -72,7 +73,7 @@ def _canary(
         target_languages=languages,
         pivot_language="en",
         timestamps=timestamps,
-        options=("language", "target_language", "punctuation", "confidence"),
+        options=("language", "target_language", "punctuation", "confidence", *KEYWORDS),
         window_sec=CANARY_SEC,
     )
 
@@ -116,7 +117,15 @@ def _whisper(
         aliases=aliases,
         languages=languages,
         timestamps=True,
-        options=("language", "languages", "prompt", "condition_on_previous_text", "confidence", *GENERATION),
+        options=(
+            "language",
+            "languages",
+            "prompt",
+            "keywords",
+            "condition_on_previous_text",
+            "confidence",
+            *GENERATION,
+        ),
         window_sec=30,
         cuts_pauses=True,
         scores_as="whisper",
@@ -176,7 +185,15 @@ def _higgs(name: str, *aliases: str) -> Model:
         aliases=aliases,
         languages=WHISPER,
         timestamps=True,
-        options=("language", "languages", "prompt", "condition_on_previous_text", "confidence", *GENERATION),
+        options=(
+            "language",
+            "languages",
+            "prompt",
+            "keywords",
+            "condition_on_previous_text",
+            "confidence",
+            *GENERATION,
+        ),
         window_sec=30,
         cuts_pauses=True,
         part="audio_tower",

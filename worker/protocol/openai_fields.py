@@ -47,7 +47,6 @@ VAD_DEFAULTS = {"threshold": 0.5, "prefix_padding_ms": 300, "silence_duration_ms
 AUDIO = ("audio", "file", "input_audio")  # the fields that may carry the audio; input_audio as in a chat
 _CHUNKING = "chunking_strategy"
 NOT_SUPPORTED = (
-    "keywords",
     "known_speaker_names",
     "known_speaker_references",
     *(f"{_CHUNKING}.{name}" for name in VAD_DEFAULTS),

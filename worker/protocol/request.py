@@ -40,6 +40,9 @@ LONGEST_NAME = 1 << 16  # characters of a URL or a path
 LONGEST_ID = 1024  # characters
 InputId = Annotated[str, Field(max_length=LONGEST_ID)] | int
 LONGEST_LANGUAGE = 32  # characters
+MAX_KEYWORDS = 100
+LONGEST_KEYWORD = 100  # characters
+MAX_KEYWORD_WEIGHT = 100
 AUTO = "auto"  # as the language of an input: that of the request does not apply
 _FEW = 100  # inputs
 _IGNORED = "An option is ignored, because {}"
@@ -100,6 +103,19 @@ def _language(text: str) -> str | None:
 
 
 _Language = Annotated[str, Field(max_length=LONGEST_LANGUAGE), AfterValidator(_language)]
+
+
+def _keywords(texts: list[str]) -> list[str]:
+    """Return the keywords, each once, with single spaces and without the empty ones."""
+    return list(dict.fromkeys(text for text in (" ".join(text.split()) for text in texts) if text))
+
+
+_Keywords = Annotated[
+    list[Annotated[str, Field(max_length=LONGEST_KEYWORD)]],
+    Field(max_length=MAX_KEYWORDS),
+    FirstError(),
+    AfterValidator(_keywords),
+]
 
 
 class OptionFields(Strict):
@@ -167,6 +183,18 @@ class OptionFields(Strict):
     )
     prompt: str | None = _option(
         (*_SPEECH, *_CAPTION), "Flamingo: the instruction, in place of the style's. Whisper: words to expect"
+    )
+    keywords: _Keywords | None = _option(
+        _SPEECH,
+        f"Words and phrases to expect, such as names, spelled as the text should have them: at most {MAX_KEYWORDS} of "
+        f"{LONGEST_KEYWORD} characters",
+    )
+    keyword_weight: float | None = _option(
+        _SPEECH,
+        "Parakeet, Canary: how strongly the model prefers the keywords. High weights add keywords that were not "
+        "spoken. Default: `1`",
+        gt=0,
+        le=MAX_KEYWORD_WEIGHT,
     )
     style: Literal["detailed", "brief", "technical"] | None = _option(
         _CAPTION, "Style of a caption. Default: `detailed`"
@@ -480,6 +508,7 @@ def _options(
         "diarize": diarize,
         "confidence": view.confidence or bool(include) or reported,
         "messages": _messages(values.get("messages", [])),
+        "keywords": tuple(values.get("keywords", ())),
     }
     options, warning = Options(model=model_id, task=body.task, **work), None
     if checked is not None:

@@ -29,8 +29,12 @@ FRAMES = 32  # of the noise: some hundred steps of the decoder
 BLANKS = 0.25  # the part of the frames on which the first label is a blank
 
 
-def make_decoder(model: Any, uses_graphs: bool) -> Any:
-    """Return a NeMo RNNTDecoding of the model's own strategy, made greedy and batched."""
+def make_decoder(model: Any, uses_graphs: bool, *, boosting: bool = False) -> Any:
+    """Return a NeMo RNNTDecoding of the model's own strategy, made greedy and batched.
+
+    `boosting` is whether each row of a batch may have keywords. NeMo's graph includes them if triton is installed;
+    otherwise such a decoder runs without a graph.
+    """
     from copy import deepcopy
 
     from omegaconf import open_dict
@@ -41,15 +45,18 @@ def make_decoder(model: Any, uses_graphs: bool) -> Any:
         config.compute_timestamps = False
         config.preserve_alignments = False
         config.greedy.use_cuda_graph_decoder = uses_graphs
+        if boosting:
+            config.greedy.enable_per_stream_biasing = True
     model.change_decoding_strategy(config, verbose=False)
     return model.decoding
 
 
-def capture(decoder: Any, model: Any, rows: int, frames: int) -> str | None:
+def capture(decoder: Any, model: Any, rows: int, frames: int, trees: Any = None) -> str | None:
     """Capture the graph of a NeMo RNNTDecoding for `rows` clips of `frames` encoder frames, and prove it.
 
     Return what is wrong with the graph; None if nothing is wrong, or if the decoder uses no graph. Raises the exception
-    of a device that runs out of memory. The caller must be in torch.inference_mode().
+    of a device that runs out of memory. The caller must be in torch.inference_mode(). `trees`, for a decoder with
+    keywords, has the numbers of the trees, which the rows take in turns.
     """
     import torch
 
@@ -60,11 +67,12 @@ def capture(decoder: Any, model: Any, rows: int, frames: int) -> str | None:
     width = model.encoder._feat_out
     noise = torch.randn(rows, FRAMES, width, generator=torch.Generator().manual_seed(0)).to(weight)
     lengths = FRAMES - torch.arange(rows, device=weight.device) % (FRAMES // 2)
+    boosting = {} if trees is None else {"multi_biasing_ids": trees.repeat(-(-rows // len(trees)))[:rows]}
     with _few_blanks(model, noise):
-        expected = _tokens(computer.torch_impl(noise, lengths), rows)
+        expected = tokens(computer.torch_impl(noise, lengths, **boosting), rows)
         try:
-            computer(x=weight.new_zeros(rows, frames, width), out_len=torch.ones_like(lengths))
-            found = _tokens(computer(x=noise, out_len=lengths), rows)
+            computer(x=weight.new_zeros(rows, frames, width), out_len=torch.ones_like(lengths), **boosting)
+            found = tokens(computer(x=noise, out_len=lengths, **boosting), rows)
         except Exception as error:
             if isinstance(translate(error), OutOfMemory):
                 computer.reset_cuda_graphs_state()  # or the next call would replay a graph that was not captured
@@ -98,7 +106,7 @@ def _few_blanks(model: Any, states: Any) -> Iterator[None]:
         bias.copy_(kept)
 
 
-def _tokens(result: tuple[Any, Any], rows: int) -> list[tuple[list[int], list[int]]]:
+def tokens(result: tuple[Any, Any], rows: int) -> list[tuple[list[int], list[int]]]:
     """Return the tokens and their frames of each row, from what NeMo's decoding computer returns."""
     from nemo.collections.asr.parts.utils.rnnt_utils import batched_hyps_to_hypotheses
 

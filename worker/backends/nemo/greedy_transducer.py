@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from worker.backends.common import threads
+from worker.backends.nemo.keywords import Follower
 
 WINDOW = 16
 SHARED = 32_000_000  # multiplications in a call of the joint, some 1 ms of a core, from which on threads share it
@@ -50,13 +51,14 @@ def decode(
     max_symbols: int | None,
     *,
     logprobs: bool = False,
+    keywords: Follower | None = None,
 ) -> list[Tokens]:
     """Return the tokens of each row.
 
     `encoded` has shape (rows, width, frames), and `frames`, of shape (rows,), is the length of each row. `durations`
     are those of the TDT head, empty for RNNT. After `max_symbols` tokens on one frame the walk advances by a frame;
     None sets no limit. `logprobs` is whether to compute the log probability of each token: of the tokens only, because
-    the joint runs without its softmax.
+    the joint runs without its softmax. `keywords` are those of the rows, which gain nothing in these probabilities.
     """
     import torch
 
@@ -64,8 +66,7 @@ def decode(
     rows, longest, _ = projected.shape
     projected = torch.nn.functional.pad(projected, (0, 0, 0, WINDOW))
     every, window = torch.arange(rows)[:, None], torch.arange(WINDOW)
-    lengths = frames.tolist()
-    blank = decoder.blank_idx
+    lengths, blank = frames.tolist(), decoder.blank_idx
     labels = torch.full((rows, 1), blank)
     predicted, state, *_ = decoder.predict(labels, decoder.initialize_state(projected), add_sos=False, batch_size=rows)
     predicted = joint.project_prednet(predicted)
@@ -76,7 +77,7 @@ def decode(
         reached = torch.tensor(at).clamp(max=longest)[:, None] + window
         logits = joint.joint_after_projection(projected[every, reached], predicted).squeeze(2)
         split = logits.shape[-1] - len(durations)
-        best = logits[..., :split].argmax(dim=-1).tolist()
+        best = _labels(logits[..., :split], keywords).tolist()
         moves = logits[..., split:].argmax(dim=-1).tolist() if durations else None
         new: dict[int, int] = {}  # rows that find a token in this call → where in their window
         for row, tokens in enumerate(found):
@@ -96,10 +97,12 @@ def decode(
                 break
             at[row] = here
         if new:
-            if logprobs:
-                scores.append(([*new], _logprobs(logits[[*new], [*new.values()], :split])))
-            predicted_before, state_before = predicted, state
             labels = torch.tensor([tokens.ids[-1:] or [blank] for tokens in found])
+            if logprobs:
+                scores.append(([*new], _logprobs(logits[[*new], [*new.values()], :split], labels[[*new]])))
+            if keywords is not None:
+                keywords.advance({row: found[row].ids[-1] for row in new})
+            predicted_before, state_before = predicted, state
             predicted, state, *_ = decoder.predict(labels, state_before, add_sos=False, batch_size=rows)
             predicted = joint.project_prednet(predicted)
             if len(new) < rows:
@@ -107,15 +110,35 @@ def decode(
                 kept[[*new]] = False
                 decoder.batch_replace_states_mask(src_states=state_before, dst_states=state, mask=kept)
                 predicted = torch.where(kept[:, None, None], predicted_before, predicted)
-    for rows_of_call, values in scores:
-        for row, value in zip(rows_of_call, values.tolist(), strict=True):
-            found[row].logprobs.append(value)
+    _distribute(scores, found)
     return found
 
 
-def _logprobs(logits: Any) -> Any:
-    """Return the log probability of the likeliest label of each row. `logits` has shape (rows, labels)."""
-    return logits.amax(dim=-1) - logits.logsumexp(dim=-1)
+def _distribute(scores: list[tuple[list[int], Any]], found: list[Tokens]) -> None:
+    """Append the log probabilities of each call of the joint to the tokens of its rows."""
+    for rows, values in scores:
+        for row, value in zip(rows, values.tolist(), strict=True):
+            found[row].logprobs.append(value)
+
+
+def _labels(logits: Any, keywords: Follower | None) -> Any:
+    """Return the label of each frame: the likeliest one or, if that is no blank, the likeliest with its row's keywords.
+
+    `logits` has shape (rows, frames, labels), and the blank is the last label.
+    """
+    import torch
+
+    best = logits.argmax(dim=-1)
+    if keywords is not None:
+        own, plain = logits[keywords.rows, :, :-1], best[keywords.rows]
+        preferred = (own + keywords.gains[:, None]).argmax(dim=-1)
+        best[keywords.rows] = torch.where(plain == logits.shape[-1] - 1, plain, preferred)
+    return best
+
+
+def _logprobs(logits: Any, labels: Any) -> Any:
+    """Return the log probability of each row's label. `logits` has shape (rows, all labels), `labels` (rows, 1)."""
+    return logits.gather(1, labels)[:, 0] - logits.logsumexp(dim=-1)
 
 
 def _push(starts: list[int], max_symbols: int | None) -> int:

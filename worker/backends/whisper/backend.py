@@ -117,10 +117,11 @@ class Whisper(Backend):
             audible = [i for i, piece in enumerate(batch.pieces) if not is_silent(piece.clip.samples)]
             found = speech.cut_all([batch.pieces[i] for i in audible], self._settings.detect_speech)
             cuts = {i: cut for i, cut in zip(audible, found, strict=True) if cut is not None}
-            prompts = {(prompt := batch.pieces[i].options.prompt): self._prompt_ids(prompt) for i in cuts}
+            texts = {i: (batch.pieces[i].options.keywords, batch.pieces[i].options.prompt) for i in cuts}
+            prompts = {text: self._prompt_ids(*text) for text in dict.fromkeys(texts.values())}
             # `generate` accepts one prompt a call. All prompts are checked before the first call.
-            for prompt, ids in prompts.items():
-                rows = [i for i in cuts if batch.pieces[i].options.prompt == prompt]
+            for text, ids in prompts.items():
+                rows = [i for i in cuts if texts[i] == text]
                 transcripts = self._transcribe([batch.pieces[i] for i in rows], [cuts[i] for i in rows], ids)
                 for i, transcript in zip(rows, transcripts, strict=True):
                     outputs[i] = transcript
@@ -212,21 +213,34 @@ class Whisper(Backend):
         )
         return [self._languages[int(number)] for number in detected]
 
-    def _prompt_ids(self, prompt: str | None) -> Any:
-        """Return the prompt's ids, without its beginning if the prompt is longer than half of the decoder's positions.
+    def _prompt_ids(self, keywords: tuple[str, ...], prompt: str | None) -> Any:
+        """Return the ids of the keywords and the prompt after them, or None without both.
 
-        Raises Unsupported if the prompt contains a control token.
+        They may take half of the decoder's positions. The keywords, separated by commas, lose their end if they are too
+        long, and the prompt loses its beginning if it does not fit beside them.
+        Raises Unsupported if one of them contains a control token.
         """
-        if not prompt:
-            return None
+        room = self._room // 2 - 1
+        start, before = (
+            self._ids_of("keywords", ", ".join(keywords) + ("." if prompt else "")) if keywords else ([], [])
+        )
+        before = before[:room]
+        if prompt:
+            start, after = self._ids_of("prompt", prompt)
+            before += after[-(room - len(before)) :] if len(before) < room else []
+        return self._torch.tensor([*start, *before], device=self._device) if start else None
+
+    def _ids_of(self, field: str, text: str) -> tuple[list[int], list[int]]:
+        """Return the id that starts a prompt, and the ids of the text. Raises Unsupported for a control token."""
         try:
-            ids = self._tokenizer.get_prompt_ids(prompt, return_tensors="pt")
+            ids = self._tokenizer.get_prompt_ids(text).tolist()
         except ValueError as error:
             raise Unsupported(
-                f"The prompt contains a control token of {self._row.id}, such as <|endoftext|>. Remove it.",
-                param="prompt",
+                f"The {field} contain{'s' * (field == 'prompt')} a control token of {self._row.id}, such as "
+                "<|endoftext|>. Remove it.",
+                param=field,
             ) from error
-        return self._torch.cat([ids[:1], ids[1:][-(self._room // 2 - 1) :]]).to(self._device)
+        return ids[:1], ids[1:]
 
     def _text(self, tokens: list[int]) -> str:
         return str(self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False))

@@ -196,6 +196,7 @@ def _manifest(commands: Any) -> None:
     command.add_argument("--target-language", help="transcribe: the language to write")
     command.add_argument("--prompt", help="a prompt for the model")
     command.add_argument("--style", choices=STYLES, help="caption, analyze: detailed unless said otherwise")
+    _keywords(command)
     _punctuation(command)
     _confidence(command)
     _speakers(command)
@@ -373,6 +374,7 @@ def _speech(command: Any) -> None:
     command.add_argument(
         "--timestamps", type=_levels, metavar="LEVELS", help="word, segment and char, separated by commas"
     )
+    _keywords(command)
     _punctuation(command)
     _confidence(command)
     _speakers(command)
@@ -414,6 +416,21 @@ def _punctuation(command: Any) -> None:
         action="store_false",
         default=None,
         help="Canary: write without punctuation and capital letters",
+    )
+
+
+def _keywords(command: Any) -> None:
+    command.add_argument(
+        "--keywords",
+        type=_text_lines,
+        metavar="FILE",
+        help="transcribe: a file of words and phrases to expect, such as names, one a line",
+    )
+    command.add_argument(
+        "--keyword-weight",
+        type=float,
+        metavar="W",
+        help="Parakeet, Canary: how strongly the model prefers the keywords (default: 1)",
     )
 
 
@@ -496,6 +513,15 @@ def _levels(text: str) -> list[str]:
     if unknown := [level for level in levels if level not in LEVELS]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is not one of {', '.join(LEVELS)}")
     return levels
+
+
+def _text_lines(path: str) -> list[str]:
+    """Return the lines of a text file that are not empty. Raises ArgumentTypeError if the file cannot be read."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"cannot read {path}: {error}") from None
+    return [line for line in map(str.strip, text.splitlines()) if line]
 
 
 def _formats(text: str, forms: tuple[str, ...]) -> tuple[str, ...]:
