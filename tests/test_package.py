@@ -38,6 +38,7 @@ NOT_ON_THE_HUB = {
             "max_connections",
             "realtime_sessions",
             "realtime_turn_sec",
+            "realtime_chunk_ms",
             "cors_origins",
             "allowed_models",
             "jobs_url",

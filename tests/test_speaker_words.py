@@ -108,6 +108,13 @@ def test_without_a_turn_no_speaker_is_known():
     assert assign(whole, ()) == whole
 
 
+def test_a_word_without_letters_between_two_segments_cuts_neither():
+    said = words(("a", 0.0, 1.0), ("", 2.0, 3.0), ("b", 4.0, 5.0))
+    whole = Transcript("a b", said, words(("a", 0.0, 3.0), ("b", 4.0, 5.0)))
+    got = assign(whole, (SpeakerTurn(0.0, 3.0, "Speaker 1"), SpeakerTurn(4.0, 5.0, "Speaker 2")))
+    assert [(part.text, part.start, part.end) for part in got.segments] == [("a", 0.0, 3.0), ("b", 4.0, 5.0)]
+
+
 TIMES = st.floats(0, 100, allow_nan=False)
 
 

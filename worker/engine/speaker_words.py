@@ -77,15 +77,20 @@ def _that_ends_last(one: SpeakerTurn, other: SpeakerTurn) -> SpeakerTurn:
 
 
 def _words_of_segments(segments: Sequence[Span], words: Sequence[Span]) -> list[list[Span]] | None:
-    """Return the words of each segment, or None if the segments do not consist of the words."""
+    """Return the words of each segment, or None if the segments do not consist of the words.
+
+    Words without letters, which may stand in either of two segments, are left out.
+    """
     if _compact(segments) != _compact(words):
         return None
     ends = list(accumulate(len(_letters(segment.text)) for segment in segments))
     found: list[list[Span]] = [[] for _ in segments]
     position = 0
     for word in words:
-        number = min(bisect_right(ends, position), len(segments) - 1)
-        position += len(_letters(word.text))
+        if not (length := len(_letters(word.text))):
+            continue
+        number = bisect_right(ends, position)
+        position += length
         if position > ends[number]:
             return None  # the word is in two segments
         found[number].append(word)
