@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from worker.engine.engine import Engine
     from worker.entrypoints.runpod_routes import Routes
     from worker.entrypoints.tasks import Tasks
-    from worker.protocol.request import Fields
+    from worker.protocol.strict import Fields
     from worker.protocol.work import Work
 
 log = logging.getLogger(__name__)

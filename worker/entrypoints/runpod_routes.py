@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from worker.client.transport import error_from_response
 from worker.config import Settings
 from worker.errors import RequestError, Unsupported
-from worker.protocol.request import Fields
+from worker.protocol.strict import Fields
 
 if TYPE_CHECKING:
     import httpx

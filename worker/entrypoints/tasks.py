@@ -19,7 +19,8 @@ from worker.engine.engine import Engine
 from worker.errors import AviaryError, Unsupported
 from worker.net.s3 import Bucket
 from worker.protocol import openai
-from worker.protocol.request import Fields, parse
+from worker.protocol.request import parse
+from worker.protocol.strict import Fields
 from worker.protocol.work import Inference, Json, Work
 from worker.types import Listeners, S3Access
 

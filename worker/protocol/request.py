@@ -17,9 +17,9 @@ import functools
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, BinaryIO, Literal, TypeVar, get_args
+from typing import Annotated, Any, BinaryIO, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from worker import catalog
@@ -28,13 +28,12 @@ from worker.engine.speakers import diarizer_options
 from worker.errors import AviaryError, InputError, RequestError, TooManyInputs, Unsupported
 from worker.protocol.model_names import find_model, means_diarize
 from worker.protocol.openai_fields import NOT_SUPPORTED
+from worker.protocol.strict import Fields, FirstError, Strict, explain, validated
 from worker.types import Failure, Format, Item, Level, Message, Options, Request, S3Access, Source, Task, View
 
 MAX_SPEAKERS = 100  # the largest number that a request may set
 MAX_NEW_TOKENS = 32_768  # the largest value that a request may set
 
-Fields = Mapping[str, Any]
-_Model = TypeVar("_Model", bound=BaseModel)
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]{0,31}):(?=//|)")
 LONGEST_NAME = 1 << 16  # characters of a URL or a path
 LONGEST_ID = 1024  # characters
@@ -60,27 +59,6 @@ _GENERATION: tuple[Task, ...] = (*_SPEECH, *_CAPTION, "chat")
 def _option(tasks: tuple[Task, ...], description: str, **bounds: Any) -> Any:
     """An option of these tasks: unset by default, on the request and on each input."""
     return Field(None, description=description, json_schema_extra={"tasks": list(tasks)}, **bounds)
-
-
-class FirstError(FailFast):
-    """FailFast, with the hash that the metadata of a member of a union must have."""
-
-    __hash__ = object.__hash__
-
-
-class Strict(BaseModel):
-    """A model that accepts no unknown field, and whose errors take time and memory within bounds."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_most_of_the_unknown(cls, values: Any) -> Any:
-        """Leave only the first unknown field: pydantic makes an error of each, and there may be a hundred thousand."""
-        if not isinstance(values, Mapping) or len(values) <= len(cls.model_fields):
-            return values
-        unknown = next(name for name in values if name not in cls.model_fields)
-        return {name: value for name, value in values.items() if name in cls.model_fields or name == unknown}
 
 
 class _Turn(Strict):
@@ -373,15 +351,6 @@ def parse(
     return Request(model=model.id, items=tuple(items), rejected=tuple(rejected))
 
 
-def validated(model: type[_Model], fields: Fields) -> _Model:
-    """Return the fields as a pydantic model. Raises RequestError that names the field of the first mistake."""
-    try:
-        return model.model_validate(fields)
-    except ValidationError as error:
-        message, param = _explain(error, model)
-        raise RequestError(message, param=param) from None
-
-
 def source_of(text: str, *, s3: S3Access | None = None, trusted: bool = False) -> Source:
     """Return the Source that a string names. Raises InputError for an unknown scheme."""
     match = _SCHEME.match(text)
@@ -436,7 +405,7 @@ def _item(
     try:
         own = _Input.model_validate(raw)
     except ValidationError as error:
-        message, param = _explain(error, _Input)
+        message, param = explain(error, _Input)
         raise InputError(f"{where}: {message}", param=f"{where}.{param}") from None
     options, view, warning = _options(own, body, checked, model_id, lenient=lenient)
     source = (
@@ -597,23 +566,3 @@ def _levels(value: bool | Level | list[Level] | None) -> tuple[Level, ...]:
     if isinstance(value, str):
         return (value,)
     return tuple(dict.fromkeys(value)) if value else ()
-
-
-def _explain(error: ValidationError, model: type[BaseModel]) -> tuple[str, str]:
-    """Return the first mistake as (message, field), in words that name the field and what is allowed."""
-    first = error.errors()[0]
-    place = first["loc"]
-    field = ".".join(
-        str(part)
-        for before, part in zip(("", *place), place, strict=False)
-        if part in model.model_fields or isinstance(part, int) or isinstance(before, int)
-    ) or ".".join(map(str, place))
-    if first["type"] == "extra_forbidden":
-        known = f"; the fields are {', '.join(sorted(model.model_fields))}" if len(place) == 1 else ""
-        return f"{field} is not a field{known}", field
-    if field.startswith("include"):
-        return 'include must be "logprobs", or a list with it', "include"
-    if field.startswith("timestamps"):
-        return "timestamps must be true, false, or a list out of word, segment, char", "timestamps"
-    message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{field}: {message}", field

@@ -19,7 +19,8 @@ from typing_extensions import Unpack, override
 from worker.backends.common import vad
 from worker.errors import ModelNotFound, RequestError
 from worker.protocol import openai
-from worker.protocol.request import Fields, Strict, source_of, validated
+from worker.protocol.request import source_of
+from worker.protocol.strict import Fields, Strict, validated
 from worker.protocol.work import Work
 from worker.types import Listeners, Source
 

@@ -20,7 +20,8 @@ from worker.config import Settings
 from worker.errors import AviaryError, RequestError, TooManyInputs
 from worker.futures import all_of, count_done
 from worker.protocol import render
-from worker.protocol.request import LONGEST_ID, Fields, FirstError, InputId, Strict, source_of, validated
+from worker.protocol.request import LONGEST_ID, InputId, source_of
+from worker.protocol.strict import Fields, FirstError, Strict, validated
 from worker.protocol.work import Json, Work
 from worker.scoring.scorer import Score, Scorer
 from worker.types import Listeners, Progress, S3Access, Source

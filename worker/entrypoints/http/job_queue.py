@@ -30,7 +30,8 @@ from worker.jobs.progress_log import ProgressLog
 from worker.jobs.records import Job, Seen, Submission
 from worker.jobs.runner import JobRunner
 from worker.jobs.store import JobStore
-from worker.protocol.request import Fields, is_light, unwrap
+from worker.protocol.request import is_light, unwrap
+from worker.protocol.strict import Fields
 from worker.protocol.work import Work
 from worker.types import OnProgress
 

@@ -34,7 +34,8 @@ from worker.entrypoints.http.metrics import Metrics
 from worker.entrypoints.tasks import Tasks
 from worker.errors import AviaryError, Cancelled, DeadlineExceeded, QueueFull, StillLoading
 from worker.jobs.progress_log import ProgressLog
-from worker.protocol.request import Fields, is_light
+from worker.protocol.request import is_light
+from worker.protocol.strict import Fields
 from worker.protocol.work import Json, Work
 from worker.types import Clip, Listeners, Live, OnResult, Options, Progress, Transcript
 

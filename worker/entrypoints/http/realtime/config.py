@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from worker.audio.live import Encoding
 from worker.errors import RequestError, Unsupported, excerpt
-from worker.protocol.request import Strict
+from worker.protocol.strict import Strict
 
 Json = dict[str, Any]
 
