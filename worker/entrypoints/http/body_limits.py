@@ -37,6 +37,7 @@ ROUTES = (
     "/v1/audio/captions",
     "/v1/audio/embeddings",
     "/v1/audio/analyze",
+    "/v1/audio/diarizations",
     "/v1/audio/speech/timestamps",
     "/v1/chat/completions",
     "/v1/files",
