@@ -106,4 +106,6 @@ def test_every_route_answers_as_it_is_described(tmp_path):
         "POST /jobs/{name}/retry",  # the job is completed
         "POST /v1/batches/{name}/cancel",  # the batch has failed
         "DELETE /v1/files/{name}",  # the file is needed
+        "POST /v1/models/{name}",  # a dry run has no models on disk
+        "DELETE /v1/models/{name}",
     }

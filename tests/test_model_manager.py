@@ -3,6 +3,7 @@ needs it."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import time
@@ -346,3 +347,37 @@ def test_failures_are_forgotten_after_a_while(monkeypatch):
     monkeypatch.setattr(model_manager, "RETRY_SEC", 0.0)
     house.of.evict_idle()
     assert not house.of._models
+
+
+def test_the_weights_are_held_from_the_load_until_the_model_is_closed(monkeypatch):
+    monkeypatch.setattr(model_manager, "KEEP_SEC", 0.0)
+    held: list[str] = []
+
+    @contextlib.contextmanager
+    def hold(row):
+        held.append(row.name)
+        yield
+        held.remove(row.name)
+
+    gate = threading.Event()
+    house = House(gate=gate, errors={B: RuntimeError("no")}, idle_sec=0.01, hold=hold)
+    house.of.load(A)
+    deadline = time.monotonic() + 5
+    while held != [A]:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    gate.set()
+    house.acquire(A)
+    assert held == [A]
+    house.of.release(A)
+    while house.of.states():
+        assert time.monotonic() < deadline
+        house.of.evict_idle()
+    assert held == []
+    with pytest.raises(ModelUnavailable):
+        house.of.load(B).result(5)
+    assert held == []
+    house.acquire(C)
+    assert held == [C]
+    house.of.close()
+    assert held == []

@@ -27,10 +27,12 @@ import numpy as np
 import pytest
 import requests
 from conftest import tone
+from hub_host import hub_on_loopback
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from serving import serving
 
+from worker import config
 from worker.backends.base import Backend
 from worker.config import Settings
 from worker.engine.engine import Engine
@@ -720,7 +722,39 @@ def test_models_are_listed_by_where_their_weights_are(visit, dry_server):
     page.select_option("#model", label="whisper-tiny")
     expect(about).to_contain_text("its first use downloads it")
     page.select_option("#model", label="pocketsphinx")
-    expect(about).to_have_text("English · loaded")
+    expect(about).to_have_text("English · loaded · BSD-2-Clause")
+
+
+@needs_browser
+def test_a_model_is_downloaded_with_its_progress_and_removed(visit, tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "VOLUME", tmp_path / "volume")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    own = Settings(model="pocketsphinx", hf_home=tmp_path / "hf", data_dir=tmp_path / "data")
+    with hub_on_loopback(monkeypatch) as hub, serving(own) as url:
+        hub.add("openai/whisper-tiny", config__json=b"{}", model__safetensors=bytes(2_000_000))
+        page = ready(visit(url, allow={503}))
+        about, weights = page.locator("#model-about"), page.locator("#weights")
+        expect(weights).to_be_empty()
+        page.select_option("#model", label="whisper-tiny")
+        hub.status = 500
+        weights.get_by_role("button", name="Download now").click()
+        expect(page.locator("#weights-error").get_by_role("alert")).to_contain_text("is unreachable")
+        hub.status = None
+        hub.gate.clear()
+        weights.get_by_role("button", name="Download now").click()
+        expect(weights).to_have_text(re.compile(r"Downloading: \d+ kB of 2\.0 MB"))
+        page.reload()
+        page.select_option("#model", label="whisper-tiny")
+        expect(about).to_contain_text("being downloaded")
+        weights.get_by_role("button", name="Follow the download").click()
+        expect(weights).to_have_text(re.compile("Downloading"))
+        hub.gate.set()
+        expect(about).to_contain_text("loads at its first use · 2.0 MB · Apache-2.0", timeout=HEARS_MS)
+        assert len([begin for _, begin in hub.sent]) == 1
+        weights.get_by_role("button", name="Remove from the server").click()
+        weights.get_by_role("button", name="Remove 2.0 MB from the server?").click()
+        expect(about).to_contain_text("its first use downloads it")
+        expect(weights.get_by_role("button", name="Download now")).to_be_visible()
 
 
 @needs_browser

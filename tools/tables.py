@@ -124,9 +124,16 @@ def openai_fields() -> str:
 
 def commands() -> str:
     """Return the help text of the command line and of each of its commands."""
-    top = arguments.parser()
-    parsers = next(action.choices for action in top._actions if isinstance(action, argparse._SubParsersAction))
-    return _block("\n".join(_help(parser) for parser in (top, *parsers.values())))
+    return _block("\n".join(map(_help, _parsers(arguments.parser()))))
+
+
+def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yield the parser, and those of its commands and their actions."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _parsers(command)
 
 
 def _setting_groups() -> Iterator[tuple[str, list[str]]]:
@@ -211,7 +218,11 @@ def _required(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 def _positional(parser: argparse.ArgumentParser) -> Iterator[str]:
     for action in parser._actions:
-        if not action.option_strings:
+        if action.option_strings:
+            continue
+        if isinstance(action, argparse._SubParsersAction) and not action.required:
+            yield f"[{action.metavar}]"
+        else:
             yield f"[{action.metavar} ...]" if action.nargs == "*" else str(action.metavar)
 
 

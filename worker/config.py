@@ -194,7 +194,7 @@ class Settings(BaseSettings):
     admin_api_key: str | None = Field(
         None,
         repr=False,
-        description="Further bearer keys, separated by commas, which may see and cancel the jobs of all keys. If unset, a key sees its own jobs only, unless `API_KEY` is a single key.",
+        description="Further bearer keys, separated by commas, which may see and cancel the jobs of all keys, and download and remove models. If unset, a key sees its own jobs only, and may not change models, unless `API_KEY` is a single key.",
     )
     workers: int = Field(1, ge=0, description="Server processes behind one port. `auto` or `0`: one per GPU.")
     rate_limit: str | None = Field(

@@ -10,6 +10,8 @@
     │   ├── FileNotFound
     │   ├── BatchNotFound
     │   ├── WrongJobState
+    │   ├── ModelInUse
+    │   ├── NotPermitted
     │   ├── NotReadable
     │   ├── EmptyBuffer
     │   ├── Unauthorized
@@ -146,6 +148,20 @@ class WrongJobState(RequestError):
     """The job's state does not allow the operation."""
 
     code = "job_state"
+
+
+class ModelInUse(RequestError):
+    """A process of this machine has the model loaded or downloads it, so it cannot be removed."""
+
+    code = "model_in_use"
+    status = 409
+
+
+class NotPermitted(RequestError):
+    """The operation requires an operator's key (`ADMIN_API_KEY`)."""
+
+    code = "insufficient_permissions"
+    status = 403
 
 
 class NotReadable(RequestError):

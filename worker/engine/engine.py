@@ -24,6 +24,7 @@ from worker.audio.ingest import Decoded, Ingest, Unit
 from worker.audio.read_ahead import Queue
 from worker.backends import create
 from worker.backends.base import Backend
+from worker.backends.common import hub_cache
 from worker.backends.common.device import batch_target_sec, weights_budget
 from worker.config import Settings
 from worker.engine import channels, clip_run, speakers
@@ -98,8 +99,8 @@ class Engine:
         self._ingest = Ingest(settings, on_idle=self._wake)
         self._scheduler = Scheduler(wait_sec=settings.batch_wait_sec, incoming=self._ingest.active)
         self._loading = threading.Lock()
-        has_weights = create_backend is None and not settings.skip_model_load
-        self._alone = functools.partial(alone, settings) if has_weights else contextlib.nullcontext
+        self._has_weights = create_backend is None and not settings.skip_model_load
+        self._alone = functools.partial(alone, settings) if self._has_weights else contextlib.nullcontext
         self._runners = self._make_runners(create_backend)
         for runner in self._runners:
             runner.start()
@@ -274,7 +275,12 @@ class Engine:
             idle_sec=settings.model_idle_sec,
             loading=self._loading,
             alone=self._alone,
+            hold=self._hold,
         )
+
+    def _hold(self, row: catalog.Model) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which no process removes the weights of a model."""
+        return hub_cache.in_use(row, self.settings) if self._has_weights else contextlib.nullcontext()
 
     def _runner(
         self, number: int, models: ModelManager, settings: Settings, on_end: Callable[[], None] = lambda: None

@@ -19,6 +19,7 @@ may call `load`, `lose` and `close`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -62,6 +63,8 @@ class _ManagedModel:
     """The time before which the model is not evicted, on time.monotonic()."""
     since: float = dataclasses.field(default_factory=time.monotonic)
     """The time of the last use or of the failure, on time.monotonic()."""
+    hold: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack)
+    """Keeps the weights on disk from being removed until the model is closed."""
     futures: list[Future[None]] = dataclasses.field(default_factory=list)
     """The futures of `load` that wait for the model."""
 
@@ -89,6 +92,7 @@ class ModelManager:
     changed: called when a load has ended, a model must be evicted, or the device is lost.
     loading: the lock that the managers of all devices share while they load.
     alone: makes the context in which a model loads, once there is room for it.
+    hold: makes the context of a catalog row in which its weights stay on disk, from the load until the model is closed.
     """
 
     def __init__(
@@ -100,8 +104,10 @@ class ModelManager:
         changed: Callable[[], None] = lambda: None,
         loading: threading.Lock | None = None,
         alone: Callable[[], AbstractContextManager[None]] = nullcontext,
+        hold: Callable[[catalog.Model], AbstractContextManager[None]] = lambda row: nullcontext(),
     ) -> None:
         self._create, self._budget, self._idle_sec, self._changed = create, budget, idle_sec, changed
+        self._hold = hold
         self._models: dict[str, _ManagedModel] = {}
         self._lock, self._loading, self._alone = threading.Condition(), loading or threading.Lock(), alone
         self._closed: AviaryError | None = None  # why the manager is closed
@@ -196,6 +202,7 @@ class ModelManager:
         for name, managed in evicting.items():
             assert managed.backend is not None
             _close(managed.backend)
+            managed.hold.close()
             log.info("unloaded %s", name)
         if evicting:
             memory.collect()
@@ -223,6 +230,7 @@ class ModelManager:
         for managed in models:
             if managed.backend is not None:
                 _close(managed.backend)
+                managed.hold.close()
 
     def _start(self, model: str) -> _ManagedModel:
         managed = self._models[model] = _ManagedModel()
@@ -240,8 +248,10 @@ class ModelManager:
     def _load(self, model: str, managed: _ManagedModel) -> None:
         started = time.monotonic()
         try:
-            backend = self._create(catalog.find(model))
+            row = catalog.find(model)
+            backend = self._create(row)
             weight = backend.weight_bytes()
+            managed.hold.enter_context(self._hold(row))
             with self._loading:
                 self._make_room(model, weight)
                 with self._alone():
@@ -251,6 +261,7 @@ class ModelManager:
                         managed.backend, managed.bytes, managed.since = backend, weight, time.monotonic()
             if managed.backend is None:
                 _close(backend)
+                managed.hold.close()
                 return
         except BaseException as error:  # noqa: BLE001  a panic of a Rust library is no Exception; other models keep working
             self._fail(managed, _unavailable(model, error))
@@ -312,6 +323,7 @@ class ModelManager:
             future.set_result(None)
 
     def _fail(self, managed: _ManagedModel, error: AviaryError) -> None:
+        managed.hold.close()
         with self._lock:
             if isinstance(error, DeviceLost):
                 self.lost = error

@@ -67,6 +67,7 @@ def model_json(model: catalog.Model) -> Json:
         "owned_by": model.id.split("/")[0],
         "root": model.id,
         "aliases": list(model.aliases),
+        "license": model.licence,
         "tasks": list(model.tasks),
         "languages": list(model.languages),
         "target_languages": list(model.target_languages),

@@ -12,10 +12,11 @@ Weights are a .nemo file or safetensors; pickles are never read.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from worker import config
@@ -43,7 +44,7 @@ def nemo_file(name: str, settings: Settings) -> Path:
         files = sorted(folder.glob("*.nemo"))
         if files:
             return next((path for path in files if path.stem == name.rsplit("/", maxsplit=1)[-1]), files[0])
-    files = sorted(_download(name, settings, ["*.nemo"]).glob("*.nemo"))
+    files = sorted(download(name, settings, ["*.nemo"]).glob("*.nemo"))
     if not files:
         raise ModelUnavailable(f"{name} holds no .nemo file")
     return files[0]
@@ -51,15 +52,20 @@ def nemo_file(name: str, settings: Settings) -> Path:
 
 def verify(path: Path, sha256: str) -> None:
     """Read the whole file. Raises ModelUnavailable if its SHA-256, in hexadecimal, differs."""
+    if (found := sha256_of(path)) != sha256:
+        raise ModelUnavailable(
+            f"{path} has the SHA-256 {found}, and the catalog pins {sha256}. Download the file again. To "
+            "load a version of your own, name it by its path."
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    if digest.hexdigest() != sha256:
-        raise ModelUnavailable(
-            f"{path} has the SHA-256 {digest.hexdigest()}, and the catalog pins {sha256}. Download the file again. To "
-            "load a version of your own, name it by its path."
-        )
+    return digest.hexdigest()
 
 
 def checkpoint(name: str, settings: Settings, *, part: str | None = "") -> Path:
@@ -71,17 +77,17 @@ def checkpoint(name: str, settings: Settings, *, part: str | None = "") -> Path:
     path = Path(name).expanduser()
     last = [settings.model_dir] if settings.model_dir and settings.model_dir.name == path.name else []
     for folder in (path, *_model_dirs(name, settings), *last, *_snapshots(name, settings)):
-        if not _missing(folder, part):
+        if not missing(folder, part):
             return folder
     if path.is_dir():
-        raise ModelUnavailable(f"{name} is not a complete checkpoint: it lacks {', '.join(_missing(path, part))}")
+        raise ModelUnavailable(f"{name} is not a complete checkpoint: it lacks {', '.join(missing(path, part))}")
     if not is_repository(name):
         raise ModelUnavailable(f"no such checkpoint: {name}")
-    folder = _download(name, settings, SMALL)
-    folder = _download(name, settings, [*SMALL, *_missing(folder, part)])
-    if missing := _missing(folder, part):
+    folder = download(name, settings, SMALL)
+    folder = download(name, settings, [*SMALL, *missing(folder, part)])
+    if lacking := missing(folder, part):
         raise ModelUnavailable(
-            f"{name} lacks {', '.join(missing)}. A checkpoint requires a config.json and weights as safetensors; "
+            f"{name} lacks {', '.join(lacking)}. A checkpoint requires a config.json and weights as safetensors; "
             "save_pretrained of transformers converts other weights."
         )
     return folder
@@ -133,7 +139,7 @@ def weight_files(folder: Path, part: str = "") -> list[str]:
     return files
 
 
-def _missing(folder: Path, part: str | None) -> list[str]:
+def missing(folder: Path, part: str | None) -> list[str]:
     """Return the files that the folder lacks: config.json and the weight files of the part."""
     files = ["config.json", *([] if part is None else weight_files(folder, part))]
     return [file for file in files if not (folder / file).is_file()]
@@ -182,10 +188,23 @@ def _snapshots(name: str, settings: Settings) -> Iterator[Path]:
         yield from sorted((repository / "snapshots").glob("*"))
 
 
-def _download(name: str, settings: Settings, patterns: list[str]) -> Path:
+def download(name: str, settings: Settings, patterns: list[str]) -> Path:
     """Download the files that match `patterns`, and return the snapshot's folder.
 
     Raises ModelUnavailable, with advice, if the hub does not serve the model.
+    """
+    import huggingface_hub
+
+    with hub_errors(name, settings, lambda: _hub_bytes(name, patterns)) as cache:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, cache_dir=cache))
+
+
+@contextlib.contextmanager
+def hub_errors(name: str, settings: Settings, needed: Callable[[], int | None]) -> Iterator[Path]:
+    """Yield the cache that a download in the block goes to.
+
+    Raises ModelUnavailable, with advice, in place of an exception of the block which means that the hub does not serve
+    the model, or that the disk cannot take the bytes that `needed` returns.
     """
     searched = ", ".join(str(path) for path in caches(settings)) or "there is none"
     if settings.hf_hub_offline:
@@ -195,8 +214,8 @@ def _download(name: str, settings: Settings, patterns: list[str]) -> Path:
 
     cache = _download_cache(settings)
     try:
-        with disk.writing(name, cache, lambda: _hub_bytes(name, patterns), setting="HF_HOME"):
-            return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, cache_dir=cache))
+        with disk.writing(name, cache, needed, setting="HF_HOME"):
+            yield cache
     except errors.GatedRepoError as error:
         raise ModelUnavailable(f"{name} is gated. Accept its license on the hub, then set HF_TOKEN.") from error
     except errors.RepositoryNotFoundError as error:

@@ -7,7 +7,7 @@
     listen       a microphone or stdin, while the audio comes in
     serve        the HTTP server
     mcp          the tools of a language model, over the Model Context Protocol
-    models       the catalog
+    models       the models, with their sizes on disk; download and remove them
     doctor       a check of this machine's setup, with advice
 
 Results go to stdout or to --output; progress, warnings and failures go to stderr. Exit codes:

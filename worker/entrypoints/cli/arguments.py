@@ -265,9 +265,16 @@ def _mcp(commands: Any) -> None:
 
 
 def _models(commands: Any) -> None:
-    commands.add_parser("models", help="list the models of the catalog").set_defaults(
-        run=_lazily("worker.entrypoints.cli.models")
-    )
+    command = commands.add_parser("models", help="list the models, with their sizes on disk; download or remove one")
+    command.set_defaults(run=_lazily("worker.entrypoints.cli.models"))
+    actions = command.add_subparsers(title="actions", metavar="ACTION")
+    pull = actions.add_parser("pull", help="download a model; an interrupted download resumes")
+    pull.add_argument("name", metavar="NAME", help="an alias or id of the catalog, or a repository (owner/name)")
+    pull.set_defaults(run=_lazily("worker.entrypoints.cli.models", "pull"))
+    remove = actions.add_parser("rm", help="remove a model from the caches")
+    remove.add_argument("name", metavar="NAME", help="an alias or id of the catalog, or a repository (owner/name)")
+    remove.add_argument("--yes", action="store_true", help="ask no question on a terminal")
+    remove.set_defaults(run=_lazily("worker.entrypoints.cli.models", "remove"))
 
 
 def _doctor(commands: Any) -> None:
@@ -540,13 +547,13 @@ def _at_least_1(text: str) -> int:
     return number
 
 
-def _lazily(module: str) -> Any:
-    """Return a function that imports `module` and calls its `run`."""
+def _lazily(module: str, function: str = "run") -> Any:
+    """Return a function that imports `module` and calls its `function`."""
 
     def run(args: argparse.Namespace) -> int:
         import importlib
 
-        code: int = importlib.import_module(module).run(args)
+        code: int = getattr(importlib.import_module(module), function)(args)
         return code
 
     return run

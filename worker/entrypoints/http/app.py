@@ -1,6 +1,7 @@
 """The HTTP application: `create_app(settings)` puts the routes on one engine.
 
-    /v1/...                      routes/openai.py   OpenAI's routes, captions, embeddings, analyze, models
+    /v1/...                      routes/openai.py   OpenAI's routes, captions, embeddings, analyze
+    /v1/models                   routes/models.py   the models: list, download and remove them
     /transcribe, /evaluate ...   routes/legacy.py   the routes of the servers that Aviary replaces
     /asr, /detect-language       routes/asr_webservice.py   the routes of whisper-asr-webservice
     /v1/files, /v1/batches       routes/batches.py  OpenAI's files and batches
@@ -38,6 +39,7 @@ from worker.entrypoints.http.routes import (
     health,
     jobs,
     legacy,
+    models,
     openai,
     realtime,
     runpod,
@@ -90,6 +92,7 @@ def create_app(settings: Settings, engine: Engine | None = None, tasks: Tasks | 
         )
     for routes in (
         openai.router(service),
+        models.router(service),
         realtime.router(service),
         batches.router(service, queue),
         runpod.router(service, queue),

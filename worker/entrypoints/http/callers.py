@@ -5,8 +5,8 @@
     async def route(caller: SentBy): ...             read by the routes of jobs
 
 The caller of a job is stored with the job, as a hash of the key. An operator sees the jobs of all keys, and jobs that
-were submitted without a key. If the server accepts one key or requires none, everybody who is let in is an operator.
-Otherwise the operators are the keys of ADMIN_API_KEY.
+were submitted without a key, and may download and remove models. If the server accepts one key or requires none,
+everybody who is let in is an operator. Otherwise the operators are the keys of ADMIN_API_KEY.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
 """The models of a server: the catalog, and what only this server knows of each.
 
-    listed(service)   the entries of GET /v1/models     catalog row + loaded, default, installed, on_disk, size_bytes
+    listed(service)        the entries of GET /v1/models     catalog row + what only this server knows
+    entry(service, name)   one of them, or that of another model that requests may name
 
-`on_disk` says whether the weights are on this machine, and `size_bytes` how large their files are. Both are null in a
-dry run, which reads no weights; `size_bytes` is also null if the weights are in a package or must be downloaded.
+Only the server knows `loaded`, `default`, `installed`, `on_disk`, `size_bytes` and `download`. `on_disk` says whether
+the weights are on this machine, and `size_bytes` how large their files are. Both are null in a dry run, which reads no
+weights; `size_bytes` is also null if the weights are in a package or must be downloaded. `download` has the progress
+while a process of this machine downloads the model, else it is null.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ import importlib.util
 from typing import Any
 
 from worker import catalog
-from worker.backends.common import checkpoints
+from worker.backends.common import checkpoints, hub_cache
 from worker.config import Settings
 from worker.entrypoints.http.service import Service
+from worker.errors import ModelNotFound, excerpt
 from worker.protocol import openai
+from worker.protocol.model_names import find_model
 
 Json = dict[str, Any]
 
@@ -25,23 +30,48 @@ def listed(service: Service) -> list[Json]:
 
     Blocks on the disk.
     """
-    settings, states = service.settings, service.engine.models
-    own = map(catalog.find, settings.start_models)
+    own = map(catalog.find, service.settings.start_models)
     rows = {row.id: row for row in (*(row for row in own if row not in catalog.MODELS), *catalog.MODELS)}
-    facts = (
+    return openai.with_aliases((_entry(service, row) for row in rows.values()), service.settings)
+
+
+def entry(service: Service, name: str) -> Json:
+    """Return the entry of a model. Blocks on the disk. Raises ModelNotFound."""
+    for one in listed(service):
+        if name == one["id"] or name in one["aliases"]:
+            return one
+    try:
+        return _entry(service, find_model(name, service.settings))
+    except ModelNotFound:
+        raise ModelNotFound(
+            f"this server has no model {excerpt(name)!r}; GET /v1/models lists its models", param="model"
+        ) from None
+
+
+def download_json(download: hub_cache.Download) -> Json:
+    """Return the progress of a download as JSON."""
+    return {"bytes_done": download.bytes_done, "bytes_total": download.bytes_total}
+
+
+def _entry(service: Service, row: catalog.Model) -> Json:
+    return (
         openai.model_json(row)
-        | {"loaded": states.get(row.id) == "ready", "default": row.id == service.default}
-        | _facts(row, settings)
-        for row in rows.values()
+        | {"loaded": service.engine.models.get(row.id) == "ready", "default": row.id == service.default}
+        | _facts(row, service.settings)
     )
-    return openai.with_aliases(facts, settings)
 
 
 def _facts(row: catalog.Model, settings: Settings) -> Json:
     if settings.skip_model_load:
-        return {"installed": True, "on_disk": None, "size_bytes": None}
+        return {"installed": True, "on_disk": None, "size_bytes": None, "download": None}
     installed = all(importlib.util.find_spec(name) is not None for name in row.needs)
     if row.weights == "embedded":
-        return {"installed": installed, "on_disk": True, "size_bytes": None}
+        return {"installed": installed, "on_disk": True, "size_bytes": None, "download": None}
     size = checkpoints.disk_bytes(row, settings)
-    return {"installed": installed, "on_disk": size is not None, "size_bytes": size}
+    running = hub_cache.progress(row, settings) if size is None else None
+    return {
+        "installed": installed,
+        "on_disk": size is not None,
+        "size_bytes": size,
+        "download": None if running is None else download_json(running),
+    }

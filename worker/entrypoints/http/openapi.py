@@ -45,9 +45,10 @@ _NO_EFFECT: Json = {name: {"description": "accepted without effect"} for name in
 _MEANINGS = {
     400: "The request is wrong",
     401: "The API key is missing or wrong",
-    403: "The request comes from a web page, or names a host, that the server does not accept",
+    403: "The server does not accept the web page or the host of the request, or the key may not do this",
     404: "There is no such model, file or job",
     408: "The body did not arrive in time",
+    409: "The model is loaded or being downloaded",
     413: "The request or the audio is too large or too long",
     415: "The file is not audio, or the route does not accept this kind of body",
     422: "The input cannot be used",
@@ -175,10 +176,16 @@ class ChatCompletion(TypedDict):
     warning: NotRequired[str]
 
 
+class _Download(TypedDict):
+    bytes_done: int
+    bytes_total: int
+
+
 class ModelInfo(TypedDict):
     """OpenAI's model object, what the model can do, and where its weights are; unknown sizes are null.
 
-    `root` differs from `id` for an alias: it is the id of the model that the alias means.
+    `root` differs from `id` for an alias: it is the id of the model that the alias means. `download` is the progress
+    while the model is being downloaded, else null.
     """
 
     id: str
@@ -187,12 +194,22 @@ class ModelInfo(TypedDict):
     owned_by: str
     root: str
     aliases: list[str]
+    license: str
     tasks: list[str]
     loaded: bool
     default: bool
     installed: bool
     on_disk: bool | None
     size_bytes: int | None
+    download: _Download | None
+
+
+class ModelDeleted(TypedDict):
+    """OpenAI's confirmation that a model is deleted, here from the disk of the server."""
+
+    id: str
+    object: Literal["model"]
+    deleted: Literal[True]
 
 
 class ModelPage(TypedDict):

@@ -20,7 +20,7 @@ from fastapi.requests import Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from worker.errors import AviaryError, Cancelled, DeadlineExceeded, InputError, TooLarge
+from worker.errors import AviaryError, Cancelled, DeadlineExceeded, InputError, ModelInUse, TooLarge
 from worker.faults import report
 
 OPENAI = "/v1/"  # how the paths begin that OpenAI's clients call
@@ -62,13 +62,13 @@ def response(error: AviaryError, path: str = "") -> JSONResponse:
     """Return the response for an error on a route, with WWW-Authenticate, Retry-After, X-Should-Retry and Connection
     where they apply.
 
-    OpenAI's clients retry every status 503 unless X-Should-Retry forbids it. A request that was too slow would be as
-    slow again.
+    OpenAI's clients retry every status 409 and 503 unless X-Should-Retry forbids it. A request that was too slow would
+    be as slow again, and a model that is loaded stays loaded.
     """
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
     if error.status in (408, 431):  # the rest of the request may come late
         headers["Connection"] = "close"
-    if isinstance(error, DeadlineExceeded):
+    if isinstance(error, DeadlineExceeded | ModelInUse):
         headers["X-Should-Retry"] = "false"
     if error.retry_after_sec is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_sec))

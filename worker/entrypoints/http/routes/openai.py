@@ -1,4 +1,4 @@
-"""OpenAI's routes and their relatives: /v1/audio/..., /v1/chat/completions, /v1/models.
+"""OpenAI's routes and their relatives: /v1/audio/..., /v1/chat/completions.
 
 A body is a form with `file`, or JSON with `audio`; `worker.protocol.openai` translates it, as it does for Runpod's
 proxy. Streams are server-sent events in OpenAI's words; see `worker.entrypoints.http.events`.
@@ -6,7 +6,6 @@ proxy. Streams are server-sent events in OpenAI's words; see `worker.entrypoints
 
 from __future__ import annotations
 
-import asyncio
 import urllib.parse
 from typing import Any
 
@@ -14,7 +13,7 @@ from fastapi import APIRouter
 from fastapi.requests import Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from worker.entrypoints.http import events, model_list
+from worker.entrypoints.http import events
 from worker.entrypoints.http.body import Body, RequestBody, is_form
 from worker.entrypoints.http.job_queue import UPLOAD, JobForm
 from worker.entrypoints.http.openapi import (
@@ -23,8 +22,6 @@ from worker.entrypoints.http.openapi import (
     PLAIN_TEXT,
     ChatCompletion,
     Features,
-    ModelInfo,
-    ModelPage,
     SpeakerTurns,
     SpeechSpan,
     Transcription,
@@ -36,7 +33,7 @@ from worker.entrypoints.http.openapi import (
 )
 from worker.entrypoints.http.responses import large_json
 from worker.entrypoints.http.service import Service
-from worker.errors import ModelNotFound, RequestError, excerpt
+from worker.errors import RequestError
 from worker.protocol import openai, speech_timestamps
 from worker.protocol.openai_fields import AUDIO
 
@@ -146,22 +143,6 @@ def router(service: Service) -> APIRouter:
             include_usage = bool(stream.get("include_usage"))
             return await events.respond(http, events.chat(service, http, payload, include_usage=include_usage))
         return JSONResponse(shape(await service.one(http, payload)))
-
-    @routes.get(
-        "/v1/models", summary="The models, and what each can do", response_model=ModelPage, responses=failures(401)
-    )
-    async def models() -> Response:
-        rows = await asyncio.to_thread(model_list.listed, service)
-        return JSONResponse({"object": "list", "data": rows, "scoring_models": service.scoring_models})
-
-    @routes.get("/v1/models/{name:path}", summary="One model", response_model=ModelInfo, responses=failures(401, 404))
-    async def model(name: str) -> Response:
-        for one in await asyncio.to_thread(model_list.listed, service):
-            if name == one["id"] or name in one["aliases"]:
-                return JSONResponse(one)
-        raise ModelNotFound(
-            f"this server has no model {excerpt(name)!r}; GET /v1/models lists its models", param="model"
-        )
 
     return routes
 

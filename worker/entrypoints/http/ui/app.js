@@ -13,6 +13,7 @@ import { Settings } from "./settings.js";
 import { startSources } from "./sources.js";
 import { enqueue } from "./tasks.js";
 import { startTheme } from "./theme.js";
+import { Weights } from "./weights.js";
 
 /** The number of clips in flight at a time; the server batches them. */
 const AT_ONCE = 4;
@@ -26,6 +27,7 @@ let recorded = null;
 let enqueuing = false;
 const settings = new Settings(refresh);
 const jobs = new Jobs();
+const weights = new Weights(loadModels);
 
 /** Return the clips that the button runs: those that lack the task, or else the selected clip with other options. @returns {Clip[]} */
 function due() {
@@ -46,6 +48,7 @@ function refresh() {
   run.textContent = again ? `${label} again` : waiting.length > 1 ? `${label} ${pluralize(waiting.length, "clip")}` : label;
   run.hidden = task === "chat";               // a chat has a button of its own
   run.disabled = !waiting.length || !settings.models.length;
+  weights.show(task === "score" ? undefined : settings.model);
   background.hidden = task !== "transcribe";
   background.disabled = !waiting.some((clip) => clip.source.file);
   byId("go-note").hidden = task === "chat" || waiting.length > 0 || !chosen?.finished.has(task);

@@ -17,6 +17,8 @@ import { bytes, languageName, pluralize } from "./format.js";
  * @property {boolean} installed  whether the server has the libraries of the model
  * @property {boolean|null} on_disk  null in a dry run
  * @property {number|null} size_bytes  of the weights on the server's disk
+ * @property {{bytes_done: number, bytes_total: number}|null} download  its progress, while the server downloads the weights
+ * @property {string} license
  */
 
 /** @typedef {"transcribe"|"translate"|"caption"|"embed"|"chat"|"analyze"|"score"} Task */
@@ -96,14 +98,15 @@ function supports(model, name) {
  * @returns {string[]}
  */
 export function factsOf(model, task) {
-  const { id, languages, loaded, on_disk: onDisk, size_bytes: size, max_sec: most } = model;
+  const { id, languages, loaded, on_disk: onDisk, size_bytes: size, download, max_sec: most } = model;
   const limited = most && (task === "caption" || task === "chat" || task === "analyze");
   return [
     id === nameOf(model) ? "" : id,
     languages.length === 1 ? languageName(languages[0]) : languages.length ? pluralize(languages.length, "language") : "",
     limited ? `up to ${pluralize(most / 60, "minute")}` : "",
-    loaded ? "loaded" : onDisk === false ? "not on the server: its first use downloads it" : "loads at its first use",
+    loaded ? "loaded" : download ? "being downloaded" : onDisk === false ? "not on the server: its first use downloads it" : "loads at its first use",
     size === null ? "" : bytes(size),
+    model.license === "its own" ? "its own license" : model.license,
   ].filter(Boolean);
 }
 
