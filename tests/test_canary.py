@@ -347,9 +347,9 @@ def test_detected_speech_is_translated(detecting, german):
 
 def test_a_target_leaves_only_the_languages_that_the_model_translates_it_from(detecting):
     for options, pairs in (
-        ({}, [("de", "de"), ("en", "en")]),
-        ({"task": "translate"}, [("de", "en"), ("en", "en")]),
-        ({"target_language": "en"}, [("de", "en"), ("en", "en")]),
+        ({}, [("en", "en"), ("de", "de")]),
+        ({"task": "translate"}, [("en", "en"), ("de", "en")]),
+        ({"target_language": "en"}, [("en", "en"), ("de", "en")]),
         ({"target_language": "de"}, [("en", "de"), ("de", "de")]),
         ({"language": "de"}, [("de", "de")]),
     ):

@@ -10,9 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 from worker import config
+from worker.backends import create
 from worker.backends.common import checkpoints
+from worker.catalog import MODELS, find
 from worker.config import Settings
-from worker.errors import ModelUnavailable
+from worker.errors import ModelNotFound, ModelUnavailable
 
 NAME = "nvidia/parakeet-tdt-0.6b-v3"
 
@@ -152,15 +154,23 @@ def test_no_name_leads_out_of_the_folder_of_models(tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """The hub, whose download the test replaces: `hub.fail(error)` makes it fail, `hub.caches` has where it went."""
+    """The hub, whose download the test replaces. `hub.error` makes it fail, `hub.caches` has where it went. `hub.files`
+    are the files of every repository and their texts, if the test sets them."""
     import huggingface_hub
 
-    hub = SimpleNamespace(caches=[], error=None)
+    hub = SimpleNamespace(caches=[], patterns=[], error=None, files=None)
 
     def download(name, *, allow_patterns, cache_dir):
         hub.caches.append(cache_dir)
+        hub.patterns.append(allow_patterns)
         if hub.error:
             raise hub.error
+        if hub.files is not None:
+            folder = cache_dir / f"models--{name.replace('/', '--')}" / "snapshots" / "abc"
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in huggingface_hub.utils.filter_repo_objects(hub.files, allow_patterns=allow_patterns):
+                (folder / file).write_text(hub.files[file])
+            return str(folder)
         return str(snapshot(cache_dir, f"revision-{len(hub.caches)}").parent)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
@@ -173,9 +183,8 @@ def test_a_download_goes_to_the_cache_that_is_set(tmp_path, hub):
     checkpoints.nemo_file("nvidia/parakeet-x", Settings(hf_home=home, transformers_cache=second))
     checkpoints.nemo_file("nvidia/parakeet-x", Settings(hf_home=home, transformers_cache=second, hf_hub_cache=first))
     assert hub.caches == [home / "hub", second, first]
-    assert checkpoints.caches(Settings(hf_home=home, transformers_cache=second, hf_hub_cache=first)) == [
-        *(first, second, home / "hub")
-    ]
+    places = Settings(hf_home=home, transformers_cache=second, hf_hub_cache=first).places
+    assert places.caches == (first, second, home / "hub")
 
 
 def test_the_environment_sets_the_cache(tmp_path, monkeypatch, hub):
@@ -239,3 +248,41 @@ def test_a_hub_that_does_not_respond_is_named_and_may_be_asked_again(monkeypatch
             checkpoints.nemo_file(NAME, Settings())
         assert caught.value.retryable
         assert type(error).__name__ in caught.value.message
+
+
+def test_the_configuration_of_a_repository_is_downloaded_before_its_weights(tmp_path, hub):
+    """Its row is then that of the configuration, and a checkpoint that cannot run is refused without its weights."""
+    settings = Settings(hf_home=tmp_path / "hf")
+    row = find("someone/whisper-turbo-mine")
+    hub.files = {"config.json": json.dumps({"architectures": ["BertModel"]})}
+    with pytest.raises(ModelNotFound, match="the architecture BertModel, which this version does not run"):
+        create(row, settings)
+    assert not any("safetensors" in pattern for pattern in hub.patterns[-1])
+
+
+def test_a_row_by_name_gives_way_to_the_row_by_the_downloaded_configuration(tmp_path, hub):
+    settings = Settings(hf_home=tmp_path / "hf")
+    row = find("someone/whisper-turbo-mine")
+    assert row.tasks == ("transcribe", "embed")
+    config = {"architectures": ["WhisperForConditionalGeneration"], "encoder_layers": 4, "decoder_layers": 4}
+    hub.files = {"config.json": json.dumps(config), "README.md": "---\nlanguage: sv\nlicense: mit\n---\n"}
+    found = checkpoints.recognize(row, settings)
+    assert (found.tasks, found.licence) == (("transcribe", "translate", "embed"), "mit")
+    count = len(hub.patterns)
+    assert checkpoints.recognize(row, settings) == found
+    assert len(hub.patterns) == count, "it is on this machine now"
+    assert find(row.id, settings.places) == found
+
+
+def test_a_model_that_names_itself_a_canary_and_is_none_is_refused_with_what_it_is(tmp_path, hub):
+    config = {"pretrained_llm": "Qwen/Qwen3-1.7B", "perception": {}}
+    hub.files = {"config.json": json.dumps(config)}
+    with pytest.raises(ModelNotFound, match="someone/canary-chat' has the architecture SALM"):
+        create(find("someone/canary-chat"), Settings(hf_home=tmp_path / "hf"))
+
+
+def test_a_dry_run_and_the_catalogs_own_models_download_nothing(tmp_path, hub):
+    for row in (*MODELS, find("higgs:someone/processor")):
+        create(row, Settings(hf_home=tmp_path / "hf"))
+    create(find("someone/whisper-turbo-mine"), Settings(hf_home=tmp_path / "hf", skip_model_load=True))
+    assert hub.patterns == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from worker.types import Batch, Clip, Options, Piece, Transcript
 pytest.importorskip("nemo.collections.asr", reason="nemo_toolkit is not installed")
 import torch
 from fixtures import train_parakeet
+from test_vetting import variant
 
 pytestmark = pytest.mark.slow
 
@@ -330,6 +332,28 @@ def test_durations_are_those_nemo_finds_for_a_clip_alone(model, clips):
         whole.decoding, whole.cfg.decoding = kept
 
 
+def test_the_marks_of_a_realtime_model_are_left_out_of_transcripts(tmp_path, heard, clips):
+    """A copy of the model has the mark of an utterance's end in place of one of its words."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    with tarfile.open(MODEL) as archive:
+        (name,) = (one for one in archive.getnames() if one.endswith("_tokenizer.model"))
+        tokenizer = sentencepiece_model_pb2.ModelProto.FromString(archive.extractfile(name).read())
+    (piece,) = (one for one in tokenizer.pieces if one.piece == "▁seven")
+    piece.piece = "<EOU>"
+    changed = {name.removeprefix("./").replace(".", "__"): tokenizer.SerializeToString()}
+    marking = backend(str(variant(MODEL, tmp_path / "eou.nemo", **changed)))
+    told = {name: hear(marking, clips[name])[0] for name in LABELS if "seven" in heard[name].text.split()}
+    assert len(told) > 3
+    for name, one in told.items():
+        expected = [word for word in heard[name].text.split() if word != "seven"]
+        assert (one.text.split(), [word.text for word in one.words]) == (expected, expected)
+    confident = Piece(clips[next(iter(told))], Options(NAME, confidence=True))
+    (one,) = marking.infer(Batch((confident,)))
+    assert all(token.text != "<EOU>" for token in one.tokens)
+    assert all(word.confidence is not None for word in one.words)
+
+
 def test_a_model_of_several_languages_says_which_one_it_wrote(clips):
     made = create(dataclasses.replace(find(NAME), languages=EUROPEAN), Settings(device="cpu"))
     made.load()
@@ -342,4 +366,6 @@ def test_a_model_of_several_languages_says_which_one_it_wrote(clips):
     assert hear(made, silence)[0].language is None
     (told,) = made.infer(Batch((Piece(silence, Options(NAME, language="de")),)))
     assert told.language == "de"
-    assert hear(backend(), silence)[0].language == "en"  # a model of one language writes no other
+    english = create(dataclasses.replace(find(NAME), languages=("en",)), Settings(device="cpu"))
+    english.load()
+    assert hear(english, silence)[0].language == "en"  # a model of one language writes no other

@@ -19,8 +19,8 @@ import yaml
 from conftest import DIGITS, FIXTURES, MODEL
 
 from worker.backends.nemo import restore, vetting
-from worker.backends.nemo.model_config import MAX_LEVELS, ModelConfig
 from worker.catalog import find
+from worker.catalog.model_config import MAX_LEVELS, ModelConfig
 from worker.config import Settings
 from worker.engine.engine import Engine
 from worker.errors import ModelUnavailable
@@ -439,7 +439,7 @@ def test_a_pinned_hash_is_checked_before_the_file_is_used(tmp_path, monkeypatch)
     settings = Settings(device="cpu", model_dir=tmp_path)
     row = replace(find("parakeet-v2"), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     assert [found.state for found in weights.hashes(settings)] == ["SHA-256 pinned for no model of the catalog"]
-    monkeypatch.setattr(catalog, "find", lambda name: row)
+    monkeypatch.setattr(catalog, "find", lambda *_: row)
     monkeypatch.setattr(catalog, "MODELS", (row,))
     create(row, settings).load()
     assert [found.state for found in weights.hashes(settings)] == ["SHA-256 pinned for parakeet-v2"]

@@ -13,13 +13,16 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker import private
 from worker.errors import ConfigError, ModelNotFound
+
+if TYPE_CHECKING:
+    from worker.catalog.places import Places
 
 VOLUME = Path("/runpod-volume")
 DEFAULT = "default"  # as the model of an alias: the default model
@@ -446,6 +449,25 @@ class Settings(BaseSettings):
     def start_models(self) -> tuple[str, ...]:
         """Return the names of the models that load at start: the default model, then MODELS."""
         return (self.default_model, *map(self.meaning, self.models))
+
+    @property
+    def set_caches(self) -> list[Path]:
+        """Return the hub caches that the settings name, whether or not they exist."""
+        home = self.hf_home and self.hf_home / "hub"
+        return [path for path in (self.hf_hub_cache, self.transformers_cache, home) if path]
+
+    @property
+    def places(self) -> Places:
+        """Return the folders in which checkpoints may be, in the order of the search: MODEL_DIR, and the hub caches."""
+        from worker.catalog.places import Places
+
+        caches = [
+            *self.set_caches,
+            VOLUME / "huggingface-cache" / "hub",
+            VOLUME / "hub",
+            Path.home() / ".cache" / "huggingface" / "hub",
+        ]
+        return Places(self.model_dir, tuple(path for path in caches if path.is_dir()))
 
     @property
     def devices(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 
 from worker.backends.base import Backend
+from worker.backends.common import checkpoints
 from worker.catalog import Model
 from worker.config import Settings, let_waiting_threads_sleep
 
@@ -28,8 +29,14 @@ _CLASSES = {
 
 
 def create(model: Model, settings: Settings) -> Backend:
-    """Return the backend of a model, not yet loaded. With SKIP_MODEL_LOAD, it is the dry run for every model."""
+    """Return the backend of a model, not yet loaded. With SKIP_MODEL_LOAD, it is the dry run for every model.
+
+    The configuration of a repository is downloaded if it is not on this machine, because its name does not decide.
+    Raises ModelNotFound and ModelUnavailable, as `checkpoints.recognize` does.
+    """
     let_waiting_threads_sleep()
+    if not settings.skip_model_load:
+        model = checkpoints.recognize(model, settings)
     module, name = _CLASSES["dry_run" if settings.skip_model_load else model.backend]
     backend: Backend = getattr(importlib.import_module(module), name)(model, settings)
     return backend

@@ -34,7 +34,7 @@ class Higgs(Backend):
 
     def __init__(self, model: Model, settings: Settings) -> None:
         self._row, self._settings = model, settings
-        self._transcriber = create(catalog.find(model.transcriber or ""), settings)
+        self._transcriber = create(catalog.find(model.transcriber or "", settings.places), settings)
 
     def weight_bytes(self) -> int:
         """Return the bytes of the audio tower and the transcriber. Raises ModelUnavailable."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -35,6 +36,8 @@ from worker.types import Batch, Output, Piece, Transcript
 
 log = logging.getLogger(__name__)
 
+# The tokens with which a model for live audio marks the end of an utterance, and of a listener's brief reply.
+MARKS = ("<EOU>", "<EOB>")
 LOGITS_AT_ONCE = 1 << 25  # values: the outputs of the joint for all tokens of a batch do not have to fit in memory
 
 
@@ -91,6 +94,8 @@ class Parakeet(Backend):
             self._vocabulary -= model.joint.num_extra_outputs
         self._trees = keywords.Trees(self._vocabulary - 1, keywords.TRANSDUCER_SCALING)
         self._spell = keywords.speller(model)
+        tokens = _names(model, list(range(self._vocabulary - 1)))  # the last one is the blank
+        self._marks = frozenset(number for number, token in enumerate(tokens) if token in MARKS)
         if len(self._row.languages) != 1:
             text_language.load()
 
@@ -141,7 +146,7 @@ class Parakeet(Backend):
                 scores = self._model.decoder(encoder_output=encoded)
                 found = greedy_ctc.decode(scores, frames, logprobs=logprobs, keywords=self._follower(wanted))
                 rows = [Row(self._model.decoding.decode_ids_to_str(row.ids), *row) for row in found]
-        return [self._transcript(piece, row) for piece, row in zip(pieces, rows, strict=True)]
+        return [self._transcript(piece, _without(self._marks, row)) for piece, row in zip(pieces, rows, strict=True)]
 
     def _follower(self, wanted: Sequence[keywords.Row | None]) -> keywords.Follower | None:
         """Return what follows the rows of a batch over their keywords, or None if no row has any."""
@@ -328,6 +333,20 @@ class Parakeet(Backend):
             self._graphs_work = False
             for other in (*self._decoders.values(), *self._boosting.values()):
                 other.decoding.disable_cuda_graphs()
+
+
+def _without(marks: frozenset[int], row: Row) -> Row:
+    """Return the row without the tokens that only mark the end of an utterance."""
+    if marks.isdisjoint(row.ids):
+        return row
+    kept = [i for i, number in enumerate(row.ids) if number not in marks]
+    return Row(
+        " ".join(re.sub("|".join(MARKS), " ", row.text).split()),
+        [row.ids[i] for i in kept],
+        [row.starts[i] for i in kept],
+        [row.lasts[i] for i in kept],
+        [row.logprobs[i] for i in kept] if row.logprobs else [],
+    )
 
 
 def _names(model: Any, ids: list[int]) -> list[str]:

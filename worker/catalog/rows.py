@@ -1,10 +1,10 @@
 """The rows, and what each family's rows have in common.
 
-    MODELS                     one row for each model with an alias
-    of_name(name)              the row for a repository or file whose name shows its family
-    of_config(name, config)    the row for a folder with this config.json
-    of_nemo(name, config)      the row for a .nemo file with this model_config.yaml
-    audio_tower(model)         the row for a Flamingo's audio tower alone
+    MODELS                        one row for each model with an alias
+    of_name(name)                 the row for a repository or file whose name shows its family, until it is here
+    of_folder(name, facts, card)  the row for a folder with this config.json
+    of_nemo(name, facts, card)    the row for a .nemo file with this model_config.yaml
+    audio_tower(model)            the row for a Flamingo's audio tower alone
 
 docs/adding-a-model.md explains which of these a new model or a new family changes.
 """
@@ -12,13 +12,14 @@ docs/adding-a-model.md explains which of these a new model or a new family chang
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
+from worker.catalog.facts import Card, FolderFacts, NemoFacts
 from worker.catalog.languages import LANGUAGES
 from worker.catalog.model import Model
+from worker.errors import ModelNotFound, excerpt
 
 # The languages of parakeet-tdt-0.6b-v3 and canary-1b-v2, from their model cards.
 _EUROPEAN = "bg hr cs da nl en et fi fr de el hu it lv lt mt pl pt ro sk sl es sv ru uk"
@@ -27,6 +28,8 @@ WHISPER = LANGUAGES  # of large-v3; the smaller models lack the last one
 # The languages of nemotron-3.5-asr-streaming-0.6b, from its model card.
 _NEMOTRON = "en es de fr it ar ja ko pt ru hi zh vi he nl cs da pl no sv th tr bg el et fi hr hu lt lv ro sk uk mt sl"
 NEMOTRON = tuple(_NEMOTRON.split())
+ENGLISH_VOCABULARY = 51_864  # ids of a Whisper for English only; one of several languages has more
+LIMITED_SEC = 60.0  # An encoder with a limited context gains nothing from longer audio, and local attention is wrong.
 CANARY_SEC = 40.0  # The longest clip that Canary was trained on. Its transcripts of longer clips lack words.
 KEYWORDS = ("keywords", "keyword_weight")
 GENERATION = ("max_new_tokens", "temperature", "top_p")
@@ -103,10 +106,7 @@ def _whisper(
     licence: str = "Apache-2.0",
     distilled: bool = False,
 ) -> Model:
-    """Return a row of the family. The distilled models, turbo among them, were trained to transcribe only; models whose
-    name ends in .en transcribe English only."""
-    distilled = distilled or re.search("turbo|distil", _last_part(name)) is not None
-    languages = ("en",) if name.endswith(".en") else languages
+    """Return a row of the family. The distilled models, turbo among them, were trained to transcribe only."""
     row = Model(
         id=name,
         backend="whisper",
@@ -234,7 +234,13 @@ MODELS: tuple[Model, ...] = (
     _nemotron_asr("nvidia/nemotron-speech-streaming-en-0.6b", "nemotron-asr-en", licence="NVIDIA Open Model License"),
     *_FLAMINGOS,
     *map(audio_tower, _FLAMINGOS),
-    _whisper("openai/whisper-large-v3-turbo", "whisper", "whisper-turbo", languages=WHISPER, licence="MIT"),
+    _whisper(
+        "openai/whisper-large-v3-turbo",
+        *("whisper", "whisper-turbo"),
+        languages=WHISPER,
+        licence="MIT",
+        distilled=True,
+    ),
     _whisper("openai/whisper-large-v3", "whisper-large", languages=WHISPER),
     _whisper("openai/whisper-medium", "whisper-medium"),
     _whisper("openai/whisper-small", "whisper-small"),
@@ -266,72 +272,149 @@ MODELS: tuple[Model, ...] = (
 _NEXT = "audio-flamingo-next"
 
 
-def _whisper_folder(name: str, config: Mapping[str, Any]) -> Model:
-    distilled = config.get("decoder_layers", 0) < config.get("encoder_layers", 0)
-    return _whisper(name, languages=(), licence=OWN_LICENCE, distilled=distilled)
+def _whisper_named(name: str) -> Model:
+    """Return the row for a Whisper of which only the name is known."""
+    languages = ("en",) if name.endswith(".en") else ()
+    return _whisper(name, languages=languages, licence=OWN_LICENCE, distilled=_is_distilled(name))
 
 
-def _music_flamingo_folder(name: str, _config: Mapping[str, Any]) -> Model:
+def _is_distilled(name: str) -> bool:
+    return re.search("turbo|distil", _last_part(name)) is not None
+
+
+def _whisper_folder(name: str, facts: FolderFacts, card: Card) -> Model:
+    """Return the row for a Whisper. A distilled one transcribes those of its tokenizer's languages that its card names,
+    because it keeps the tokenizer of its teacher."""
+    config, languages = facts.config, facts.languages
+    decoder, encoder = config.get("decoder_layers"), config.get("encoder_layers")
+    distilled = decoder < encoder if decoder and encoder else _is_distilled(name)
+    if facts.generation.get("is_multilingual", config.get("vocab_size") != ENGLISH_VOCABULARY) is False:
+        languages = ("en",)
+    if distilled and card.languages:
+        languages = tuple(code for code in languages if code in card.languages)
+    return _whisper(name, languages=languages, licence=card.licence or OWN_LICENCE, distilled=distilled)
+
+
+def _audio_flamingo_folder(name: str, _facts: FolderFacts, card: Card) -> Model:
+    return _flamingo(name, max_sec=600, licence=card.licence or OWN_LICENCE)
+
+
+def _music_flamingo_folder(name: str, _facts: FolderFacts, card: Card) -> Model:
     """Return the row for Music Flamingo, or for Audio Flamingo Next: they share a class, and only names differ."""
+    licence = card.licence or OWN_LICENCE
     if _NEXT in name.lower():
-        return _flamingo(name, max_sec=1800, licence=OWN_LICENCE)
-    return _flamingo(name, max_sec=1200, music=True, licence=OWN_LICENCE)
+        return _flamingo(name, max_sec=1800, licence=licence)
+    return _flamingo(name, max_sec=1200, music=True, licence=licence)
 
 
-def _parakeet_file(name: str, config: str) -> Model:
-    """Return the row for a Parakeet. If its vocabulary has letters that English lacks, only the checkpoint knows its
-    languages."""
-    foreign = any(letter.isalpha() and not letter.isascii() for letter in config)
-    return _parakeet(name, languages=() if foreign else ("en",), licence=OWN_LICENCE)
+def _nemotron_asr_folder(name: str, _facts: FolderFacts, card: Card) -> Model:
+    return _nemotron_asr(name, languages=card.languages, licence=card.licence or OWN_LICENCE)
 
 
-def _canary_file(name: str, config: str) -> Model:
+def _parakeet_file(name: str, facts: NemoFacts, card: Card) -> Model:
+    """Return the row for a Parakeet or another FastConformer. If one tokenizer writes all of its languages, only the
+    model card names them. An encoder with a limited context gets windows, because local attention would widen it."""
+    row = _parakeet(name, languages=facts.languages or card.languages, licence=card.licence or OWN_LICENCE)
+    return replace(row, window_sec=LIMITED_SEC) if facts.limited_context else row
+
+
+def _canary_file(name: str, facts: NemoFacts, card: Card) -> Model:
     """Return the row for a Canary. Only checkpoints with the canary2 prompt can return timestamps. Training without a
     loss for the prompt leaves a checkpoint unable to detect the spoken language, and one that was trained on clips
     shorter than 40 s gets windows of that length."""
-    timed = re.search(r"^prompt_format: canary2$", config, re.MULTILINE) is not None
-    row = _canary(name, languages=(), timestamps=timed, licence=OWN_LICENCE)
-    if re.search(r"^use_loss_mask_for_prompt: true$", config, re.MULTILINE):
+    row = _canary(
+        name,
+        languages=facts.languages or card.languages,
+        timestamps=facts.prompt_format == "canary2",
+        licence=card.licence or OWN_LICENCE,
+    )
+    if facts.ignores_prompt_loss:
         row = replace(row, default_language="en")
-    trained = re.search(r"^train_ds:\n(?:[ \t].*\n)*?[ \t]+max_duration: ([\d.]+)", config, re.MULTILINE)
-    return replace(row, window_sec=min(CANARY_SEC, float(trained[1]))) if trained else row
+    return replace(row, window_sec=min(CANARY_SEC, facts.trained_sec)) if facts.trained_sec else row
 
 
-# A part of a repository's or file's name, in lower case → the family's row. The first match decides.
+# A part of a repository's or file's name, in lower case → the family's row. The first match decides. A name is a hint:
+# once the checkpoint is on this machine, its configuration decides.
 _BY_NAME: tuple[tuple[str, Callable[[str], Model]], ...] = (
-    ("parakeet", partial(_parakeet, licence=OWN_LICENCE)),
+    ("parakeet", partial(_parakeet, languages=(), licence=OWN_LICENCE)),
+    ("fastconformer", partial(_parakeet, languages=(), licence=OWN_LICENCE)),
     ("canary", partial(_canary, languages=(), licence=OWN_LICENCE)),
-    ("whisper", partial(_whisper, languages=(), licence=OWN_LICENCE)),
+    ("whisper", _whisper_named),
+    ("distil-large", _whisper_named),
+    ("distil-medium", _whisper_named),
+    ("distil-small", _whisper_named),
     ("nemotron-3.5-asr", partial(_nemotron_asr, languages=())),
-    ("nemotron-speech-streaming", _nemotron_asr),
+    ("nemotron-speech-streaming", partial(_nemotron_asr, languages=())),
     ("music-flamingo", partial(_flamingo, max_sec=600, music=True, licence=OWN_LICENCE)),
     (_NEXT, partial(_flamingo, max_sec=1800, licence=OWN_LICENCE)),
     ("audio-flamingo", partial(_flamingo, max_sec=600, licence=OWN_LICENCE)),
 )
-# The first of `architectures` in config.json → the family's row for a name and that configuration.
-_BY_ARCHITECTURE: dict[str, Callable[[str, Mapping[str, Any]], Model]] = {
+# A part of a name that looks like one of these families → the class of such models, which this version does not run.
+_OTHERS = {"canary-qwen": "SALM", "multitalker-parakeet": "EncDecMultiTalkerRNNTBPEModel"}
+# The first of `architectures` in config.json → the family's row for a name, the folder's facts and its card.
+_BY_ARCHITECTURE: dict[str, Callable[[str, FolderFacts, Card], Model]] = {
     "WhisperForConditionalGeneration": _whisper_folder,
-    "NemotronAsrStreamingForRNNT": lambda name, _: _nemotron_asr(name),
-    "Nemotron3_5AsrForRNNT": lambda name, _: _nemotron_asr(name, languages=()),
-    "AudioFlamingo3ForConditionalGeneration": lambda name, _: _flamingo(name, max_sec=600, licence=OWN_LICENCE),
+    "NemotronAsrStreamingForRNNT": _nemotron_asr_folder,
+    "Nemotron3_5AsrForRNNT": _nemotron_asr_folder,
+    "AudioFlamingo3ForConditionalGeneration": _audio_flamingo_folder,
     "MusicFlamingoForConditionalGeneration": _music_flamingo_folder,
 }
+# The class that model_config.yaml names → the family's row for a name, the file's facts and the card beside it.
+_BY_TARGET: dict[str, Callable[[str, NemoFacts, Card], Model]] = {
+    "EncDecRNNTModel": _parakeet_file,
+    "EncDecRNNTBPEModel": _parakeet_file,
+    "EncDecCTCModel": _parakeet_file,
+    "EncDecCTCModelBPE": _parakeet_file,
+    "EncDecHybridRNNTCTCModel": _parakeet_file,
+    "EncDecHybridRNNTCTCBPEModel": _parakeet_file,
+    "EncDecMultiTaskModel": _canary_file,
+}
+ENCODERS = ("ConformerEncoder",)
 
 
 def of_name(name: str) -> Model | None:
-    """Return the row for a repository or .nemo file by the last part of its name, or None for an unknown family."""
+    """Return the row for a repository or .nemo file by the last part of its name, or None for an unknown family.
+
+    Raises: ModelNotFound if the name is that of a family that does not run.
+    """
     last = _last_part(name)
+    if other := next((found for part, found in _OTHERS.items() if part in last), None):
+        raise _unknown(name, "by its name the class", other, _BY_TARGET)
     return next((row(name) for part, row in _BY_NAME if part in last), None)
 
 
-def of_config(name: str, config: Mapping[str, Any]) -> Model | None:
-    """Return the row for a folder with this config.json, or None for an unknown architecture."""
-    row = _BY_ARCHITECTURE.get((config.get("architectures") or [""])[0])
-    return row(name, config) if row else None
+def of_absent_file(name: str) -> Model:
+    """Return the row for a .nemo file that is not here and whose name shows no family. Loading it says so."""
+    return _parakeet(name, languages=(), licence=OWN_LICENCE)
 
 
-def of_nemo(name: str, config: str = "") -> Model:
-    """Return the row for a .nemo file with this model_config.yaml: Canary, or Parakeet for every other class."""
-    if "EncDecMultiTaskModel" in config:
-        return _canary_file(name, config)
-    return _parakeet_file(name, config)
+def has_nemo_twin(facts: FolderFacts) -> bool:
+    """Return whether the folder holds a Parakeet as transformers saves it: NVIDIA publishes it beside a .nemo file."""
+    return (facts.architecture or "").startswith("ParakeetFor")
+
+
+def of_folder(name: str, facts: FolderFacts, card: Card) -> Model:
+    """Return the row for a folder. Raises: ModelNotFound for an unknown architecture, with what was found."""
+    row = _BY_ARCHITECTURE.get(facts.architecture or "")
+    if row is None:
+        raise _unknown(name, "the architecture", facts.architecture, _BY_ARCHITECTURE)
+    return row(name, facts, card)
+
+
+def of_nemo(name: str, facts: NemoFacts, card: Card) -> Model:
+    """Return the row for a .nemo file. Raises: ModelNotFound for an unknown class, with what was found."""
+    row = _BY_TARGET.get(facts.target or "")
+    if row is None:
+        raise _unknown(name, "the class", facts.target, _BY_TARGET)
+    if facts.encoder not in (None, *ENCODERS):
+        raise _unknown(name, "an encoder of the class", facts.encoder, ENCODERS)
+    return row(name, facts, card)
+
+
+def _unknown(name: str, what: str, found: str | None, supported: Collection[str]) -> ModelNotFound:
+    has = f"has {what} {excerpt(found)}" if found else f"does not name {what}"
+    return ModelNotFound(
+        f"model {excerpt(name)!r} {has}, which this version does not run. Use a checkpoint with one of "
+        f"{', '.join(supported)}.",
+        param="model",
+    )

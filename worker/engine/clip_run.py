@@ -83,7 +83,7 @@ class ClipRun:
         reports_text: bool = True,
     ) -> None:
         self._state, self._clip, self._items, self._submit = state, clip, items, submit
-        self._row = catalog.find(options.model)
+        self._row = catalog.find(options.model, settings.places)
         self._conditions = options.condition_on_previous_text
         # Pieces of each kind share batches.
         self._options = dataclasses.replace(options, long_audio=None, condition_on_previous_text=False, channels="mix")

@@ -270,6 +270,7 @@ class Engine:
     def _manager(self, create_backend: CreateBackend, settings: Settings) -> ModelManager:
         return ModelManager(
             create_backend,
+            find=lambda name: catalog.find(name, settings.places),
             changed=self._wake,
             budget=lambda: weights_budget(settings),
             idle_sec=settings.model_idle_sec,

@@ -87,6 +87,7 @@ class ModelManager:
     """The models of one device.
 
     create: makes the backend of a catalog row.
+    find: returns the row of a model's id.
     budget: returns the bytes that the weights of all models together may take.
     idle_sec: seconds without use after which a model is evicted; 0: never.
     changed: called when a load has ended, a model must be evicted, or the device is lost.
@@ -99,6 +100,7 @@ class ModelManager:
         self,
         create: Callable[[catalog.Model], Backend],
         *,
+        find: Callable[[str], catalog.Model] = catalog.find,
         budget: Callable[[], float] = lambda: float("inf"),
         idle_sec: float = 0.0,
         changed: Callable[[], None] = lambda: None,
@@ -106,7 +108,7 @@ class ModelManager:
         alone: Callable[[], AbstractContextManager[None]] = nullcontext,
         hold: Callable[[catalog.Model], AbstractContextManager[None]] = lambda row: nullcontext(),
     ) -> None:
-        self._create, self._budget, self._idle_sec, self._changed = create, budget, idle_sec, changed
+        self._create, self._find, self._budget, self._idle_sec, self._changed = create, find, budget, idle_sec, changed
         self._hold = hold
         self._models: dict[str, _ManagedModel] = {}
         self._lock, self._loading, self._alone = threading.Condition(), loading or threading.Lock(), alone
@@ -248,7 +250,7 @@ class ModelManager:
     def _load(self, model: str, managed: _ManagedModel) -> None:
         started = time.monotonic()
         try:
-            row = catalog.find(model)
+            row = self._find(model)
             backend = self._create(row)
             weight = backend.weight_bytes()
             managed.hold.enter_context(self._hold(row))

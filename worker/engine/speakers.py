@@ -39,7 +39,7 @@ def transcriber_options(options: Options) -> Options:
 def diarizer_options(options: Options, settings: Settings) -> Options:
     """Return the options of the diarizer. Raises ModelNotFound if DIARIZER is no model."""
     return Options(
-        catalog.find(settings.diarizer).id,
+        catalog.find(settings.diarizer, settings.places).id,
         task="diarize",
         num_speakers=options.num_speakers,
         max_speakers=options.max_speakers,

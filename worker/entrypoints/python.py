@@ -133,7 +133,7 @@ class ModelBundle:
 
     def __init__(self, engine: Engine, named: str | None = None) -> None:
         self.engine, self.settings = engine, engine.settings
-        self.row = catalog.find(self.settings.meaning(named or self.settings.default_model))
+        self.row = catalog.find(self.settings.meaning(named or self.settings.default_model), self.settings.places)
         self._named = named
         self._close = weakref.finalize(self, engine.close)
 
@@ -382,7 +382,7 @@ def load(settings: Settings, named: str | None = None, *, progress: bool = False
     from worker.engine.engine import Engine
     from worker.entrypoints.progress import say
 
-    row, started = catalog.find(settings.default_model), time.monotonic()
+    row, started = catalog.find(settings.default_model, settings.places), time.monotonic()
     engine = Engine(settings)
     try:
         loading = engine.load(row.id)

@@ -258,7 +258,7 @@ class RunpodWorker:
         from worker.backends.common.device import check_device
 
         settings = self.settings
-        needs = [catalog.find(name).needs for name in settings.start_models]
+        needs = [catalog.find(name, settings.places).needs for name in settings.start_models]
         if settings.skip_model_load or settings.devices[0] == "cpu" or not any("torch" in names for names in needs):
             return
         if len(settings.devices) == 1:  # several devices are checked by their own processes
@@ -267,7 +267,8 @@ class RunpodWorker:
     def _check_model(self) -> None:
         from worker import catalog
 
-        loads = [self.engine.load(catalog.find(name).id) for name in self.settings.start_models]
+        places = self.settings.places
+        loads = [self.engine.load(catalog.find(name, places).id) for name in self.settings.start_models]
         for load in loads:
             load.result()
         if self.settings.audio_score_config is not None:

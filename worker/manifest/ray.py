@@ -103,7 +103,8 @@ class EngineActor:
         from worker import catalog
 
         try:
-            self._engine.load(catalog.find(self._engine.settings.default_model).id).result()
+            settings = self._engine.settings
+            self._engine.load(catalog.find(settings.default_model, settings.places).id).result()
         except AviaryError as error:
             return error
         return None

@@ -28,7 +28,7 @@ def find_model(name: str | None, settings: Settings, *, trusted: bool = False) -
     allowed, asked = settings.allowed_models, name
     name = settings.meaning(name) if name else None
     if name is None or trusted or name in own or name in allowed or "*" in allowed:
-        return catalog.find(name or settings.default_model)
+        return catalog.find(name or settings.default_model, settings.places)
     listed = [model for model in catalog.MODELS if not allowed or {model.id, *model.aliases} & set(allowed)]
     for model in listed:
         if name == model.id or name in model.aliases:

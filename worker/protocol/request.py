@@ -323,7 +323,7 @@ def parse(
             f"inputs has {len(inputs)} items; at most {settings.max_inputs} (MAX_INPUTS) are allowed", param="inputs"
         )
     if body.model is None and body.task == "diarize":
-        model = catalog.find(settings.diarizer)
+        model = catalog.find(settings.diarizer, settings.places)
     else:
         model = find_model(body.model, settings, trusted=trusted)
     checked = None if settings.skip_model_load and body.model is None else model
@@ -532,7 +532,7 @@ def _check_diarizer(options: Options, settings: Settings) -> None:
     """Raise Unsupported if DIARIZER cannot find the speakers of a transcript as the options ask."""
     if options.diarize and not settings.skip_model_load:
         asked = diarizer_options(options, settings)
-        catalog.check(catalog.find(asked.model), asked)
+        catalog.check(catalog.find(asked.model, settings.places), asked)
 
 
 def _languages(values: Fields) -> dict[str, Any]:

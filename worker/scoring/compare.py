@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from worker.catalog import Model
 from worker.errors import AviaryError
-from worker.scoring.config import ModelEntry
 from worker.scoring.models import ClipFeatures, ScoringModel
 from worker.scoring.scorer import Score, score_of
 from worker.types import Failure, Request, Response, Result, Source, Timing
@@ -51,4 +50,4 @@ def _score(model: ScoringModel, reference: ClipFeatures, pair: Response, positio
 
 
 def _scoring_model(row: Model) -> ScoringModel:
-    return ScoringModel.of(ModelEntry(key="model", type="model", model_id=row.id))
+    return ScoringModel.of_rows("model", row, row)

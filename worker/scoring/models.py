@@ -7,11 +7,13 @@ clips would be alike.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 
 from worker import catalog
+from worker.catalog.places import Places
 from worker.errors import ModelError, Unsupported
 from worker.scoring.config import ModelEntry
 from worker.types import Embedding, Failure, Item, Options, Request, Response, Source, Transcript
@@ -42,23 +44,29 @@ class ScoringModel:
     """The id of the row that transcribes; often the same."""
 
     @classmethod
-    def of(cls, entry: ModelEntry) -> ScoringModel:
-        """Return the model that an entry of config.json describes.
+    def of(cls, entry: ModelEntry, places: Places) -> ScoringModel:
+        """Return the model that an entry of config.json describes. `places` are where repositories may be.
 
         Raises: ModelNotFound if a name is unknown; Unsupported, with the field as `param`, if the model is not of the
         entry's type, or cannot transcribe or embed.
         """
-        embedder = catalog.find(entry.model_id)
+        find = functools.partial(catalog.find, places=places)
+        embedder = find(entry.model_id)
         if entry.type not in ("model", embedder.scores_as):
             raise Unsupported(f"{embedder.id} is not of type {entry.type}", param="model_id")
         if entry.processor_id and entry.processor_id != embedder.processor:
-            embedder = catalog.find(f"{embedder.id}:{entry.processor_id}")
+            embedder = find(f"{embedder.id}:{entry.processor_id}")
         transcriber = embedder
-        if entry.transcriber_id and catalog.find(entry.transcriber_id) != catalog.find(embedder.transcriber or ""):
-            transcriber = catalog.find(entry.transcriber_id)
+        if entry.transcriber_id and find(entry.transcriber_id) != find(embedder.transcriber or ""):
+            transcriber = find(entry.transcriber_id)
+        return cls.of_rows(entry.key, embedder, transcriber)
+
+    @classmethod
+    def of_rows(cls, key: str, embedder: catalog.Model, transcriber: catalog.Model) -> ScoringModel:
+        """Return the model of two rows. Raises: Unsupported if one of them cannot do its part."""
         catalog.check(embedder, Options(embedder.id, task="embed"))
         catalog.check(transcriber, Options(transcriber.id))
-        return cls(entry.key, embedder.id, transcriber.id)
+        return cls(key, embedder.id, transcriber.id)
 
     def request(self, source: Source) -> Request:
         """Return the engine request for the features of a clip: one item that transcribes, one that embeds."""

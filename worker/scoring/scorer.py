@@ -205,7 +205,7 @@ class Scorer:
     def _load(self, entry: ModelEntry) -> None:
         future = self._models[entry.key]
         try:
-            model = ScoringModel.of(entry)
+            model = ScoringModel.of(entry, self._engine.settings.places)
             for name in dict.fromkeys((model.embedder, model.transcriber)):
                 loading = self._engine.load(name)
                 wait((loading, self._closing), return_when=FIRST_COMPLETED)

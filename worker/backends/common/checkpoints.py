@@ -21,12 +21,14 @@ from pathlib import Path
 
 from worker import config
 from worker.backends.common import disk
-from worker.catalog import Model, find, is_repository
+from worker.catalog import MODELS, Model, facts, find, is_repository
+from worker.catalog.places import nemo_in
 from worker.config import Settings
 from worker.errors import ModelUnavailable
 
 SINGLE = "model.safetensors"
-SMALL = ["*.json", "*.txt", "*.model", "*.jinja"]
+SMALL = ["*.json", "*.txt", "*.model", "*.jinja", facts.CARD]
+NEMO = ["*.nemo", "config.json", facts.CARD]
 
 
 def nemo_file(name: str, settings: Settings) -> Path:
@@ -34,20 +36,35 @@ def nemo_file(name: str, settings: Settings) -> Path:
 
     Raises ModelUnavailable if it is neither on disk nor on the hub.
     """
+    places = settings.places
     if name.endswith(".nemo"):
-        file = Path(name).expanduser()
-        for path in (file, *([settings.model_dir / file] if settings.model_dir else [])):
-            if path.is_file():
-                return path
+        if path := places.file(name):
+            return path
         raise ModelUnavailable(f"no such file: {name}")
-    for folder in (*_model_dirs(name, settings), *_snapshots(name, settings)):
-        files = sorted(folder.glob("*.nemo"))
-        if files:
-            return next((path for path in files if path.stem == name.rsplit("/", maxsplit=1)[-1]), files[0])
-    files = sorted(download(name, settings, ["*.nemo"]).glob("*.nemo"))
-    if not files:
-        raise ModelUnavailable(f"{name} holds no .nemo file")
-    return files[0]
+    for folder in (Path(name).expanduser(), *places.folders(name)):
+        if path := nemo_in(folder, name):
+            return path
+    if path := nemo_in(download(name, settings, NEMO), name):
+        return path
+    raise ModelUnavailable(f"{name} holds no .nemo file")
+
+
+def recognize(row: Model, settings: Settings) -> Model:
+    """Return the row that the configuration of a checkpoint gives, in place of a row by the name of a repository.
+
+    If the configuration is not on this machine, it is downloaded, as is a .nemo file, which holds its own.
+    Raises ModelNotFound if the checkpoint is of no supported family, and ModelUnavailable if it cannot be downloaded.
+    """
+    name = row.checkpoint
+    if any(name == listed.checkpoint for listed in MODELS) or not is_repository(name) or Path(name).is_dir():
+        return row
+    if not any(_is_configured(folder, row) for folder in settings.places.folders(name)):
+        download(name, settings, NEMO if row.weights == "nemo" else SMALL)
+    return find(row.id, settings.places)
+
+
+def _is_configured(folder: Path, row: Model) -> bool:
+    return nemo_in(folder, row.checkpoint) is not None if row.weights == "nemo" else (folder / "config.json").is_file()
 
 
 def verify(path: Path, sha256: str) -> None:
@@ -75,8 +92,7 @@ def checkpoint(name: str, settings: Settings, *, part: str | None = "") -> Path:
     must. Raises ModelUnavailable if no complete checkpoint is on disk or on the hub.
     """
     path = Path(name).expanduser()
-    last = [settings.model_dir] if settings.model_dir and settings.model_dir.name == path.name else []
-    for folder in (path, *_model_dirs(name, settings), *last, *_snapshots(name, settings)):
+    for folder in (path, *settings.places.folders(name)):
         if not missing(folder, part):
             return folder
     if path.is_dir():
@@ -107,7 +123,7 @@ def on_disk(row: Model, settings: Settings) -> Path:
     if row.processor:
         checkpoint(row.processor, offline, part=None)
     if row.transcriber:
-        on_disk(find(row.transcriber), offline)
+        on_disk(find(row.transcriber, offline.places), offline)
     if row.weights == "nemo":
         return nemo_file(row.checkpoint, offline)
     return checkpoint(row.checkpoint, offline, part=row.part or "")
@@ -145,47 +161,11 @@ def missing(folder: Path, part: str | None) -> list[str]:
     return [file for file in files if not (folder / file).is_file()]
 
 
-def caches(settings: Settings) -> list[Path]:
-    """Return the hub caches that exist, in the order of the search."""
-    volume = config.VOLUME
-    candidates = [
-        *_set_caches(settings),
-        volume / "huggingface-cache" / "hub",
-        volume / "hub",
-        Path.home() / ".cache" / "huggingface" / "hub",
-    ]
-    return [path for path in candidates if path and path.is_dir()]
-
-
-def _set_caches(settings: Settings) -> list[Path]:
-    """Return the hub caches that the settings name, whether or not they exist."""
-    home = settings.hf_home and settings.hf_home / "hub"
-    return [path for path in (settings.hf_hub_cache, settings.transformers_cache, home) if path]
-
-
 def _download_cache(settings: Settings) -> Path:
     """Return the hub cache that a download goes to."""
     volume = config.VOLUME / "huggingface-cache" / "hub"
     on_volume = [volume] if config.VOLUME.is_dir() and disk.is_writable(volume) else []
-    return [*_set_caches(settings), *on_volume, Path.home() / ".cache" / "huggingface" / "hub"][0]
-
-
-def _model_dirs(name: str, settings: Settings) -> Iterator[Path]:
-    """Yield the model's folders in MODEL_DIR: `owner/name`, then `name`. `..` cannot lead out of MODEL_DIR."""
-    if settings.model_dir and ".." not in Path(name).parts:
-        for folder in (settings.model_dir / name, settings.model_dir / name.rsplit("/", maxsplit=1)[-1]):
-            if folder.is_dir():
-                yield folder
-
-
-def _snapshots(name: str, settings: Settings) -> Iterator[Path]:
-    """Yield the model's snapshots in the caches; in each cache, the snapshot that refs/main names comes first."""
-    for cache in caches(settings):
-        repository = cache / f"models--{name.replace('/', '--')}"
-        main = repository / "refs" / "main"
-        if main.is_file():
-            yield repository / "snapshots" / main.read_text().strip()
-        yield from sorted((repository / "snapshots").glob("*"))
+    return [*settings.set_caches, *on_volume, Path.home() / ".cache" / "huggingface" / "hub"][0]
 
 
 def download(name: str, settings: Settings, patterns: list[str]) -> Path:
@@ -206,7 +186,7 @@ def hub_errors(name: str, settings: Settings, needed: Callable[[], int | None]) 
     Raises ModelUnavailable, with advice, in place of an exception of the block which means that the hub does not serve
     the model, or that the disk cannot take the bytes that `needed` returns.
     """
-    searched = ", ".join(str(path) for path in caches(settings)) or "there is none"
+    searched = ", ".join(map(str, settings.places.caches)) or "there is none"
     if settings.hf_hub_offline:
         raise ModelUnavailable(f"{name} is in no cache ({searched}), and HF_HUB_OFFLINE forbids downloading it")
     import huggingface_hub

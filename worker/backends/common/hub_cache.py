@@ -140,7 +140,7 @@ def remove(row: Model, settings: Settings) -> int:
 
 def others(settings: Settings) -> list[Model]:
     """Return the rows of the complete models in the caches that the catalog does not list, by their names."""
-    folders = (folder for cache in checkpoints.caches(settings) for folder in cache.glob("models--*--*"))
+    folders = (folder for cache in settings.places.caches for folder in cache.glob("models--*--*"))
     found = []
     for name in sorted({folder.name.removeprefix("models--").replace("--", "/", 1) for folder in folders}):
         with contextlib.suppress(ModelNotFound):
@@ -317,7 +317,7 @@ def _folder(name: str, cache: Path) -> Path:
 
 def _folders(name: str, settings: Settings) -> list[Path]:
     """Return the folders of a repository in the caches, each once."""
-    folders = (_folder(name, cache) for cache in checkpoints.caches(settings))
+    folders = (_folder(name, cache) for cache in settings.places.caches)
     return list({folder.resolve(): folder for folder in folders if folder.is_dir()}.values())
 
 

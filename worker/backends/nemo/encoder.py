@@ -37,7 +37,7 @@ class NemoModel:
         """
         importing.start()
         path = checkpoints.nemo_file(name, settings)
-        if sha256 := catalog.find(name).sha256:
+        if sha256 := catalog.find(name, settings.places).sha256:
             checkpoints.verify(path, sha256)
         try:
             importing.wait()

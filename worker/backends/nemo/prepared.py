@@ -116,11 +116,12 @@ def _source(prepared: Path) -> str | None:
 def main(name: str) -> None:
     """Prepare the weights of a model that is named as MODEL is, unless its weights are not a .nemo file."""
     try:
-        row = catalog.find(name)
+        settings = Settings()
+        row = catalog.find(name, settings.places)
         if row.weights != "nemo":
             print(f"{name} needs no preparation: its weights are no .nemo file.")
             return
-        path = prepare(checkpoints.nemo_file(row.checkpoint, Settings()))
+        path = prepare(checkpoints.nemo_file(row.checkpoint, settings))
     except (AviaryError, OSError) as error:
         sys.exit(f"{name} could not be prepared: {error}")
     print(f"{path}: {path.stat().st_size} bytes")

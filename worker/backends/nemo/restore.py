@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from worker.backends.common import disk, memory
-from worker.backends.nemo.model_config import ModelConfig
 from worker.backends.nemo.vetting import has_aligner, vet
+from worker.catalog.model_config import ModelConfig
 from worker.catalog.nemo_file import CONFIG, Archive, Member
 from worker.errors import AviaryError, ModelError, ModelUnavailable
 from worker.faults import translate

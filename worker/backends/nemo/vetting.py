@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from worker.backends.nemo.model_config import ModelConfig
+from worker.catalog.model_config import ModelConfig
 
 _ASR = "nemo.collections.asr"
 _COMMON = "nemo.collections.common"

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
             outputs.check_writable(output)
     settings = Settings.of(model=args.model, model_dir=args.model_dir, device=args.device)
     options = {"model": args.model, "language": args.language, "prompt": args.prompt}
-    if "max_new_tokens" in catalog.find(settings.default_model).options:
+    if "max_new_tokens" in catalog.find(settings.default_model, settings.places).options:
         options["max_new_tokens"] = args.max_new_tokens
     options = {name: value for name, value in options.items() if value is not None}
     how = {"match_mode": args.match_mode, "normalizer": args.normalizer}

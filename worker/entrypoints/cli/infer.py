@@ -43,7 +43,7 @@ def run(given: argparse.Namespace) -> int:
     settings = Settings.of(model=given.model, model_dir=given.model_dir, device=given.device)
     if given.command == "diarize" and not (given.model or given.model_dir):
         settings = settings.model_copy(update={"model": settings.diarizer})
-    row = catalog.find(settings.default_model)
+    row = catalog.find(settings.default_model, settings.places)
     forms = _forms(given, row)
     payload = _payload(given, forms, row)
     named = {"model": given.model} if given.model else {}

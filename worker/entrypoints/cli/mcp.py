@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     if args.url is None:
         from worker.entrypoints.mcp.local import LocalExecutor
 
-        catalog.find(settings.meaning(settings.default_model))
+        catalog.find(settings.meaning(settings.default_model), settings.places)
         server.serve(functools.partial(LocalExecutor, settings), args.http)
     else:
         from worker.client.calls import Calls

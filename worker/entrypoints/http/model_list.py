@@ -11,7 +11,9 @@ while a process of this machine downloads the model, else it is null.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
 from worker import catalog
@@ -28,10 +30,9 @@ Json = dict[str, Any]
 def listed(service: Service) -> list[Json]:
     """Return the models of the settings that are not in the catalog, the catalog, and the aliases.
 
-    Blocks on the disk.
+    The models of the settings are MODEL, MODELS and the names in ALLOWED_MODELS. Blocks on the disk.
     """
-    own = map(catalog.find, service.settings.start_models)
-    rows = {row.id: row for row in (*(row for row in own if row not in catalog.MODELS), *catalog.MODELS)}
+    rows = {row.id: row for row in (*_own(service.settings), *catalog.MODELS)}
     return openai.with_aliases((_entry(service, row) for row in rows.values()), service.settings)
 
 
@@ -59,6 +60,16 @@ def _entry(service: Service, row: catalog.Model) -> Json:
         | {"loaded": service.engine.models.get(row.id) == "ready", "default": row.id == service.default}
         | _facts(row, service.settings)
     )
+
+
+def _own(settings: Settings) -> Iterator[catalog.Model]:
+    """Yield the rows of the settings' models that are not in the catalog. A model that cannot run is left out."""
+    places = settings.places
+    for name in (*settings.start_models, *settings.allowed_models):
+        with contextlib.suppress(ModelNotFound):
+            row = catalog.find(name, places)
+            if row not in catalog.MODELS:
+                yield row
 
 
 def _facts(row: catalog.Model, settings: Settings) -> Json:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import threading
@@ -58,7 +59,7 @@ class Service:
     def load(self) -> None:
         """Start to load MODEL and MODELS, and return at once."""
         for name in self.settings.start_models:
-            model = catalog.find(name).id
+            model = catalog.find(name, self.settings.places).id
             self._loads[model] = self.engine.load(model)
             self._loads[model].add_done_callback(_log_failure)
             self._loads[model].add_done_callback(_settle)
@@ -73,10 +74,10 @@ class Service:
         """Close the tasks. Call it before the engine's `close`."""
         self.tasks.close()
 
-    @property
+    @functools.cached_property
     def default(self) -> str:
         """The id of the model that runs requests without a model."""
-        return catalog.find(self.settings.default_model).id
+        return catalog.find(self.settings.default_model, self.settings.places).id
 
     @property
     def scoring_models(self) -> list[str]:

@@ -59,7 +59,7 @@ class LocalExecutor(Executor):
         self._settings = settings
         self._engine = Engine(settings)
         self._tasks = Tasks(settings, self._engine)
-        self._engine.load(catalog.find(settings.meaning(settings.default_model)).id)
+        self._engine.load(catalog.find(settings.meaning(settings.default_model), settings.places).id)
         self._jobs: dict[str, _Job] = {}
 
     @override

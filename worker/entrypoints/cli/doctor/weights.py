@@ -18,7 +18,7 @@ def check(settings: Settings) -> Iterator[Finding]:
     """Yield whether the libraries of the default model are installed and its weights on this machine, or on the hub."""
     from worker import catalog
 
-    row = catalog.find(settings.default_model)
+    row = catalog.find(settings.default_model, settings.places)
     if settings.skip_model_load:
         yield Finding("model", f"{row.id} is not loaded: SKIP_MODEL_LOAD=1 selects a dry run")
         return
@@ -42,7 +42,7 @@ def needs(settings: Settings) -> tuple[str, ...]:
     """Return the modules that the default model needs beyond requirements-base.txt; none for a dry run."""
     from worker import catalog
 
-    return () if settings.skip_model_load else catalog.find(settings.default_model).needs
+    return () if settings.skip_model_load else catalog.find(settings.default_model, settings.places).needs
 
 
 def importable(name: str) -> bool:

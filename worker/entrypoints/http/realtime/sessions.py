@@ -98,9 +98,8 @@ class Sessions:
     def _chunk_sec(self, fields: Json) -> float | None:
         """Return the length of the chunks for a streaming model, or None for another model."""
         settings = self._service.settings
-        if not self._service.engine.is_local or not find(input_of(fields, settings).options.model).live:
-            return None
-        return settings.realtime_chunk_ms / 1000
+        row = find(input_of(fields, settings).options.model, settings.places)
+        return settings.realtime_chunk_ms / 1000 if self._service.engine.is_local and row.live else None
 
 
 def input_of(fields: Json, settings: Settings) -> Item:

@@ -105,7 +105,7 @@ def _refuse_loaded(service: Service, row: catalog.Model) -> None:
     The locks of `hub_cache` find this out too, and other processes, if the file system has locks.
     """
     for name, state in service.engine.models.items():
-        if state != "failed" and row.checkpoint in hub_cache.repositories(catalog.find(name)):
+        if state != "failed" and row.checkpoint in hub_cache.repositories(catalog.find(name, service.settings.places)):
             raise ModelInUse(f"{row.checkpoint} is in use: {name} is {state}. Unload it first.", param="model")
 
 

@@ -1,6 +1,7 @@
 """The model_config.yaml of a .nemo file as plain values, read within bounds because its author may be hostile.
 
     bytes ── measure ── parse ──▶ ModelConfig ── config["encoder"] ──▶ a section without references
+                                              └─ peek("a", "b")    ──▶ a value as it stands in the file
 
 The bounds hold for the values after YAML aliases and references are expanded: a few lines of either can stand for
 billions of values. A reference is OmegaConf's `${a.b}` or, relative to its place, `${.b}`. Only a reference that is a
@@ -59,6 +60,13 @@ class ModelConfig:
     def __getitem__(self, section: str) -> Any:
         """Return a section, with every reference replaced by the value that it points at."""
         return self._resolved(self._sections[section], (*self._path, section), 0)
+
+    def peek(self, *keys: str) -> Any:
+        """Return the value at a path of keys as the file writes it, references unresolved; None if there is none."""
+        value: Any = self._sections
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
 
     @property
     def nemo_version(self) -> str | None:
