@@ -83,11 +83,28 @@ def nemotron_languages(folder: Path) -> Path:
     return tiny_nemotron.save(folder, multilingual=True)
 
 
+def canary_qwen(folder: Path) -> Path:
+    pytest.importorskip("nemo.collections.asr", reason="nemo_toolkit is not installed")
+    from fixtures import tiny_canary_qwen
+
+    return tiny_canary_qwen.save(folder)
+
+
+def nemotron_transcribe(folder: Path) -> Path:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from fixtures import tiny_transcribe
+
+    return tiny_transcribe.save(folder)
+
+
 CASES = {
     "parakeet": (parakeet, {"timestamps": ["word", "segment", "char"], "confidence": True}),
     "canary": (canary, {"timestamps": ["word", "segment", "char"], "confidence": True}),
+    "canary qwen": (canary_qwen, {"max_new_tokens": 12}),
     "nemotron": (nemotron_asr, {"timestamps": ["word", "segment", "char"], "confidence": True}),
     "nemotron languages": (nemotron_languages, {"timestamps": True, "language": "de"}),
+    "nemotron transcribe": (nemotron_transcribe, {"timestamps": ["word", "segment"], "max_new_tokens": 12}),
+    "nemotron chat": (nemotron_transcribe, {"task": "chat", "prompt": "what?", "max_new_tokens": 8}),
     "whisper": (whisper, {"timestamps": True, "max_new_tokens": 12}),
     "whisper embed": (whisper, {"task": "embed", "pooling": "mean"}),
     "audio caption": (audio_flamingo, {"task": "caption", "max_new_tokens": 8}),

@@ -154,7 +154,6 @@ def test_a_language_that_the_checkpoint_lacks_is_refused_once_its_files_are_here
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("nvidia/canary-qwen-2.5b", "SALM"),
         ("nvidia/multitalker-parakeet-streaming-0.6b-v1", "EncDecMultiTalkerRNNTBPEModel"),
     ],
 )

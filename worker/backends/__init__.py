@@ -18,7 +18,9 @@ from worker.config import Settings, let_waiting_threads_sleep
 _CLASSES = {
     "parakeet": ("worker.backends.parakeet", "Parakeet"),
     "canary": ("worker.backends.canary", "Canary"),
+    "canary_qwen": ("worker.backends.canary_qwen", "CanaryQwen"),
     "nemotron_asr": ("worker.backends.nemotron_asr.backend", "NemotronAsr"),
+    "nemotron_transcribe": ("worker.backends.nemotron_transcribe", "NemotronTranscribe"),
     "flamingo": ("worker.backends.flamingo", "Flamingo"),
     "whisper": ("worker.backends.whisper.backend", "Whisper"),
     "higgs": ("worker.backends.higgs", "Higgs"),

@@ -198,8 +198,7 @@ class Flamingo(Backend):
                 else self._captions[options.style or "detailed"]
             )
             return [{"role": "user", "content": [*_text(text), audio]}]
-        users = [i for i, message in enumerate(options.messages) if message.role == "user"]
-        holder = next((i for i in users if options.messages[i].audio), users[0])
+        holder = generation.audio_turn(options.messages)
         return [
             {"role": message.role, "content": [*_text(message.content), *([audio] if i == holder else [])]}
             for i, message in enumerate(options.messages)

@@ -33,6 +33,10 @@ class Model:
     sha256: str | None = None
     """The SHA-256 of the .nemo file, in hexadecimal, that is compared before each load. None if it is not pinned."""
 
+    parameters: int | None = None
+    """The number of parameters, of a model that few devices can hold: the others refuse it before a download. None for
+    every other model."""
+
     needs: tuple[str, ...] = ()
     """The modules that the backend imports and that requirements-base.txt does not install."""
 

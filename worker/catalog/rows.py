@@ -35,6 +35,8 @@ KEYWORDS = ("keywords", "keyword_weight")
 GENERATION = ("max_new_tokens", "temperature", "top_p")
 # The texts that a Flamingo's tokenizer reads as control tokens wherever they stand in a user's text.
 FLAMINGO_CONTROL_TOKENS = ("<sound>", "<|sound_bos|>", "<|sound_eos|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
+NEMOTRON_CONTROL_TOKENS = ("<|audio|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<s>", "</s>")
+HOUR = 3600.0
 OWN_LICENCE = "its own"  # of a checkpoint whose license Aviary does not know
 
 
@@ -81,6 +83,23 @@ def _canary(
     )
 
 
+def _canary_qwen(name: str, *aliases: str, licence: str = OWN_LICENCE) -> Model:
+    """Return a row of the family. The processor is the repository of the language model's tokenizer."""
+    return Model(
+        id=name,
+        backend="canary_qwen",
+        tasks=("transcribe",),
+        licence=licence,
+        weights="safetensors",
+        needs=("torch", "nemo", "transformers"),
+        aliases=aliases,
+        languages=("en",),
+        options=("language", *GENERATION),
+        window_sec=CANARY_SEC,
+        processor="Qwen/Qwen3-1.7B",
+    )
+
+
 def _nemotron_asr(name: str, *aliases: str, languages: tuple[str, ...] = ("en",), licence: str = OWN_LICENCE) -> Model:
     """Return a row of the family. Its encoder sees some seconds of the past only, so one minute at once is plenty."""
     return Model(
@@ -96,6 +115,25 @@ def _nemotron_asr(name: str, *aliases: str, languages: tuple[str, ...] = ("en",)
         live=True,
         options=("language", "confidence"),
         window_sec=60,
+    )
+
+
+def _nemotron_transcribe(name: str, *aliases: str, parameters: int | None = None, licence: str = OWN_LICENCE) -> Model:
+    """Return a row of the family, whose context has room for the tokens of an hour of audio and their text."""
+    return Model(
+        id=name,
+        backend="nemotron_transcribe",
+        tasks=("transcribe", "chat"),
+        licence=licence,
+        weights="safetensors",
+        parameters=parameters,
+        needs=("torch", "transformers"),
+        aliases=aliases,
+        timestamps=True,
+        options=("prompt", "messages", *GENERATION),
+        window_sec=HOUR,
+        max_sec=HOUR,
+        control_tokens=NEMOTRON_CONTROL_TOKENS,
     )
 
 
@@ -224,6 +262,7 @@ MODELS: tuple[Model, ...] = (
     _canary("nvidia/canary-1b-flash", "canary-flash"),
     _canary("nvidia/canary-180m-flash", "canary-180m"),
     _canary("nvidia/canary-1b", "canary-1b", timestamps=False, licence="CC-BY-NC-4.0"),
+    _canary_qwen("nvidia/canary-qwen-2.5b", "canary-qwen", licence="CC-BY-4.0"),
     _nemotron_asr(
         "nvidia/nemotron-3.5-asr-streaming-0.6b",
         "nemotron-asr",
@@ -232,6 +271,12 @@ MODELS: tuple[Model, ...] = (
         licence="OpenMDW-1.1",
     ),
     _nemotron_asr("nvidia/nemotron-speech-streaming-en-0.6b", "nemotron-asr-en", licence="NVIDIA Open Model License"),
+    _nemotron_transcribe(
+        "nvidia/NVIDIA-Nemotron-3.5-Transcribe-30B-A4B",
+        "nemotron-transcribe",
+        parameters=34_000_000_000,
+        licence="OpenMDW-1.1",
+    ),
     *_FLAMINGOS,
     *map(audio_tower, _FLAMINGOS),
     _whisper(
@@ -336,6 +381,7 @@ def _canary_file(name: str, facts: NemoFacts, card: Card) -> Model:
 # A part of a repository's or file's name, in lower case → the family's row. The first match decides. A name is a hint:
 # once the checkpoint is on this machine, its configuration decides.
 _BY_NAME: tuple[tuple[str, Callable[[str], Model]], ...] = (
+    ("canary-qwen", _canary_qwen),
     ("parakeet", partial(_parakeet, languages=(), licence=OWN_LICENCE)),
     ("fastconformer", partial(_parakeet, languages=(), licence=OWN_LICENCE)),
     ("canary", partial(_canary, languages=(), licence=OWN_LICENCE)),
@@ -345,17 +391,20 @@ _BY_NAME: tuple[tuple[str, Callable[[str], Model]], ...] = (
     ("distil-small", _whisper_named),
     ("nemotron-3.5-asr", partial(_nemotron_asr, languages=())),
     ("nemotron-speech-streaming", partial(_nemotron_asr, languages=())),
+    ("nemotron-3.5-transcribe", _nemotron_transcribe),
     ("music-flamingo", partial(_flamingo, max_sec=600, music=True, licence=OWN_LICENCE)),
     (_NEXT, partial(_flamingo, max_sec=1800, licence=OWN_LICENCE)),
     ("audio-flamingo", partial(_flamingo, max_sec=600, licence=OWN_LICENCE)),
 )
 # A part of a name that looks like one of these families → the class of such models, which this version does not run.
-_OTHERS = {"canary-qwen": "SALM", "multitalker-parakeet": "EncDecMultiTalkerRNNTBPEModel"}
+_OTHERS = {"multitalker-parakeet": "EncDecMultiTalkerRNNTBPEModel"}
 # The first of `architectures` in config.json → the family's row for a name, the folder's facts and its card.
 _BY_ARCHITECTURE: dict[str, Callable[[str, FolderFacts, Card], Model]] = {
     "WhisperForConditionalGeneration": _whisper_folder,
     "NemotronAsrStreamingForRNNT": _nemotron_asr_folder,
     "Nemotron3_5AsrForRNNT": _nemotron_asr_folder,
+    "Nemotron3_5TranscribeForConditionalGeneration": lambda name, _facts, _card: _nemotron_transcribe(name),
+    "SALM": lambda name, _facts, _card: _canary_qwen(name),
     "AudioFlamingo3ForConditionalGeneration": _audio_flamingo_folder,
     "MusicFlamingoForConditionalGeneration": _music_flamingo_folder,
 }

@@ -166,6 +166,20 @@ def batch_target_sec(settings: Settings) -> float:
     return GPU_TARGET_SEC if on_gpu else CPU_TARGET_SEC
 
 
+def check_memory(model: str, parameters: int, settings: Settings) -> None:
+    """Raise ModelUnavailable if the device has no room for the weights of a model with so many parameters."""
+    import torch
+
+    dtype = dtype_of(settings, device_of(settings))
+    need, budget = parameters * torch.empty(0, dtype=dtype).element_size(), weights_budget(settings)
+    if need > budget:
+        raise ModelUnavailable(
+            f"{model} needs {need / GIB:.1f} GiB of memory for its weights in {str(dtype).removeprefix('torch.')}; "
+            f"{budget / GIB:.1f} GiB are allowed here. Use a device with more memory, or raise MODELS_MEMORY_GB if "
+            "the device has it."
+        )
+
+
 def weights_budget(settings: Settings) -> float:
     """Return the bytes that the weights of all models may take: MODELS_MEMORY_GB, or most of the device's memory."""
     if settings.models_memory_gb is not None:

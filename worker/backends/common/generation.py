@@ -5,6 +5,7 @@
     hypothesis(ids, ends, read)     the ids of a finished row → Hypothesis
     length_warning(reason, …)       the warning of a text that the limit on new tokens cut off
     split_thinking(text)            an answer, and the thoughts before it
+    audio_turn(messages)            the turn of a chat that the audio belongs to
 
 torch is imported inside, because the module is also imported where torch is not installed.
 """
@@ -15,7 +16,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from worker.types import FinishReason, Options, Piece
+from worker.types import FinishReason, Message, Options, Piece
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,3 +111,9 @@ def split_thinking(text: str) -> tuple[str, str | None]:
     before, _, rest = text.partition("<think>")
     thoughts, _, answer = rest.partition("</think>")
     return f"{before}{answer}".strip(), thoughts.strip()
+
+
+def audio_turn(messages: Sequence[Message]) -> int:
+    """Return the place of the message that the audio belongs to: by default, the user's first one."""
+    users = [place for place, message in enumerate(messages) if message.role == "user"]
+    return next((place for place in users if messages[place].audio), users[0])

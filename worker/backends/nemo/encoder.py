@@ -54,16 +54,22 @@ class NemoModel:
 
     def encode(self, pieces: Sequence[Piece]) -> tuple[Any, Any]:
         """Return the encoder's states, of shape (pieces, width, frames), and each piece's count of valid frames."""
-        torch = self.torch
-        lengths = [len(piece.clip.samples) for piece in pieces]
-        signal = np.zeros((len(pieces), max(lengths)), np.float32)
-        for row, piece in zip(signal, pieces, strict=True):
-            row[: len(piece.clip.samples)] = piece.clip.samples
-        mel, mel_length = self.model.preprocessor(
-            input_signal=torch.from_numpy(signal).to(self.device), length=torch.tensor(lengths, device=self.device)
-        )
-        mel = mel.to(self.dtype)  # frees the float32 copy
-        return subsampling.encode(self.model.encoder, mel, mel_length)
+        return encode(self.model, pieces, self.device, self.dtype)
+
+
+def encode(model: Any, pieces: Sequence[Piece], device: Any, dtype: Any) -> tuple[Any, Any]:
+    """Return the states of `model.encoder`, of shape (pieces, width, frames), and each piece's count of frames."""
+    import torch
+
+    lengths = [len(piece.clip.samples) for piece in pieces]
+    signal = np.zeros((len(pieces), max(lengths)), np.float32)
+    for row, piece in zip(signal, pieces, strict=True):
+        row[: len(piece.clip.samples)] = piece.clip.samples
+    mel, mel_length = model.preprocessor(
+        input_signal=torch.from_numpy(signal).to(device), length=torch.tensor(lengths, device=device)
+    )
+    mel = mel.to(dtype)  # frees the float32 copy
+    return subsampling.encode(model.encoder, mel, mel_length)
 
 
 def weight_bytes(name: str, settings: Settings) -> int:

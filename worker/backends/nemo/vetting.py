@@ -105,12 +105,7 @@ def vet(config: ModelConfig, files: Collection[str]) -> dict[str, Any]:
     model = sections.pop("target", None)
     if not isinstance(model, str) or model not in MODELS:
         raise config.refusal(f"names {_shown(model)} as its model, which is not one of Aviary's model classes")
-    for place, key, value in _settings(sections, ""):
-        classes = TOKENIZERS if place == _TOKENIZER_CLASS else CLASSES
-        if key in _CLASS_KEYS and (not isinstance(value, str) or value not in classes):
-            raise config.refusal(f"names {_shown(value)} at {place}, which is not one of the classes of these models")
-        if key in _HYDRA_KEYS:
-            raise config.refusal(f"has the key {place}, which changes how classes are called")
+    _check_classes(config, sections)
     for section in (sections, sections.get("aux_ctc")):
         if isinstance(section, dict):
             _reduce_decoding(section)
@@ -124,9 +119,33 @@ def vet(config: ModelConfig, files: Collection[str]) -> dict[str, Any]:
     return sections | {"target": model, _ALIGNER: False}
 
 
+def vet_modules(config: ModelConfig, section: str, modules: Collection[str]) -> dict[str, Any]:
+    """Return the settings of some modules in a section, for NeMo to build each from. The rest of it is left out.
+
+    Raises ModelUnavailable if a module is missing, or names anything that `vet` refuses.
+    """
+    settings = dict.fromkeys(modules) if section not in config else config[section]
+    kept = {name: settings.get(name) for name in modules} if isinstance(settings, dict) else {}
+    for name in modules:
+        if not isinstance(module := kept.get(name), dict) or "_target_" not in module:
+            raise config.refusal(f"has no class at {section}.{name}")
+    _check_classes(config, kept)
+    return kept
+
+
 def has_aligner(config: ModelConfig) -> bool:
     """Return whether NeMo restores a second model for word times from the archive, if there is one."""
     return _ALIGNER not in config or bool(config[_ALIGNER])
+
+
+def _check_classes(config: ModelConfig, sections: dict[str, Any]) -> None:
+    """Raise ModelUnavailable if the sections name another class than those of the models, or a key of Hydra's."""
+    for place, key, value in _settings(sections, ""):
+        classes = TOKENIZERS if place == _TOKENIZER_CLASS else CLASSES
+        if key in _CLASS_KEYS and (not isinstance(value, str) or value not in classes):
+            raise config.refusal(f"names {_shown(value)} at {place}, which is not one of the classes of these models")
+        if key in _HYDRA_KEYS:
+            raise config.refusal(f"has the key {place}, which changes how classes are called")
 
 
 def _settings(value: Any, place: str) -> Iterator[tuple[str, str, Any]]:
