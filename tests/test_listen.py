@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pty
@@ -10,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +28,9 @@ from serving import serving
 from worker.backends.common import vad
 from worker.config import Settings
 from worker.entrypoints.cli import main
+from worker.entrypoints.cli.listen import Feeder
 from worker.entrypoints.cli.listen.captions import Captions, tail
+from worker.errors import InternalError
 
 ROOT = Path(__file__).parent.parent
 SAMPLES = ROOT / "samples"
@@ -276,6 +280,33 @@ def test_without_a_microphone_the_error_says_so(monkeypatch, tmp_path, capsys):
     assert main(["listen"]) == 2
     assert "the microphone cannot be opened: no device" in capsys.readouterr().err
     sys.modules.pop("sounddevice", None)
+
+
+@needs_weights
+def test_a_microphone_that_does_not_start_ends_the_command(tmp_path):
+    broken = SCRIPTED.replace("threading.Thread(", "raise PortAudioError('device busy')  # ")
+    (tmp_path / "sounddevice.py").write_text(broken)
+    env = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "SKIP_MODEL_LOAD": "1"}
+    lines, said = listen(code=1, command=[sys.executable, "-m", "worker", "listen"], **env)
+    assert (lines, said.count("the microphone cannot be opened: device busy")) == ([], 1)
+
+
+def test_audio_that_cannot_be_read_ends_the_session_with_an_error():
+    class Link:
+        def __init__(self) -> None:
+            self.sent, self.is_finished = [], threading.Event()
+            self.append, self.finish = self.sent.append, self.is_finished.set
+
+    def blocks() -> Iterator[bytes]:
+        yield b"first"
+        raise OSError(errno.EIO, "Input/output error")
+
+    link = Link()
+    feeder = Feeder(link, blocks())
+    feeder.start()
+    assert link.is_finished.wait(10)
+    assert link.sent == [b"first"]
+    assert isinstance(feeder.error, InternalError)
 
 
 @pytest.mark.parametrize(

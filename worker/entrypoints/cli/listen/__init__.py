@@ -25,6 +25,7 @@ from worker.entrypoints.cli.listen import audio
 from worker.entrypoints.cli.listen.captions import Captions, Screen
 from worker.entrypoints.cli.listen.sessions import Interrupt, Json, LiveSession, local, remote
 from worker.errors import AviaryError, RequestError, ServerUnreachable
+from worker.faults import report
 
 STDIN = "-"
 
@@ -127,8 +128,8 @@ class Feeder:
             self.end()
         except ServerUnreachable:
             return  # the session reports the same error as an event
-        except AviaryError as error:
-            self.error = error
+        except Exception as error:  # noqa: BLE001  the session ends in any case, or the command would wait forever
+            self.error = report(error, during="listening")
             self.end()
 
 

@@ -7,6 +7,7 @@ stdin ──┬── raw samples ── resampler ─────────�
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import subprocess
@@ -43,7 +44,8 @@ def microphone() -> Iterator[bytes]:
             "aviary listen -"
         ) from None
     blocks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    try:
+    faults = (sounddevice.PortAudioError, ValueError)
+    with _microphone_errors(faults):
         stream = sounddevice.RawInputStream(
             samplerate=RATE,
             channels=1,
@@ -51,17 +53,24 @@ def microphone() -> Iterator[bytes]:
             blocksize=BLOCK_BYTES // 2,
             callback=lambda data, *_rest: blocks.put(bytes(data)),
         )
-    except (sounddevice.PortAudioError, ValueError) as error:
-        raise ConfigError(
-            f"the microphone cannot be opened: {error}. Connect a microphone, or check with: python -m sounddevice"
-        ) from None
 
     def record() -> Iterator[bytes]:
-        with stream:
+        with _microphone_errors(faults), stream:
             while True:
                 yield blocks.get()
 
     return record()
+
+
+@contextlib.contextmanager
+def _microphone_errors(faults: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Raise the errors of a microphone as ConfigError."""
+    try:
+        yield
+    except faults as error:
+        raise ConfigError(
+            f"the microphone cannot be opened: {error}. Connect a microphone, or check with: python -m sounddevice"
+        ) from None
 
 
 def stdin(rate: int | None) -> Iterator[bytes]:
