@@ -209,6 +209,7 @@ def test_each_line_gets_the_response_of_its_endpoint(server):
         line("uploaded", good | {"file_id": audio.id}),
         line("inline", good | {"file": INLINE, "stream": False}),
         line("object", good | {"audio": {"data": base64.b64encode(WEEK).decode()}}),
+        line("as in a chat", good | {"input_audio": {"data": base64.b64encode(WEEK).decode(), "format": "wav"}}),
         line("srt", good | {"file": INLINE, "response_format": "srt"}),
         line("nothing", good),
         line("unknown field", good | {"file": INLINE, "colour": "red"}),
@@ -225,11 +226,11 @@ def test_each_line_gets_the_response_of_its_endpoint(server):
     assert (batch.output_file_id, batch.error_file_id, batch.errors, batch.usage) == (None, None, None, None)
     batch = ended(server, batch)
     assert batch.status == "completed"
-    assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (11, 4, 7)
+    assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (12, 5, 7)
     assert batch.created_at <= batch.in_progress_at <= batch.finalizing_at <= batch.completed_at
     assert (batch.failed_at, batch.expired_at, batch.cancelling_at, batch.cancelled_at) == (None,) * 4
     good, bad = results(server, batch.output_file_id), results(server, batch.error_file_id)
-    assert list(good) == ["uploaded", "inline", "object", "srt"]
+    assert list(good) == ["uploaded", "inline", "object", "as in a chat", "srt"]
     for one in good.values():
         assert one.keys() == {"id", "custom_id", "response", "error"}
         assert (one["response"]["status_code"], one["error"]) == (200, None)

@@ -59,7 +59,10 @@ def test_a_form_gets_a_list_of_spans_in_milliseconds(url, talk):
 
 def test_json_gets_the_same(url, talk):
     audio = {"data": base64.b64encode(talk.read_bytes()).decode()}
-    assert httpx.post(f"{url}{ROUTE}", json={"audio": audio}).json() == send(url, talk).json()
+    for name in ("audio", "file", "input_audio"):
+        assert httpx.post(f"{url}{ROUTE}", json={name: audio}).json() == send(url, talk).json()
+    twice = httpx.post(f"{url}{ROUTE}", json={"audio": audio, "input_audio": audio})
+    assert (twice.status_code, twice.json()["error"]["param"]) == (400, "file")
 
 
 def test_the_options_change_the_spans(url, talk):

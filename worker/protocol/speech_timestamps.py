@@ -19,6 +19,7 @@ from typing_extensions import Unpack, override
 from worker.backends.common import vad
 from worker.errors import ModelNotFound, RequestError
 from worker.protocol import openai
+from worker.protocol.openai_fields import AUDIO
 from worker.protocol.request import source_of
 from worker.protocol.strict import Fields, Strict, validated
 from worker.protocol.work import Work
@@ -67,10 +68,10 @@ class DetectionFields(Strict):
 
 def prepare(fields: Fields, engine: Engine, files: Mapping[str, BinaryIO]) -> SpeechDetection:
     """Return the work that the fields describe. Raises RequestError, ModelNotFound and InputError."""
-    options = {name: value for name, value in fields.items() if name not in ("file", "audio") and value != ""}
-    given = [name for name in ("file", "audio") if name in fields]
+    options = {name: value for name, value in fields.items() if name not in AUDIO and value != ""}
+    given = [name for name in AUDIO if name in fields]
     if len(given) != 1:
-        raise RequestError("give the audio as file in a form, or as audio in JSON", param="file")
+        raise RequestError("send the audio once: as file in a form, or as audio in JSON", param="file")
     checked = validated(DetectionFields, options)
     if checked.model not in MODELS:
         raise ModelNotFound(

@@ -24,6 +24,7 @@ from worker.errors import AviaryError, FileNotFound, RequestError, TooLarge
 from worker.jobs.records import Batch, Submission
 from worker.jobs.store import JobStore
 from worker.protocol.openai_batch import ENDPOINTS, Line, LineError, line_of
+from worker.protocol.openai_fields import AUDIO
 from worker.protocol.work import Work
 from worker.types import Listeners
 
@@ -31,6 +32,7 @@ Json = dict[str, Any]
 
 KIND = "batch"  # of the jobs of lines
 UPLOAD = "upload:"
+_FILE_ID = "file_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +105,12 @@ def prepare(
         del body["stream"]
     audio = None
     if endpoint.startswith("/v1/audio/"):
-        named = body.keys() & {"file_id", "audio", "file"}
+        named = body.keys() & {_FILE_ID, *AUDIO}
         if len(named) != 1:
-            raise RequestError("name the audio of the line by one of file_id, audio and file", param="file_id")
-        if "file_id" in named:
-            audio = _open(body.pop("file_id"), owner, store)
+            names = ", ".join((_FILE_ID, *AUDIO))
+            raise RequestError(f"name the audio of the line by exactly one of {names}", param=_FILE_ID)
+        if _FILE_ID in named:
+            audio = _open(body.pop(_FILE_ID), owner, store)
             body["file"] = UPLOAD
     try:
         fields = {"openai_route": endpoint, "openai_input": body}
@@ -127,7 +130,7 @@ def _open(file_id: Any, owner: str | None, store: JobStore) -> BinaryIO:
             return store.files.path(found).open("rb")
         except FileNotFoundError:
             pass
-    raise FileNotFound(f"there is no file {str(file_id)[:64]!r} of the key of this batch", param="file_id")
+    raise FileNotFound(f"there is no file {str(file_id)[:64]!r} of the key of this batch", param=_FILE_ID)
 
 
 def failure(error: AviaryError, endpoint: str) -> Json:

@@ -45,7 +45,7 @@ class Body:
         """Return the open file of a field and the client's name for it. Raises RequestError if the field is no file."""
         value = self.fields.get(name)
         if not isinstance(value, str) or value not in self.files:
-            raise RequestError(f"{name} is missing: send the audio as a file", param=name)
+            raise RequestError(f"{name} is missing: send a file in this field of a form", param=name)
         return self.files[value], self.names[value]
 
     def hand_over(self) -> list[BinaryIO]:
