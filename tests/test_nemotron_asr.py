@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -18,15 +19,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import serving
 
-pytest.importorskip("transformers", reason="transformers is not installed")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 from fixtures import tiny_nemotron
 from test_handler import run
 from test_package import ROOT
+from tokenizers import decoders
 
 from worker.backends import create
 from worker.backends.common.silence import is_silent
 from worker.backends.nemotron_asr.backend import NemotronAsr
 from worker.backends.nemotron_asr.greedy import Tokens
+from worker.backends.nemotron_asr.streaming import Stream
 from worker.catalog import find
 from worker.config import Settings
 from worker.errors import Unsupported
@@ -104,6 +107,33 @@ def test_live_audio_in_any_pieces_gives_the_tokens_of_the_clip(model, clips, dat
     if whole is not None:
         assert said[-1].text == whole.text
         assert alike(said[-1].tokens, whole.tokens)
+
+
+def test_a_character_of_several_tokens_appears_once_it_is_complete(tmp_path, monkeypatch):
+    """Tokens may be bytes. What a stream says is never taken back, so that the deltas are the transcript."""
+    monkeypatch.setattr(tiny_nemotron, "PIECES", [*tiny_nemotron.PIECES, "<0xE5>", "<0xA5>", "<0xBD>"])
+    plain = tiny_nemotron.tokenizer
+
+    def with_bytes(pieces: list[str]) -> transformers.ParakeetTokenizer:
+        made = plain(pieces)
+        made.backend_tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+        return made
+
+    monkeypatch.setattr(tiny_nemotron, "tokenizer", with_bytes)
+    model = load(tiny_nemotron.save(tmp_path))
+    ids = model._tokenizer.convert_tokens_to_ids(["▁fox", "▁", "<0xE5>", "<0xA5>", "<0xBD>", "a"])
+    steps = iter(range(1, len(ids) + 1))
+
+    def stream_of(*_args, **_options) -> list[Stream]:
+        count = next(steps)
+        return [replace(start, ids=tuple(ids[:count]), starts=tuple(range(count)))]
+
+    start = model._streaming.start()
+    monkeypatch.setattr(model._streaming, "advance", stream_of)
+    said = stream(model, np.zeros(600, np.float32), [100, 200, 300, 400, 500])
+    assert said[-1].text == "fox 好a"
+    for before, after in itertools.pairwise(said):
+        assert after.text.startswith(before.text)
 
 
 def test_a_long_stream_forgets_what_the_clip_s_frames_do_not_see(model, clips):

@@ -35,6 +35,7 @@ from worker.types import SAMPLE_RATE, Batch, Output, Piece, Transcript
 
 _TAG = re.compile(r"<([a-z]{2,3})-[A-Za-z]{2,4}>")
 _AUTO = "auto"
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer writes for bytes that are no character
 
 
 class NemotronAsr(Backend):
@@ -106,12 +107,17 @@ class NemotronAsr(Backend):
                 self._prompt_ids(batch.options.language, len(lives)),
                 logprobs=batch.options.confidence,
             )
-        return [self._so_far(piece, stream) for piece, stream in zip(batch.pieces, streams, strict=True)]
+        return [
+            self._so_far(piece, stream, ends=live.ends)
+            for piece, stream, live in zip(batch.pieces, streams, lives, strict=True)
+        ]
 
-    def _so_far(self, piece: Piece, stream: Stream) -> Transcript:
-        """Return the text of a stream, without times."""
+    def _so_far(self, piece: Piece, stream: Stream, *, ends: bool) -> Transcript:
+        """Return the text of a stream, without times. The text begins with the text of the stream's earlier pieces."""
         tokens, tagged = self._tokens(Tokens([*stream.ids], [*stream.starts], [*stream.logprobs]), math.inf)
         text = self._text(token.id for token in tokens)
+        if not ends:  # a character of several tokens, each a byte of it, is not complete
+            text = text.rstrip(_INCOMPLETE)
         return Transcript(
             text, language=piece.options.language or tagged, tokens=timestamps.plain(tokens), live_state=stream
         )
