@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from mcp import Client, StdioServerParameters
 from mcp.server.mcpserver import MCPServer
@@ -259,6 +260,9 @@ def test_streamable_http_on_loopback(tmp_path):
 
         for _ in range(2):  # two sessions share one engine
             assert texts(ask(f"http://127.0.0.1:{port}/mcp", use)) == ["[dry-run] caption of 1.27 s"]
+        for name, value in (("host", "page.example"), ("origin", "http://page.example"), ("origin", "null")):
+            answer = httpx.post(f"http://127.0.0.1:{port}/mcp", json={}, headers={name: value})
+            assert answer.status_code in (403, 421), "a page of another site could use the tools"
     finally:
         process.terminate()
         process.wait(30)
