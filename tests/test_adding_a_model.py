@@ -160,7 +160,9 @@ def test_what_the_page_shows_passes_the_linter(copy):
 
 def test_another_checkpoint_of_a_known_family_needs_no_more_than_its_row(copy):
     listed = copy.python("-m", "worker", "models")
-    assert re.search(r"^whisper-large-v2 +openai/whisper-large-v2 .*  transcribe, translate, embed$", listed, re.MULTILINE)
+    assert re.search(
+        r"^whisper-large-v2 +openai/whisper-large-v2 .*  transcribe, translate, embed$", listed, re.MULTILINE
+    )
 
 
 @pytest.fixture(scope="module")

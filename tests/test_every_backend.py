@@ -97,6 +97,27 @@ def nemotron_transcribe(folder: Path) -> Path:
     return tiny_transcribe.save(folder)
 
 
+def nemotron_diarization(folder: Path) -> Path:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    from fixtures import tiny_nemotron_diarization
+
+    return tiny_nemotron_diarization.save(folder)
+
+
+def sortformer(folder: Path) -> Path:
+    pytest.importorskip("nemo.collections.asr", reason="nemo_toolkit is not installed")
+    from fixtures import tiny_sortformer
+
+    return tiny_sortformer.save(folder / "whole.nemo", streaming=False)
+
+
+def streaming_sortformer(folder: Path) -> Path:
+    pytest.importorskip("nemo.collections.asr", reason="nemo_toolkit is not installed")
+    from fixtures import tiny_sortformer
+
+    return tiny_sortformer.save(folder / "streaming.nemo", streaming=True)
+
+
 CASES = {
     "parakeet": (parakeet, {"timestamps": ["word", "segment", "char"], "confidence": True}),
     "canary": (canary, {"timestamps": ["word", "segment", "char"], "confidence": True}),
@@ -109,6 +130,9 @@ CASES = {
     "whisper embed": (whisper, {"task": "embed", "pooling": "mean"}),
     "audio caption": (audio_flamingo, {"task": "caption", "max_new_tokens": 8}),
     "audio analyze": (audio_flamingo, {"task": "analyze", "max_new_tokens": 8}),
+    "nemotron diarize": (nemotron_diarization, {"task": "diarize"}),
+    "sortformer diarize": (sortformer, {"task": "diarize"}),
+    "streaming sortformer diarize": (streaming_sortformer, {"task": "diarize"}),
     "music chat": (music_flamingo, {"task": "chat", "prompt": "what?", "max_new_tokens": 8}),
 }
 

@@ -52,7 +52,6 @@ MEANINGFUL = [
     ({"temperature": 0.2}, "temperature"),
     ({"top_p": 0.5}, "top_p"),
     ({"keywords": ["Aviary"]}, "keywords"),
-    ({"known_speaker_names": ["Ada"]}, "known_speaker_names"),
     ({"chunking_strategy": VAD | {"threshold": 0.9}}, "chunking_strategy.threshold"),
     ({"languages": ["de", "fr"]}, "languages"),
 ]

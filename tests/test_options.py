@@ -56,9 +56,17 @@ ABSENT = {
     ("page", "messages"): "the conversation is typed",
     ("page", "punctuation"): "not offered: an option for programs",
     ("page", "condition_on_previous_text"): "not offered: an option for programs",
-    **{("page", name): "the page shows no speakers" for name in ("diarize", "num_speakers", "max_speakers")},
     ("page", "keywords"): "not offered: an option for programs",
     ("page", "keyword_weight"): "not offered: an option for programs",
+    **{
+        ("page", name): "the page shows no speakers"
+        for name in ("diarize", "num_speakers", "max_speakers", "known_speaker_names", "known_speaker_references")
+    },
+    **{
+        (surface, name): "the references are audio in the request, for programs"
+        for surface in ("cli", "manifest")
+        for name in ("known_speaker_names", "known_speaker_references")
+    },
     ("page", "long_audio"): "not offered: an option for programs",
     ("page", "channels"): "not offered: an option for programs",
     ("page", "top_p"): "not offered: an option for programs",
@@ -84,6 +92,8 @@ VALUES = {
     "diarize": True,
     "num_speakers": 2,
     "max_speakers": 3,
+    "known_speaker_names": ["Ada"],
+    "known_speaker_references": ["data:audio/wav;base64,AAAA"],
     "condition_on_previous_text": True,
     "long_audio": "windows",
     "channels": "split",
@@ -103,7 +113,12 @@ VALUES = {
     "pooling": "mean",
     "encoding": "base64",
 }
-BESIDE = {"num_speakers": {"diarize": True}, "max_speakers": {"diarize": True}}  # what an option requires
+# What an option requires beside it, and what it requires of a transcript.
+BESIDE = {
+    "known_speaker_names": {"known_speaker_references": ["data:audio/wav;base64,AAAA"]},
+    "known_speaker_references": {"known_speaker_names": ["Ada"]},
+}
+SPEAKERS = ("num_speakers", "max_speakers", *BESIDE)
 EACH = [(task, name) for task in TASKS for name in options_of(task)]
 
 
@@ -129,10 +144,11 @@ def test_every_option_reaches_the_work_or_the_view():
 @pytest.mark.parametrize(("task", "name"), EACH)
 def test_the_handler_takes_it_on_the_request_and_on_an_input(task, name):
     settings = Settings(skip_model_load=True)
-    for payload in ({name: VALUES[name], "inputs": ["a"]}, {"inputs": [{"source": "a", name: VALUES[name]}]}):
-        beside = BESIDE.get(name, {}) if task in ("transcribe", "translate") else {}
-        (item,) = parse({"task": task, **payload, **beside}, settings).items
-        plain = parse({"task": task, "inputs": ["a"], **beside}, settings).items[0]
+    own = {name: VALUES[name]} | BESIDE.get(name, {})
+    for payload in (own | {"inputs": ["a"]}, {"inputs": [{"source": "a"} | own]}):
+        diarize = {"diarize": True} if name in SPEAKERS and task in ("transcribe", "translate") else {}
+        (item,) = parse({"task": task, **payload, **diarize}, settings).items
+        plain = parse({"task": task, "inputs": ["a"], **diarize}, settings).items[0]
         assert (item.options, item.view) != (plain.options, plain.view)
 
 

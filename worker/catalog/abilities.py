@@ -18,7 +18,8 @@ from worker.types import Options
 # The options that a row lists by name, with the values that mean "not set". A row has a field of its own for task,
 # timestamps and long_audio, pooling changes the form of an embedding only, and the engine splits channels.
 _DEFAULTS = {field.name: field.default for field in fields(Options)}
-_OF_THE_DIARIZER = ("num_speakers", "max_speakers")  # a transcript gets its speakers from another model
+# A transcript gets its speakers from another model, whose row has these.
+_OF_THE_DIARIZER = ("num_speakers", "max_speakers", "known_speaker_names", "known_speaker_references")
 _UNSET = {
     name: default
     for name, default in _DEFAULTS.items()
@@ -73,7 +74,7 @@ def _refusals(model: Model, options: Options) -> Iterator[Unsupported]:
         if getattr(options, name) != unset and (refusal := _option_refused(model, name, name)):
             yield refusal
     for name in _OF_THE_DIARIZER if options.task == "diarize" else ():
-        if getattr(options, name) is not None and (refusal := _option_refused(model, name, name)):
+        if getattr(options, name) != _DEFAULTS[name] and (refusal := _option_refused(model, name, name)):
             yield refusal
 
 

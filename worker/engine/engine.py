@@ -341,7 +341,9 @@ class Engine:
         state.meter.expect(items, sum(clip.duration_sec for clip in clips.values()))
 
         def start(clip: Clip, output: Future[Output]) -> None:
-            run = speakers.start if options.diarize else clip_run.start
+            run = clip_run.start
+            if speakers.is_needed(options):
+                run = functools.partial(speakers.start, read=self._ingest.read)
             run(
                 output,
                 state,

@@ -15,7 +15,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeVar
 
@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 
 _numbers = itertools.count()  # of requests
 
+T = TypeVar("T")
 Timed = TypeVar("Timed", Span, SpeakerTurn)
 Parts = list[tuple[float, Output]]  # where each window starts, in seconds, and its output
 
@@ -86,6 +87,8 @@ class RequestState:
         self._outcomes: dict[int, Result | Failure] = {}  # by index
         self._seconds: dict[str, float] = {}
         self._lock = threading.Lock()
+        self._made: dict[Hashable, Future[Any]] = {}  # of `once`
+        self._making = threading.Lock()
         for failure in request.rejected:
             self._add(failure)
         if not request.size:
@@ -100,6 +103,13 @@ class RequestState:
         with self._lock:
             for stage, value in seconds.items():
                 self._seconds[stage] = self._seconds.get(stage, 0.0) + value
+
+    def once(self, key: Hashable, make: Callable[[], Future[T]]) -> Future[T]:
+        """Return the future that `make` returns the first time that the request calls this with the key."""
+        with self._making:
+            if key not in self._made:
+                self._made[key] = make()
+            return self._made[key]
 
     def text_stream(self, items: Sequence[Item]) -> TextStream | None:
         """Return what passes on the generated text of these inputs, or None if there is no listener."""

@@ -46,11 +46,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 VAD_DEFAULTS = {"threshold": 0.5, "prefix_padding_ms": 300, "silence_duration_ms": 200}
 AUDIO = ("audio", "file", "input_audio")  # the fields that may carry the audio; input_audio as in a chat
 _CHUNKING = "chunking_strategy"
-NOT_SUPPORTED = (
-    "known_speaker_names",
-    "known_speaker_references",
-    *(f"{_CHUNKING}.{name}" for name in VAD_DEFAULTS),
-)
+NOT_SUPPORTED = (*(f"{_CHUNKING}.{name}" for name in VAD_DEFAULTS),)
 
 
 def meaningful(body: Mapping[str, Any]) -> Json:

