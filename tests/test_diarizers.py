@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import yaml
 from fixtures.dialogue import dialogue
-from worker.catalog.model_config import ModelConfig
 
 from worker import catalog
 from worker.backends import create
 from worker.backends.nemo import vetting
 from worker.backends.speakers import activity
+from worker.catalog.model_config import ModelConfig
 from worker.config import Settings
 from worker.engine.engine import Engine
 from worker.errors import Cancelled, ModelUnavailable, TooLong, Unsupported
