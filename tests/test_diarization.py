@@ -418,6 +418,27 @@ def test_a_manifest_has_the_speakers_of_its_lines(tmp_path, server, monkeypatch,
         assert [part["speaker"] for part in line["timestamps"]["segment"]] == ["Speaker 1", "Speaker 2"]
 
 
+def test_a_manifest_has_the_turns_of_its_lines(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("SKIP_MODEL_LOAD", "1")
+    lines = tmp_path / "in.jsonl"
+    rows = [{"audio_filepath": os.path.abspath(WEEK), "turns": "old"}, {"audio_filepath": "none.wav"}]
+    lines.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for engine in ([], ["--server", server]):
+        folder = tmp_path / f"out{len(engine)}"
+        command = ["manifest", str(lines), "--output", str(folder), "--task", "diarize", "--num-speakers", "2", *engine]
+        assert cli.main(command) == 1
+        good, bad = map(json.loads, (folder / "in.diarize.jsonl").read_text().splitlines())
+        assert good == {
+            "audio_filepath": rows[0]["audio_filepath"],
+            "turns": [
+                {"start": 0.0, "end": 0.634, "speaker": "Speaker 1"},
+                {"start": 0.634, "end": 1.268, "speaker": "Speaker 2"},
+            ],
+        }
+        assert "turns" not in bad
+        assert bad["error"]["code"]
+
+
 # The error rate itself
 
 REFERENCE = (SpeakerTurn(0, 10, "a"), SpeakerTurn(10, 20, "b"))

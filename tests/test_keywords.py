@@ -189,3 +189,25 @@ def test_the_command_line_reads_a_file_of_keywords(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parser().parse_args(["transcribe", "a.wav", "--keywords", str(tmp_path / "none")])
     assert "cannot read" in capsys.readouterr().err
+
+
+def test_keywords_ride_on_every_window_of_long_audio(tmp_path):
+    """Of two inputs of one long file, that with keywords has them in each window, and the other in none."""
+    from worker.engine.engine import Engine
+
+    quiet = np.zeros(16_000, np.float32)
+    said = [part for number in range(40) for part in (clips()[number % 8].samples, quiet)]
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.concatenate(said), 16_000)
+    settings = Settings(
+        model=PARAKEET, device="cpu", allowed_paths=(tmp_path,), data_dir=tmp_path / "data", detect_speech=False
+    )
+    fields = {"long_audio": "windows", "timestamps": ["word"], "keyword_weight": 20.0}
+    with Engine(settings) as engine:
+        inputs = [{"source": str(path), "keywords": ["wine"]}, {"source": str(path)}]
+        request = parse({"inputs": inputs, **fields}, settings, trusted=True)
+        helped, plain = (result.output for result in engine.submit(request).result(120).results)
+    assert plain.words[-1].end > 60, "three windows at least"
+    assert "wine" not in plain.text
+    found = {int(word.start // 30) for word in helped.words if word.text == "wine"}
+    assert found == set(range(int(plain.words[-1].end // 30) + 1))

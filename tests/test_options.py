@@ -56,19 +56,14 @@ ABSENT = {
     ("page", "messages"): "the conversation is typed",
     ("page", "punctuation"): "not offered: an option for programs",
     ("page", "condition_on_previous_text"): "not offered: an option for programs",
-    ("page", "keywords"): "not offered: an option for programs",
+    ("page", "max_speakers"): "not offered: the page has the number of speakers",
     ("page", "keyword_weight"): "not offered: an option for programs",
     **{
-        ("page", name): "the page shows no speakers"
-        for name in ("diarize", "num_speakers", "max_speakers", "known_speaker_names", "known_speaker_references")
-    },
-    **{
         (surface, name): "the references are audio in the request, for programs"
-        for surface in ("cli", "manifest")
+        for surface in ("cli", "manifest", "page")
         for name in ("known_speaker_names", "known_speaker_references")
     },
     ("page", "long_audio"): "not offered: an option for programs",
-    ("page", "channels"): "not offered: an option for programs",
     ("page", "top_p"): "not offered: an option for programs",
     **{
         (surface, name): "for srt and vtt, which this surface does not write"

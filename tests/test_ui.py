@@ -36,7 +36,7 @@ from worker import config
 from worker.backends.base import Backend
 from worker.config import Settings
 from worker.engine.engine import Engine
-from worker.protocol import subtitles
+from worker.protocol import subtitles, voices
 from worker.types import Batch, Span, Transcript
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -449,7 +449,7 @@ gaps = st.sampled_from([" ", ""])
 
 
 def times(span: Span) -> dict[str, Any]:
-    return {"start": span.start, "end": span.end, "speaker": span.speaker}
+    return {"start": span.start, "end": span.end, "speaker": span.speaker, "channel": span.channel}
 
 
 @needs_browser
@@ -464,22 +464,23 @@ def times(span: Span) -> dict[str, Any]:
     worded=st.booleans(),
     gap=gaps,
     speakers=st.lists(st.sampled_from([None, "Speaker 1", "A <b> & --> c"]), min_size=1, max_size=7),
+    channels=st.lists(st.sampled_from([None, 0, 1]), min_size=1, max_size=3),
 )
-def test_subtitles_are_cut_by_the_servers_rule(subtitles_page, made, worded, gap, speakers):
+def test_subtitles_are_cut_by_the_servers_rule(subtitles_page, made, worded, gap, speakers, channels):
     ours, theirs = [], []
     for words, unnamed, cuts in made:
         timed = tuple(
-            dataclasses.replace(word, speaker=name)
-            for word, name in zip(unnamed, itertools.cycle(speakers), strict=False)
+            dataclasses.replace(word, speaker=name, channel=channel)
+            for word, name, channel in zip(unnamed, itertools.cycle(speakers), itertools.cycle(channels), strict=False)
         )
         ends = sorted({cut for cut in cuts if cut < len(timed)} | ({len(timed) - 1} if timed else set()))
         begins = [0, *(end + 1 for end in ends[:-1])]
         segments = tuple(
-            Span(gap.join(words[a : b + 1]), timed[a].start, timed[b].end, speaker=timed[a].speaker)
+            dataclasses.replace(timed[a], text=gap.join(words[a : b + 1]), end=timed[b].end)
             for a, b in zip(begins, ends, strict=False)
         )
         transcript = Transcript(gap.join(words), timed if worded else (), segments)
-        theirs.append([subtitles.srt(transcript, 61.5), subtitles.vtt(transcript, 61.5)])
+        theirs.append([subtitles.srt(transcript, 61.5), subtitles.vtt(transcript, 61.5), voices.text(transcript)])
         ours.append(
             {
                 "text": transcript.text,
@@ -492,7 +493,8 @@ def test_subtitles_are_cut_by_the_servers_rule(subtitles_page, made, worded, gap
         subtitles_page.evaluate(
             """async (all) => {
         const { srt, vtt } = await import("/ui/subtitles.js");
-        return all.map((one) => [srt(one), vtt(one)]);
+        const { textOf } = await import("/ui/voices.js");
+        return all.map((one) => [srt(one), vtt(one), textOf(one)]);
     }""",
             ours,
         )

@@ -32,7 +32,7 @@ from worker.engine.request_state import Parts, RequestState, WindowCollector
 from worker.errors import AviaryError, Cancelled, OutOfMemory, TooLong
 from worker.faults import report
 from worker.futures import into, settle
-from worker.types import SAMPLE_RATE, Clip, Item, Options, Output, Piece, Transcript
+from worker.types import SAMPLE_RATE, Clip, Item, Options, Output, Piece, Task, Transcript
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +63,8 @@ def start(
     run.start(output)
 
 
-def check_length(clip: Clip, options: Options) -> None:
+def check_length(clip: Clip, task: Task, row: catalog.Model) -> None:
     """Raise TooLong if the model does not accept a clip of this length for the task."""
-    row, task = catalog.find(options.model), options.task
     if task not in ("transcribe", "translate", "embed") and row.max_sec and clip.duration_sec > row.max_sec:
         raise TooLong(
             f"{clip.duration_sec:.1f} s is longer than the {row.max_sec:g} s that {row.id} accepts for one {task}"
@@ -108,7 +107,7 @@ class ClipRun:
 
     def start(self, output: Future[Output]) -> None:
         """Queue the pieces. `output` is set when the last of them is done. Raises TooLong."""
-        check_length(self._clip, self._options)
+        check_length(self._clip, self._options.task, self._row)
         if not self._transcribes or self._clip.duration_sec <= self._window_sec:
             collector = WindowCollector(self._state, [0.0], output)
             self._submit_whole(functools.partial(collector.add, 0))

@@ -73,12 +73,13 @@ def start(
     InputError for a reference.
     """
     of_turns = diarizer_options(options, settings) if options.diarize else options
+    row = catalog.find(of_turns.model, settings.places)
     references = known_speakers.start(state, of_turns, of_turns.model, read=read, submit=submit)
     turns: Future[Turns] = Future()
     named: Future[Turns] = Future()
     when_all((turns, *references), functools.partial(_name, named, turns, of_turns, references))
     if not options.diarize:
-        _diarize(turns, state, clip, of_turns, submit, state.cancelled)
+        _diarize(turns, state, clip, of_turns, row, submit, state.cancelled)
         named.add_done_callback(into(output, functools.partial(_settle, output)))
         return
     transcript: Future[Output] = Future()
@@ -94,7 +95,7 @@ def start(
     )
     # The audio is released when `output` is set, so even a failure waits for the diarizer.
     when_all((transcript, named), functools.partial(_finish, output, transcript, named))
-    _diarize(turns, state, clip, of_turns, submit, lambda: state.cancelled() or _failed(transcript))
+    _diarize(turns, state, clip, of_turns, row, submit, lambda: state.cancelled() or _failed(transcript))
 
 
 def _unnamed(options: Options) -> Options:
@@ -106,12 +107,13 @@ def _diarize(
     state: RequestState,
     clip: Clip,
     options: Options,
+    row: catalog.Model,
     submit: Submit,
     cancelled: Callable[[], bool],
 ) -> None:
     """Queue the whole clip for the diarizer, or set `turns` to the error if the clip is too long for it."""
     try:
-        clip_run.check_length(clip, options)
+        clip_run.check_length(clip, options.task, row)
     except TooLong as error:
         settle(turns, error)
         return

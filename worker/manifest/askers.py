@@ -11,9 +11,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from worker.errors import Cancelled, RequestError, Unsupported
+from worker.errors import Cancelled, RequestError
 from worker.manifest.batches import process_in_batches
-from worker.manifest.line_results import ClientTask, Task, of_audio, of_text, with_words
+from worker.manifest.line_results import ClientTask, Task, of_audio, of_text, of_turns, with_words
 from worker.manifest.lines import Line
 from worker.manifest.run import Asker, LineResult, Summary, process
 from worker.protocol import nemo_manifest
@@ -167,7 +167,7 @@ def with_engine(engine: Engine, task: Task, **options: Any) -> Asker:
         if isinstance(output, Caption):
             return of_audio(output.text, None, warning)
         if isinstance(output, Diarization):
-            raise Unsupported("A manifest has no task diarize. Set diarize with the task transcribe.")
+            return of_turns(output.turns, warning)
         spans = (
             {"word": output.words, "segment": output.segments, "char": output.chars}
             if isinstance(output, Transcript)

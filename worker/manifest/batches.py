@@ -97,13 +97,14 @@ class Batches:
     def __init__(
         self, client: BatchClient, task: Task, options: Mapping[str, Any], notes: Path, stop: threading.Event
     ) -> None:
-        from worker.client import Analyzed, Captioned, Embedded, Transcribed
+        from worker.client import Analyzed, Captioned, Diarized, Embedded, Transcribed
 
         kinds: dict[Task, type[CallResult]] = {
             "transcribe": Transcribed,
             "caption": Captioned,
             "embed": Embedded,
             "analyze": Analyzed,
+            "diarize": Diarized,
         }
         self._client, self._kind, self._alone = client, kinds[task], getattr(client, task)
         self._task, self._options, self._notes, self._stop = ClientTask(task, options), options, notes, stop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,10 +14,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from worker.client import CallResult
-    from worker.types import Level, Span
+    from worker.types import Level, Span, SpeakerTurn
 
 Json = dict[str, Any]
-Task = Literal["transcribe", "caption", "embed", "analyze"]
+Task = Literal["transcribe", "caption", "embed", "analyze", "diarize"]
 
 
 class ClientTask:
@@ -31,7 +32,7 @@ class ClientTask:
 
     def ask(self, line: Line, call: Callable[..., CallResult]) -> LineResult:
         """Return the line's result, made of what `call(audio, **options)` returns."""
-        from worker.client import Transcribed
+        from worker.client import Diarized, Transcribed
 
         audio, options = self.arguments(line)
         with nemo_manifest.naming(self._own(line)):
@@ -46,6 +47,8 @@ class ClientTask:
                 spans = {"segment": result.segments}
             words = result.words if self._options.get("confidence") else None
             return of_text(result.text, spans, words, result.warning)
+        if isinstance(result, Diarized):
+            return of_turns(result.turns, result.warning)
         return of_audio(getattr(result, "caption", None), getattr(result, "embedding", None), result.warning)
 
     def _own(self, line: Line) -> Json:
@@ -75,6 +78,11 @@ def of_text(
 def of_audio(caption: str | None, embedding: np.ndarray | None, warning: str | None) -> LineResult:
     """Return the result of caption, embed or analyze."""
     return LineResult(({} if caption is None else {"caption": caption}) | _warning(warning), embedding)
+
+
+def of_turns(turns: Sequence[SpeakerTurn], warning: str | None) -> LineResult:
+    """Return the result of diarize."""
+    return LineResult({"turns": [dataclasses.asdict(turn) for turn in turns]} | _warning(warning))
 
 
 def _warning(warning: str | None) -> dict[str, str]:

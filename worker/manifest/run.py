@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
-OUTPUT_FIELDS = ("pred_text", "timestamps", "caption", "embedding_path", "warning", "error")
+OUTPUT_FIELDS = ("pred_text", "timestamps", "caption", "turns", "embedding_path", "warning", "error")
 GROUP = 19_200  # lines that are prepared together; on Runpod, four batches
 WINDOW = 4  # lines read ahead, for each thread: in progress, or finished and waiting for earlier lines
 _FATAL = (RequestError, Busy, ServerUnreachable, DeviceLost, ModelUnavailable, Cancelled)

@@ -154,7 +154,9 @@ def _manifest(commands: Any) -> None:
         "manifest", metavar="FILE.jsonl", help="the manifest: one JSON object per line, with audio_filepath"
     )
     command.add_argument("--output", required=True, metavar="FOLDER", help="the folder for <manifest>.<task>.jsonl")
-    command.add_argument("--task", default="transcribe", help="transcribe (default), caption, embed or analyze")
+    command.add_argument(
+        "--task", default="transcribe", help="transcribe (default), caption, embed, analyze or diarize"
+    )
     engine = command.add_mutually_exclusive_group()
     engine.add_argument(
         "--server", metavar="URL", help="use this server or Runpod endpoint (default: an engine on this machine)"

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from worker import catalog
-from worker.config import Settings
 from worker.entrypoints import python
 from worker.entrypoints.cli import plan, session
 from worker.errors import RequestError
@@ -40,9 +39,7 @@ def run(given: argparse.Namespace) -> int:
 
     Raises RequestError, ConfigError and ModelUnavailable, all before anything is written.
     """
-    settings = Settings.of(model=given.model, model_dir=given.model_dir, device=given.device)
-    if given.command == "diarize" and not (given.model or given.model_dir):
-        settings = settings.model_copy(update={"model": settings.diarizer})
+    settings = session.settings(given, given.command)
     row = catalog.find(settings.default_model, settings.places)
     forms = _forms(given, row)
     payload = _payload(given, forms, row)

@@ -97,7 +97,7 @@ def _remote(given: argparse.Namespace) -> tuple[str, str | None]:
 
 def _asks(given: argparse.Namespace, options: Mapping[str, Any], stack: contextlib.ExitStack) -> tuple[Asker, int]:
     """Return the asker, which works until the stack is closed, and the number of lines in flight at a time."""
-    settings = Settings.of(model=given.model, model_dir=given.model_dir, device=given.device)
+    settings = session.settings(given, given.task)
     if given.ray is None:
         bundle = stack.enter_context(python.load(settings, given.model, progress=sys.stderr.isatty()))
         return with_engine(bundle.engine, given.task, **bundle.naming(options)), given.concurrency

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from worker.config import Settings
+
 INTERRUPTED = 130
 
 
@@ -31,6 +33,14 @@ def options(given: argparse.Namespace) -> dict[str, Any]:
     from worker.protocol.request import OPTIONS
 
     return {name: value for name in OPTIONS if (value := getattr(given, name, None)) is not None}
+
+
+def settings(given: argparse.Namespace, task: str) -> Settings:
+    """Return the settings with the model that was typed, or the default model of the task."""
+    chosen = Settings.of(model=given.model, model_dir=given.model_dir, device=given.device)
+    if task == "diarize" and not (given.model or given.model_dir):
+        return chosen.model_copy(update={"model": chosen.diarizer})
+    return chosen
 
 
 def quiet_stdout() -> contextlib.AbstractContextManager[Any]:

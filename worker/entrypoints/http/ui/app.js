@@ -49,7 +49,8 @@ function refresh() {
   run.hidden = task === "chat";               // a chat has a button of its own
   run.disabled = !waiting.length || !settings.models.length;
   weights.show(task === "score" ? undefined : settings.model);
-  background.hidden = task !== "transcribe";
+  // A job has no more options than a model and a language.
+  background.hidden = task !== "transcribe" || ["diarize", "channels", "keywords"].some((name) => name in settings.values());
   background.disabled = !waiting.some((clip) => clip.source.file);
   byId("go-note").hidden = task === "chat" || waiting.length > 0 || !chosen?.finished.has(task);
   chosen?.offerChat(task === "chat", () => settings.values());

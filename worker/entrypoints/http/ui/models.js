@@ -37,11 +37,12 @@ export const TASKS = {
   score: { label: "Score", doing: "Scoring", result: "Score", about: "The similarity of a recording and a reference clip" },
 };
 
+const VOICES = ["diarize", "num_speakers", "channels", "keywords"];
 const GENERATION = ["max_new_tokens", "temperature"];
 /** The options that a task may have; those of a model are a part of them. @type {Record<Task, string[]>} */
 const OPTIONS = {
-  transcribe: ["language", "timestamps", "confidence", "prompt", ...GENERATION],
-  translate: ["language", "target_language", "timestamps", "confidence", "prompt", ...GENERATION],
+  transcribe: ["language", "timestamps", "confidence", ...VOICES, "prompt", ...GENERATION],
+  translate: ["language", "target_language", "timestamps", "confidence", ...VOICES, "prompt", ...GENERATION],
   caption: ["style", "prompt", ...GENERATION],
   chat: GENERATION,
   embed: ["pooling"],
@@ -86,7 +87,8 @@ function supports(model, name) {
     case "language": return model.languages.length > 1 && model.options.includes(name);
     case "target_language": return model.target_languages.length > 1;
     case "timestamps": return model.timestamps.length > 0;
-    case "pooling": return true;
+    case "diarize": case "num_speakers": return model.timestamps.length > 0;     // the speakers come from another model
+    case "channels": case "pooling": return true;
     default: return model.options.includes(name);
   }
 }

@@ -1,6 +1,7 @@
 /** The files that results are saved as: those of one transcript, and those of all finished clips in an archive. */
 import { h, save } from "./dom.js";
 import { srt, vtt } from "./subtitles.js";
+import { textOf } from "./voices.js";
 import { zip } from "./zip.js";
 
 /** @typedef {import("./subtitles.js").Transcript} Transcript */
@@ -8,7 +9,7 @@ import { zip } from "./zip.js";
 
 /** Each format: its media type, and the text of a transcript. @type {Record<string, [string, (transcript: Transcript) => string]>} */
 export const FORMATS = {
-  txt: ["text/plain", ({ text }) => `${text}\n`],
+  txt: ["text/plain", (transcript) => `${textOf(transcript)}\n`],
   srt: ["application/x-subrip", srt],
   vtt: ["text/vtt", vtt],
   json: ["application/json", asJson],

@@ -6,6 +6,9 @@ import { PLACES, TASKS, able, factsOf, nameOf, optionsOf, placeOf, tasksOf } fro
 /** @typedef {import("./models.js").Model} Model */
 /** @typedef {import("./models.js").Task} Task */
 
+/** The values of the checkboxes that are checked. @type {Record<string, any>} */
+const CHECKED = { confidence: true, diarize: true, channels: "split" };
+
 export class Settings {
   /** @param {() => void} onChange  called when the task, the model or an option has changed */
   constructor(onChange) {
@@ -24,6 +27,7 @@ export class Settings {
       this.picked = this.select.value;
       this.#choose();
     });
+    byId("diarize").addEventListener("input", () => this.#choose());
     byId("panel").addEventListener("input", onChange);
   }
 
@@ -54,10 +58,12 @@ export class Settings {
     const values = this.task === "score" ? {} : { model: this.select.value };
     for (const name of optionsOf(this.model, this.task)) {
       if (name === "timestamps") values.timestamps = this.#levels();
-      else if (name === "confidence") Object.assign(values, byId(name).checked && { confidence: true });
+      else if (name in CHECKED) Object.assign(values, byId(name).checked && { [name]: CHECKED[name] });
+      else if (name === "num_speakers" && !values.diarize) continue;
+      else if (name === "keywords") Object.assign(values, this.#keywords());
       else if (byId(name).value.trim()) values[name] = byId(name).value.trim();
     }
-    for (const name of ["max_new_tokens", "temperature"]) if (name in values) values[name] = Number(values[name]);
+    for (const name of ["max_new_tokens", "temperature", "num_speakers"]) if (name in values) values[name] = Number(values[name]);
     return values;
   }
 
@@ -96,6 +102,12 @@ export class Settings {
     return ["word", "segment"].filter((level) => byId(`timestamps-${level}`).checked && this.model?.timestamps.includes(level));
   }
 
+  /** Return the keywords, one a line or separated by commas, if there are any. */
+  #keywords() {
+    const keywords = byId("keywords").value.split(/[\n,]/).map((/** @type {string} */ word) => word.trim()).filter(Boolean);
+    return keywords.length ? { keywords } : {};
+  }
+
   /** @param {Task} task */
   #turn(task) {
     this.task = task;
@@ -111,7 +123,8 @@ export class Settings {
 
   #choose() {
     const one = byId("score_model").options.length < 2;
-    const shown = optionsOf(this.model, this.task).filter((name) => name !== "score_model" || !one);
+    const shown = optionsOf(this.model, this.task).filter((name) =>
+      (name !== "score_model" || !one) && (name !== "num_speakers" || byId("diarize").checked));
     for (const row of this.rows) {
       row.hidden = !shown.includes(row.dataset.option ?? "");
       row.querySelectorAll("input, select, textarea").forEach((field) => { field.toggleAttribute("disabled", row.hidden); });

@@ -1,11 +1,13 @@
 /**
  * Transcript → SubRip or WebVTT, by the same rule as the server's (worker/protocol/cues.py): cues of at most two lines of
  * 42 characters and of seven seconds, split between words, at the ends of segments and where the speaker changes, with the
- * spaces of the text. A cue of punctuation alone is left out. A cue names its speaker if it is known.
+ * spaces of the text. A cue of punctuation alone is left out. A cue names its speaker and its channel if they are known, and
+ * each channel has cues of its own.
  */
+import { channelsOf, labelOf } from "./voices.js";
 
-/** @typedef {{start: number, end: number, text: string, speaker?: string|null}} Segment  seconds */
-/** @typedef {{start: number, end: number, word: string, confidence?: number|null, speaker?: string|null}} Word  seconds */
+/** @typedef {{start: number, end: number, text: string, speaker?: string|null, channel?: number|null}} Segment  seconds */
+/** @typedef {{start: number, end: number, word: string, confidence?: number|null, speaker?: string|null, channel?: number|null}} Word  seconds */
 /** @typedef {{text: string, duration?: number, words?: Word[], segments?: Segment[]}} Transcript */
 
 const LINE_CHARS = 42;
@@ -20,7 +22,7 @@ const SHORTEST_SEC = 0.5;
  */
 export function srt(transcript) {
   return cues(transcript).map((cue, i) => {
-    const name = nameOf(cue);
+    const name = labelOf(cue);
     const text = `${name ? `${name}: ` : ""}${cue.text}`.replaceAll("-->", "->");
     return `${i + 1}\n${stamp(cue.start, ",")} --> ${stamp(cue.end, ",")}\n${text}\n`;
   }).join("\n");
@@ -33,18 +35,23 @@ export function srt(transcript) {
  */
 export function vtt(transcript) {
   const blocks = cues(transcript).map((cue) => {
-    const voice = nameOf(cue) ? `<v ${escaped(nameOf(cue))}>` : "";
+    const voice = labelOf(cue) ? `<v ${escaped(labelOf(cue))}>` : "";
     return `${stamp(cue.start, ".")} --> ${stamp(cue.end, ".")}\n${voice}${escaped(cue.text)}\n`;
   });
   return ["WEBVTT\n", ...blocks].join("\n");
 }
 
 /**
- * Return the cues of a transcript, split into lines.
+ * Return the cues of a transcript by their start, split into lines.
  * @param {Transcript} transcript
  * @returns {Segment[]}
  */
-export function cues({ text, duration = 0, words = [], segments = [] }) {
+export function cues(transcript) {
+  return channelsOf(transcript).flatMap(cuesOf).sort((a, b) => a.start - b.start);
+}
+
+/** Return the cues of one channel. @param {Transcript} transcript @returns {Segment[]} */
+function cuesOf({ text, duration = 0, words = [], segments = [] }) {
   if (!text) return [];
   if (!words.length) {
     const whole = segments.length ? segments : [{ text, start: 0, end: duration }];
@@ -54,17 +61,17 @@ export function cues({ text, duration = 0, words = [], segments = [] }) {
   let letters = 0;
   const ends = new Set(segments.map((segment) => (letters += lettersOf(segment.text))));
   letters = 0;
-  /** @type {{texts: string[], start: number, end: number, speaker?: string|null}[]} */
+  /** @type {{texts: string[], start: number, end: number, speaker?: string|null, channel?: number|null}[]} */
   const spans = [];
   let open = false;
   const texts = addSpaces(text, words.map(({ word }) => word));
-  for (const [i, { word, start, end, speaker }] of words.entries()) {
+  for (const [i, { word, start, end, speaker, channel }] of words.entries()) {
     const last = spans.at(-1);
-    if (open && last && nameOf(last) === nameOf({ speaker }) && length(last.texts.join("").trimStart()) + length(texts[i]) <= CUE_CHARS && end - last.start <= CUE_SEC) {
+    if (open && last && labelOf(last) === labelOf({ speaker, channel }) && length(last.texts.join("").trimStart()) + length(texts[i]) <= CUE_CHARS && end - last.start <= CUE_SEC) {
       last.texts.push(texts[i]);
       last.end = Math.max(last.end, end);
     } else {
-      spans.push({ texts: [texts[i]], start, end, speaker });
+      spans.push({ texts: [texts[i]], start, end, speaker, channel });
     }
     letters += lettersOf(word);
     open = !ends.has(letters);
@@ -85,11 +92,6 @@ export function addSpaces(text, words) {
     at += place < 0 ? 0 : place + word.length;
     return place === 0 ? word : ` ${word}`;
   });
-}
-
-/** Return the name of a speaker on one line, or "" if it is unknown. @param {{speaker?: string|null}} span */
-function nameOf({ speaker }) {
-  return (speaker ?? "").split(/\s+/).filter(Boolean).join(" ");
 }
 
 /** Return a text as WebVTT has it. @param {string} text */
@@ -114,19 +116,19 @@ function length(text) {
 
 /**
  * Return a cue. A text that is too long for one line is split near the middle, between two words.
- * @param {{texts: string[], start: number, end: number, speaker?: string|null}} span
+ * @param {{texts: string[], start: number, end: number, speaker?: string|null, channel?: number|null}} span
  * @returns {Segment}
  */
-function cue({ texts: [first = "", ...rest], start, end: spokenEnd, speaker }) {
+function cue({ texts: [first = "", ...rest], start, end: spokenEnd, ...voice }) {
   const texts = [first.trimStart(), ...rest];
   const text = texts.join("");
   const end = Math.round(spokenEnd * 1000) > Math.round(start * 1000) ? spokenEnd : start + SHORTEST_SEC;
-  if (length(text) <= LINE_CHARS || !rest.length) return { text, start, end, speaker };
+  if (length(text) <= LINE_CHARS || !rest.length) return { ...voice, text, start, end };
   const half = Math.floor(length(text) / 2);
   const places = texts.slice(1).map((_, i) => i + 1);
   const far = (/** @type {number} */ i) => Math.abs(length(texts.slice(0, i).join("")) - half);
   const middle = places.reduce((best, i) => (far(i) < far(best) ? i : best));
-  return { text: `${texts.slice(0, middle).join("")}\n${texts.slice(middle).join("").trimStart()}`, start, end, speaker };
+  return { ...voice, text: `${texts.slice(0, middle).join("")}\n${texts.slice(middle).join("").trimStart()}`, start, end };
 }
 
 /** Return a time stamp. @param {number} seconds @param {string} point  the decimal separator */

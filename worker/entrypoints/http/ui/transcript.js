@@ -2,10 +2,13 @@
 import { h, announce, save } from "./dom.js";
 import { clock } from "./format.js";
 import { FORMATS } from "./saving.js";
+import { Speakers } from "./speakers.js";
 import { addSpaces } from "./subtitles.js";
+import { labelOf, textOf, voicesOf } from "./voices.js";
 
 /** @typedef {import("./subtitles.js").Transcript} Transcript */
-/** @typedef {{text: string, start: number, end: number, confidence?: number|null}} Spoken */
+/** @typedef {{text: string, start: number, end: number, confidence?: number|null, speaker?: string|null, channel?: number|null}} Spoken */
+/** @typedef {{start: number, label: string, spoken: Spoken[]}} Paragraph  label: that of the voice, or "" */
 
 const DOUBTFUL = 0.6; // a confidence below this marks a word
 const VERY_DOUBTFUL = 0.3;
@@ -19,17 +22,19 @@ const VERY_DOUBTFUL = 0.3;
  */
 export function transcriptView(transcript, name, seek) {
   const { words = [], segments = [], text } = transcript;
-  /** @type {Spoken[]} */
-  const spoken = words.length ? words.map(({ word, ...rest }) => ({ text: word, ...rest })) : segments;
+  const paragraphs = paragraphsOf(words.length ? words.map(({ word, ...rest }) => ({ text: word, ...rest })) : segments, segments);
+  const spoken = paragraphs.flatMap((paragraph) => paragraph.spoken);
+  const speakers = new Speakers(voicesOf(transcript));
   const spans = spoken.map((one, i) => h("span", seek
     ? { class: "word", role: "button", tabindex: i ? -1 : 0, "data-i": i, ...doubt(one) }
     : { class: "word", title: `${clock(one.start, true)} to ${clock(one.end, true)}`, ...doubt(one) }, one.text));
   const body = h("div", { class: "words", role: "group", "aria-label": "Transcript" },
-    ...(spoken.length ? paragraphs(spoken, spans, segments, text, seek) : [h("p", {}, text || "No speech was found.")]));
+    ...(spoken.length ? paragraphElements(paragraphs, spans, speakers, text, seek) : [h("p", {}, text || "No speech was found.")]));
+  const byTime = [...spoken.keys()].sort((a, b) => spoken[a].start - spoken[b].start);     // channels may talk at the same time
   let lit = -1;
   let latest = -1;      // the last word that was lit, of which a pause leaves nothing
   const at = (/** @type {number} */ seconds) => {
-    const now = indexAt(spoken, seconds);
+    const now = indexAt(spoken, byTime, seconds);
     if (now === lit) return;
     spans[lit]?.classList.remove("now");
     spans[now]?.classList.add("now");
@@ -40,7 +45,8 @@ export function transcriptView(transcript, name, seek) {
   };
   const hint = seek && spoken.length ? h("p", { class: "note" }, "Click a word to play it, or use the arrow keys and Enter.") : null;
   if (seek) listen(body, spans, (i) => seek(spoken[i].start));
-  return { element: h("div", { class: "transcript" }, h("div", { class: "foot" }, hint, downloads(transcript, name)), body), at };
+  return { element: h("div", { class: "transcript" }, h("div", { class: "foot" }, hint, downloads(transcript, name)),
+    speakers.element, body), at };
 }
 
 /**
@@ -55,28 +61,48 @@ function doubt({ text, confidence }) {
 }
 
 /**
- * Return one paragraph per segment, with its time in the margin.
- * @param {Spoken[]} spoken @param {HTMLElement[]} spans @param {Spoken[]} segments @param {string} text
+ * Return a paragraph for each segment, by their start. Each channel fills its own segments.
+ * @param {Spoken[]} spoken @param {Spoken[]} segments
+ * @returns {Paragraph[]}
+ */
+function paragraphsOf(spoken, segments) {
+  return [...new Set(spoken.map(({ channel }) => channel))].flatMap((channel) => {
+    const words = spoken.filter((word) => word.channel === channel);
+    const own = segments.filter((segment) => segment.channel === channel);
+    const bounds = own.length ? own : turnsOf(words);
+    let next = 0;
+    return bounds.map((segment, i) => {
+      const first = next;
+      while (next < words.length && (i === bounds.length - 1 || words[next].start < segment.end - 0.0005)) next += 1;
+      return { start: segment.start, label: labelOf(segment), spoken: words.slice(first, next) };
+    });
+  }).sort((a, b) => a.start - b.start);
+}
+
+/** Return the first word of each stretch of one voice, with the end of the stretch. @param {Spoken[]} words @returns {Spoken[]} */
+function turnsOf(words) {
+  const firsts = words.filter((word, i) => !i || labelOf(words[i - 1]) !== labelOf(word));
+  return firsts.map((word, i) => ({ ...word, end: firsts[i + 1]?.start ?? Infinity }));
+}
+
+/**
+ * Return the elements of the paragraphs, with the time in the margin, and the name where another voice begins.
+ * @param {Paragraph[]} paragraphs @param {HTMLElement[]} spans @param {Speakers} speakers @param {string} text
  * @param {((seconds: number) => void)|null} seek
  */
-function paragraphs(spoken, spans, segments, text, seek) {
-  const result = [];
-  const spaces = addSpaces(text, spoken.map((word) => word.text)).map((word) => word.startsWith(" "));
+function paragraphElements(paragraphs, spans, speakers, text, seek) {
+  const words = paragraphs.flatMap((paragraph) => paragraph.spoken.map((word) => word.text));
+  const spaced = addSpaces(text, words).map((word, i) => [word.startsWith(" ") ? " " : "", spans[i]]);
   let next = 0;
-  for (const [i, segment] of (segments.length ? segments : [{ start: spoken[0].start, end: Infinity, text: "" }]).entries()) {
-    const last = i >= segments.length - 1;
-    const content = [];
-    while (next < spoken.length && (last || spoken[next].start < segment.end - 0.0005)) {
-      content.push(spaces[next] ? " " : "", spans[next]);
-      next += 1;
-    }
-    const stamp = clock(segment.start);
-    result.push(h("p", { class: "segment" },
+  return paragraphs.map(({ start, label, spoken }, i) => {
+    const content = spaced.slice(next, next += spoken.length).flat();
+    const name = label === paragraphs[i - 1]?.label ? null : speakers.nameOf(label);
+    const stamp = clock(start);
+    return h("p", { class: `segment ${speakers.colorOf(label)}`.trim() },
       seek ? h("button", { type: "button", class: "stamp", tabindex: -1, "aria-label": `Play from ${stamp}`,
-        onclick: () => seek(segment.start) }, stamp) : h("span", { class: "stamp" }, stamp),
-      h("span", { class: "said" }, ...content)));
-  }
-  return result;
+        onclick: () => seek(start) }, stamp) : h("span", { class: "stamp" }, stamp),
+      h("span", { class: "said" }, name, name && " ", ...content));
+  });
 }
 
 /**
@@ -121,16 +147,19 @@ function beyond(spans, i, way) {
   return to;
 }
 
-/** Return the last word that has started, or -1 if it ended more than 0.25 s ago. @param {Spoken[]} spoken @param {number} seconds */
-function indexAt(spoken, seconds) {
+/**
+ * Return the last word that has started, or -1 if it ended more than 0.25 s ago.
+ * @param {Spoken[]} spoken @param {number[]} byTime  the indices of the words by their start @param {number} seconds
+ */
+function indexAt(spoken, byTime, seconds) {
   let low = 0;
   let high = spoken.length;
   while (low < high) {
     const middle = (low + high) >> 1;
-    if (spoken[middle].start <= seconds + 0.001) low = middle + 1;
+    if (spoken[byTime[middle]].start <= seconds + 0.001) low = middle + 1;
     else high = middle;
   }
-  return low && seconds < spoken[low - 1].end + 0.25 ? low - 1 : -1;
+  return low && seconds < spoken[byTime[low - 1]].end + 0.25 ? byTime[low - 1] : -1;
 }
 
 /** @param {HTMLElement} word */
@@ -142,7 +171,7 @@ function isInView(word) {
 /** Return the buttons that copy and save the transcript. @param {Transcript} transcript @param {string} name */
 function downloads(transcript, name) {
   const copy = h("button", { type: "button", class: "quiet", onclick: async () => {
-    const done = await navigator.clipboard.writeText(transcript.text).then(() => "Copied", () => "Not allowed");
+    const done = await navigator.clipboard.writeText(textOf(transcript)).then(() => "Copied", () => "Not allowed");
     announce(done);
     copy.textContent = done;
   } }, "Copy");
