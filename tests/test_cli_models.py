@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 NEMO = "nvidia/parakeet-ctc-0.6b"
 SIZE = 3 << 20
+CONFIG = b'{"architectures": ["WhisperForConditionalGeneration"]}'
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from worker.entrypoints import cli; cli.run_process()"
 
 
@@ -31,7 +32,7 @@ WITHOUT_TORCH = "import sys; sys.modules['torch'] = None; from worker.entrypoint
 def hub():
     with hub_on_loopback() as hub:
         hub.add(NEMO, model__nemo=random.Random(3).randbytes(SIZE))
-        hub.add("me/whisper-mine", config__json=b"{}", model__safetensors=bytes(1 << 20))
+        hub.add("me/whisper-mine", config__json=CONFIG, model__safetensors=bytes(1 << 20))
         yield hub
 
 
@@ -91,6 +92,9 @@ def test_what_cannot_be_done_says_why(hub, environment):
     assert "unknown model 'none'" in aviary(hub, environment, "pull", "none", code=2).stderr
     assert "nothing to remove" in aviary(hub, environment, "rm", NEMO, code=2).stderr
     assert "nothing to download" in aviary(hub, environment, "pull", "pocketsphinx").stderr
+    hub.add("me/whisper-other", config__json=b'{"architectures": ["Other"]}', model__safetensors=bytes(1000))
+    assert "Other" in aviary(hub, environment, "pull", "me/whisper-other", code=2).stderr
+    assert "removed me/whisper-other" in aviary(hub, environment, "rm", "me/whisper-other").stderr
     aviary(hub, environment, "pull", NEMO)
     with hub_cache.in_use(find(NEMO), Settings(hf_home=Path(environment["HF_HOME"]))):
         assert f"{NEMO} is loaded" in aviary(hub, environment, "rm", NEMO, "--yes", code=1).stderr

@@ -24,6 +24,7 @@ from worker.entrypoints.http.gateway import nginx
 NEMO, WHISPER = "nvidia/parakeet-ctc-0.6b", "openai/whisper-tiny"
 ENCODED = NEMO.replace("/", "%2F")
 SIZE = 4 << 20
+CONFIG = json.dumps({"architectures": ["WhisperForConditionalGeneration"]}).encode()
 WEIGHTS = random.Random(2).randbytes(SIZE)
 WEEK = (Path(__file__).parent.parent / "samples" / "week.wav").read_bytes()
 
@@ -132,7 +133,7 @@ def test_many_requests_share_a_download_that_outlives_them(hub, settings):
 
 def test_only_operators_and_allowed_models(hub, settings):
     keys = {name: {"authorization": f"Bearer {name}"} for name in ("alice", "root")}
-    hub.add("me/whisper-mine", config__json=b"{}", model__safetensors=WEIGHTS[:1000])
+    hub.add("me/whisper-mine", config__json=CONFIG, model__safetensors=WEIGHTS[:1000])
     options = {"api_key": "alice,bob", "admin_api_key": "root", "allowed_models": (NEMO, "me/whisper-mine")}
     with client(settings, **options) as http:
         for method in ("POST", "DELETE"):

@@ -144,6 +144,13 @@ def test_offline_unknown_and_refused_models_say_so(hub, settings):
     assert not hub_cache.pull(find("pocketsphinx"), settings)
 
 
+def test_the_weights_of_a_model_that_cannot_run_are_not_downloaded(hub, settings, weights):
+    hub.add("me/whisper-other", config__json=b'{"architectures": ["Other"]}', model__safetensors=weights)
+    with pytest.raises(ModelNotFound, match="Other"):
+        hub_cache.pull(find("me/whisper-other"), settings)
+    assert hub.sent == []
+
+
 def test_a_disk_without_room_is_known_before_the_download(hub, settings, monkeypatch):
     usage = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)

@@ -34,6 +34,8 @@ TABLE = {
     "WrongJobState": ("job_state", 400, INVALID, openai.BadRequestError, 400),
     "NotReadable": ("invalid_request", 415, INVALID, openai.APIStatusError, 415),
     "Unauthorized": ("invalid_api_key", 401, INVALID, openai.AuthenticationError, 401),
+    "ModelInUse": ("model_in_use", 409, INVALID, openai.ConflictError, 409),
+    "NotPermitted": ("insufficient_permissions", 403, INVALID, openai.PermissionDeniedError, 403),
     "Forbidden": ("forbidden", 403, INVALID, openai.PermissionDeniedError, 403),
     "BodyTimeout": ("body_timeout", 408, INVALID, openai.APIStatusError, 408),
     "HeadTooLarge": ("head_too_large", 431, INVALID, openai.APIStatusError, 431),

@@ -733,7 +733,11 @@ def test_a_model_is_downloaded_with_its_progress_and_removed(visit, tmp_path, mo
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     own = Settings(model="pocketsphinx", hf_home=tmp_path / "hf", data_dir=tmp_path / "data")
     with hub_on_loopback(monkeypatch) as hub, serving(own) as url:
-        hub.add("openai/whisper-tiny", config__json=b"{}", model__safetensors=bytes(2_000_000))
+        hub.add(
+            "openai/whisper-tiny",
+            config__json=b'{"architectures": ["WhisperForConditionalGeneration"]}',
+            model__safetensors=bytes(2_000_000),
+        )
         page = ready(visit(url, allow={503}))
         about, weights = page.locator("#model-about"), page.locator("#weights")
         expect(weights).to_be_empty()

@@ -87,8 +87,8 @@ def pull(row: Model, settings: Settings, on_progress: OnProgress = lambda downlo
     """Download the weights of a model, and return whether some of them were not on this machine.
 
     If another process downloads the same model, wait for it. `on_progress` is called when the size is known, and about
-    ten times a second. Raises Unsupported if the model has no repository, and ModelUnavailable, with advice, if the hub
-    does not serve it or the disk cannot take it.
+    ten times a second. Raises Unsupported if the model has no repository, ModelNotFound if its configuration is of
+    no known family, and ModelUnavailable, with advice, if the hub does not serve it or the disk cannot take it.
     """
     pulled = [_pull(required, settings, on_progress) for required in _required(row)]
     return any(pulled)
@@ -216,6 +216,7 @@ def _fetch_weights(required: _Checkpoint, folder: Path, settings: Settings, on_p
     names = None
     if not required.is_nemo:
         snapshot = checkpoints.download(required.name, settings, checkpoints.SMALL)
+        find(required.name, settings.places)  # raises ModelNotFound before the weights of a model that cannot run
         names = checkpoints.missing(snapshot, required.part)
     files: list[_File] = []
     with checkpoints.hub_errors(required.name, settings, lambda: sum(file.size for file in files)):

@@ -62,13 +62,17 @@ def pull(args: argparse.Namespace) -> int:
 
 def remove(args: argparse.Namespace) -> int:
     """Remove a model after a question on a terminal, and return the exit code: 1 if the user declines."""
+    from worker import catalog
     from worker.backends.common import hub_cache
     from worker.config import Settings
-    from worker.errors import ModelInUse, ModelUnavailable
+    from worker.errors import ModelInUse, ModelNotFound, ModelUnavailable
     from worker.protocol.model_names import find_model
 
     settings = Settings()
-    model = find_model(args.name, settings, trusted=True)
+    try:
+        model = find_model(args.name, settings, trusted=True)
+    except ModelNotFound:  # its configuration is of no known family, but its name is
+        model = catalog.find(args.name)
     if not args.yes and sys.stdin.isatty():
         print(f"Remove {model.checkpoint} ({_place(model, settings)})? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):

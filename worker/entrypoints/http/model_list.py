@@ -20,7 +20,7 @@ from worker import catalog
 from worker.backends.common import checkpoints, hub_cache
 from worker.config import Settings
 from worker.entrypoints.http.service import Service
-from worker.errors import ModelNotFound, excerpt
+from worker.errors import ModelNotFound
 from worker.protocol import openai
 from worker.protocol.model_names import find_model
 
@@ -41,12 +41,7 @@ def entry(service: Service, name: str) -> Json:
     for one in listed(service):
         if name == one["id"] or name in one["aliases"]:
             return one
-    try:
-        return _entry(service, find_model(name, service.settings))
-    except ModelNotFound:
-        raise ModelNotFound(
-            f"this server has no model {excerpt(name)!r}; GET /v1/models lists its models", param="model"
-        ) from None
+    return _entry(service, find_model(name, service.settings))
 
 
 def download_json(download: hub_cache.Download) -> Json:
