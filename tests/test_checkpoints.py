@@ -274,11 +274,10 @@ def test_a_row_by_name_gives_way_to_the_row_by_the_downloaded_configuration(tmp_
     assert find(row.id, settings.places) == found
 
 
-def test_a_model_that_names_itself_a_canary_and_is_none_is_refused_with_what_it_is(tmp_path, hub):
-    config = {"pretrained_llm": "Qwen/Qwen3-1.7B", "perception": {}}
-    hub.files = {"config.json": json.dumps(config)}
-    with pytest.raises(ModelNotFound, match="someone/canary-chat' has the architecture SALM"):
-        create(find("someone/canary-chat"), Settings(hf_home=tmp_path / "hf"))
+def test_a_model_that_names_itself_a_whisper_and_is_none_is_refused_with_what_it_is(tmp_path, hub):
+    hub.files = {"config.json": json.dumps({"architectures": ["ChatModel"]})}
+    with pytest.raises(ModelNotFound, match="someone/whisper-chat' has the architecture ChatModel"):
+        create(find("someone/whisper-chat"), Settings(hf_home=tmp_path / "hf"))
 
 
 def test_a_dry_run_and_the_catalogs_own_models_download_nothing(tmp_path, hub):

@@ -44,6 +44,7 @@ EXCEPTIONS = {
     r"pip install ": "an index of packages; tests/test_package.py checks the extras",
     r"(ray|serve) ": "a Ray cluster; tests/test_ray_serve.py deploys the file",
     r"python -m worker manifest .* --endpoint": "an account of Runpod; tests/test_batch_jobs.py runs it",
+    r"python -m worker models pull ": "the hub; tests/test_cli_models.py downloads from one of its own",
     r"python -m worker manifest .* --ray": "a Ray cluster; tests/test_manifest_ray.py runs it",
 }
 
