@@ -205,7 +205,7 @@ def test_a_device_without_the_memory_is_refused_before_anything_is_downloaded(mo
     def download(*arguments):
         raise AssertionError("a download has begun")
 
-    monkeypatch.setattr("worker.backends.common.checkpoints._download", download)
+    monkeypatch.setattr("worker.backends.common.checkpoints.download", download)
     for dtype, need in (("bfloat16", "63.3 GiB"), ("float32", "126.7 GiB")):
         model = create(find("nemotron-transcribe"), Settings(device="cpu", dtype=dtype, models_memory_gb=24))
         with pytest.raises(ModelUnavailable, match=f"needs {need}.*24.0 GiB are allowed"):
