@@ -60,7 +60,7 @@ def forward(model, one: Clip, before: list[int], tokens: list[int]):
 def test_probabilities_are_those_of_the_model(model, prompt):
     (transcript,) = ask(model, CLIPS[:1], language="en", prompt=prompt, confidence=True, timestamps=True)
     ids = model._tokenizer.convert_tokens_to_ids
-    before = [*(model._prompt_ids(prompt).tolist() if prompt else []), *ids(["<|startoftranscript|>"])]
+    before = [*(model._prompt_ids((), prompt).tolist() if prompt else []), *ids(["<|startoftranscript|>"])]
     truth = forward(model, CLIPS[0], [*before, *ids(["<|en|>", "<|transcribe|>"])], [])
     segments = transcript.segments
     assert segments
