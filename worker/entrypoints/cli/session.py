@@ -9,9 +9,10 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from worker.config import Settings
+if TYPE_CHECKING:
+    from worker.config import Settings
 
 INTERRUPTED = 130
 
@@ -37,6 +38,8 @@ def options(given: argparse.Namespace) -> dict[str, Any]:
 
 def settings(given: argparse.Namespace, task: str) -> Settings:
     """Return the settings with the model that was typed, or the default model of the task."""
+    from worker.config import Settings
+
     chosen = Settings.of(model=given.model, model_dir=given.model_dir, device=given.device)
     if task == "diarize" and not (given.model or given.model_dir):
         return chosen.model_copy(update={"model": chosen.diarizer})
