@@ -557,7 +557,7 @@ def test_a_batch_survives_the_death_of_its_server(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["sqlite", "postgresql"])
-def test_several_processes_behind_the_gateway_share_batches(tmp_path, request, store):
+def test_processes_share_batches(tmp_path, request, store):
     if nginx.find() is None:
         pytest.skip("nginx is not installed")
     more = {"JOBS_URL": request.getfixturevalue("postgres")()} if store == "postgresql" else {}
