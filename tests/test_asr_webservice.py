@@ -120,7 +120,7 @@ def test_json_without_word_times(speaking):
     [
         ({"initial_prompt": "words"}, "initial_prompt"),
         ({"vad_filter": "true"}, "vad_filter"),
-        ({"diarize": "true"}, "diarize"),
+        ({"diarize": "true", "min_speakers": "2"}, "min_speakers"),
         ({"task": "translate"}, "task"),
         ({"language": "de"}, "language"),
         ({"output": "pdf"}, "output"),
@@ -152,10 +152,10 @@ def test_a_missing_file_and_options_in_the_form_are_refused(speaking):
 def test_lenient_servers_ignore_the_options_and_say_so(tmp_path):
     settings = Settings(model="pocketsphinx", data_dir=tmp_path, unsupported_options="warn")
     with serving(settings) as url:
-        answer = send(url, initial_prompt="words", vad_filter="true", diarize="true", output="srt")
+        answer = send(url, initial_prompt="words", vad_filter="true", diarize="true", min_speakers=2, output="srt")
     assert "see you next week" in answer.text
     warning = urllib.parse.unquote(answer.headers["aviary-warning"])
-    assert all(name in warning for name in ("initial_prompt", "vad_filter", "diarize"))
+    assert all(name in warning for name in ("initial_prompt", "vad_filter", "min_speakers"))
 
 
 @pytest.mark.slow
@@ -220,6 +220,27 @@ def test_only_models_of_several_languages_detect_one():
     assert not {"parakeet-v2", "pocketsphinx"} & detect
     with pytest.raises(Unsupported, match="whisper"):
         asr_webservice.detection(find("parakeet-v2"))
+
+
+def test_speakers_are_in_the_lines_and_the_words():
+    query = Query(diarize=True, max_speakers=2)
+    payload, ignored = asr_webservice.transcription(query, find("whisper-large"), Settings())
+    assert (payload["diarize"], payload["max_speakers"], ignored) == (True, 2, [])
+    with pytest.raises(Unsupported, match="whisper"):
+        asr_webservice.transcription(query, find("audio-flamingo"), Settings())
+    segments = [{"segment": "yes", "speaker": "Speaker 1"}, {"segment": "no", "speaker": "Speaker 2"}]
+    assert asr_webservice.text({"text": "yes no", "timestamps": {"segment": segments}}, query) == (
+        "Speaker 1: yes\nSpeaker 2: no\n"
+    )
+
+
+@pytest.mark.slow
+def test_speakers_reach_every_output(dry):
+    assert send(dry, diarize="true").text.startswith("Speaker 1: [dry-run]")
+    assert "Speaker 1: [dry-run]" in send(dry, diarize="true", output="srt").text
+    whole = send(dry, diarize="true", output="json", word_timestamps="true").json()
+    assert {segment["speaker"] for segment in whole["segments"]} == {"Speaker 1", "Speaker 2"}
+    assert all(word["speaker"] for segment in whole["segments"] for word in segment["words"])
 
 
 def test_whisper_takes_every_option():

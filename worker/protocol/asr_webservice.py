@@ -38,6 +38,8 @@ class Query:
     vad_filter: bool = False
     word_timestamps: bool = False
     diarize: bool = False
+    min_speakers: int | None = None
+    max_speakers: int | None = None
     output: Output = "txt"
     model: str | None = None
 
@@ -61,6 +63,9 @@ def transcription(query: Query, row: Model | None, settings: Settings) -> tuple[
         payload |= {"confidence": True} if row is None or "confidence" in row.options else {}
     elif query.output == "txt" and (row is None or row.timestamps):
         payload["timestamps"] = ["segment"]
+    if query.diarize and not any(error.param == "diarize" for error in refused):
+        payload["diarize"] = True
+        payload |= {"max_speakers": query.max_speakers} if query.max_speakers else {}
     return payload, [f"An option is ignored, because {error.message}" for error in refused]
 
 
@@ -84,8 +89,11 @@ def _refusals(query: Query, row: Model, settings: Settings) -> list[Unsupported]
                 param="vad_filter",
             )
         )
-    if query.diarize:
-        refused.append(Unsupported("this route has no diarization: leave out diarize", param="diarize"))
+    if query.diarize and not row.timestamps:
+        refused.append(catalog.lacking(row, "name speakers (diarize)", lambda other: other.timestamps, param="diarize"))
+    if query.diarize and query.min_speakers:
+        message = "the number of speakers has no lower limit: leave out min_speakers"
+        refused.append(Unsupported(message, param="min_speakers"))
     return refused
 
 
@@ -104,8 +112,12 @@ def text(result: Json, query: Query) -> str:
 
 
 def _lines(result: Json) -> list[str]:
-    """Return the texts of the segments, or the whole text of a model without times; nothing without text."""
-    segments = [one["segment"] for one in result.get("timestamps", {}).get("segment", [])]
+    """Return the texts of the segments, each after its speaker if it is known, or the whole text of a model without
+    times; nothing without text."""
+    segments = [
+        f"{one['speaker']}: {one['segment']}" if "speaker" in one else one["segment"]
+        for one in result.get("timestamps", {}).get("segment", [])
+    ]
     return segments or ([result["text"]] if result["text"] else [])
 
 
@@ -129,8 +141,10 @@ def _words(segments: list[Json], words: list[Json]) -> list[list[Json] | None]:
         middle = (word["start"] + word["end"]) / 2
         while at < len(segments) - 1 and middle >= segments[at]["end"]:
             at += 1
+        known = {"speaker": word["speaker"]} if "speaker" in word else {}
         found[at].append(
             {"start": word["start"], "end": word["end"], "word": word["word"], "probability": word.get("confidence")}
+            | known
         )
     return [*found]
 

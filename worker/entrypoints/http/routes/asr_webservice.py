@@ -64,6 +64,8 @@ def router(service: Service) -> APIRouter:
         vad_filter: bool = False,
         word_timestamps: bool = False,
         diarize: bool = False,
+        min_speakers: int | None = None,
+        max_speakers: int | None = None,
         model: Model = None,
     ) -> Response:
         name, filename = await _audio(sent, encode=encode)
@@ -74,6 +76,8 @@ def router(service: Service) -> APIRouter:
             vad_filter=vad_filter,
             word_timestamps=word_timestamps,
             diarize=diarize,
+            min_speakers=min_speakers,
+            max_speakers=max_speakers,
             output=output,
             model=model or None,
         )
