@@ -24,7 +24,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from worker.audio import wav
 from worker.entrypoints.http.body import Body, RequestBody
-from worker.entrypoints.http.openapi import FILE, WORK, DetectedLanguage, beside_text, body, failures
+from worker.entrypoints.http.openapi import FILE, WORK, beside_text, body, failures
+from worker.entrypoints.http.response_models import DetectedLanguage
 from worker.entrypoints.http.service import Service
 from worker.errors import RequestError
 from worker.faults import disk_errors

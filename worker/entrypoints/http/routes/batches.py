@@ -19,19 +19,8 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from worker.entrypoints.http.body import RequestBody
 from worker.entrypoints.http.callers import Caller, SentBy
 from worker.entrypoints.http.job_queue import JobQueue
-from worker.entrypoints.http.openapi import (
-    FILE_FORM,
-    NEW_BATCH,
-    STORED,
-    BatchObject,
-    BatchPage,
-    FileDeleted,
-    FileObject,
-    FilePage,
-    also,
-    body,
-    failures,
-)
+from worker.entrypoints.http.openapi import FILE_FORM, NEW_BATCH, STORED, also, body, failures
+from worker.entrypoints.http.response_models import BatchObject, BatchPage, FileDeleted, FileObject, FilePage
 from worker.entrypoints.http.responses import large_json
 from worker.entrypoints.http.service import Service
 from worker.errors import BatchNotFound, FileNotFound, RequestError, WrongJobState

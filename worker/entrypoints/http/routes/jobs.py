@@ -18,17 +18,8 @@ from fastapi.responses import JSONResponse, Response
 from worker.entrypoints.http.body import RequestBody
 from worker.entrypoints.http.callers import SentBy
 from worker.entrypoints.http.job_queue import UPLOAD, JobQueue
-from worker.entrypoints.http.openapi import (
-    STORED,
-    TEXT,
-    UPLOAD_FORM,
-    WORK,
-    JobAccepted,
-    JobPage,
-    JobStatus,
-    body,
-    failures,
-)
+from worker.entrypoints.http.openapi import STORED, TEXT, UPLOAD_FORM, WORK, body, failures
+from worker.entrypoints.http.response_models import JobAccepted, JobPage, JobStatus
 from worker.entrypoints.http.responses import large_json
 from worker.entrypoints.http.service import Service
 from worker.errors import JobFailed, RequestError, WrongJobState

@@ -29,14 +29,11 @@ from worker.entrypoints.http.openapi import (
     TEXT,
     UPLOAD_FORM,
     WORK,
-    EvaluationReport,
-    PathTranscripts,
-    ScoreAnswer,
-    UploadTranscript,
     body,
     failures,
     option,
 )
+from worker.entrypoints.http.response_models import EvaluationReport, PathTranscripts, ScoreAnswer, UploadTranscript
 from worker.entrypoints.http.responses import large_json
 from worker.entrypoints.http.service import Service
 from worker.errors import InputError, RequestError

@@ -25,7 +25,8 @@ from worker.backends.common import hub_cache
 from worker.entrypoints.http import events, model_list
 from worker.entrypoints.http.callers import Caller, SentBy
 from worker.entrypoints.http.model_downloads import Downloads
-from worker.entrypoints.http.openapi import EVENTS, ModelDeleted, ModelInfo, ModelPage, also, failures
+from worker.entrypoints.http.openapi import EVENTS, also, failures
+from worker.entrypoints.http.response_models import ModelDeleted, ModelInfo, ModelPage
 from worker.entrypoints.http.service import Service
 from worker.errors import ModelInUse, NotPermitted, Unsupported
 from worker.protocol.model_names import find_model

@@ -20,17 +20,13 @@ from worker.entrypoints.http.openapi import (
     EVENTS,
     OPENAI_WORK,
     PLAIN_TEXT,
-    ChatCompletion,
-    Features,
-    SpeakerTurns,
-    SpeechSpan,
-    Transcription,
     also,
     audio_body,
     chat_body,
     failures,
     speech_body,
 )
+from worker.entrypoints.http.response_models import ChatCompletion, Features, SpeakerTurns, SpeechSpan, Transcription
 from worker.entrypoints.http.responses import large_json
 from worker.entrypoints.http.service import Service
 from worker.errors import RequestError

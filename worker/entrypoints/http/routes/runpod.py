@@ -25,17 +25,8 @@ from fastapi.responses import JSONResponse, Response
 from worker.entrypoints.http.body import RequestBody
 from worker.entrypoints.http.callers import SentBy
 from worker.entrypoints.http.job_queue import JobForm, JobQueue
-from worker.entrypoints.http.openapi import (
-    STORED,
-    TEXT,
-    WORK,
-    RunpodHealth,
-    RunpodJob,
-    RunpodPurge,
-    RunpodStream,
-    body,
-    failures,
-)
+from worker.entrypoints.http.openapi import STORED, TEXT, WORK, body, failures
+from worker.entrypoints.http.response_models import RunpodHealth, RunpodJob, RunpodPurge, RunpodStream
 from worker.entrypoints.http.responses import large_json
 from worker.entrypoints.http.service import Service
 from worker.errors import AviaryError, DeadlineExceeded, RequestError
