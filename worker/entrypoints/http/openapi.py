@@ -1,7 +1,7 @@
 """What FastAPI cannot see of the routes: request bodies that are a form or JSON, and answers of several content types.
 
-Fields come from `worker.protocol.request`, the one list of options. The answers' own shapes are in `response_models.py`. A test
-lets schemathesis compare the document with the server.
+Fields come from `worker.protocol.request`, the one list of options. The answers' own shapes are in
+`response_models.py`. A test lets schemathesis compare the document with the server.
 """
 
 from __future__ import annotations
