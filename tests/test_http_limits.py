@@ -17,7 +17,7 @@ from serving import serving
 from worker.config import Settings
 from worker.entrypoints.http import body, body_limits, multipart
 from worker.errors import TooLarge
-from worker.protocol.request import OPTIONS
+from worker.protocol.options import OPTIONS
 
 MIB = 1 << 20
 SIZE = 16 * MIB

@@ -14,7 +14,8 @@ from worker.catalog import find
 from worker.config import Settings
 from worker.errors import RequestError, Unsupported
 from worker.protocol import openai
-from worker.protocol.request import MAX_KEYWORDS, parse
+from worker.protocol.options import MAX_KEYWORDS
+from worker.protocol.request import parse
 from worker.types import Batch, Clip, Options, Piece, Transcript
 
 pytest.importorskip("nemo.collections.asr", reason="nemo_toolkit is not installed")

@@ -1,6 +1,6 @@
 """Every request option is known at every door, or listed here as absent with the reason.
 
-The list of options is `worker.protocol.request.OptionFields`. An option that is added there and forgotten elsewhere
+The list of options is `worker.protocol.options.OptionFields`. An option that is added there and forgotten elsewhere
 fails here, and so does an entry of ABSENT that is no longer true.
 """
 
@@ -22,7 +22,8 @@ from worker.entrypoints import python
 from worker.entrypoints.cli.arguments import parser
 from worker.errors import RequestError
 from worker.protocol import openai
-from worker.protocol.request import OPTIONS, option_schema, options_of, parse
+from worker.protocol.options import OPTIONS, option_schema, options_of
+from worker.protocol.request import parse
 from worker.types import Options, View
 
 UI = Path(__file__).parent.parent / "worker" / "entrypoints" / "http" / "ui"

@@ -3,7 +3,7 @@
     takes(SpeechOptions)                       a decorator that shows the options in `help()` and behind Tab
     check("transcribe", SpeechOptions, names)  rejects other names, and proposes the nearest one
 
-The text beside a type says what the option means. `worker.protocol.request.OptionFields` is the list of options. A test
+The text beside a type says what the option means. `worker.protocol.options.OptionFields` is the list of options. A test
 compares these classes with it.
 """
 

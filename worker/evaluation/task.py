@@ -22,7 +22,8 @@ from worker.config import Settings
 from worker.errors import Cancelled, DeviceLost, InputError, RequestError
 from worker.evaluation import Corpus, Evaluation, Pair, read_folder, read_manifest
 from worker.evaluation import prepare as prepare_evaluation
-from worker.protocol.request import LONGEST_LANGUAGE, LONGEST_NAME, OPTIONS
+from worker.protocol.options import LONGEST_LANGUAGE, OPTIONS
+from worker.protocol.request import LONGEST_NAME
 from worker.protocol.strict import Fields, FirstError, Strict, validated
 from worker.protocol.work import Json, Work
 from worker.types import Failure, Listeners, Response, S3Access

@@ -16,7 +16,7 @@ from worker.config import Settings
 from worker.errors import RequestError
 from worker.jobs.records import Job, Seen
 from worker.protocol.model_names import find_model
-from worker.protocol.request import MAX_NEW_TOKENS
+from worker.protocol.options import MAX_NEW_TOKENS
 
 Json = dict[str, Any]
 

@@ -23,8 +23,8 @@ from worker.config import Settings
 from worker.errors import RequestError, Unsupported
 from worker.protocol.model_names import aliases
 from worker.protocol.openai_fields import AUDIO, NOT_SUPPORTED, meaningful, speech
+from worker.protocol.options import OPTIONS
 from worker.protocol.render import audio_sec
-from worker.protocol.request import OPTIONS
 from worker.types import Task
 
 Json = dict[str, Any]

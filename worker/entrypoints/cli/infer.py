@@ -18,7 +18,8 @@ from worker.entrypoints.cli import plan, session
 from worker.errors import RequestError
 from worker.net.s3 import Bucket
 from worker.protocol import render
-from worker.protocol.request import TIMED, WITH_SPEAKERS, names_speakers, parse
+from worker.protocol.options import TIMED, WITH_SPEAKERS, names_speakers
+from worker.protocol.request import parse
 from worker.types import Embedding, Failure, Format, Response, Result, Timing
 
 Json = dict[str, Any]

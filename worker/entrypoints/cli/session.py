@@ -31,7 +31,7 @@ def output(given: argparse.Namespace) -> str | None:
 
 def options(given: argparse.Namespace) -> dict[str, Any]:
     """Return the request options that were typed."""
-    from worker.protocol.request import OPTIONS
+    from worker.protocol.options import OPTIONS
 
     return {name: value for name in OPTIONS if (value := getattr(given, name, None)) is not None}
 

@@ -1,6 +1,6 @@
 """What FastAPI cannot see of the routes: request bodies that are a form or JSON, and answers of several content types.
 
-Fields come from `worker.protocol.request`, the one list of options. The answers' own shapes are in
+Fields come from `worker.protocol.options`, the one list of options. The answers' own shapes are in
 `response_models.py`. A test lets schemathesis compare the document with the server.
 """
 
@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from worker.entrypoints.http.response_models import ErrorBody
 from worker.protocol import openai, openai_batch, openai_fields, speech_timestamps
-from worker.protocol.request import option_schema, options_of
+from worker.protocol.options import option_schema, options_of
 from worker.types import Level, Task
 
 Json = dict[str, Any]
