@@ -22,12 +22,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from worker.backends.base import Backend
-from worker.backends.common import checkpoints, ctc_alignment, generation, pretrained, text_language, timestamps
+from worker.backends.common import ctc_alignment, generation, pretrained, text_language, timestamps
 from worker.backends.common.device import check_memory, device_of, dtype_of, libraries
+from worker.backends.common.folder_backend import FolderBackend
 from worker.backends.common.silence import is_silent
-from worker.catalog import Model
-from worker.config import Settings
 from worker.errors import ModelUnavailable
 from worker.types import Batch, Options, Output, Piece, Reply, Span, Transcript
 
@@ -40,20 +38,16 @@ _TAG = re.compile(r"<(?:spk|ev|sty):[^<>]*>", re.IGNORECASE)
 _SPOKEN_BY_CHARACTER = ("CJK UNIFIED", "CJK COMPATIBILITY", "HIRAGANA", "KATAKANA")
 
 
-class NemotronTranscribe(Backend):
+class NemotronTranscribe(FolderBackend):
     """A Nemotron 3.5 Transcribe checkpoint: transcribes speech, with times, and chats about audio."""
 
     overhead_sec = 600.0  # a batch generates its tokens in nearly the same time as a single clip
-
-    def __init__(self, model: Model, settings: Settings) -> None:
-        self._row, self._settings = model, settings
-        self._model: Any = None
 
     def weight_bytes(self) -> int:
         """Return the bytes of the weight files. Raises ModelUnavailable if there are none or no room for them."""
         if self._row.parameters:
             check_memory(self._row.id, self._row.parameters, self._settings)
-        return checkpoints.checkpoint_bytes(self._folder())
+        return super().weight_bytes()
 
     def load(self) -> None:
         """Load the checkpoint. Raises ModelUnavailable."""
@@ -91,15 +85,6 @@ class NemotronTranscribe(Backend):
             for i, row in zip(spoken, rows, strict=True):
                 outputs[i] = row
         return outputs
-
-    def close(self) -> None:
-        """Free the device's memory."""
-        self._model = None
-        if self._device.type == "cuda":
-            self._torch.cuda.empty_cache()
-
-    def _folder(self) -> Path:
-        return checkpoints.checkpoint(self._row.checkpoint, self._settings)
 
     def _check(self, folder: Path, config: Any) -> None:
         """Raise ModelUnavailable if the checkpoint is of another kind or has quantized weights."""

@@ -18,18 +18,15 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from worker.backends.base import Backend
-from worker.backends.common import checkpoints, pretrained, text_language, timestamps
+from worker.backends.common import pretrained, text_language, timestamps
 from worker.backends.common.device import device_of, dtype_of, libraries
+from worker.backends.common.folder_backend import FolderBackend
 from worker.backends.common.silence import is_silent
 from worker.backends.nemotron_asr import greedy
 from worker.backends.nemotron_asr.greedy import Tokens
 from worker.backends.nemotron_asr.streaming import Stream, StreamingEncoder
-from worker.catalog import Model
-from worker.config import Settings
 from worker.errors import Unsupported
 from worker.types import SAMPLE_RATE, Batch, Output, Piece, Transcript
 
@@ -38,18 +35,10 @@ _AUTO = "auto"
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer writes for bytes that are no character
 
 
-class NemotronAsr(Backend):
+class NemotronAsr(FolderBackend):
     """A Nemotron ASR checkpoint: transcribes speech, with times."""
 
     overhead_sec = 100.0
-
-    def __init__(self, model: Model, settings: Settings) -> None:
-        self._row, self._settings = model, settings
-        self._model: Any = None
-
-    def weight_bytes(self) -> int:
-        """Return the bytes of the weight files. Raises ModelUnavailable if there are none."""
-        return checkpoints.checkpoint_bytes(self._folder())
 
     def load(self) -> None:
         """Load the checkpoint. Raises ModelUnavailable."""
@@ -121,15 +110,6 @@ class NemotronAsr(Backend):
         return Transcript(
             text, language=piece.options.language or tagged, tokens=timestamps.plain(tokens), live_state=stream
         )
-
-    def close(self) -> None:
-        """Free the device's memory."""
-        self._model = None
-        if self._device.type == "cuda":
-            self._torch.cuda.empty_cache()
-
-    def _folder(self) -> Path:
-        return checkpoints.checkpoint(self._row.id, self._settings)
 
     def _prompt_ids(self, language: str | None, count: int) -> Any:
         """Return the language's number for each of `count` rows; None if the model has one language only."""

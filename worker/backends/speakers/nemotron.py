@@ -12,36 +12,25 @@ The model counts the speakers itself and accepts no number of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from worker.backends.base import Backend
-from worker.backends.common import checkpoints, pretrained
+from worker.backends.common import pretrained
 from worker.backends.common.device import device_of, dtype_of, libraries
+from worker.backends.common.folder_backend import FolderBackend
 from worker.backends.common.silence import is_silent
 from worker.backends.speakers import activity
-from worker.catalog import Model
-from worker.config import Settings
 from worker.errors import Cancelled, ModelUnavailable
 from worker.types import SAMPLE_RATE, Batch, Diarization, Output, Piece
 
 _CLASS = "Nemotron3DiarizationForAudioFrameClassification"
 
 
-class Nemotron(Backend):
+class Nemotron(FolderBackend):
     """A Nemotron-3-Diarization checkpoint."""
 
     overhead_sec = 30.0
-
-    def __init__(self, model: Model, settings: Settings) -> None:
-        self._row, self._settings = model, settings
-        self._model: Any = None
-
-    def weight_bytes(self) -> int:
-        """Return the bytes of the weight files. Raises ModelUnavailable if there are none."""
-        return checkpoints.checkpoint_bytes(self._folder())
 
     def load(self) -> None:
         """Load the checkpoint. Raises ModelUnavailable."""
@@ -72,15 +61,6 @@ class Nemotron(Backend):
                 own = values[: self._frames(piece)]
                 outputs[i] = Diarization(activity.turns(own, hop_sec, piece.duration_sec))
         return outputs
-
-    def close(self) -> None:
-        """Free the device's memory."""
-        self._model = None
-        if self._device.type == "cuda":
-            self._torch.cuda.empty_cache()
-
-    def _folder(self) -> Path:
-        return checkpoints.checkpoint(self._row.id, self._settings)
 
     def _frames(self, piece: Piece) -> int:
         """Return how many mel frames a clip has."""

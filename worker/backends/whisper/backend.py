@@ -21,20 +21,17 @@ import copy
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from worker.backends.base import Backend
-from worker.backends.common import checkpoints, generation, pretrained, timestamps
+from worker.backends.common import generation, pretrained, timestamps
 from worker.backends.common.device import check_compiler, device_of, dtype_of, libraries
+from worker.backends.common.folder_backend import FolderBackend
 from worker.backends.common.silence import is_silent
 from worker.backends.whisper import alignment, decoding, speech, steps, words
 from worker.backends.whisper.decoding import Decoded
 from worker.backends.whisper.speech import Cut
-from worker.catalog import Model
-from worker.config import Settings
 from worker.errors import Unsupported
 from worker.types import SAMPLE_RATE, Batch, Embedding, Options, Output, Piece, Segment, Span, Transcript
 
@@ -46,17 +43,10 @@ _LANGUAGE = re.compile(r"<\|[a-z]{2,3}\|>")
 BY_LETTER = {"zh", "ja", "yue", "th", "lo", "my"}  # written without spaces: each character counts as a word
 
 
-class Whisper(Backend):
+class Whisper(FolderBackend):
     """A Whisper checkpoint: transcribes speech, translates it into English, and embeds audio."""
 
     least_sec = 30.0
-
-    def __init__(self, model: Model, settings: Settings) -> None:
-        self._row, self._settings = model, settings
-
-    def weight_bytes(self) -> int:
-        """Return the bytes of the weight files. Raises ModelUnavailable if there are none."""
-        return checkpoints.checkpoint_bytes(self._folder())
 
     def load(self) -> None:
         """Load the checkpoint. Raises ModelUnavailable."""
@@ -68,7 +58,7 @@ class Whisper(Backend):
         if self._device.type == "cpu":
             # The steps of the decoder take 1.5 s for each batch, and a window takes 0.43 s (whisper-tiny on two cores).
             self.overhead_sec = 100.0
-        self._model: Any = pretrained.load_model(
+        self._model = pretrained.load_model(
             transformers.WhisperForConditionalGeneration,
             folder,
             device=self._device,
@@ -126,15 +116,6 @@ class Whisper(Backend):
                 for i, transcript in zip(rows, transcripts, strict=True):
                     outputs[i] = transcript
             return outputs
-
-    def close(self) -> None:
-        """Free the device's memory."""
-        self._model = None
-        if self._device.type == "cuda":
-            self._torch.cuda.empty_cache()
-
-    def _folder(self) -> Path:
-        return checkpoints.checkpoint(self._row.id, self._settings)
 
     def _transcribe(self, pieces: list[Piece], cuts: list[Cut], prompt_ids: Any) -> list[Transcript]:
         """Return the transcripts of pieces with the same prompt. `prompt_ids` has shape (ids,), or is None.
