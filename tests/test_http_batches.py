@@ -407,6 +407,32 @@ def stored(fresh, tmp_path, clock):
         yield make
 
 
+def test_an_unexpected_fault_is_logged_and_the_batch_is_tried_again(stored, monkeypatch, caplog):
+    batch = stored(3)
+    monkeypatch.setattr(batch_runner, "RETRY_SEC", 0.01)
+    validate, faults = batch.runner._validate, []
+
+    def fault_once(held):
+        if not faults:
+            faults.append(held.id)
+            batch.clock.now += 31  # the lease, after which the batch is due again
+            raise ZeroDivisionError
+        validate(held)
+
+    monkeypatch.setattr(batch.runner, "_validate", fault_once)
+    batch.runner.start()
+    try:
+        deadline = time.monotonic() + 20
+        while batch.see().status == "validating" and time.monotonic() < deadline:
+            batch.clock.now += 31
+            time.sleep(0.01)
+    finally:
+        batch.runner.stop()
+    assert faults == [batch.batch.id]
+    assert batch.see().status == "in_progress"
+    assert "a step of a batch failed" in caplog.text
+
+
 @pytest.mark.parametrize(("end", "code"), [("cancelled", "batch_cancelled"), ("expired", "batch_expired")])
 def test_what_did_not_run_before_the_end_is_named(stored, clock, monkeypatch, end, code):
     """Of five lines, three are jobs: one is done, one runs, and one waits."""
