@@ -35,7 +35,8 @@ export class Live {
     /** @type {Promise<Transcript|null>} */
     this.outcome = new Promise((resolve) => { this.resolve = resolve; });
     this.view = new View();
-    this.#capture(stream).then(() => this.#connect()).catch(() =>
+    /** Done once the microphone's audio arrives here, or cannot. */
+    this.capturing = this.#capture(stream).then(() => this.#connect()).catch(() =>
       this.#end("This browser cannot show live captions. The recording continues."));
   }
 

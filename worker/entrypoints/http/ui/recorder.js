@@ -31,7 +31,6 @@ export function startRecorder(onRecorded, onAgain, captioning) {
     showError(problem, null);
     const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
     const running = new MediaRecorder(stream);
-    recorder = running;
     const options = captioning();
     byId("captions").hidden = true;
     const live = options && new Live(stream, options);
@@ -53,6 +52,8 @@ export function startRecorder(onRecorded, onAgain, captioning) {
       }
       show(recorder !== null);
     };
+    await live?.capturing;                               // the captions have all that the recording has
+    recorder = running;
     running.start();
     show(true);
     announce("Recording");
