@@ -583,11 +583,11 @@ def test_a_batch_survives_the_death_of_its_server(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["sqlite", "postgresql"])
-def test_processes_share_batches(tmp_path, request, store):
+def test_processes_share_batches(tmp_path_factory, request, store):
     if nginx.find() is None:
         pytest.skip("nginx is not installed")
     more = {"JOBS_URL": request.getfixturevalue("postgres")()} if store == "postgresql" else {}
-    with hosting(tmp_path / "gw", workers=2, **more) as host:
+    with hosting(tmp_path_factory.mktemp("gw"), workers=2, **more) as host:
         server = client(host.url)
         audio = upload(server, WEEK, "user_data")
         ids = [str(n) for n in range(300)]

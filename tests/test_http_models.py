@@ -206,7 +206,7 @@ def test_processes_download_once(hub, tmp_path):
         "API_KEY": "k",
     }
     hub.gate.clear()
-    with hosting(tmp_path / "data", 2, **environment) as host:
+    with hosting(tmp_path_factory.mktemp("gw"), 2, **environment) as host:
         answers: list[int] = []
 
         def pull(name: str) -> None:
