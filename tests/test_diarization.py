@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import time
+import tracemalloc
 
 import httpx
 import numpy as np
@@ -24,6 +25,7 @@ from worker.backends import create
 from worker.backends.base import Backend
 from worker.backends.speakers.clusters import cluster
 from worker.backends.speakers.turns import WINDOW_SEC, turns, windows
+from worker.backends.speakers.turns import _of_span as of_span
 from worker.client import Client
 from worker.config import Settings
 from worker.engine.engine import Engine
@@ -109,6 +111,21 @@ def test_turns_are_named_in_the_order_in_which_speakers_first_talk():
             SpeakerTurn(7.0, 13.0, "Speaker 2"),
         )
     assert turns([], [], np.zeros((0, 192), np.float32)) == ()
+
+
+def test_speech_without_a_pause_takes_no_more_memory_the_longer_it_is():
+    length_sec = 900.0
+    starts = windows([(0.0, length_sec)], length_sec)
+    first = np.asarray(starts) + WINDOW_SEC / 2 < length_sec / 2
+    scores = np.stack([first, ~first], axis=1).astype(np.float32)
+    tracemalloc.start()
+    try:
+        found = of_span(0.0, length_sec, np.asarray(starts) + WINDOW_SEC / 2, scores)
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+    assert [speaker for _start, _end, speaker in found] == [0, 1]
+    assert found[0][1] == pytest.approx(length_sec / 2, abs=0.3)
 
 
 # The embedded diarizer

@@ -21,6 +21,7 @@ STEP_SEC = 0.05
 PAUSE_SEC = 0.5  # shorter pauses of a speaker belong to the turn
 SHORTEST_SEC = 0.3  # shorter turns in the middle of speech belong to the speaker before
 FEW = 10  # pairs of windows, which show too little
+BLOCK = 1200  # moments that are compared with windows at a time: a minute, so long speech takes no more memory
 Times = tuple[float, float]
 
 
@@ -77,17 +78,25 @@ def _similarity(speech: Sequence[Times], starts: Sequence[float], units: np.ndar
 
 def _of_span(start: float, end: float, middles: np.ndarray, scores: np.ndarray) -> list[tuple[float, float, int]]:
     """Return the turns within a span of speech as (start, end, speaker)."""
-    first, last = np.searchsorted(middles, (start - WINDOW_SEC, end + WINDOW_SEC))
-    near, of_near = middles[first:last], scores[first:last]
     steps = max(1, round((end - start) / STEP_SEC))
     edges = np.linspace(start, end, steps + 1)
     moments = (edges[:-1] + edges[1:]) / 2
-    # Each window counts the more, the nearer its middle is.
-    weights = np.maximum(1.0 - np.abs(moments[:, None] - near[None]) / (WINDOW_SEC / 2), 1e-6)
-    speakers = (weights @ of_near).argmax(axis=1)
+    speakers = np.concatenate(
+        [_speakers(moments[first : first + BLOCK], middles, scores) for first in range(0, steps, BLOCK)]
+    )
     changes = [0, *(np.flatnonzero(np.diff(speakers)) + 1).tolist(), steps]
     runs = [(float(edges[a]), float(edges[b]), int(speakers[a])) for a, b in itertools.pairwise(changes)]
     return _without_flicker(runs)
+
+
+def _speakers(moments: np.ndarray, middles: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return the speaker of each moment, by the windows around it."""
+    first, last = np.searchsorted(middles, (moments[0] - WINDOW_SEC, moments[-1] + WINDOW_SEC))
+    # Each window counts the more, the nearer its middle is.
+    distances = np.abs(moments[:, None] - middles[None, first:last])
+    weights = np.maximum(1.0 - distances / (WINDOW_SEC / 2), 1e-6)
+    speakers: np.ndarray = (weights @ scores[first:last]).argmax(axis=1)
+    return speakers
 
 
 def _without_flicker(runs: list[tuple[float, float, int]]) -> list[tuple[float, float, int]]:
