@@ -49,6 +49,9 @@ def test_the_classes_that_have_a_row_are_those_that_may_be_restored():
         ("language: &a [en, *a]\n", Card()),
         ("language: !!python/object/apply:os.system [true]\n", Card()),
         ("language: ${oc.env:HOME}\n", Card()),
+        ("language: !!bool maybe\n", Card()),
+        ("language: !!timestamp today\n", Card()),
+        ("language: !!int ''\n", Card()),
         (": :\n  - {", Card()),
         ("- a\n", Card()),
     ],
@@ -96,6 +99,55 @@ def test_the_languages_of_a_whisper_are_its_control_tokens(name, content, tmp_pa
     assert find(str(folder(tmp_path, config__json=WHISPER))).languages == ()
     folder(tmp_path, **{name.replace(".", "__"): content})
     assert find(str(tmp_path)).languages == ("de", "yue")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("generation_config.json", {"lang_to_id": 7}),
+        ("added_tokens.json", {"added_tokens": 7}),
+        ("tokenizer_config.json", {"added_tokens_decoder": 7}),
+        ("tokenizer.json", {"added_tokens": [7, {"content": 7}, None]}),
+        ("config.json", {**WHISPER, "encoder_layers": "4", "decoder_layers": 4}),
+        ("config.json", {**WHISPER, "encoder_layers": [4], "decoder_layers": {"a": 4}}),
+    ],
+)
+def test_a_value_of_another_type_says_nothing(name, content, tmp_path):
+    folder(tmp_path, config__json=WHISPER)
+    folder(tmp_path, **{name.replace(".", "__"): content})
+    row = find(str(tmp_path))
+    assert (row.backend, row.languages) == ("whisper", ())
+
+
+@pytest.mark.parametrize("text", ["x: !!bool maybe\n", "x: !!timestamp today\n", "x: !!int ''\n"])
+def test_a_nemo_file_whose_values_do_not_fit_their_tags_counts_as_absent(text, tmp_path):
+    nemo(tmp_path / "m.nemo", RNNT + text)
+    with pytest.raises(ModelNotFound, match="unknown model"):
+        find(str(tmp_path))
+
+
+@pytest.mark.parametrize(("seconds", "window_sec"), [("10", 10), ("60", 40), ("-1", 40), ("1e-9", 40), (".nan", 40)])
+def test_a_canary_has_windows_as_long_as_its_training_clips_if_these_have_a_length(seconds, window_sec, tmp_path):
+    text = f"target: EncDecMultiTaskModel\nprompt_format: canary2\ntrain_ds:\n  max_duration: {seconds}\n"
+    assert find(nemo(tmp_path / "m.nemo", text)).window_sec == window_sec
+
+
+@pytest.mark.parametrize("name", ["someone/" + "x" * 300, "x" * 300 + ".nemo", "~nobody-has-this-name/m.nemo"])
+def test_a_name_that_no_file_can_have_is_looked_up_like_any_other(name, tmp_path):
+    places = Places(model_dir=tmp_path, caches=(tmp_path,))
+    if name.endswith(".nemo"):
+        assert find(name, places).backend == "parakeet"
+    else:
+        with pytest.raises(ModelNotFound, match="unknown model"):
+            find(name, places)
+
+
+def test_a_damaged_reference_of_a_cache_counts_as_absent(tmp_path):
+    refs = tmp_path / "models--someone--german-asr" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_bytes(b"\xff\xfe")
+    with pytest.raises(ModelNotFound, match="unknown model"):
+        find("someone/german-asr", Places(caches=(tmp_path,)))
 
 
 def test_a_nemo_file_decides_before_a_config_that_lies_beside_it(tmp_path):

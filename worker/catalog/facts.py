@@ -54,7 +54,7 @@ class NemoFacts:
     """Whether training left out the loss of the prompt, and with it the prediction of the spoken language."""
 
     trained_sec: float | None
-    """The longest clip of the training data, in seconds."""
+    """The longest clip of the training data, in seconds. None, too, for less than a second, which is no length."""
 
     limited_context: bool
     """Whether the encoder attends to some seconds around each frame only, as that of a streaming model does."""
@@ -102,7 +102,7 @@ def of_nemo(path: Path) -> NemoFacts:
         languages=_codes_of(tokenizers) if isinstance(tokenizers, dict) else (),
         prompt_format=_text(config.peek("prompt_format")),
         ignores_prompt_loss=config.peek("use_loss_mask_for_prompt") is True,
-        trained_sec=float(trained) if type(trained) in (int, float) else None,
+        trained_sec=float(trained) if type(trained) in (int, float) and trained >= 1 else None,
         limited_context=config.peek("encoder", "att_context_style") not in (None, "regular"),
         streams=config.peek("streaming_mode") is True,
     )
@@ -118,7 +118,7 @@ def of_folder(folder: Path) -> FolderFacts | None:
     config, generation = _json(folder / _CONFIG), {}
     if (folder / _GENERATION).is_file():
         generation = _json(folder / _GENERATION)
-    languages = _languages_of(generation.get("lang_to_id") or ())
+    languages = _languages_of(_entries(generation.get("lang_to_id")))
     for name in _TOKENIZERS:
         if not languages and (folder / name).is_file():
             languages = _languages_of(_added_tokens(_json(folder / name)))
@@ -164,8 +164,13 @@ def _added_tokens(content: Json) -> Iterator[Any]:
     if added is None:
         yield from content
         return
-    for entry in added.values() if isinstance(added, dict) else added:
+    for entry in _entries(added.values() if isinstance(added, dict) else added):
         yield entry.get("content") if isinstance(entry, dict) else entry
+
+
+def _entries(value: Any) -> Iterable[Any]:
+    """Return what a collection in a file consists of, or nothing if the file has something else in its place."""
+    return value if isinstance(value, Iterable) else ()
 
 
 def _json(path: Path) -> Json:

@@ -34,7 +34,11 @@ def find(name: str, places: Places = NOWHERE) -> Model:
         return model
     if name.endswith(_TOWER):
         return rows.audio_tower(find(name.removesuffix(_TOWER), places))
-    if model := _on_disk(name, places) or _by_name(name):
+    # A name may be too long for a file or begin with an unknown user's home, and refs/main of a cache may be damaged.
+    with contextlib.suppress(OSError, RuntimeError, UnicodeDecodeError):
+        if model := _on_disk(name, places):
+            return model
+    if model := _by_name(name):
         return model
     names = ", ".join(model.name for model in MODELS)
     raise ModelNotFound(

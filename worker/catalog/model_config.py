@@ -89,7 +89,16 @@ class ModelConfig:
         try:
             self._measure(yaml, yaml.parse(content, loader))
             return yaml.load(content, loader)  # noqa: S506  a subclass of the safe loader
-        except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        # PyYAML's constructors raise an AttributeError, LookupError or TypeError for a text that does not fit its tag.
+        except (
+            yaml.YAMLError,
+            ValueError,
+            OverflowError,
+            RecursionError,
+            AttributeError,
+            LookupError,
+            TypeError,
+        ) as error:
             raise self.refusal(f"is not valid YAML ({' '.join(str(error).split())[:200]})") from error
 
     def _measure(self, yaml: Any, events: Iterator[Any]) -> None:

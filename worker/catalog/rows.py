@@ -368,7 +368,9 @@ def _whisper_folder(name: str, facts: FolderFacts, card: Card) -> Model:
     because it keeps the tokenizer of its teacher."""
     config, languages = facts.config, facts.languages
     decoder, encoder = config.get("decoder_layers"), config.get("encoder_layers")
-    distilled = decoder < encoder if decoder and encoder else _is_distilled(name)
+    distilled = _is_distilled(name)
+    if isinstance(decoder, int) and isinstance(encoder, int):
+        distilled = decoder < encoder
     if facts.generation.get("is_multilingual", config.get("vocab_size") != ENGLISH_VOCABULARY) is False:
         languages = ("en",)
     if distilled and card.languages:
