@@ -190,7 +190,7 @@ def test_a_model_that_is_loaded_is_not_removed(hub, settings, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(nginx.find() is None, reason="nginx is not installed")
-def test_processes_download_once(hub, tmp_path):
+def test_processes_download_once(hub, tmp_path, tmp_path_factory):
     pytest.importorskip("transformers", reason="transformers is not installed")
     from fixtures import tiny_whisper
 

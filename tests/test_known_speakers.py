@@ -132,7 +132,7 @@ def noise(seconds: float) -> str:
                 "known_speaker_names.0",
                 "is no name of a speaker",
             )
-            for name in (" ", "a\nb", "Speaker 3", "speaker 3")
+            for name in (" ", "a\nb", "Speaker 3", "speaker 3", "Speaker  3")
         ),
         (
             {"diarize": False, "known_speaker_names": ["Ada"], "known_speaker_references": ["data:,"]},
@@ -159,6 +159,14 @@ def test_what_cannot_be_done_is_refused_in_words(payload, error, param, words):
     with pytest.raises(error, match=words) as caught:
         parse({"inputs": ["a.wav"], **payload}, Settings())
     assert caught.value.param == param
+
+
+def test_names_have_single_spaces_so_that_two_never_look_alike():
+    payload = {"inputs": ["a.wav"], "diarize": True, "known_speaker_references": ["data:,"] * 2}
+    (item,) = parse(payload | {"known_speaker_names": [" Ada  Byron", "Bob"]}, Settings()).items
+    assert item.options.known_speaker_names == ("Ada Byron", "Bob")
+    with pytest.raises(RequestError, match="name twice"):
+        parse(payload | {"known_speaker_names": ["Ada Byron", "Ada  Byron"]}, Settings())
 
 
 def test_a_diarizer_without_embeddings_refuses_them_for_transcripts():

@@ -69,9 +69,10 @@ def _language(text: str) -> str | None:
 
 
 def _speaker(text: str) -> str:
-    """Return the name of a speaker, which stands in lines of subtitles and of tables."""
-    if text.strip() and text.isprintable() and not _NUMBERED.fullmatch(text.strip()):
-        return text.strip()
+    """Return the name of a speaker, with single spaces, as lines of subtitles and of tables have it."""
+    name = " ".join(text.split())
+    if name and text.isprintable() and not _NUMBERED.fullmatch(name):
+        return name
     raise PydanticCustomError(
         "speaker",
         "{text} is no name of a speaker; use printable characters, and no name such as Speaker 1",
