@@ -363,6 +363,25 @@ def test_a_lenient_server_leaves_out_the_speakers_and_says_so():
     assert "cannot diarize" in item.warning
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_speakers": 2},
+        {"max_speakers": 2},
+        {"known_speaker_names": ["Ada"], "known_speaker_references": ["data:,"]},
+    ],
+)
+def test_a_lenient_server_leaves_out_what_its_diarizer_cannot_do_and_says_so(fields):
+    plain, lenient = Settings(diarizer="sortformer"), Settings(diarizer="sortformer", unsupported_options="warn")
+    for payload in ({"inputs": ["a.wav"], **fields}, {"inputs": [{"source": "a.wav", **fields}]}):
+        (item,) = parse({"diarize": True, **payload}, lenient).items
+        assert item.options == parse({"inputs": ["a.wav"], "diarize": True}, plain).items[0].options
+        for name in fields:
+            assert f"does not accept {name}" in item.warning
+    with pytest.raises(Unsupported, match="does not accept"):
+        parse({"inputs": ["a.wav"], "diarize": True, **fields}, plain)
+
+
 def test_the_diarizer_is_a_setting():
     with pytest.raises(Unsupported, match="cannot diarize"):
         parse({"inputs": ["a.wav"], "diarize": True}, Settings(diarizer="parakeet"))

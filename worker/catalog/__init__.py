@@ -7,6 +7,7 @@
     check_option(model, …)  the same for one option                           abilities.py
     lacking(model, …)       the error for something that other models can do  abilities.py
     honored(model, options) the options without those that it cannot honor    abilities.py
+    OF_THE_DIARIZER         the options of a transcript's diarizer            abilities.py
     changes_nothing(…)      whether a value is what the model does anyway     abilities.py
     Model                   the fields of a row                               model.py
     Places                  where repositories may be on this machine         places.py
@@ -20,7 +21,7 @@ repository shows its family. `NAME:audio_tower` is the audio tower of a Flamingo
 `higgs:PROCESSOR` is Higgs with the features of another processor, a repository or a folder.
 """
 
-from worker.catalog.abilities import changes_nothing, check, check_option, honored, lacking
+from worker.catalog.abilities import OF_THE_DIARIZER, changes_nothing, check, check_option, honored, lacking
 from worker.catalog.languages import LANGUAGES, language_code, language_name
 from worker.catalog.lookup import find, is_repository
 from worker.catalog.model import Model
@@ -30,6 +31,7 @@ from worker.catalog.rows import MODELS
 __all__ = [
     "LANGUAGES",
     "MODELS",
+    "OF_THE_DIARIZER",
     "Model",
     "Places",
     "changes_nothing",

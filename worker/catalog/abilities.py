@@ -19,11 +19,11 @@ from worker.types import Options
 # timestamps and long_audio, pooling changes the form of an embedding only, and the engine splits channels.
 _DEFAULTS = {field.name: field.default for field in fields(Options)}
 # A transcript gets its speakers from another model, whose row has these.
-_OF_THE_DIARIZER = ("num_speakers", "max_speakers", "known_speaker_names", "known_speaker_references")
+OF_THE_DIARIZER = ("num_speakers", "max_speakers", "known_speaker_names", "known_speaker_references")
 _UNSET = {
     name: default
     for name, default in _DEFAULTS.items()
-    if name not in ("model", "task", "timestamps", "long_audio", "pooling", "channels", "diarize", *_OF_THE_DIARIZER)
+    if name not in ("model", "task", "timestamps", "long_audio", "pooling", "channels", "diarize", *OF_THE_DIARIZER)
 }
 # The options that decide what the result is. The result without one of the others is still a result of the request.
 _ESSENTIAL = ("target_language", "messages")
@@ -73,7 +73,7 @@ def _refusals(model: Model, options: Options) -> Iterator[Unsupported]:
     for name, unset in _UNSET.items():
         if getattr(options, name) != unset and (refusal := _option_refused(model, name, name)):
             yield refusal
-    for name in _OF_THE_DIARIZER if options.task == "diarize" else ():
+    for name in OF_THE_DIARIZER if options.task == "diarize" else ():
         if getattr(options, name) != _DEFAULTS[name] and (refusal := _option_refused(model, name, name)):
             yield refusal
 

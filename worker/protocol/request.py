@@ -129,20 +129,23 @@ def parse(
     lenient = settings.unsupported_options == "warn"
     warnings = _foreign_refused(foreign, model, lenient=lenient)
     of_all, _, _ = _options(body, body, checked, model.id, lenient=lenient)
-    _check_diarizer(of_all, settings)
+    _for_diarizer(of_all, settings, lenient=lenient)
 
     items: list[Item] = []
-    alike: dict[Any, Any] = {}  # equal options and views are one object: there may be ten thousand items
+    # Equal options and views are one object, because there may be ten thousand items.
+    alike: dict[View, View] = {}
+    diarized: dict[Options, tuple[Options, tuple[str, ...]]] = {}  # the results of `_for_diarizer`
     rejected: list[Failure] = []
     for index, raw in enumerate(inputs):
         try:
             item = _item(
                 index, raw, body, checked, model.id, s3=s3, trusted=trusted, files=files or {}, lenient=lenient
             )
-            if item.options not in alike:
-                _check_diarizer(item.options, settings)
-            options, view = alike.setdefault(item.options, item.options), alike.setdefault(item.view, item.view)
-            warning = "; ".join(filter(None, (warnings, item.warning))) or None
+            if item.options not in diarized:
+                diarized[item.options] = _for_diarizer(item.options, settings, lenient=lenient)
+            options, ignored = diarized[item.options]
+            warning = "; ".join(filter(None, (warnings, item.warning, *ignored))) or None
+            view = alike.setdefault(item.view, item.view)
             items.append(Item(index, item.source, options, view, item.id, warning=warning))
         except AviaryError as error:
             named = raw.get("id") if isinstance(raw, Mapping) else None
@@ -355,11 +358,20 @@ def _check_known_speakers(values: Fields, *, required: bool) -> None:
             )
 
 
-def _check_diarizer(options: Options, settings: Settings) -> None:
-    """Raise Unsupported if DIARIZER cannot find the speakers of a transcript as the options ask."""
-    if options.diarize and not settings.skip_model_load:
-        asked = diarizer_options(options, settings)
-        catalog.check(catalog.find(asked.model, settings.places), asked)
+def _for_diarizer(options: Options, settings: Settings, *, lenient: bool) -> tuple[Options, tuple[str, ...]]:
+    """Return the options of a transcript, and, if `lenient`, warnings about those that DIARIZER cannot honor.
+
+    These options are then left out. Raises Unsupported for them if not `lenient`, and if DIARIZER cannot diarize.
+    """
+    if not options.diarize or settings.skip_model_load:
+        return options, ()
+    asked = diarizer_options(options, settings)
+    row, refused = catalog.find(asked.model, settings.places), list[str]()
+    if lenient:
+        asked, refused = catalog.honored(row, asked)
+        options = dataclasses.replace(options, **{name: getattr(asked, name) for name in catalog.OF_THE_DIARIZER})
+    catalog.check(row, asked)
+    return options, tuple(map(_IGNORED.format, refused))
 
 
 def _languages(values: Fields) -> dict[str, Any]:
