@@ -376,6 +376,14 @@ def test_the_client_gets_the_channels(speech, tmp_path):
     assert " ".join(segment.text for segment in found.segments) == found.text
 
 
+@pytest.mark.parametrize("model", ["audio-flamingo", "parakeet"])
+def test_the_client_splits_channels_for_models_with_and_without_times(tmp_path, model):
+    soundfile.write(tmp_path / "a.wav", voices(2), 16_000, "PCM_16")
+    with serving(Settings(skip_model_load=True, data_dir=tmp_path / "data")) as url, Client(url) as client:
+        found = client.transcribe(tmp_path / "a.wav", model=model, channels="split")
+    assert {segment.channel for segment in found.segments} == {0, 1}
+
+
 def test_other_tasks_do_not_split():
     settings = Settings(skip_model_load=True)
     with pytest.raises(Unsupported, match="channels can be split for transcribe and translate, not caption"):

@@ -44,8 +44,9 @@ class Server:
             return Send("POST", url, json={**fields, "messages": _messages(fields["messages"], source)})
         body = {_RENAMED.get(name, name): value for name, value in fields.items()}
         if task == "transcribe":
-            with_times = body.pop("timestamps", False) or body.get("diarize", False) or body.get("channels") == "split"
-            body["response_format"] = "verbose_json" if with_times else "json"
+            with_times = body.pop("timestamps", False) or body.get("diarize", False)
+            # A model without times splits channels, too: verbose_json has the times that there are.
+            body["response_format"] = "verbose_json" if with_times or body.get("channels") == "split" else "json"
             if with_times:
                 body["timestamp_granularities"] = ["word", "segment"]
         if isinstance(source, Upload):
