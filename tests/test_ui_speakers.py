@@ -109,7 +109,7 @@ def test_the_options_are_sent(visit, dry_server, tmp_path):
     expect(page.get_by_label("Number of speakers")).to_be_hidden()
     page.get_by_label("Name the speakers").check()
     page.get_by_label("Number of speakers").fill("3")
-    page.get_by_label("Transcribe each channel for itself").check()
+    page.get_by_label("Transcribe each channel separately").check()
     page.locator("#more summary").click()
     page.get_by_label("Words to expect").fill("Ada Lovelace, Zuse\n\n  Babbage ,")
     form = sent_by(page)
@@ -138,11 +138,11 @@ def test_the_options_are_those_of_the_model_and_the_task(visit, dry_server):
     page = ready(visit(dry_server))
     page.select_option("#model", "nvidia/canary-1b")
     expect(page.get_by_label("Name the speakers")).to_be_hidden()  # it has no times of words
-    expect(page.get_by_label("Transcribe each channel for itself")).to_be_visible()
+    expect(page.get_by_label("Transcribe each channel separately")).to_be_visible()
     page.select_option("#model", "nvidia/parakeet-tdt-0.6b-v3")
     expect(page.get_by_label("Name the speakers")).to_be_visible()
     choose(page, "Caption")
-    for label in ("Name the speakers", "Transcribe each channel for itself", "Words to expect"):
+    for label in ("Name the speakers", "Transcribe each channel separately", "Words to expect"):
         expect(page.get_by_label(label)).to_be_hidden()
 
 

@@ -66,7 +66,7 @@ class SpeechOptions(GenerationOptions, SpeakerOptions, total=False):
     ]
     channels: Annotated[
         Literal["mix", "split"],
-        "Whether the channels of the audio are mixed, or each is transcribed for itself.",
+        "Whether the channels of the audio are mixed, or each is transcribed separately.",
     ]
 
 

@@ -123,7 +123,7 @@ class Options:
     pooling: Literal["none", "mean"] = "none"
     """Whether an embedding is the mean over all frames."""
     channels: Literal["mix", "split"] = "mix"
-    """Whether the channels are mixed, or each is transcribed for itself."""
+    """Whether the channels are mixed, or each is transcribed separately."""
     diarize: bool = False
     """Whether the words and segments of a transcript have speakers, which the engine adds. No backend sees it."""
     num_speakers: int | None = None

@@ -1,4 +1,4 @@
-"""The channels of a clip, each transcribed for itself, and their transcripts → one transcript in the order of time.
+"""The channels of a clip, each transcribed separately, and their transcripts → one transcript in the order of time.
 
     channels ── distinct ──▶ a clip for each, equal ones once ── ClipRun ──▶ transcripts ── merge ──▶ transcript
 

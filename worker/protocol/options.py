@@ -168,7 +168,7 @@ class OptionFields(Strict):
     )
     channels: Literal["mix", "split"] | None = _option(
         SPEECH,
-        "Whether the channels of the audio are mixed (`mix`, the default) or each is transcribed for itself (`split`). "
+        "Whether the channels of the audio are mixed (`mix`, the default) or each is transcribed separately (`split`). "
         "Words and segments then have a `channel`, from 0, and `timestamps` is `segment` by default",
     )
     prompt: str | None = _option(

@@ -485,7 +485,7 @@ def _channels(command: Any) -> None:
     command.add_argument(
         "--channels",
         choices=("mix", "split"),
-        help="mix the channels of the audio (default), or transcribe each for itself",
+        help="mix the channels of the audio (default), or transcribe each separately",
     )
 
 
